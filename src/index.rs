@@ -1,0 +1,51 @@
+//! Receiver index: 32 bits, the low eight name the owning worker, the rest is random.
+//!
+//! A classic-BPF program on the SO_REUSEPORT group reads the low byte (first on the wire, little-endian) to pick
+//! the owner's socket, so a peer's packets arrive on its core.
+
+/// Largest number of workers: what the low byte can name.
+pub const MAX_WORKERS: usize = 256;
+
+/// A receiver index as it stands in messages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ReceiverIndex(pub u32);
+
+impl ReceiverIndex {
+    /// The index owned by `worker` with `random` in the upper 24 bits (its low byte is ignored).
+    pub const fn new(worker: u8, random: u32) -> ReceiverIndex {
+        ReceiverIndex((random & 0xffff_ff00) | worker as u32)
+    }
+
+    /// The owning worker.
+    pub const fn worker(self) -> u8 {
+        self.0 as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn low_byte_names_the_worker_and_the_rest_is_random(worker: u8, random: u32) {
+            let index = ReceiverIndex::new(worker, random);
+            prop_assert_eq!(index.worker(), worker);
+            prop_assert_eq!(index.0 >> 8, random >> 8);
+        }
+    }
+
+    #[test]
+    fn worker_comes_first_on_the_wire() {
+        // What the steering program reads with one byte load.
+        assert_eq!(ReceiverIndex::new(7, 0xaabb_ccdd).0.to_le_bytes(), [7, 0xcc, 0xbb, 0xaa]);
+    }
+
+    #[test]
+    fn every_worker_has_a_byte() {
+        assert!(
+            (0..MAX_WORKERS).all(|worker| ReceiverIndex::new(worker as u8, 0).worker() as usize == worker)
+        );
+    }
+}

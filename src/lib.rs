@@ -1,0 +1,16 @@
+//! ringtun: a userspace WireGuard gateway for Linux.
+//!
+//! One pinned worker per core batch-reads its queue of a multi-queue TUN device and its UDP GSO/GRO socket
+//! through io_uring; a slow path on one more thread does handshakes, timers and configuration.
+//!
+//! The rooms, from the ground floor up; a room imports only rooms above it in this list:
+//!
+//! | room | its job |
+//! | --- | --- |
+//! | [`time`] | the virtual or real monotonic clock's instant |
+//! | [`wire`] | message and IP/TCP/UDP/virtio-net header layouts, checked parsing, checksums |
+//! | [`index`] | receiver index to worker |
+
+pub mod index;
+pub mod time;
+pub mod wire;
