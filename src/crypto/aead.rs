@@ -1,0 +1,215 @@
+//! ChaCha20-Poly1305 (RFC 8439) with WireGuard's nonce: four zero bytes, then the 64-bit little-endian counter.
+//!
+//! The unit is the train: equal segments back to back in one buffer, the last one possibly shorter, each
+//! `header (16 bytes) | text | tag (16 bytes)`. Where the CPU and the train's shape make it pay, several packets go through
+//! SIMD lanes together ([`lanes`]); the rest, and everything on other CPUs, through `ring` one by one. The header's last eight
+//! bytes are the counter, little-endian; the first eight are the caller's. Additional data is empty.
+//!
+//! Below the trains stand the two one-off forms of the handshake: [`seal`] with a fresh key, counter zero and
+//! additional data, and [`xseal`] (XChaCha20-Poly1305) for the cookie.
+
+#[cfg(target_arch = "x86_64")]
+use crate::crypto::lanes;
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
+#[cfg(target_arch = "x86_64")]
+use subtle::ConstantTimeEq;
+
+/// Bytes before the text of each segment.
+pub const HEADER_LEN: usize = 16;
+/// Bytes after the text of each segment.
+pub const TAG_LEN: usize = 16;
+/// Largest number of segments in a train: one bit each in [`Opened`].
+pub const MAX_SEGMENTS: usize = 128;
+/// Bytes of an XChaCha20-Poly1305 nonce.
+pub const XNONCE_LEN: usize = 24;
+
+/// Which segments of a train were authentic: bit `i` for segment `i`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Opened(pub u128);
+
+impl Opened {
+    /// Whether segment `i` was authentic.
+    pub fn is_ok(self, i: usize) -> bool {
+        i < MAX_SEGMENTS && self.0 & (1 << i) != 0
+    }
+
+    /// Marks segment `i`; beyond [`MAX_SEGMENTS`] there is nothing to mark.
+    pub(crate) fn mark(&mut self, i: usize) {
+        if i < MAX_SEGMENTS {
+            self.0 |= 1 << i;
+        }
+    }
+}
+
+/// A key, expanded once, usable from any thread.
+pub struct AeadKey {
+    single: LessSafeKey,
+    #[cfg(target_arch = "x86_64")]
+    lanes: Option<(lanes::Kernel, lanes::Key)>,
+}
+
+impl AeadKey {
+    /// Expands `key`.
+    pub fn new(key: &[u8; 32]) -> AeadKey {
+        AeadKey {
+            single: expand(key),
+            #[cfg(target_arch = "x86_64")]
+            lanes: lanes::Kernel::available().next().map(|kernel| (kernel, lanes::Key::new(key))),
+        }
+    }
+
+    /// Seals every segment of `train` (each `stride` bytes, the last possibly shorter but at least 32) in place:
+    /// writes counters `first_counter`, `first_counter + 1`, … into the headers, encrypts the text, writes the tag.
+    ///
+    /// # Panics
+    ///
+    /// On a segment shorter than 32 bytes: the caller built the train, and to pass over one would send clear text.
+    pub fn seal_train(&self, first_counter: u64, train: &mut [u8], stride: usize) {
+        let stride = stride.max(1);
+        let done = self.seal_front(first_counter, train, stride);
+        for (i, segment) in (done as u64..).zip(train[done * stride..].chunks_mut(stride)) {
+            let Some((header, text, tag)) = split(segment) else {
+                panic!("a segment has a header and a tag");
+            };
+            let counter = first_counter.wrapping_add(i);
+            header[HEADER_LEN - 8..].copy_from_slice(&counter.to_le_bytes());
+            *tag = self.seal(counter, &[], text);
+        }
+    }
+
+    /// Opens every segment of `train` in place, each with the counter in its own header. At most [`MAX_SEGMENTS`]
+    /// segments; those beyond are reported as not authentic, as are those without room for header and tag. Text of
+    /// a segment that fails is unspecified.
+    pub fn open_train(&self, train: &mut [u8], stride: usize) -> Opened {
+        let stride = stride.max(1);
+        let end = train.len().min(stride.saturating_mul(MAX_SEGMENTS));
+        let train = &mut train[..end];
+        let (done, mut opened) = self.open_front(train, stride);
+        for (i, segment) in (done..).zip(train[done * stride..].chunks_mut(stride)) {
+            let Some(counter) = counter(segment) else { continue };
+            let Some((_, text, tag)) = split(segment) else { continue };
+            if self.open(counter, &[], text, tag) {
+                opened.mark(i);
+            }
+        }
+        opened
+    }
+
+    /// Seals segments from the front through SIMD lanes as far as that pays; returns how many.
+    fn seal_front(&self, first_counter: u64, train: &mut [u8], stride: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some((kernel, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
+            return lanes::seal(*kernel, key, first_counter, &mut train[..equal], stride);
+        }
+        0
+    }
+
+    /// Opens segments from the front through SIMD lanes as far as that pays; returns how many, and which were authentic.
+    fn open_front(&self, train: &mut [u8], stride: usize) -> (usize, Opened) {
+        let mut opened = Opened::default();
+        #[cfg(target_arch = "x86_64")]
+        if let (Some((kernel, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
+            let done = lanes::open(*kernel, key, &mut train[..equal], stride, |i, expected, found| {
+                if bool::from(expected.as_slice().ct_eq(found)) {
+                    opened.mark(i);
+                }
+            });
+            return (done, opened);
+        }
+        (0, opened)
+    }
+
+    fn seal(&self, counter: u64, aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
+        let Ok(tag) = self.single.seal_in_place_separate_tag(nonce(counter), Aad::from(aad), text) else {
+            unreachable!("no buffer is as long as ChaCha20's limit of 256 GiB");
+        };
+        let mut bytes = [0; TAG_LEN];
+        bytes.copy_from_slice(tag.as_ref());
+        bytes
+    }
+
+    fn open(&self, counter: u64, aad: &[u8], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
+        self.single
+            .open_in_place_separate_tag(nonce(counter), Aad::from(aad), Tag::from(*tag), text, 0..)
+            .is_ok()
+    }
+}
+
+impl Drop for AeadKey {
+    /// `ring` does not wipe its keys: overwrite this one, where the optimizer must believe that it is read again.
+    fn drop(&mut self) {
+        self.single = expand(&[0; 32]);
+        std::hint::black_box(&self.single);
+    }
+}
+
+fn expand(key: &[u8; 32]) -> LessSafeKey {
+    let Ok(key) = UnboundKey::new(&CHACHA20_POLY1305, key) else {
+        unreachable!("every 32 bytes are a ChaCha20-Poly1305 key");
+    };
+    LessSafeKey::new(key)
+}
+
+/// Bytes of the leading segments that are whole, where each has room for header and tag.
+#[cfg(target_arch = "x86_64")]
+fn equal_segments(len: usize, stride: usize) -> Option<usize> {
+    (stride >= HEADER_LEN + TAG_LEN).then_some(len / stride * stride)
+}
+
+/// The counter in the header of one segment.
+pub(crate) fn counter(segment: &[u8]) -> Option<u64> {
+    let (_, counter) = segment.first_chunk::<HEADER_LEN>()?.split_last_chunk()?;
+    Some(u64::from_le_bytes(*counter))
+}
+
+type Parts<'a> = (&'a mut [u8; HEADER_LEN], &'a mut [u8], &'a mut [u8; TAG_LEN]);
+
+fn split(segment: &mut [u8]) -> Option<Parts<'_>> {
+    let (header, rest) = segment.split_first_chunk_mut()?;
+    let (text, tag) = rest.split_last_chunk_mut()?;
+    Some((header, text, tag))
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut bytes = [0; NONCE_LEN];
+    bytes[NONCE_LEN - 8..].copy_from_slice(&counter.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// Encrypts `text` in place under a key that is used this once (counter zero) and returns the tag over it and `aad`.
+pub fn seal(key: &[u8; 32], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
+    AeadKey::new(key).seal(0, aad, text)
+}
+
+/// Opens what [`seal`] sealed, in place. False: not authentic, and `text` is unspecified.
+#[must_use]
+pub fn open(key: &[u8; 32], aad: &[u8], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
+    AeadKey::new(key).open(0, aad, text, tag)
+}
+
+/// XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03): encrypts `text` in place and returns the tag over it and `aad`.
+pub fn xseal(key: &[u8; 32], nonce: &[u8; XNONCE_LEN], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
+    let cipher = XChaCha20Poly1305::new(key.into());
+    let Ok(tag) = cipher.encrypt_inout_detached(nonce.into(), aad, text.into()) else {
+        unreachable!("no buffer is as long as ChaCha20's limit of 256 GiB");
+    };
+    tag.into()
+}
+
+/// Opens what [`xseal`] sealed, in place. False: not authentic, and `text` is unspecified.
+#[must_use]
+pub fn xopen(
+    key: &[u8; 32],
+    nonce: &[u8; XNONCE_LEN],
+    aad: &[u8],
+    text: &mut [u8],
+    tag: &[u8; TAG_LEN],
+) -> bool {
+    let cipher = XChaCha20Poly1305::new(key.into());
+    cipher.decrypt_inout_detached(nonce.into(), aad, text.into(), tag.into()).is_ok()
+}
+
+#[cfg(test)]
+mod tests;

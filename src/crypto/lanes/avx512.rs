@@ -1,0 +1,293 @@
+//! ChaCha20-Poly1305 over sixteen segments of one train at a time, in AVX-512 lanes.
+//!
+//! A lane is a packet. ChaCha20 keeps word `i` of the sixteen packets' states in vector `i`, so one pass over the rounds
+//! yields the same 64-byte block of all sixteen packets and only the nonce words differ between lanes. Poly1305 runs beside
+//! it on the ciphertext just made (or about to be decrypted), eight packets a vector, with radix-2^44 limbs and the 52-bit
+//! multiply-add of AVX-512 IFMA (the split of Bernstein's "poly1305-donna-64"). Lanes of a packet that is not there
+//! compute along and are thrown away.
+//!
+//! Nothing here depends on secret bytes but data: no branch, no address.
+
+use super::Unit;
+use bytemuck::must_cast;
+use std::arch::x86_64::*;
+
+/// Packets in a unit.
+pub(super) const LANES: usize = 16;
+/// Bytes of a ChaCha20 block.
+const BLOCK: usize = 64;
+/// "expand 32-byte k" (RFC 8439, section 2.3).
+const SIGMA: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+const MASK44: i64 = (1 << 44) - 1;
+const MASK42: i64 = (1 << 42) - 1;
+/// Bit 128 of each full Poly1305 block, in the third limb.
+const HIBIT: i64 = 1 << 40;
+
+/// Whether this CPU has what the kernel needs.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma")
+}
+
+macro_rules! quarter_round {
+    ($v:ident, $a:literal, $b:literal, $c:literal, $d:literal) => {
+        $v[$a] = _mm512_add_epi32($v[$a], $v[$b]);
+        $v[$d] = _mm512_rol_epi32::<16>(_mm512_xor_si512($v[$d], $v[$a]));
+        $v[$c] = _mm512_add_epi32($v[$c], $v[$d]);
+        $v[$b] = _mm512_rol_epi32::<12>(_mm512_xor_si512($v[$b], $v[$c]));
+        $v[$a] = _mm512_add_epi32($v[$a], $v[$b]);
+        $v[$d] = _mm512_rol_epi32::<8>(_mm512_xor_si512($v[$d], $v[$a]));
+        $v[$c] = _mm512_add_epi32($v[$c], $v[$d]);
+        $v[$b] = _mm512_rol_epi32::<7>(_mm512_xor_si512($v[$b], $v[$c]));
+    };
+}
+
+/// Block `number` of all packets, words across lanes.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn chacha20(initial: &[__m512i; 16], number: u32) -> [__m512i; 16] {
+    let mut v = *initial;
+    v[12] = _mm512_set1_epi32(number as i32);
+    for _ in 0..10 {
+        quarter_round!(v, 0, 4, 8, 12);
+        quarter_round!(v, 1, 5, 9, 13);
+        quarter_round!(v, 2, 6, 10, 14);
+        quarter_round!(v, 3, 7, 11, 15);
+        quarter_round!(v, 0, 5, 10, 15);
+        quarter_round!(v, 1, 6, 11, 12);
+        quarter_round!(v, 2, 7, 8, 13);
+        quarter_round!(v, 3, 4, 9, 14);
+    }
+    for i in 0..16 {
+        v[i] = if i == 12 {
+            _mm512_add_epi32(v[i], _mm512_set1_epi32(number as i32))
+        } else {
+            _mm512_add_epi32(v[i], initial[i])
+        };
+    }
+    v
+}
+
+/// Words across lanes to one 64-byte row a lane.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn transpose16(v: [__m512i; 16]) -> [__m512i; 16] {
+    let mut a = v;
+    for i in 0..8 {
+        a[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+    }
+    let mut b = a;
+    for i in 0..4 {
+        b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    // b[4i + j] holds words 4i..4i+4 of lanes j, j+4, j+8, j+12, one 128-bit quarter each.
+    let mut rows = v;
+    for j in 0..4 {
+        let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(b[j], b[4 + j]);
+        let odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(b[j], b[4 + j]);
+        let even2 = _mm512_shuffle_i32x4::<0b10_00_10_00>(b[8 + j], b[12 + j]);
+        let odd2 = _mm512_shuffle_i32x4::<0b11_01_11_01>(b[8 + j], b[12 + j]);
+        rows[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even, even2);
+        rows[j + 8] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even, even2);
+        rows[j + 4] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd, odd2);
+        rows[j + 12] = _mm512_shuffle_i32x4::<0b11_01_11_01>(odd, odd2);
+    }
+    rows
+}
+
+/// Eight 64-byte rows to 64-bit words across lanes.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn transpose8(r: &[__m512i]) -> [__m512i; 8] {
+    let a = [
+        _mm512_unpacklo_epi64(r[0], r[1]),
+        _mm512_unpackhi_epi64(r[0], r[1]),
+        _mm512_unpacklo_epi64(r[2], r[3]),
+        _mm512_unpackhi_epi64(r[2], r[3]),
+        _mm512_unpacklo_epi64(r[4], r[5]),
+        _mm512_unpackhi_epi64(r[4], r[5]),
+        _mm512_unpacklo_epi64(r[6], r[7]),
+        _mm512_unpackhi_epi64(r[6], r[7]),
+    ];
+    let mut words = a;
+    for odd in 0..2 {
+        let low = _mm512_shuffle_i64x2::<0b10_00_10_00>(a[odd], a[2 + odd]);
+        let high = _mm512_shuffle_i64x2::<0b11_01_11_01>(a[odd], a[2 + odd]);
+        let low2 = _mm512_shuffle_i64x2::<0b10_00_10_00>(a[4 + odd], a[6 + odd]);
+        let high2 = _mm512_shuffle_i64x2::<0b11_01_11_01>(a[4 + odd], a[6 + odd]);
+        words[odd] = _mm512_shuffle_i64x2::<0b10_00_10_00>(low, low2);
+        words[4 + odd] = _mm512_shuffle_i64x2::<0b11_01_11_01>(low, low2);
+        words[2 + odd] = _mm512_shuffle_i64x2::<0b10_00_10_00>(high, high2);
+        words[6 + odd] = _mm512_shuffle_i64x2::<0b11_01_11_01>(high, high2);
+    }
+    words
+}
+
+/// Poly1305 of eight packets.
+struct Poly {
+    r: [__m512i; 3],
+    /// 20 r1 and 20 r2: 5 for the reduction modulo 2^130 - 5, 4 for the limbs' 132 bits.
+    s: [__m512i; 2],
+    h: [__m512i; 3],
+}
+
+impl Poly {
+    /// From the one-time keys' first sixteen bytes as two 64-bit words across lanes.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn new(low: __m512i, high: __m512i) -> Poly {
+        let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
+        let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
+        let r = limbs(low, high);
+        let times20 = |v| _mm512_add_epi64(_mm512_slli_epi64::<4>(v), _mm512_slli_epi64::<2>(v));
+        Poly { r, s: [times20(r[1]), times20(r[2])], h: [_mm512_setzero_si512(); 3] }
+    }
+
+    /// One full 16-byte block of each packet: h = (h + m) r mod 2^130 - 5, partially reduced.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn absorb(&mut self, low: __m512i, high: __m512i) {
+        let m = limbs(low, high);
+        let [r0, r1, r2] = self.r;
+        let [s1, s2] = self.s;
+        let h0 = _mm512_add_epi64(self.h[0], m[0]);
+        let h1 = _mm512_add_epi64(self.h[1], m[1]);
+        let h2 = _mm512_add_epi64(self.h[2], _mm512_or_si512(m[2], _mm512_set1_epi64(HIBIT)));
+        let (l0, u0) = products(h0, r0, h1, s2, h2, s1);
+        let (l1, u1) = products(h0, r1, h1, r0, h2, s2);
+        let (l2, u2) = products(h0, r2, h1, r1, h2, r0);
+        let mask44 = _mm512_set1_epi64(MASK44);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l0), _mm512_slli_epi64::<8>(u0));
+        let l1 = _mm512_add_epi64(l1, carry);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l1), _mm512_slli_epi64::<8>(u1));
+        let l2 = _mm512_add_epi64(l2, carry);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<42>(l2), _mm512_slli_epi64::<10>(u2));
+        let times5 = _mm512_add_epi64(_mm512_slli_epi64::<2>(carry), carry);
+        let l0 = _mm512_add_epi64(_mm512_and_si512(l0, mask44), times5);
+        self.h[0] = _mm512_and_si512(l0, mask44);
+        self.h[1] = _mm512_add_epi64(_mm512_and_si512(l1, mask44), _mm512_srli_epi64::<44>(l0));
+        self.h[2] = _mm512_and_si512(l2, _mm512_set1_epi64(MASK42));
+    }
+}
+
+/// Sixteen bytes as limbs of 44, 44 and 40 bits.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
+    let mask44 = _mm512_set1_epi64(MASK44);
+    let middle = _mm512_or_si512(_mm512_srli_epi64::<44>(low), _mm512_slli_epi64::<20>(high));
+    [_mm512_and_si512(low, mask44), _mm512_and_si512(middle, mask44), _mm512_srli_epi64::<24>(high)]
+}
+
+/// a b + c d + e f as (low 52 bits, the rest) sums.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn products(a: __m512i, b: __m512i, c: __m512i, d: __m512i, e: __m512i, f: __m512i) -> (__m512i, __m512i) {
+    let zero = _mm512_setzero_si512();
+    let low = _mm512_madd52lo_epu64(_mm512_madd52lo_epu64(zero, a, b), c, d);
+    let high = _mm512_madd52hi_epu64(_mm512_madd52hi_epu64(zero, a, b), c, d);
+    (_mm512_madd52lo_epu64(low, e, f), _mm512_madd52hi_epu64(high, e, f))
+}
+
+/// The low (`HALF` 0) or high eight of sixteen 32-bit lanes, of a low and a high word, as 64-bit lanes.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn widen<const HALF: i32>(low: __m512i, high: __m512i) -> __m512i {
+    let low = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64::<HALF>(low));
+    let high = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64::<HALF>(high));
+    _mm512_or_si512(low, _mm512_slli_epi64::<32>(high))
+}
+
+/// Encrypts (`SEAL`) or decrypts the text of each packet of `unit` in place and returns the tags over the ciphertexts.
+#[target_feature(enable = "avx512f,avx512ifma")]
+pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
+    let initial = initial_state(key, &unit.counters);
+    let keys = chacha20(&initial, 0);
+    let mut polys = [
+        Poly::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
+        Poly::new(widen::<1>(keys[0], keys[1]), widen::<1>(keys[2], keys[3])),
+    ];
+    let mut done = 0;
+    while done < unit.text_len {
+        let size = BLOCK.min(unit.text_len - done);
+        let mut rows = transpose16(chacha20(&initial, (done / BLOCK) as u32 + 1));
+        for (lane, row) in rows.iter_mut().enumerate().take(unit.packets) {
+            let text = unit.text(lane, done, size);
+            *row = cipher::<SEAL>(text, *row);
+        }
+        let words = [transpose8(&rows[..8]), transpose8(&rows[8..])];
+        for block in 0..size.div_ceil(16) {
+            for (poly, words) in polys.iter_mut().zip(&words) {
+                poly.absorb(words[2 * block], words[2 * block + 1]);
+            }
+        }
+        done += size;
+    }
+    let length = _mm512_set1_epi64(unit.text_len as i64);
+    for poly in &mut polys {
+        poly.absorb(_mm512_setzero_si512(), length);
+    }
+    finish(&polys, &keys)
+}
+
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn initial_state(key: &[u32; 8], counters: &[u64; LANES]) -> [__m512i; 16] {
+    let mut state = [_mm512_setzero_si512(); 16];
+    for i in 0..4 {
+        state[i] = _mm512_set1_epi32(SIGMA[i] as i32);
+    }
+    for i in 0..8 {
+        state[4 + i] = _mm512_set1_epi32(key[i] as i32);
+    }
+    // Word 13 stays zero: the nonce is four zero bytes, then the counter.
+    state[14] = must_cast(counters.map(|counter| counter as u32));
+    state[15] = must_cast(counters.map(|counter| (counter >> 32) as u32));
+    state
+}
+
+/// XORs up to 64 bytes of one packet with its key stream and returns the ciphertext, padded with zeros.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn cipher<const SEAL: bool>(text: &mut [u8], stream: __m512i) -> __m512i {
+    if let Ok(text) = <&mut [u8; BLOCK]>::try_from(&mut *text) {
+        let before: __m512i = must_cast(*text);
+        let after = _mm512_xor_si512(before, stream);
+        *text = must_cast(after);
+        return if SEAL { after } else { before };
+    }
+    let mut block = [0; BLOCK];
+    block[..text.len()].copy_from_slice(text);
+    let before: __m512i = must_cast(block);
+    let after: [u8; BLOCK] = must_cast(_mm512_xor_si512(before, stream));
+    text.copy_from_slice(&after[..text.len()]);
+    if !SEAL {
+        return before;
+    }
+    block[..text.len()].copy_from_slice(text);
+    must_cast(block)
+}
+
+/// Fully reduces each packet's sum and adds the second half of its one-time key.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn finish(polys: &[Poly; 2], keys: &[__m512i; 16]) -> [[u8; 16]; LANES] {
+    let mut tags = [[0; 16]; LANES];
+    for (half, poly) in polys.iter().enumerate() {
+        let (low, high) = if half == 0 {
+            (widen::<0>(keys[4], keys[5]), widen::<0>(keys[6], keys[7]))
+        } else {
+            (widen::<1>(keys[4], keys[5]), widen::<1>(keys[6], keys[7]))
+        };
+        let h: [[u64; 8]; 3] = [must_cast(poly.h[0]), must_cast(poly.h[1]), must_cast(poly.h[2])];
+        let (low, high): ([u64; 8], [u64; 8]) = (must_cast(low), must_cast(high));
+        for lane in 0..8 {
+            let pad = u128::from(low[lane]) | u128::from(high[lane]) << 64;
+            tags[8 * half + lane] = super::poly_tag([h[0][lane], h[1][lane], h[2][lane]], pad);
+        }
+    }
+    tags
+}
