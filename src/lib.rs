@@ -10,9 +10,11 @@
 //! | [`time`] | the virtual or real monotonic clock's instant |
 //! | [`wire`] | message and IP/TCP/UDP/virtio-net header layouts, checked parsing, checksums |
 //! | [`crypto`] | AEAD over trains, X25519, BLAKE2s, randomness |
+//! | [`noise`] | handshake, cookies, sessions, replay window, timers |
 //! | [`index`] | receiver index to worker |
 
 pub mod crypto;
 pub mod index;
+pub mod noise;
 pub mod time;
 pub mod wire;

@@ -1,0 +1,185 @@
+//! MAC1, MAC2 and cookies (paper, sections 5.3, 5.4.4 and 5.4.7; kernel `cookie.c`).
+
+use crate::crypto::aead::{xopen, xseal};
+use crate::crypto::hash::{hash, mac};
+use crate::crypto::random::Entropy;
+use crate::crypto::x25519::PublicKey;
+use crate::time::Instant;
+use crate::wire::message::{COOKIE_REPLY_LEN, CookieReply};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Age at which the responder's secret is replaced, and with it all cookies made from it (paper, section 5.4.7).
+pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
+/// The initiator stops using a cookie this much earlier, for the time the message travels (kernel `cookie.h`).
+pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
+
+const LABEL_MAC1: &[u8] = b"mac1----";
+const LABEL_COOKIE: &[u8] = b"cookie--";
+const MAC_LEN: usize = 16;
+const COOKIE_LEN: usize = 16;
+
+/// What MAC1 covers, MAC1, and MAC2; `None` where `message` is too short to have them.
+fn split_macs(message: &[u8]) -> Option<(&[u8], &[u8; MAC_LEN], &[u8; MAC_LEN])> {
+    let (rest, mac2) = message.split_last_chunk()?;
+    let (body, mac1) = rest.split_last_chunk()?;
+    Some((body, mac1, mac2))
+}
+
+/// Checks MAC1 of what arrives: cheap, and `Copy`, so that each worker holds one.
+#[derive(Clone, Copy)]
+pub struct Mac1Key([u8; 32]);
+
+impl Mac1Key {
+    /// HASH(LABEL_MAC1 ‖ public).
+    pub fn new(public: &PublicKey) -> Mac1Key {
+        Mac1Key(hash(&[LABEL_MAC1, &public.0]))
+    }
+
+    /// Whether the MAC1 (bytes len-32..len-16) of a type 1 or 2 message is right; constant time.
+    pub fn verify(&self, message: &[u8]) -> bool {
+        split_macs(message).is_some_and(|(body, mac1, _)| self.compute(body).ct_eq(mac1).into())
+    }
+
+    fn compute(&self, body: &[u8]) -> [u8; MAC_LEN] {
+        mac(&self.0, &[body])
+    }
+}
+
+/// HASH(LABEL_COOKIE ‖ public): seals the cookie replies of the owner of `public`.
+fn cookie_key(public: &PublicKey) -> [u8; 32] {
+    hash(&[LABEL_COOKIE, &public.0])
+}
+
+/// A cookie or the secret behind all of them, with its time of birth.
+#[derive(Zeroize, ZeroizeOnDrop)]
+struct Aged<const N: usize> {
+    bytes: [u8; N],
+    #[zeroize(skip)]
+    born: Instant,
+}
+
+impl<const N: usize> Aged<N> {
+    fn younger_than(&self, age: Duration, now: Instant) -> bool {
+        now.since(self.born) < age
+    }
+}
+
+/// The responder's side: issues cookies and checks MAC2. The secret changes every two minutes.
+pub struct CookieChecker {
+    cookie_key: [u8; 32],
+    secret: Option<Aged<32>>,
+}
+
+impl CookieChecker {
+    /// For the local public key.
+    pub fn new(public: &PublicKey) -> CookieChecker {
+        CookieChecker { cookie_key: cookie_key(public), secret: None }
+    }
+
+    /// Whether MAC2 is right for `from` (address AND port).
+    pub fn verify_mac2(
+        &mut self,
+        message: &[u8],
+        from: SocketAddr,
+        now: Instant,
+        entropy: &mut dyn Entropy,
+    ) -> bool {
+        let mut cookie = self.cookie(from, now, entropy);
+        let right = message
+            .split_last_chunk::<MAC_LEN>()
+            .is_some_and(|(body, mac2)| mac(&cookie, &[body]).ct_eq(mac2).into());
+        cookie.zeroize();
+        right
+    }
+
+    /// The cookie reply to `message` (type 1 or 2, MAC1 already verified) from `from`.
+    ///
+    /// A message that is too short to be either gets a reply that nobody can open.
+    pub fn reply(
+        &mut self,
+        message: &[u8],
+        from: SocketAddr,
+        now: Instant,
+        entropy: &mut dyn Entropy,
+    ) -> [u8; COOKIE_REPLY_LEN] {
+        // Both types have the sender's index after the type word.
+        let receiver =
+            message.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |i| u32::from_le_bytes(*i));
+        let mac1 = split_macs(message).map_or(&[0; MAC_LEN], |(_, mac1, _)| mac1);
+        let mut nonce = [0; 24];
+        entropy.fill(&mut nonce);
+        let mut cookie_sealed = [0; COOKIE_LEN + MAC_LEN];
+        let (cookie, tag) = cookie_sealed.split_at_mut(COOKIE_LEN);
+        cookie.copy_from_slice(&self.cookie(from, now, entropy));
+        tag.copy_from_slice(&xseal(&self.cookie_key, &nonce, mac1, cookie));
+        CookieReply { receiver, nonce, cookie_sealed }.to_bytes()
+    }
+
+    /// The cookie of `from`: a MAC of its address and port under the secret, which is renewed when due.
+    fn cookie(&mut self, from: SocketAddr, now: Instant, entropy: &mut dyn Entropy) -> [u8; COOKIE_LEN] {
+        let fresh = self.secret.take().filter(|secret| secret.younger_than(COOKIE_SECRET_MAX_AGE, now));
+        let secret = self.secret.insert(fresh.unwrap_or_else(|| {
+            let mut secret = Aged { bytes: [0; 32], born: now };
+            entropy.fill(&mut secret.bytes);
+            secret
+        }));
+        let port = from.port().to_be_bytes();
+        match from.ip().to_canonical() {
+            IpAddr::V4(address) => mac(&secret.bytes, &[&address.octets(), &port]),
+            IpAddr::V6(address) => mac(&secret.bytes, &[&address.octets(), &port]),
+        }
+    }
+}
+
+/// The initiator's side, one a peer: writes MAC1 and, with a fresh cookie (< 120 s), MAC2.
+pub struct CookieJar {
+    mac1_key: Mac1Key,
+    cookie_key: [u8; 32],
+    /// MAC1 of the last message, until a reply to it came.
+    awaited: Option<[u8; MAC_LEN]>,
+    cookie: Option<Aged<COOKIE_LEN>>,
+}
+
+impl CookieJar {
+    /// For the remote public key.
+    pub fn new(remote: &PublicKey) -> CookieJar {
+        CookieJar {
+            mac1_key: Mac1Key::new(remote),
+            cookie_key: cookie_key(remote),
+            awaited: None,
+            cookie: None,
+        }
+    }
+
+    /// Fills in both MACs of an outgoing type 1 or 2 message.
+    pub fn seal(&mut self, message: &mut [u8], now: Instant) {
+        let Some((rest, mac2)) = message.split_last_chunk_mut::<MAC_LEN>() else { return };
+        let Some((body, mac1)) = rest.split_last_chunk_mut::<MAC_LEN>() else { return };
+        *mac1 = self.mac1_key.compute(body);
+        self.awaited = Some(*mac1);
+        let usable = COOKIE_SECRET_MAX_AGE - COOKIE_SECRET_LATENCY;
+        self.cookie.take_if(|cookie| !cookie.younger_than(usable, now));
+        *mac2 = self.cookie.as_ref().map_or([0; MAC_LEN], |cookie| mac(&cookie.bytes, &[rest]));
+    }
+
+    /// Opens a cookie reply against the MAC1 last sent; keeps the cookie for the next message. False: not authentic
+    /// or not expected.
+    pub fn accept(&mut self, reply: &CookieReply, now: Instant) -> bool {
+        let Some(mac1) = &self.awaited else { return false };
+        let Some((sealed, tag)) = reply.cookie_sealed.split_first_chunk::<COOKIE_LEN>() else { return false };
+        let Some(tag) = tag.first_chunk::<MAC_LEN>() else { return false };
+        let mut cookie = Aged { bytes: *sealed, born: now };
+        if !xopen(&self.cookie_key, &reply.nonce, mac1, &mut cookie.bytes, tag) {
+            return false;
+        }
+        self.cookie = Some(cookie);
+        self.awaited = None;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (paper, section 5.4.2 and 5.4.3; kernel `noise.c`).
+//!
+//! Messages leave here with both MACs zero; [`crate::noise::cookie`] fills them in and checks them first.
+//!
+//! Answering an initiation leaves an own outstanding one alone (the kernel gives it up): when both ends start at the
+//! same time, either response completes a session.
+
+mod transcript;
+
+use crate::crypto::random::Entropy;
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::noise::INITIATION_INTERVAL;
+use crate::noise::session::{Role, SessionKeys};
+use crate::noise::tai64n::Tai64N;
+use crate::time::Instant;
+use crate::wire::message::{INITIATION_LEN, Initiation, RESPONSE_LEN, Response};
+use transcript::Transcript;
+use zeroize::Zeroize;
+
+/// The local static key pair.
+#[derive(Clone)]
+pub struct Identity {
+    private: PrivateKey,
+    public: PublicKey,
+}
+
+impl Identity {
+    /// Derives the public key once.
+    pub fn new(private: PrivateKey) -> Identity {
+        let public = private.public();
+        Identity { private, public }
+    }
+    /// The private key.
+    pub fn private(&self) -> &PrivateKey {
+        &self.private
+    }
+    /// The public key.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+}
+
+/// Why a handshake message was refused. All are silent on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandshakeError {
+    /// A tag did not verify.
+    Decrypt,
+    /// A Diffie-Hellman gave zero: a low-order key.
+    LowOrder,
+    /// The timestamp is not greater than the last one accepted.
+    Replay,
+    /// This peer's initiations come faster than [`crate::noise::INITIATION_INTERVAL`].
+    Flood,
+    /// A response to no outstanding initiation, or an initiation of another peer or to another identity.
+    Unexpected,
+}
+
+/// An initiation whose static key and timestamp were opened, before a peer accepted it.
+pub struct IncomingInitiation {
+    /// The initiator's static key: find the peer by it.
+    pub remote: PublicKey,
+    /// Its timestamp.
+    pub timestamp: Tai64N,
+    transcript: Transcript,
+    ephemeral: PublicKey,
+    sender: u32,
+    /// Whose private key opened it.
+    opener: PublicKey,
+}
+
+impl IncomingInitiation {
+    /// Opens `message` with the local static key.
+    pub fn open(local: &Identity, message: &Initiation) -> Result<IncomingInitiation, HandshakeError> {
+        let mut transcript = Transcript::new(&local.public);
+        let ephemeral = PublicKey(message.ephemeral);
+        transcript.mix_ephemeral(&ephemeral);
+        let key = transcript.mix_agreement_for_key(local.private.agree(&ephemeral))?;
+        let remote = PublicKey(transcript.open(&key, &message.static_sealed)?);
+        let key = transcript.mix_agreement_for_key(local.private.agree(&remote))?;
+        let timestamp = Tai64N(transcript.open(&key, &message.timestamp_sealed)?);
+        let (sender, opener) = (message.sender, local.public);
+        Ok(IncomingInitiation { remote, timestamp, transcript, ephemeral, sender, opener })
+    }
+}
+
+/// One peer's handshake state.
+pub struct Handshake {
+    remote: PublicKey,
+    /// `None`: no local key, or a remote key of low order.
+    static_static: Option<SharedSecret>,
+    psk: SharedSecret,
+    last_accepted: Option<Accepted>,
+    outstanding: Option<Outstanding>,
+}
+
+/// The last initiation that was answered.
+#[derive(Clone, Copy)]
+struct Accepted {
+    timestamp: Tai64N,
+    at: Instant,
+}
+
+/// An initiation that waits for its response; its secrets are zeroized on drop.
+struct Outstanding {
+    transcript: Transcript,
+    ephemeral: PrivateKey,
+    index: u32,
+}
+
+impl Handshake {
+    /// A peer without any history.
+    pub fn new(local: Option<&Identity>, remote: PublicKey, psk: SharedSecret) -> Handshake {
+        let mut handshake =
+            Handshake { remote, static_static: None, psk, last_accepted: None, outstanding: None };
+        handshake.set_identity(local);
+        handshake
+    }
+
+    /// After a new local private key: recomputes, and forgets the outstanding initiation.
+    pub fn set_identity(&mut self, local: Option<&Identity>) {
+        self.static_static = local.and_then(|local| local.private.agree(&self.remote));
+        self.clear();
+    }
+
+    /// Takes effect with the next handshake message.
+    pub fn set_psk(&mut self, psk: SharedSecret) {
+        self.psk = psk;
+    }
+
+    /// The preshared key (all zero: none).
+    pub fn psk(&self) -> &SharedSecret {
+        &self.psk
+    }
+
+    /// The local index of the outstanding initiation.
+    pub fn pending_index(&self) -> Option<u32> {
+        self.outstanding.as_ref().map(|outstanding| outstanding.index)
+    }
+
+    /// Forgets (and zeroizes) the outstanding initiation.
+    pub fn clear(&mut self) {
+        self.outstanding = None;
+    }
+
+    /// Starts a handshake, replacing an outstanding one.
+    pub fn initiate(
+        &mut self,
+        local: &Identity,
+        index: u32,
+        timestamp: Tai64N,
+        entropy: &mut dyn Entropy,
+    ) -> Result<[u8; INITIATION_LEN], HandshakeError> {
+        let mut transcript = Transcript::new(&self.remote);
+        let ephemeral = generate(entropy);
+        let public = ephemeral.public();
+        transcript.mix_ephemeral(&public);
+        let key = transcript.mix_agreement_for_key(ephemeral.agree(&self.remote))?;
+        let static_sealed = transcript.seal(&key, local.public.0);
+        let key = transcript.mix_agreement_for_key(self.static_static.clone())?;
+        let timestamp_sealed = transcript.seal(&key, timestamp.0);
+        self.outstanding = Some(Outstanding { transcript, ephemeral, index });
+        let message = Initiation {
+            sender: index,
+            ephemeral: public.0,
+            static_sealed,
+            timestamp_sealed,
+            mac1: [0; 16],
+            mac2: [0; 16],
+        };
+        Ok(message.to_bytes())
+    }
+
+    /// Accepts (timestamp, rate) and answers an opened initiation with local index `index`. State changes only on success.
+    pub fn respond(
+        &mut self,
+        local: &Identity,
+        incoming: IncomingInitiation,
+        index: u32,
+        now: Instant,
+        entropy: &mut dyn Entropy,
+    ) -> Result<([u8; RESPONSE_LEN], SessionKeys), HandshakeError> {
+        if incoming.remote != self.remote || incoming.opener != local.public {
+            return Err(HandshakeError::Unexpected);
+        }
+        self.check(&incoming, now)?;
+        let IncomingInitiation { timestamp, mut transcript, ephemeral: remote_ephemeral, sender, .. } =
+            incoming;
+        let ephemeral = generate(entropy);
+        let public = ephemeral.public();
+        transcript.mix_ephemeral(&public);
+        transcript.mix_agreement(ephemeral.agree(&remote_ephemeral))?;
+        transcript.mix_agreement(ephemeral.agree(&self.remote))?;
+        let key = transcript.mix_psk(&self.psk);
+        let empty_sealed = transcript.seal(&key, []);
+        self.last_accepted = Some(Accepted { timestamp, at: now });
+        let message = Response {
+            sender: index,
+            receiver: sender,
+            ephemeral: public.0,
+            empty_sealed,
+            mac1: [0; 16],
+            mac2: [0; 16],
+        };
+        Ok((message.to_bytes(), transcript.into_keys(Role::Responder, index, sender)))
+    }
+
+    /// Replay and flood checks of the kernel's `wg_noise_handshake_consume_initiation`.
+    fn check(&self, incoming: &IncomingInitiation, now: Instant) -> Result<(), HandshakeError> {
+        match self.last_accepted {
+            Some(last) if incoming.timestamp <= last.timestamp => Err(HandshakeError::Replay),
+            Some(last) if now.since(last.at) < INITIATION_INTERVAL => Err(HandshakeError::Flood),
+            _ => Ok(()),
+        }
+    }
+
+    /// Completes the outstanding initiation; on an error it stays outstanding.
+    pub fn complete(&mut self, local: &Identity, message: &Response) -> Result<SessionKeys, HandshakeError> {
+        let outstanding = self
+            .outstanding
+            .as_ref()
+            .filter(|outstanding| outstanding.index == message.receiver)
+            .ok_or(HandshakeError::Unexpected)?;
+        let mut transcript = outstanding.transcript.clone();
+        let ephemeral = PublicKey(message.ephemeral);
+        transcript.mix_ephemeral(&ephemeral);
+        transcript.mix_agreement(outstanding.ephemeral.agree(&ephemeral))?;
+        transcript.mix_agreement(local.private.agree(&ephemeral))?;
+        let key = transcript.mix_psk(&self.psk);
+        let [] = transcript.open(&key, &message.empty_sealed)?;
+        self.clear();
+        Ok(transcript.into_keys(Role::Initiator, message.receiver, message.sender))
+    }
+}
+
+/// A fresh ephemeral key.
+fn generate(entropy: &mut dyn Entropy) -> PrivateKey {
+    let mut bytes = [0; 32];
+    entropy.fill(&mut bytes);
+    let key = PrivateKey::from_bytes(bytes);
+    bytes.zeroize();
+    key
+}
+
+#[cfg(test)]
+mod tests;
