@@ -11,10 +11,12 @@
 //! | [`wire`] | message and IP/TCP/UDP/virtio-net header layouts, checked parsing, checksums |
 //! | [`crypto`] | AEAD over trains, X25519, BLAKE2s, randomness |
 //! | [`noise`] | handshake, cookies, sessions, replay window, timers |
+//! | [`routing`] | AllowedIPs: longest-prefix match |
 //! | [`index`] | receiver index to worker |
 
 pub mod crypto;
 pub mod index;
 pub mod noise;
+pub mod routing;
 pub mod time;
 pub mod wire;

@@ -1,0 +1,57 @@
+//! The AllowedIPs table: building 130,560 prefixes, and lookups that hit and miss in tables of 3 to 100,000.
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use ringtun::routing::{Prefix, RouteTable};
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// 510 × 256 /24s, as many as a gateway of 510 sites with 256 subnets each announces.
+const BUILT: u32 = 130_560;
+/// Lookups cycle over this many addresses, more than the first-level cache holds.
+const ADDRESSES: u32 = 4096;
+
+/// Spreads neighbours over all 32 bits (Knuth's multiplicative hash), reproducibly.
+fn scatter(i: u32) -> u32 {
+    i.wrapping_mul(2_654_435_761)
+}
+
+/// The `i`-th /24, top bit clear: half of the address space stays unowned, for misses.
+fn v4(i: u32) -> IpAddr {
+    Ipv4Addr::from_bits(scatter(i) & 0x7fff_ff00).into()
+}
+
+/// The `i`-th /64 of 2001:db8::/32.
+fn v6(i: u32) -> IpAddr {
+    Ipv6Addr::from_bits((0x2001_0db8 << 96) | (u128::from(scatter(i)) << 64)).into()
+}
+
+fn table(count: u32) -> RouteTable {
+    let routes = (0..count).flat_map(|i| [(Prefix::new(v4(i), 24), i), (Prefix::new(v6(i), 64), i)]);
+    RouteTable::build(routes.filter_map(|(prefix, owner)| Some((prefix?, owner))))
+}
+
+fn build(c: &mut Criterion) {
+    let routes: Vec<_> = (0..BUILT).filter_map(|i| Some((Prefix::new(v4(i), 24)?, i))).collect();
+    c.bench_function("routes/build/130560", |b| b.iter(|| RouteTable::build(routes.iter().copied())));
+}
+
+fn lookup(c: &mut Criterion) {
+    let mut group = c.benchmark_group("routes/lookup");
+    for count in [3, 1_000, 100_000] {
+        let table = table(count);
+        let hits_v4: Vec<_> = (0..ADDRESSES).map(|i| v4(scatter(i) % count)).collect();
+        let hits_v6: Vec<_> = (0..ADDRESSES).map(|i| v6(scatter(i) % count)).collect();
+        let misses: Vec<IpAddr> =
+            (0..ADDRESSES).map(|i| Ipv4Addr::from_bits(scatter(i) | 0x8000_0000).into()).collect();
+        for (name, addresses) in [("hit-v4", hits_v4), ("hit-v6", hits_v6), ("miss", misses)] {
+            let mut next = addresses.iter().copied().cycle();
+            group.bench_function(BenchmarkId::new(name, count), |b| {
+                b.iter(|| table.lookup(black_box(next.next().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)))))
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, build, lookup);
+criterion_main!(benches);
