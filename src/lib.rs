@@ -13,10 +13,12 @@
 //! | [`noise`] | handshake, cookies, sessions, replay window, timers |
 //! | [`routing`] | AllowedIPs: longest-prefix match |
 //! | [`index`] | receiver index to worker |
+//! | [`offload`] | split a super-packet, coalesce a run, build trains |
 
 pub mod crypto;
 pub mod index;
 pub mod noise;
+pub mod offload;
 pub mod routing;
 pub mod time;
 pub mod wire;

@@ -1,0 +1,357 @@
+//! RX: the opened packets of one train into super-packets by iovecs, in place.
+//!
+//! Layout before: `[16: message header][inner packet][padding][16: tag]` for each segment. The first segment of a run gets its
+//! virtio-net header written into the last ten bytes of its message header, so that header, headers and first payload are one
+//! contiguous piece; of every further segment only the payload range is listed.
+//!
+//! The rules are those of the kernel's tcp_gro_receive, udp_gro_receive and inet_gro_receive: what the kernel would have
+//! merged, it can also segment again without loss.
+
+mod headers;
+
+use crate::wire::checksum;
+use crate::wire::ip::tcp_flags::PSH;
+use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, V4_HEADER_LEN, V6_HEADER_LEN, put16};
+use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
+use headers::{Flow, Headers, Hosts, Packet};
+use std::ops::Range;
+
+/// Most packets in a run: UDP_MAX_SEGMENTS of Linux before 6.9, which virtio_net_hdr_to_skb enforces.
+pub const MAX_RUN_PACKETS: usize = 64;
+/// Most bytes of a super-packet: what the IPv4 total length can state.
+pub const MAX_RUN_BYTES: usize = 65_535;
+/// Most runs of one train that may still grow; beyond, the oldest gives way. 16 indices of eight bytes.
+pub const MAX_OPEN: usize = 16;
+
+/// What the TUN device takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CoalesceOptions {
+    /// TSO4/TSO6 was accepted.
+    pub tcp: bool,
+    /// USO4/USO6 was accepted.
+    pub udp: bool,
+}
+
+/// One write to the TUN device: a packet or a super-packet behind its virtio-net header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Pieces of the train's buffer, in order; the first starts with the virtio-net header.
+    pub pieces: Vec<Range<usize>>,
+    /// Inner packets in it.
+    pub packets: usize,
+}
+
+/// Why a packet did not join the run before it (counted, for `perf` and tests).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Not TCP or UDP, a fragment, IP options, or extension headers; UDP without checksum; an offload the device lacks.
+    NotCoalescable,
+    /// Another flow, or other TTL/TOS/DF/options; for TCP, also another acknowledgment or window.
+    Headers,
+    /// Sequence number not the next (TCP).
+    Sequence,
+    /// Other size, or after a shorter one; no payload at all.
+    Size,
+    /// Flags other than ACK/PSH, or after a PSH (TCP).
+    Flags,
+    /// The run is full: 64 KiB or 64 segments.
+    Full,
+}
+
+/// Coalesces runs; keeps its working memory from train to train, so that it allocates only while it grows.
+#[derive(Default)]
+pub struct Coalescer {
+    options: CoalesceOptions,
+    /// Runs of this and earlier trains; the first `states.len()` are this one's. The others keep their memory for reuse.
+    runs: Vec<Run>,
+    /// What is known of each run, by the same index.
+    states: Vec<State>,
+    /// Indices of the runs that may still grow: at most one a flow, at most [`MAX_OPEN`], the oldest first.
+    open: Vec<usize>,
+    refusals: [u64; 6],
+}
+
+/// A run under construction.
+#[derive(Clone, Copy)]
+struct State {
+    /// Where its first packet starts.
+    head: usize,
+    /// The first packet's headers; meaningless for a run that never grows.
+    headers: Headers,
+    /// Total length of the super-packet.
+    len: usize,
+    /// Sequence number that the next packet must have.
+    sequence: u32,
+    /// Whether the identifications so far count up, or stand still.
+    ids: Ids,
+    /// Why nothing more may join.
+    closed: Option<Refusal>,
+    /// Whether the last packet carried PSH.
+    push: bool,
+}
+
+/// How the IPv4 identifications of a run go on; one packet alone does not tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ids {
+    Either,
+    Counting,
+    Standing,
+}
+
+impl Coalescer {
+    /// Starts a train.
+    pub fn start(&mut self, options: CoalesceOptions) {
+        self.options = options;
+        self.states.clear();
+        self.open.clear();
+    }
+
+    /// Adds the inner packet at `packet` of `train` (IP length already checked; at least ten bytes of headroom before it).
+    /// Packets of several interleaved flows each continue their own run; a packet that continues none starts or is one.
+    /// Per-flow order holds.
+    ///
+    /// A range that is not inside `train`, or without the headroom, is no packet and is ignored.
+    #[inline]
+    pub fn push(&mut self, train: &mut [u8], packet: Range<usize>) {
+        if packet.start < VNET_HDR_LEN {
+            return;
+        }
+        let Some(bytes) = train.get(packet.clone()) else { return };
+        if !self.options.tcp && !self.options.udp {
+            return self.push_alone(packet, Refusal::NotCoalescable);
+        }
+        match headers::parse(bytes) {
+            Packet::Joinable(headers) if self.takes(headers.flow.protocol) => {
+                self.push_joinable(train, packet, headers);
+            }
+            // Its flow never has an open run: the device does not take this protocol.
+            Packet::Joinable(_) => self.push_alone(packet, Refusal::NotCoalescable),
+            Packet::Alone(flow, refusal) => {
+                if let Some(place) = self.find(&flow) {
+                    self.open.remove(place);
+                }
+                self.push_alone(packet, refusal);
+            }
+            Packet::Opaque(hosts) => {
+                self.close_between(&hosts);
+                self.push_alone(packet, Refusal::NotCoalescable);
+            }
+            Packet::Unknown => self.push_alone(packet, Refusal::NotCoalescable),
+        }
+    }
+
+    /// Closes all runs: writes the virtio-net headers, total lengths, pseudo-header checksums (partial checksum for the
+    /// kernel; inner checksums are not verified again), and returns the runs, in order of their first packet.
+    ///
+    /// A run of one packet keeps the sender's own checksum, behind a header of zeros.
+    pub fn finish(&mut self, train: &mut [u8]) -> &[Run] {
+        self.open.clear();
+        for (state, run) in self.states.iter().zip(&self.runs) {
+            let Some(first) = run.pieces.first() else { continue };
+            // Both were checked when the packet came; a shorter train than then is left alone.
+            let Some((vnet, packet)) =
+                train.get_mut(first.clone()).and_then(|head| head.split_first_chunk_mut::<VNET_HDR_LEN>())
+            else {
+                continue;
+            };
+            *vnet = if run.packets > 1 {
+                state.seal(packet);
+                state.vnet_header().to_bytes()
+            } else {
+                VnetHeader::default().to_bytes()
+            };
+        }
+        &self.runs[..self.states.len()]
+    }
+
+    /// How often each refusal happened since the last call.
+    pub fn take_refusals(&mut self) -> [u64; 6] {
+        std::mem::take(&mut self.refusals)
+    }
+
+    /// Whether the device takes super-packets of `protocol`.
+    fn takes(&self, protocol: u8) -> bool {
+        match protocol {
+            TCP => self.options.tcp,
+            UDP => self.options.udp,
+            _ => false,
+        }
+    }
+
+    /// The place in `open` of the run of `flow`; the newest is looked at first, for neighbours are mostly of one flow.
+    #[inline]
+    fn find(&self, flow: &Flow) -> Option<usize> {
+        self.open.iter().rposition(|run| self.states[*run].headers.flow == *flow)
+    }
+
+    /// Continues the run of the packet's flow, or starts another in its place.
+    #[inline]
+    fn push_joinable(&mut self, train: &[u8], packet: Range<usize>, headers: Headers) {
+        if let Some(place) = self.find(&headers.flow) {
+            let index = self.open[place];
+            let run = &mut self.runs[index];
+            match self.states[index].join(&headers, run.packets, train, &packet) {
+                Ok(()) => {
+                    run.pieces.push(packet.start + headers.len..packet.end);
+                    run.packets += 1;
+                    return;
+                }
+                Err(refusal) => {
+                    self.refusals[refusal as usize] += 1;
+                    self.open.remove(place);
+                }
+            }
+        }
+        if self.open.len() == MAX_OPEN {
+            self.open.remove(0);
+        }
+        self.open.push(self.states.len());
+        self.push_run(packet, headers);
+    }
+
+    /// A packet that nothing may join.
+    fn push_alone(&mut self, packet: Range<usize>, refusal: Refusal) {
+        self.refusals[refusal as usize] += 1;
+        self.push_run(packet, Headers::default());
+    }
+
+    /// Closes the runs between `hosts`: the packet may belong to any of them, and nothing may overtake it.
+    fn close_between(&mut self, hosts: &Hosts) {
+        let states = &self.states;
+        self.open.retain(|run| states[*run].headers.flow.hosts != *hosts);
+    }
+
+    /// A new run, in a slot that keeps its memory.
+    fn push_run(&mut self, packet: Range<usize>, headers: Headers) {
+        let index = self.states.len();
+        if index == self.runs.len() {
+            self.runs.push(Run::default());
+        }
+        let run = &mut self.runs[index];
+        run.pieces.clear();
+        run.pieces.push(packet.start - VNET_HDR_LEN..packet.end);
+        run.packets = 1;
+        self.states.push(State::new(packet, headers));
+    }
+}
+
+impl State {
+    fn new(packet: Range<usize>, headers: Headers) -> State {
+        State {
+            head: packet.start,
+            headers,
+            len: packet.len(),
+            sequence: headers.sequence.wrapping_add(headers.payload as u32),
+            ids: if headers.id_may_stand { Ids::Either } else { Ids::Counting },
+            closed: headers.push.then_some(Refusal::Flags),
+            push: headers.push,
+        }
+    }
+
+    /// Takes the packet with `headers` in, if it is the next of this run of `packets`, or says why not.
+    #[inline]
+    fn join(
+        &mut self,
+        headers: &Headers,
+        packets: usize,
+        train: &[u8],
+        packet: &Range<usize>,
+    ) -> Result<(), Refusal> {
+        if let Some(refusal) = self.closed {
+            return Err(refusal);
+        }
+        let own = &self.headers;
+        // TCP options; the range is empty for UDP, whose header is shorter than TCP's.
+        let options = (own.transport + TCP_HEADER_LEN).min(own.len)..own.len;
+        let at = |start: usize| train.get(start + options.start..start + options.end);
+        if headers.ip != own.ip
+            || headers.tcp != own.tcp
+            || headers.len != own.len
+            || at(self.head) != at(packet.start)
+        {
+            return Err(Refusal::Headers);
+        }
+        let ids = self.next_ids(headers.id, packets).ok_or(Refusal::Headers)?;
+        if own.flow.protocol == TCP && headers.sequence != self.sequence {
+            return Err(Refusal::Sequence);
+        }
+        if headers.payload > own.payload {
+            return Err(Refusal::Size);
+        }
+        if packets == MAX_RUN_PACKETS || self.len + headers.payload > MAX_RUN_BYTES {
+            return Err(Refusal::Full);
+        }
+        if headers.payload < own.payload {
+            self.closed = Some(Refusal::Size);
+        } else if headers.push {
+            self.closed = Some(Refusal::Flags);
+        }
+        self.ids = ids;
+        self.push = headers.push;
+        self.len += headers.payload;
+        self.sequence = self.sequence.wrapping_add(headers.payload as u32);
+        Ok(())
+    }
+
+    /// How the identifications go on with `id` after `packets` packets: up by one each, or, with DF set, not at all. Segmenting
+    /// again makes them count up, which DF makes harmless (RFC 6864 section 4.1).
+    #[inline]
+    fn next_ids(&self, id: u16, packets: usize) -> Option<Ids> {
+        let counting = self.headers.id.wrapping_add(packets as u16) == id;
+        let standing = self.headers.id == id;
+        match self.ids {
+            Ids::Either if standing => Some(Ids::Standing),
+            Ids::Either | Ids::Counting if counting => Some(Ids::Counting),
+            Ids::Standing if standing => Some(Ids::Standing),
+            _ => None,
+        }
+    }
+
+    /// Makes the headers of the first packet those of the super-packet: lengths, flags, checksums.
+    fn seal(&self, head: &mut [u8]) {
+        let transport_len = self.len - self.headers.transport;
+        if self.headers.transport == V4_HEADER_LEN {
+            put16(head, 2, self.len as u16);
+            put16(head, 10, 0);
+            let sum = checksum::sum(&head[..V4_HEADER_LEN], 0);
+            put16(head, 10, !checksum::fold(sum));
+        } else {
+            put16(head, 4, (self.len - V6_HEADER_LEN) as u16);
+        }
+        let protocol = self.headers.flow.protocol;
+        let pseudo = checksum::fold(checksum::pseudo_header(head, protocol, transport_len));
+        let transport = &mut head[self.headers.transport..];
+        if protocol == TCP && self.push {
+            transport[13] |= PSH;
+        } else if protocol == UDP {
+            put16(transport, 4, transport_len as u16);
+        }
+        put16(transport, usize::from(checksum_offset(protocol)), pseudo);
+    }
+
+    /// The header that makes the kernel segment the run as it came.
+    fn vnet_header(&self) -> VnetHeader {
+        let protocol = self.headers.flow.protocol;
+        VnetHeader {
+            flags: F_NEEDS_CSUM,
+            gso: match (protocol, self.headers.transport) {
+                (UDP, _) => GsoType::UdpL4,
+                (_, V4_HEADER_LEN) => GsoType::TcpV4,
+                _ => GsoType::TcpV6,
+            },
+            gso_ecn: false,
+            hdr_len: self.headers.len as u16,
+            gso_size: self.headers.payload as u16,
+            csum_start: self.headers.transport as u16,
+            csum_offset: checksum_offset(protocol),
+        }
+    }
+}
+
+/// Offset of the checksum field in the transport header.
+fn checksum_offset(protocol: u8) -> u16 {
+    if protocol == UDP { 6 } else { 16 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! What the coalescer compares of a packet: its flow, and the fields that all packets of a run share.
+
+use crate::offload::coalesce::Refusal;
+use crate::wire::ip::tcp_flags::{ACK, PSH};
+use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, V4_HEADER_LEN, V6_HEADER_LEN, be16, be32};
+
+/// Any fragment, and the more-fragments bit, of the IPv4 fragment field.
+const V4_FRAGMENT: u16 = 0x3fff;
+/// Don't Fragment.
+const V4_DF: u16 = 0x4000;
+
+/// The two ends, and the IP version. IPv4 uses the first word only.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Hosts {
+    addresses: [u64; 4],
+    version: u8,
+}
+
+/// A TCP or UDP flow.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Flow {
+    pub(super) hosts: Hosts,
+    /// Both ports.
+    ports: u32,
+    pub(super) protocol: u8,
+}
+
+/// The headers of one TCP or UDP packet.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Headers {
+    pub(super) flow: Flow,
+    /// IPv4: version, IHL, TOS, fragment field, TTL. IPv6: version, traffic class, flow label, hop limit.
+    /// The same in all packets of a run.
+    pub(super) ip: u64,
+    /// Acknowledgment; data offset, reserved bits, flags but PSH, window. Zero for UDP. The same in all packets of a run.
+    pub(super) tcp: u64,
+    /// IPv4 identification; zero for IPv6.
+    pub(super) id: u16,
+    /// Whether the identification may also stand still (RFC 6864: it means nothing with DF set).
+    pub(super) id_may_stand: bool,
+    pub(super) sequence: u32,
+    pub(super) push: bool,
+    /// Offset of the transport header.
+    pub(super) transport: usize,
+    /// Length of all headers.
+    pub(super) len: usize,
+    pub(super) payload: usize,
+}
+
+/// What a packet is to the coalescer.
+pub(super) enum Packet {
+    /// It may continue or start a run.
+    Joinable(Headers),
+    /// Of a known flow, but to be delivered alone.
+    Alone(Flow, Refusal),
+    /// Of an unknown flow between these hosts.
+    Opaque(Hosts),
+    /// Not IP.
+    Unknown,
+}
+
+/// Parses `packet`, which is exactly one IP packet.
+#[inline]
+pub(super) fn parse(packet: &[u8]) -> Packet {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => parse_v4(packet),
+        Some(6) => parse_v6(packet),
+        _ => Packet::Unknown,
+    }
+}
+
+#[inline]
+fn parse_v4(packet: &[u8]) -> Packet {
+    let Some(header) = packet.first_chunk::<V4_HEADER_LEN>() else { return Packet::Unknown };
+    let hosts = Hosts { addresses: [ne64(header, 12), 0, 0, 0], version: 4 };
+    let fragment = be16(header, 6);
+    if header[0] != 0x45 || fragment & V4_FRAGMENT != 0 || usize::from(be16(header, 2)) != packet.len() {
+        return Packet::Opaque(hosts);
+    }
+    let ip = u64::from(be16(header, 0)) << 32 | u64::from(fragment) << 16 | u64::from(header[8]);
+    let common =
+        Headers { ip, id: be16(header, 4), id_may_stand: fragment & V4_DF != 0, ..Headers::default() };
+    parse_transport(packet, V4_HEADER_LEN, header[9], hosts, common)
+}
+
+#[inline]
+fn parse_v6(packet: &[u8]) -> Packet {
+    let Some(header) = packet.first_chunk::<V6_HEADER_LEN>() else { return Packet::Unknown };
+    let addresses = [ne64(header, 8), ne64(header, 16), ne64(header, 24), ne64(header, 32)];
+    let hosts = Hosts { addresses, version: 6 };
+    if V6_HEADER_LEN + usize::from(be16(header, 4)) != packet.len() {
+        return Packet::Opaque(hosts);
+    }
+    let ip = u64::from(be32(header, 0)) << 8 | u64::from(header[7]);
+    let common = Headers { ip, id_may_stand: true, ..Headers::default() };
+    parse_transport(packet, V6_HEADER_LEN, header[6], hosts, common)
+}
+
+#[inline]
+fn parse_transport(packet: &[u8], at: usize, protocol: u8, hosts: Hosts, common: Headers) -> Packet {
+    let segment = &packet[at..];
+    match protocol {
+        TCP => parse_tcp(segment, hosts, Headers { transport: at, ..common }),
+        UDP => parse_udp(segment, hosts, Headers { transport: at, ..common }),
+        _ => Packet::Opaque(hosts),
+    }
+}
+
+#[inline]
+fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> Packet {
+    let Some(header) = segment.first_chunk::<TCP_HEADER_LEN>() else { return Packet::Opaque(hosts) };
+    let flow = Flow { hosts, ports: be32(header, 0), protocol: TCP };
+    let header_len = usize::from(header[12] >> 4) * 4;
+    if header_len < TCP_HEADER_LEN || header_len > segment.len() {
+        return Packet::Alone(flow, Refusal::NotCoalescable);
+    }
+    // The kernel's tcp_gro_receive closes a run at FIN, SYN, RST, URG and CWR; ECE and AE (RFC 9768) may change from packet
+    // to packet. Nothing but ACK and PSH, then, and no reserved bits.
+    let flags = header[13];
+    if flags & !PSH != ACK || header[12] & 0xf != 0 {
+        return Packet::Alone(flow, Refusal::Flags);
+    }
+    let payload = segment.len() - header_len;
+    if payload == 0 {
+        return Packet::Alone(flow, Refusal::Size);
+    }
+    let word = be32(header, 12) & !(u32::from(PSH) << 16);
+    Packet::Joinable(Headers {
+        flow,
+        tcp: u64::from(be32(header, 8)) << 32 | u64::from(word),
+        sequence: be32(header, 4),
+        push: flags & PSH != 0,
+        len: common.transport + header_len,
+        payload,
+        ..common
+    })
+}
+
+#[inline]
+fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers) -> Packet {
+    let Some(header) = segment.first_chunk::<UDP_HEADER_LEN>() else { return Packet::Opaque(hosts) };
+    let flow = Flow { hosts, ports: be32(header, 0), protocol: UDP };
+    // Without a checksum there is none to hand to the kernel (udp_gro_receive refuses it, too, "for symmetry with GSO").
+    if usize::from(be16(header, 4)) != segment.len() || be16(header, 6) == 0 {
+        return Packet::Alone(flow, Refusal::NotCoalescable);
+    }
+    let payload = segment.len() - UDP_HEADER_LEN;
+    if payload == 0 {
+        return Packet::Alone(flow, Refusal::Size);
+    }
+    Packet::Joinable(Headers { flow, len: common.transport + UDP_HEADER_LEN, payload, ..common })
+}
+
+/// Eight bytes at `at`, which must lie inside `header`, for comparing only.
+#[inline(always)]
+fn ne64<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+    header[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+}

@@ -1,0 +1,8 @@
+//! Between packets and super-packets: pure functions over buffers.
+
+pub mod coalesce;
+pub mod split;
+pub mod train;
+
+#[cfg(test)]
+mod testing;

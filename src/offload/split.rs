@@ -1,0 +1,303 @@
+//! TX: one TUN frame (packet or TSO/USO super-packet behind a virtio-net header) into the segments of trains.
+//!
+//! What all segments of a super-packet share is summed once ([`Prototype`]); a segment costs a copy of the headers, the
+//! few fields that differ, and copying and summing its payload.
+
+use crate::offload::train::{Train, TrainLimits, message_len};
+use crate::wire::checksum;
+use crate::wire::ip::tcp_flags::{CWR, FIN, PSH};
+use crate::wire::ip::{
+    self, Fragment, IpInfo, TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, V6_HEADER_LEN, be16, be32, put16, put32,
+};
+use crate::wire::message::{DATA_HEADER_LEN, TAG_LEN};
+use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
+
+const TCP_CSUM: usize = 16;
+const UDP_CSUM: usize = 6;
+
+/// Why a frame cannot be sent. Each is counted; none panics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SplitError {
+    /// The virtio-net header is truncated or of an unknown type.
+    Vnet,
+    /// Not IPv4 or IPv6, or lengths that contradict each other.
+    Ip,
+    /// The super-packet's transport header is missing, truncated or not the one its type promises; a super-packet that
+    /// is a fragment.
+    Transport,
+    /// gso_size is zero where it must not be. (More than 65,535 segments cannot be: IP's lengths end there.)
+    GsoSize,
+    /// A checksum offset beyond the packet, or within the IP header.
+    Checksum,
+}
+
+/// Whether all of a frame went into the train.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// The frame is used up.
+    Done,
+    /// The train is full (or closed by a shorter segment): send it, and call again with an empty one.
+    Full,
+}
+
+/// A frame being split.
+pub struct Splitter<'a> {
+    /// The (super-)packet, from its IP header to the end that it states.
+    packet: &'a [u8],
+    info: IpInfo,
+    shape: Shape,
+    /// Segments in all, and the next to be written.
+    segments: usize,
+    next: usize,
+}
+
+enum Shape {
+    /// One packet; where its checksum is to be completed, if it is.
+    Plain(Option<PartialChecksum>),
+    /// A super-packet.
+    Super(Prototype),
+}
+
+#[derive(Clone, Copy)]
+struct PartialChecksum {
+    /// Where summing starts.
+    start: usize,
+    /// Offset of the field from there.
+    field: usize,
+}
+
+/// What the segments of a super-packet have in common.
+struct Prototype {
+    /// Offset of the TCP or UDP header.
+    transport: usize,
+    /// Length of all headers.
+    headers: usize,
+    /// Payload bytes a segment.
+    gso_size: usize,
+    /// Of the IPv4 header without length, identification and checksum; `None` for IPv6.
+    ip_sum: Option<u64>,
+    /// IPv4 identification of the first segment.
+    id: u16,
+    /// Of the pseudo-header and the transport header without lengths, checksum, sequence number and TCP flags.
+    transport_sum: u64,
+    /// Sequence number and flags; `None` for UDP.
+    tcp: Option<(u32, u8)>,
+}
+
+impl<'a> Splitter<'a> {
+    /// Parses `frame`: virtio-net header, IP, transport. Nothing is trusted, `hdr_len` not even read.
+    pub fn new(frame: &'a [u8]) -> Result<Splitter<'a>, SplitError> {
+        let vnet = VnetHeader::parse(frame).ok_or(SplitError::Vnet)?;
+        let packet = frame.get(VNET_HDR_LEN..).ok_or(SplitError::Vnet)?;
+        let info = ip::parse(packet).ok_or(SplitError::Ip)?;
+        let packet = packet.get(..info.len).ok_or(SplitError::Ip)?;
+        let checksum = partial_checksum(&vnet, packet)?;
+        let (shape, segments) = if vnet.gso == GsoType::None {
+            (Shape::Plain(checksum), 1)
+        } else {
+            let prototype = Prototype::new(&vnet, packet)?;
+            // Without payload there is still one packet to send.
+            let segments = (packet.len() - prototype.headers).div_ceil(prototype.gso_size).max(1);
+            (Shape::Super(prototype), segments)
+        };
+        Ok(Splitter { packet, info, shape, segments, next: 0 })
+    }
+
+    /// Addresses, ECN and length of the (super-)packet.
+    pub fn info(&self) -> &IpInfo {
+        &self.info
+    }
+
+    /// Number of segments still to be written.
+    pub fn remaining(&self) -> usize {
+        self.segments - self.next
+    }
+
+    /// Writes as many segments as fit to `out` (the train's buffer): 16 bytes left for the message header, IP/TCP/UDP headers with
+    /// lengths, ids, sequence numbers, flags (CWR on the first only, FIN/PSH on the last only) and checksums fixed, payload,
+    /// zero padding, 16 bytes for the tag. A plain packet is one segment, its checksum completed where NEEDS_CSUM asks.
+    ///
+    /// A segment that not even an empty train in `out` can hold ends the frame: `Done`, with [`Self::remaining`] telling
+    /// how many segments were given up. A buffer of 64 KiB and 128 bytes holds any segment.
+    pub fn write_into(
+        &mut self,
+        out: &mut [u8],
+        train: &mut Train,
+        mtu: usize,
+        limits: &TrainLimits,
+    ) -> Progress {
+        while self.next < self.segments {
+            let inner_len = self.inner_len();
+            let size = message_len(inner_len, mtu);
+            if !train.fits(size, limits) || size > out.len().saturating_sub(train.len()) {
+                return if train.is_empty() { Progress::Done } else { Progress::Full };
+            }
+            let at = train.push(size);
+            let (inner, padding) = out[at + DATA_HEADER_LEN..at + size - TAG_LEN].split_at_mut(inner_len);
+            match &self.shape {
+                Shape::Plain(checksum) => write_plain(self.packet, *checksum, inner),
+                Shape::Super(prototype) => {
+                    prototype.write(self.packet, self.next, self.next + 1 == self.segments, inner);
+                }
+            }
+            padding.fill(0);
+            self.next += 1;
+        }
+        Progress::Done
+    }
+
+    /// Length of the next segment's IP packet.
+    fn inner_len(&self) -> usize {
+        match &self.shape {
+            Shape::Plain(_) => self.packet.len(),
+            Shape::Super(prototype) => {
+                let left = self.packet.len() - prototype.headers - self.next * prototype.gso_size;
+                prototype.headers + left.min(prototype.gso_size)
+            }
+        }
+    }
+}
+
+/// Where the header asks for a checksum, checked against the packet.
+fn partial_checksum(vnet: &VnetHeader, packet: &[u8]) -> Result<Option<PartialChecksum>, SplitError> {
+    if vnet.flags & F_NEEDS_CSUM == 0 {
+        return Ok(None);
+    }
+    let (start, field) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
+    let header = match packet.first() {
+        Some(first) if first >> 4 == 4 => usize::from(first & 0xf) * 4,
+        _ => V6_HEADER_LEN,
+    };
+    let inside = start >= header && start + field + 2 <= packet.len();
+    inside.then_some(Some(PartialChecksum { start, field })).ok_or(SplitError::Checksum)
+}
+
+/// Copies a packet and completes its checksum as `skb_checksum_help` does: the field holds the pseudo-header's sum.
+fn write_plain(packet: &[u8], checksum: Option<PartialChecksum>, out: &mut [u8]) {
+    out.copy_from_slice(packet);
+    if let Some(PartialChecksum { start, field }) = checksum {
+        let sum = !checksum::fold(checksum::sum(&out[start..], 0));
+        // The kernel, too, tells UDP by the offset of its field.
+        let sum = if field == UDP_CSUM { never_zero(sum) } else { sum };
+        put16(out, start + field, sum);
+    }
+}
+
+/// In UDP, zero means "no checksum"; the other zero of one's complement takes its place (RFC 768).
+fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
+impl Prototype {
+    fn new(vnet: &VnetHeader, packet: &[u8]) -> Result<Prototype, SplitError> {
+        let is_v4 = packet.first().is_some_and(|first| first >> 4 == 4);
+        let protocol = match (vnet.gso, is_v4) {
+            (GsoType::TcpV4, true) | (GsoType::TcpV6, false) => TCP,
+            (GsoType::UdpL4, _) => UDP,
+            _ => return Err(SplitError::Transport),
+        };
+        let found = ip::transport(packet).ok_or(SplitError::Transport)?;
+        if found.protocol != protocol || found.fragment != Fragment::Whole {
+            return Err(SplitError::Transport);
+        }
+        if vnet.gso_size == 0 {
+            return Err(SplitError::GsoSize);
+        }
+        let segment = &packet[found.offset..];
+        let header = segment.get(..transport_len(protocol, segment)?).ok_or(SplitError::Transport)?;
+        let pseudo = match (found.routed, vnet.flags & F_NEEDS_CSUM != 0) {
+            (false, _) => checksum::pseudo_header(packet, protocol, 0),
+            // The final destination hides in the routing header, but the kernel's partial checksum knows it (and the
+            // length of the whole, to be subtracted).
+            (true, true) => {
+                let field = if protocol == TCP { TCP_CSUM } else { UDP_CSUM };
+                checksum::word(be16(header, field)) + checksum::dword(!(segment.len() as u32))
+            }
+            (true, false) => return Err(SplitError::Transport),
+        };
+        let (own, tcp) = if protocol == TCP {
+            let offset_byte = checksum::word(u16::from(header[12]) << 8);
+            // Ports; acknowledgment; data offset; window; urgent pointer and options.
+            let pieces = [&header[..4], &header[8..12], &header[14..TCP_CSUM], &header[TCP_CSUM + 2..]];
+            let sum = pieces.into_iter().fold(offset_byte, |sum, piece| checksum::sum(piece, sum));
+            (sum, Some((be32(header, 4), header[13])))
+        } else {
+            (checksum::sum(&header[..4], 0), None)
+        };
+        let ip_sum = is_v4.then(|| {
+            let sum = checksum::sum(&packet[..2], 0);
+            checksum::sum(&packet[12..found.offset], checksum::sum(&packet[6..10], sum))
+        });
+        Ok(Prototype {
+            transport: found.offset,
+            headers: found.offset + header.len(),
+            gso_size: usize::from(vnet.gso_size),
+            ip_sum,
+            id: be16(packet, 4),
+            transport_sum: pseudo + own,
+            tcp,
+        })
+    }
+
+    /// Writes segment `index` of `packet` to `out`, which is as long as the segment.
+    fn write(&self, packet: &[u8], index: usize, last: bool, out: &mut [u8]) {
+        let len = out.len();
+        let done = index * self.gso_size;
+        let (headers, payload) = out.split_at_mut(self.headers);
+        headers.copy_from_slice(&packet[..self.headers]);
+        let from = self.headers + done;
+        payload.copy_from_slice(&packet[from..from + payload.len()]);
+
+        let (ip, transport) = headers.split_at_mut(self.transport);
+        let transport_len = len - self.transport;
+        let shared = self.transport_sum + checksum::dword(transport_len as u32);
+        let mut sum = checksum::sum(payload, shared);
+        if let Some((sequence, flags)) = self.tcp {
+            let sequence = sequence.wrapping_add(done as u32);
+            let flags = segment_flags(flags, index == 0, last);
+            sum += checksum::dword(sequence) + checksum::word(u16::from(flags));
+            put32(transport, 4, sequence);
+            transport[13] = flags;
+            put16(transport, TCP_CSUM, !checksum::fold(sum));
+        } else {
+            sum += checksum::word(transport_len as u16);
+            put16(transport, 4, transport_len as u16);
+            put16(transport, UDP_CSUM, never_zero(!checksum::fold(sum)));
+        }
+
+        if let Some(ip_sum) = self.ip_sum {
+            // As the kernel's inet_gso_segment numbers them.
+            let id = self.id.wrapping_add(index as u16);
+            put16(ip, 2, len as u16);
+            put16(ip, 4, id);
+            put16(ip, 10, !checksum::fold(ip_sum + checksum::word(len as u16) + checksum::word(id)));
+        } else {
+            put16(ip, 4, (len - V6_HEADER_LEN) as u16);
+        }
+    }
+}
+
+/// Length of the transport header that `segment` starts with.
+fn transport_len(protocol: u8, segment: &[u8]) -> Result<usize, SplitError> {
+    if protocol == UDP {
+        return Ok(UDP_HEADER_LEN);
+    }
+    let offset = segment.get(12).ok_or(SplitError::Transport)?;
+    let len = usize::from(offset >> 4) * 4;
+    if len < TCP_HEADER_LEN { Err(SplitError::Transport) } else { Ok(len) }
+}
+
+/// FIN and PSH belong to the last segment, CWR to the first (RFC 3168 section 6.1.2; the kernel's tcp_gso_segment).
+fn segment_flags(flags: u8, first: bool, last: bool) -> u8 {
+    let mut cleared = 0;
+    if !first {
+        cleared |= CWR;
+    }
+    if !last {
+        cleared |= FIN | PSH;
+    }
+    flags & !cleared
+}
+
+#[cfg(test)]
+mod tests;

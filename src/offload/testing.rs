@@ -1,0 +1,209 @@
+//! Packets for the tests of this room, and a reference that reads them: naive, and sharing nothing with the code under
+//! test but the numbers of protocols and flags and the virtio-net header.
+
+pub(super) use crate::wire::ip::tcp_flags::*;
+use crate::wire::ip::{TCP, UDP};
+use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VnetHeader};
+
+/// A TCP or UDP packet, or super-packet.
+#[derive(Clone, Debug)]
+pub(super) struct Spec {
+    pub(super) v6: bool,
+    pub(super) udp: bool,
+    pub(super) host: u8,
+    pub(super) port: u16,
+    pub(super) tos: u8,
+    pub(super) ttl: u8,
+    pub(super) id: u16,
+    /// The IPv4 fragment field.
+    pub(super) fragment: u16,
+    /// The IPv6 flow label.
+    pub(super) label: u16,
+    /// IPv4 options or IPv6 extension headers (each naming its successor) with the first one's number.
+    pub(super) between: (u8, Vec<u8>),
+    pub(super) sequence: u32,
+    pub(super) acknowledgment: u32,
+    pub(super) flags: u8,
+    pub(super) window: u16,
+    pub(super) options: Vec<u8>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Spec {
+    pub(super) fn new(v6: bool, udp: bool, payload: Vec<u8>) -> Spec {
+        Spec {
+            v6,
+            udp,
+            host: 1,
+            port: 5201,
+            tos: 0,
+            ttl: 64,
+            id: 7,
+            fragment: 0x4000,
+            label: 0,
+            between: (0, vec![]),
+            sequence: 1000,
+            acknowledgment: 77,
+            flags: ACK,
+            window: 512,
+            options: vec![],
+            payload,
+        }
+    }
+
+    pub(super) fn protocol(&self) -> u8 {
+        if self.udp { UDP } else { TCP }
+    }
+
+    /// Offset of the transport header.
+    pub(super) fn transport(&self) -> usize {
+        (if self.v6 { 40 } else { 20 }) + self.between.1.len()
+    }
+
+    /// Length of all headers.
+    pub(super) fn headers(&self) -> usize {
+        self.transport() + if self.udp { 8 } else { 20 + self.options.len() }
+    }
+
+    /// The packet with all checksums right.
+    pub(super) fn packet(&self) -> Vec<u8> {
+        let mut packet = self.partial();
+        let transport = self.transport();
+        let field = transport + if self.udp { 6 } else { 16 };
+        let checksum = match !naive(&packet[transport..]) {
+            0 if self.udp => 0xffff,
+            checksum => checksum,
+        };
+        packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+        packet
+    }
+
+    /// The packet with its pseudo-header's sum for a checksum.
+    pub(super) fn partial(&self) -> Vec<u8> {
+        let mut packet = self.ip_header();
+        let transport = packet.len();
+        let len = (self.headers() - transport + self.payload.len()) as u16;
+        packet.extend(self.port.to_be_bytes());
+        packet.extend(40_000u16.to_be_bytes());
+        if self.udp {
+            packet.extend(len.to_be_bytes());
+            packet.extend([0; 2]);
+        } else {
+            packet.extend(self.sequence.to_be_bytes());
+            packet.extend(self.acknowledgment.to_be_bytes());
+            packet.extend([(5 + self.options.len() as u8 / 4) << 4, self.flags]);
+            packet.extend(self.window.to_be_bytes());
+            packet.extend([0; 4]);
+            packet.extend(&self.options);
+        }
+        packet.extend(&self.payload);
+        let pseudo = naive(&pseudo_header(&packet, self.protocol(), len));
+        let field = transport + if self.udp { 6 } else { 16 };
+        packet[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+        packet
+    }
+
+    fn ip_header(&self) -> Vec<u8> {
+        let (first, between) = &self.between;
+        let len = (self.headers() + self.payload.len()) as u16;
+        let mut packet;
+        if self.v6 {
+            packet = vec![0x60 | self.tos >> 4, self.tos << 4, 0, 0];
+            packet[2..].copy_from_slice(&self.label.to_be_bytes());
+            packet.extend((len - 40).to_be_bytes());
+            packet.extend([if between.is_empty() { self.protocol() } else { *first }, self.ttl]);
+            packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, self.host]);
+            packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+            packet.extend(between);
+        } else {
+            packet = vec![0x45 + between.len() as u8 / 4, self.tos];
+            packet.extend(len.to_be_bytes());
+            packet.extend(self.id.to_be_bytes());
+            packet.extend(self.fragment.to_be_bytes());
+            packet.extend([self.ttl, self.protocol(), 0, 0, 10, 0, 0, self.host, 10, 0, 1, 0]);
+            packet.extend(between);
+            let checksum = !naive(&packet);
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        packet
+    }
+
+    /// The TUN frame: a super-packet with `gso_size`, or a packet (`None`) whose checksum is to be completed.
+    pub(super) fn frame(&self, gso_size: Option<u16>) -> Vec<u8> {
+        let gso = match (gso_size, self.udp, self.v6) {
+            (None, ..) => GsoType::None,
+            (_, true, _) => GsoType::UdpL4,
+            (_, _, true) => GsoType::TcpV6,
+            _ => GsoType::TcpV4,
+        };
+        let vnet = VnetHeader {
+            flags: F_NEEDS_CSUM,
+            gso,
+            gso_ecn: self.flags & CWR != 0,
+            hdr_len: 0xdead,
+            gso_size: gso_size.unwrap_or(0),
+            csum_start: self.transport() as u16,
+            csum_offset: if self.udp { 6 } else { 16 },
+        };
+        let mut frame = vnet.to_bytes().to_vec();
+        frame.extend(self.partial());
+        frame
+    }
+}
+
+/// What the reference reads of a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    pub(super) id: u16,
+    pub(super) sequence: u32,
+    pub(super) flags: u8,
+    pub(super) payload: Vec<u8>,
+}
+
+/// Reads a packet shaped like `spec`, asserting that its lengths, checksums and constant fields are right.
+pub(super) fn read(spec: &Spec, packet: &[u8]) -> Read {
+    let (transport, headers) = (spec.transport(), spec.headers());
+    let stated = be16(packet, if spec.v6 { 4 } else { 2 }) + if spec.v6 { 40 } else { 0 };
+    assert_eq!(stated, packet.len(), "stated length");
+    let mut like = Spec { payload: packet[headers..].to_vec(), ..spec.clone() };
+    if !spec.v6 {
+        assert_eq!(naive(&packet[..transport]), 0xffff, "IPv4 header checksum");
+        like.id = be16(packet, 4) as u16;
+    }
+    let mut summed = pseudo_header(packet, spec.protocol(), (packet.len() - transport) as u16);
+    summed.extend(&packet[transport..]);
+    assert_eq!(naive(&summed), 0xffff, "transport checksum");
+    if spec.udp {
+        assert_eq!(be16(packet, transport + 4), packet.len() - transport, "UDP length");
+        assert_ne!(be16(packet, transport + 6), 0, "UDP checksum");
+    } else {
+        like.sequence = (be16(packet, transport + 4) << 16 | be16(packet, transport + 6)) as u32;
+        like.flags = packet[transport + 13];
+    }
+    assert_eq!(packet, like.packet(), "everything else");
+    Read { id: like.id, sequence: like.sequence, flags: like.flags, payload: like.payload }
+}
+
+/// RFC 1071, word by word.
+pub(super) fn naive(data: &[u8]) -> u16 {
+    data.chunks(2).fold(0, |sum: u16, pair| {
+        let (sum, carry) = sum.overflowing_add(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        sum + u16::from(carry)
+    })
+}
+
+fn pseudo_header(packet: &[u8], protocol: u8, len: u16) -> Vec<u8> {
+    let mut bytes = if packet[0] >> 4 == 6 { packet[8..40].to_vec() } else { packet[12..20].to_vec() };
+    bytes.extend([0, protocol]);
+    bytes.extend(len.to_be_bytes());
+    bytes
+}
+
+fn be16(bytes: &[u8], at: usize) -> usize {
+    usize::from(bytes[at]) << 8 | usize::from(bytes[at + 1])
+}
+
+/// Bytes that no two places share for long.
+pub(super) fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect()
+}
