@@ -14,9 +14,11 @@
 //! | [`routing`] | AllowedIPs: longest-prefix match |
 //! | [`index`] | receiver index to worker |
 //! | [`offload`] | split a super-packet, coalesce a run, build trains |
+//! | [`io`] | the I/O trait and its backends, TUN, UDP sockets, steering |
 
 pub mod crypto;
 pub mod index;
+pub mod io;
 pub mod noise;
 pub mod offload;
 pub mod routing;

@@ -1,0 +1,130 @@
+//! What both system-call backends have in common: everything but how they wait and how UDP comes in.
+
+use crate::io::clock::Clock;
+use crate::io::cmsg::{decode_control, decode_name};
+use crate::io::send::SendQueue;
+use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::tunqueue::TunQueue;
+use crate::io::udp::UdpSockets;
+use crate::io::{IoStats, Notice, SendTrain, TunFrame, UdpTrain};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+/// Buffers that wait for datagrams, at most; a smaller pool gives half of its own. So receiving leaves half of the pool to
+/// sending, and sending leaves what receiving still lacks: neither can starve the other.
+const RECEIVE_BUFFERS: usize = 64;
+
+/// The common part.
+pub(super) struct Edge {
+    pub(super) pool: Pool,
+    pub(super) tun: TunQueue,
+    pub(super) out: SendQueue,
+    pub(super) sockets: UdpSockets,
+    pub(super) stats: IoStats,
+    pub(super) clock: Clock,
+}
+
+impl Edge {
+    pub(super) fn new(tun: OwnedFd, pool: Pool) -> Edge {
+        Edge {
+            pool,
+            tun: TunQueue::new(tun),
+            out: SendQueue::new(),
+            sockets: UdpSockets::default(),
+            stats: IoStats::default(),
+            clock: Clock,
+        }
+    }
+
+    /// Buffers that the backend should keep waiting for datagrams: a power of two.
+    pub(super) fn receive_buffers(pool: &Pool) -> usize {
+        let half = (pool.count() / 2).clamp(1, RECEIVE_BUFFERS);
+        1 << half.ilog2()
+    }
+
+    /// A buffer for sending, unless that would take one of the `lacking` that receiving is owed.
+    pub(super) fn alloc(&self, lacking: usize) -> Option<Buf> {
+        if self.pool.free() <= lacking {
+            return None;
+        }
+        self.pool.take()
+    }
+
+    /// Whether [`Self::recv_tun`] might yield something.
+    pub(super) fn tun_is_worth_a_read(&self, lacking: usize) -> bool {
+        self.tun.is_ready() && self.out.blocked().is_none() && self.pool.free() > lacking
+    }
+
+    pub(super) fn recv_tun(&mut self, lacking: usize) -> Option<TunFrame> {
+        if !self.tun_is_worth_a_read(lacking) {
+            return None;
+        }
+        let mut buf = self.pool.take()?;
+        let len = self.tun.read(&mut buf)?;
+        self.stats.tun_reads += 1;
+        Some(TunFrame { buf, len })
+    }
+
+    pub(super) fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
+        self.tun.write(buf, pieces, &mut self.stats);
+    }
+
+    pub(super) fn send_udp(&mut self, train: SendTrain) {
+        self.out.push(train, &self.sockets, &mut self.stats);
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.out.flush(&self.sockets, &mut self.stats);
+    }
+
+    pub(super) fn take_notice(&mut self) -> Option<Notice> {
+        self.out.take_notice().or_else(|| self.tun.take_notice())
+    }
+
+    /// Drops what is queued and takes other sockets; yields the old ones.
+    pub(super) fn rebind(&mut self, sockets: Option<UdpSockets>) -> UdpSockets {
+        self.out.reset(&mut self.stats);
+        std::mem::replace(&mut self.sockets, sockets.unwrap_or_default())
+    }
+}
+
+/// What a receive told beside the bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Received<'a> {
+    pub(super) flags: i32,
+    pub(super) name: &'a [u8],
+    pub(super) control: &'a [u8],
+}
+
+/// The shape of a train of `len` bytes. `None`: truncated, empty (a datagram without bytes is no message of any kind), or
+/// with a name or control data that make no sense.
+pub(super) fn shape(len: usize, received: Received<'_>) -> Option<Shape> {
+    if len == 0 || received.flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        return None;
+    }
+    let from = decode_name(received.name)?;
+    let told = decode_control(received.control)?;
+    let stride = told.stride.unwrap_or(len).min(len);
+    if stride == 0 {
+        return None;
+    }
+    Some(Shape { len, stride, from, to: told.to, ecn: told.ecn })
+}
+
+/// A [`UdpTrain`] without its bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    len: usize,
+    stride: usize,
+    from: std::net::SocketAddr,
+    to: Option<crate::io::LocalAddr>,
+    ecn: u8,
+}
+
+impl Shape {
+    /// With its bytes, which begin at `start` of `buf`.
+    pub(super) fn train(self, buf: Buf, start: usize) -> UdpTrain {
+        let Shape { len, stride, from, to, ecn } = self;
+        UdpTrain { buf, start, len, stride, from, to, ecn }
+    }
+}

@@ -1,0 +1,228 @@
+//! The edge: what a worker needs of the world, as one trait with three implementations: [`uring`] (default), [`mmsg`]
+//! (plain syscalls, for kernels and containers that forbid io_uring, and the oracle for the first), and the simulator's.
+//!
+//! All buffers come from one bounded [`slab::Pool`] a worker; a [`slab::Buf`] is owned by whoever holds it and returns to the
+//! pool on drop, so nothing here borrows from the backend.
+
+#![allow(unsafe_code)] // the I/O room: each block carries its SAFETY line
+
+mod bpf;
+mod cmsg;
+mod edge;
+pub mod error;
+pub mod inherit;
+mod ioctl;
+pub mod link;
+mod refusals;
+mod send;
+mod sys;
+mod tunqueue;
+
+pub mod clock;
+pub mod mmsg;
+#[cfg(test)]
+mod netns;
+pub mod slab;
+mod sockopt;
+pub mod source;
+pub mod steer;
+pub mod tun;
+pub mod tun_namespace;
+pub mod udp;
+pub mod uring;
+pub mod waker;
+
+use crate::io::slab::{Buf, SharedBuf};
+use crate::io::udp::UdpSockets;
+use crate::offload::coalesce::CoalesceOptions;
+use crate::time::Instant;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+/// A local address to send from: what IP_PKTINFO / IPV6_PKTINFO told on receive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalAddr {
+    /// The local IP address.
+    pub ip: IpAddr,
+    /// The interface's index; 0: any.
+    pub interface: u32,
+}
+
+/// Where a peer is, and from which local address to speak to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// The peer's outer address and port.
+    pub addr: SocketAddr,
+    /// Sticky source; `None`: let the kernel's route choose (and keep its route cache).
+    pub from: Option<LocalAddr>,
+}
+
+/// One received train: `len` bytes from `start` in `buf`, segments of `stride` bytes, the last possibly shorter.
+///
+/// `len` and `stride` are never 0: a datagram without bytes is dropped and counted as a receive error.
+#[derive(Debug)]
+pub struct UdpTrain {
+    /// The bytes; at least 16 bytes of headroom lie before `start`.
+    pub buf: Buf,
+    /// Offset of the first datagram.
+    pub start: usize,
+    /// Bytes of all datagrams.
+    pub len: usize,
+    /// Bytes a datagram; equals `len` for a lone one.
+    pub stride: usize,
+    /// Sender.
+    pub from: SocketAddr,
+    /// Local address it was sent to, where the kernel told.
+    pub to: Option<LocalAddr>,
+    /// Outer ECN bits.
+    pub ecn: u8,
+}
+
+/// One train to send: the first `len` bytes of `buf`.
+#[derive(Debug)]
+pub struct SendTrain {
+    /// The bytes.
+    pub buf: Buf,
+    /// Bytes to send.
+    pub len: usize,
+    /// Bytes a datagram.
+    pub stride: usize,
+    /// Destination and source.
+    pub to: Endpoint,
+    /// Outer ECN bits.
+    pub ecn: u8,
+}
+
+/// One frame read from the TUN device: virtio-net header and (super-)packet in the first `len` bytes.
+#[derive(Debug)]
+pub struct TunFrame {
+    /// The bytes.
+    pub buf: Buf,
+    /// Bytes read.
+    pub len: usize,
+}
+
+/// Counters of a backend, cumulative.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct IoStats {
+    /// Trains (UDP sends) handed to the kernel.
+    pub udp_sends: u64,
+    /// Datagrams in them.
+    pub udp_sent_datagrams: u64,
+    /// Sends that the kernel refused for good, in datagrams (unreachable, no buffer, no route).
+    pub udp_send_errors: u64,
+    /// Trains received.
+    pub udp_receives: u64,
+    /// Datagrams truncated or with control data that made no sense: dropped.
+    pub udp_receive_errors: u64,
+    /// TUN reads.
+    pub tun_reads: u64,
+    /// TUN writes.
+    pub tun_writes: u64,
+    /// TUN writes refused (interface down, super-packet refused after the fall-back).
+    pub tun_write_errors: u64,
+    /// Times an offload was switched off at run time (GSO send, GRO write).
+    pub offload_fallbacks: u64,
+    /// Times the loop slept.
+    pub waits: u64,
+}
+
+/// An offload that the kernel refused at run time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// UDP_SEGMENT does not work (`errno`): datagrams go one by one from now on.
+    SendOffloadOff {
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// Trains of so large segments do not pass to `to`: those datagrams go one by one, in fragments where need be.
+    NarrowPath {
+        /// The destination.
+        to: SocketAddr,
+        /// Bytes a segment.
+        size: usize,
+    },
+    /// The TUN device refuses super-packets (TCP, else UDP): plain packets from now on.
+    TunOffloadOff {
+        /// TCP; else UDP.
+        tcp: bool,
+    },
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Notice::SendOffloadOff { errno } => {
+                let cause = std::io::Error::from_raw_os_error(*errno);
+                write!(f, "UDP segmentation offload switched off: {cause}")
+            }
+            Notice::NarrowPath { to, size } => {
+                write!(
+                    f,
+                    "the path to {to} takes no trains of {size}-byte datagrams: sending them one by one"
+                )
+            }
+            Notice::TunOffloadOff { tcp } => {
+                let kind = if *tcp { "TCP" } else { "UDP" };
+                write!(f, "the TUN device refuses coalesced {kind}: writing plain packets")
+            }
+        }
+    }
+}
+
+/// A worker's view of the world.
+///
+/// Order: what is queued by `send_udp` leaves in that order; so does what is queued by `write_tun`. Nothing is promised
+/// between the two. Backpressure: when the UDP socket is full, queued trains stay queued (bounded) and `recv_tun`
+/// yields nothing until they are gone, so no packet overtakes another.
+pub trait Io {
+    /// Sleeps until something can be received, the waker was rung, or `until`; returns the time now.
+    /// `Some(now or earlier)` polls. An error is fatal for the worker (the TUN device is gone).
+    fn wait(&mut self, until: Option<Instant>) -> std::io::Result<Instant>;
+
+    /// The next frame of the TUN queue that is ready, without blocking.
+    fn recv_tun(&mut self) -> Option<TunFrame>;
+
+    /// The next train of either UDP socket that is ready, without blocking.
+    fn recv_udp(&mut self) -> Option<UdpTrain>;
+
+    /// An empty buffer to build a train or packet in; `None` when the pool is exhausted.
+    fn alloc(&mut self) -> Option<Buf>;
+
+    /// Queues a train.
+    fn send_udp(&mut self, train: SendTrain);
+
+    /// Queues one packet or super-packet: `pieces` of `buf`, the first beginning with a virtio-net header. The backend keeps
+    /// its clone of `buf` until the write is done. A super-packet that the kernel refuses is split and written again.
+    fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]);
+
+    /// Hands everything queued to the kernel.
+    fn flush(&mut self);
+
+    /// Takes other sockets (another port, interface up) or none (interface down). What was queued on the old ones is dropped.
+    fn rebind(&mut self, sockets: Option<UdpSockets>);
+
+    /// Whether UDP_SEGMENT still works, so that trains of more than one segment are worth building.
+    fn gso(&self) -> bool;
+
+    /// Counters so far.
+    fn stats(&self) -> IoStats;
+
+    /// The next destination whose sticky source the kernel refused and that was reached without it: the address went away.
+    fn take_source_gone(&mut self) -> Option<Endpoint> {
+        None
+    }
+
+    /// Super-packets that the device keeps refusing: build none of these any more.
+    fn tun_refuses(&self) -> CoalesceOptions {
+        CoalesceOptions::default()
+    }
+
+    /// The next thing that went wrong and is worth one line of log. Bounded; a narrow path may be told again much later.
+    fn take_notice(&mut self) -> Option<Notice> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Which destinations refused trains of which segment size: a small bounded memory, so that one narrow path costs neither a
+//! failed system call a train nor everybody's UDP_SEGMENT.
+
+use std::net::IpAddr;
+
+/// Destinations remembered; a further one takes the place of the oldest. 64 × 40 bytes.
+const MEMORY: usize = 64;
+/// Trains after which a destination is tried again: its path may have grown.
+const TRY_AGAIN_AFTER: u32 = 4096;
+
+struct Refusal {
+    to: IpAddr,
+    /// Smallest segment refused, in bytes.
+    size: usize,
+    /// Trains until it is forgotten.
+    left: u32,
+}
+
+/// The memory.
+#[derive(Default)]
+pub(super) struct Refusals {
+    entries: Vec<Refusal>,
+    oldest: usize,
+}
+
+impl Refusals {
+    /// Remembers that segments of `size` bytes do not pass to `to` as a train.
+    pub(super) fn add(&mut self, to: IpAddr, size: usize) {
+        if let Some(known) = self.entries.iter_mut().find(|entry| entry.to == to) {
+            known.size = known.size.min(size);
+            known.left = TRY_AGAIN_AFTER;
+            return;
+        }
+        let entry = Refusal { to, size, left: TRY_AGAIN_AFTER };
+        if self.entries.len() < MEMORY {
+            self.entries.push(entry);
+        } else {
+            self.entries[self.oldest] = entry;
+            self.oldest = (self.oldest + 1) % MEMORY;
+        }
+    }
+
+    /// Whether a train of segments of `size` bytes to `to` would be refused. Counts the train.
+    pub(super) fn refuses(&mut self, to: IpAddr, size: usize) -> bool {
+        let Some(at) = self.entries.iter().position(|entry| entry.to == to && entry.size <= size) else {
+            return false;
+        };
+        self.entries[at].left -= 1;
+        if self.entries[at].left == 0 {
+            self.entries.swap_remove(at);
+            self.oldest = 0;
+        }
+        true
+    }
+
+    /// Destinations remembered now.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.oldest = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(n: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, n])
+    }
+
+    #[test]
+    fn only_that_destination_and_that_size_or_more_are_refused() {
+        let mut refusals = Refusals::default();
+        refusals.add(ip(1), 1400);
+        refusals.add(ip(1), 1300);
+        assert!(refusals.refuses(ip(1), 1300) && refusals.refuses(ip(1), 1452));
+        assert!(!refusals.refuses(ip(1), 1299) && !refusals.refuses(ip(2), 1452));
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_the_newest_stay() {
+        let mut refusals = Refusals::default();
+        (0..=255).for_each(|n| refusals.add(ip(n), 1400));
+        assert_eq!(refusals.len(), MEMORY);
+        assert!(refusals.refuses(ip(255), 1400) && !refusals.refuses(ip(0), 1400));
+    }
+
+    #[test]
+    fn a_path_is_tried_again_after_a_while() {
+        let mut refusals = Refusals::default();
+        refusals.add(ip(1), 1400);
+        let refused = (0..TRY_AGAIN_AFTER + 1).filter(|_| refusals.refuses(ip(1), 1400)).count();
+        assert_eq!(refused, TRY_AGAIN_AFTER as usize);
+        assert_eq!(refusals.len(), 0);
+    }
+}

@@ -1,0 +1,337 @@
+//! The queue of trains on their way out: kept in order, sent by sendmmsg, and what to do when the kernel refuses one.
+//!
+//! Every refusal is that of the queue's front (sendmmsg stops at the first message that fails), so mending the front and
+//! calling again keeps the order:
+//!
+//! | errno | on | then |
+//! | --- | --- | --- |
+//! | EAGAIN | anything | everything stays queued until the socket is writable |
+//! | ENOBUFS | anything | the same, a few times; then the front is dropped |
+//! | EINVAL, ENETUNREACH, EHOSTUNREACH, EADDRNOTAVAIL, ENODEV | a sticky source | once more without; if that goes, the source is gone |
+//! | EIO | a train | no UDP_SEGMENT any more: its segments one by one |
+//! | EMSGSIZE, EINVAL | a train | this path is too narrow: its segments one by one, remembered |
+//! | EMSGSIZE | one datagram | that datagram is dropped |
+//! | any other | anything | the rest of the train is dropped |
+
+use crate::io::refusals::Refusals;
+use crate::io::sys::Batch;
+use crate::io::udp::UdpSockets;
+use crate::io::{Endpoint, IoStats, Notice, SendTrain};
+use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Trains that may wait for a full socket: 256 × [`BUF_SIZE`](crate::io::slab::BUF_SIZE) = 17 MiB of the pool at most.
+pub(super) const SEND_QUEUE: usize = 256;
+/// Messages a sendmmsg.
+const BATCH: usize = 64;
+/// Times a train is tried again after ENOBUFS.
+const NOBUFS_RETRIES: u8 = 4;
+/// Sources reported gone and not yet taken; a further one is not reported (its next send will).
+const GONE_LIST: usize = 64;
+/// Notices not yet taken; further ones are not kept (the counter has them).
+const NOTICE_LIST: usize = 8;
+/// A segment of this size fits every path, headers included (IPv6's least MTU, RFC 8200 section 5): refused, it was not the path.
+const FITS_ANY_PATH: usize = 1280 - 48;
+/// So many destinations refuse trains while none ever took one: it is not the paths, it is UDP_SEGMENT.
+const UNPROVEN_REFUSALS: usize = 4;
+
+/// The two families, as an index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    fn of(addr: &SocketAddr) -> Family {
+        if addr.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// Its socket.
+    pub(super) fn socket(self, sockets: &UdpSockets) -> Option<BorrowedFd<'_>> {
+        let fd = match self {
+            Family::V4 => &sockets.v4,
+            Family::V6 => &sockets.v6,
+        };
+        fd.as_ref().map(AsFd::as_fd)
+    }
+}
+
+struct Outgoing {
+    train: SendTrain,
+    /// Bytes that went already, where the segments go one by one.
+    sent: usize,
+    /// One datagram a message, no UDP_SEGMENT.
+    singly: bool,
+    nobufs: u8,
+    /// The sticky source that the kernel refused a moment ago.
+    suspect: Option<Endpoint>,
+}
+
+impl Outgoing {
+    /// Datagrams still to go.
+    fn datagrams(&self) -> usize {
+        (self.train.len - self.sent).div_ceil(self.train.stride)
+    }
+
+    /// Accounts for one message that went or is given up; true: it was the train's last.
+    fn advance(&mut self) -> bool {
+        self.sent = match self.singly {
+            true => (self.sent + self.train.stride).min(self.train.len),
+            false => self.train.len,
+        };
+        self.sent == self.train.len
+    }
+}
+
+/// The queue.
+pub(super) struct SendQueue {
+    queue: VecDeque<Outgoing>,
+    batch: Batch,
+    blocked: Option<Family>,
+    gso: bool,
+    /// False: UDP_SEGMENT is not even tried.
+    gso_wanted: bool,
+    /// A train of several segments went at least once.
+    proven: bool,
+    refusals: Refusals,
+    gone: VecDeque<Endpoint>,
+    notices: VecDeque<Notice>,
+}
+
+impl SendQueue {
+    pub(super) fn new() -> SendQueue {
+        SendQueue {
+            queue: VecDeque::with_capacity(SEND_QUEUE),
+            batch: Batch::new(BATCH),
+            blocked: None,
+            gso: true,
+            gso_wanted: true,
+            proven: false,
+            refusals: Refusals::default(),
+            gone: VecDeque::with_capacity(GONE_LIST),
+            notices: VecDeque::with_capacity(NOTICE_LIST),
+        }
+    }
+
+    /// Whether UDP_SEGMENT works.
+    pub(super) fn gso(&self) -> bool {
+        self.gso
+    }
+
+    /// Sends one datagram at a time for good.
+    pub(super) fn forgo_gso(&mut self) {
+        self.gso = false;
+        self.gso_wanted = false;
+    }
+
+    /// The family whose socket must become writable before anything goes on.
+    pub(super) fn blocked(&self) -> Option<Family> {
+        self.blocked
+    }
+
+    pub(super) fn take_gone(&mut self) -> Option<Endpoint> {
+        self.gone.pop_front()
+    }
+
+    pub(super) fn take_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    /// For other sockets: drops what is queued, counts it, and forgets what the old ones refused.
+    pub(super) fn reset(&mut self, stats: &mut IoStats) {
+        while !self.queue.is_empty() {
+            self.drop_front(stats);
+        }
+        self.blocked = None;
+        self.gso = self.gso_wanted;
+        self.proven = false;
+        self.refusals.clear();
+    }
+
+    /// Queues a train. A full queue is flushed first; a train that still finds no room, or has no datagram, is dropped.
+    pub(super) fn push(&mut self, train: SendTrain, sockets: &UdpSockets, stats: &mut IoStats) {
+        if train.len == 0 || train.stride == 0 || train.len > train.buf.len() {
+            debug_assert!(false, "an empty or overlong train");
+            stats.udp_send_errors += 1;
+            return;
+        }
+        if self.queue.len() >= SEND_QUEUE && self.blocked.is_none() {
+            self.flush(sockets, stats);
+        }
+        let mut out = Outgoing { train, sent: 0, singly: false, nobufs: 0, suspect: None };
+        let datagrams = out.datagrams();
+        if self.queue.len() >= SEND_QUEUE {
+            stats.udp_send_errors += datagrams as u64;
+            return;
+        }
+        out.singly = datagrams > 1
+            && (!self.gso
+                || datagrams > MAX_SEGMENTS
+                || out.train.len > MAX_BYTES
+                || self.refusals.refuses(out.train.to.addr.ip(), out.train.stride));
+        self.queue.push_back(out);
+    }
+
+    /// Sends as much as the sockets take.
+    pub(super) fn flush(&mut self, sockets: &UdpSockets, stats: &mut IoStats) {
+        self.blocked = None;
+        while let Some(front) = self.queue.front() {
+            let family = Family::of(&front.train.to.addr);
+            let Some(socket) = family.socket(sockets) else {
+                self.drop_front(stats);
+                continue;
+            };
+            let count = self.fill(family);
+            // SAFETY: the messages point into buffers of trains that stay in `queue` during the call.
+            let outcome = match unsafe { self.batch.send(socket, count) } {
+                Ok(0) => self.refused(libc::EAGAIN, family, stats),
+                Ok(n) => {
+                    self.sent(n, stats);
+                    Continue(())
+                }
+                Err(errno) => self.refused(errno, family, stats),
+            };
+            if outcome.is_break() {
+                return;
+            }
+        }
+    }
+
+    /// Turns the front of the queue, as far as it is of one family, into messages; how many.
+    fn fill(&mut self, family: Family) -> usize {
+        let mut count = 0;
+        for out in &self.queue {
+            if Family::of(&out.train.to.addr) != family {
+                break;
+            }
+            let SendTrain { buf, len, stride, to, ecn } = &out.train;
+            let size = if out.singly { *stride } else { *len };
+            for message in buf[out.sent..*len].chunks(size) {
+                if count == self.batch.capacity() {
+                    return count;
+                }
+                self.batch.set_send(count, message, &to.addr, |control| {
+                    if let (true, Ok(segment)) = (message.len() > *stride, u16::try_from(*stride)) {
+                        control.push_segment(segment);
+                    }
+                    if let Some(from) = &to.from {
+                        control.push_source(from);
+                    }
+                    if *ecn != 0 {
+                        control.push_ecn(&to.addr, *ecn);
+                    }
+                });
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// The first `count` messages went.
+    fn sent(&mut self, count: usize, stats: &mut IoStats) {
+        for _ in 0..count {
+            let Some(front) = self.queue.front_mut() else { return };
+            let datagrams = if front.singly { 1 } else { front.datagrams() };
+            stats.udp_sends += 1;
+            stats.udp_sent_datagrams += datagrams as u64;
+            self.proven |= datagrams > 1;
+            let gone = front.suspect.take();
+            if front.advance() {
+                self.queue.pop_front();
+            }
+            if let Some(endpoint) = gone {
+                self.source_gone(endpoint);
+            }
+        }
+    }
+
+    /// It went without its sticky source and not with it: nothing more is sent from there.
+    fn source_gone(&mut self, endpoint: Endpoint) {
+        for out in &mut self.queue {
+            if out.train.to == endpoint {
+                out.train.to.from = None;
+            }
+        }
+        if self.gone.len() < GONE_LIST && !self.gone.contains(&endpoint) {
+            self.gone.push_back(endpoint);
+        }
+    }
+
+    /// The kernel refused the front; see the table at the top of this file.
+    fn refused(&mut self, errno: i32, family: Family, stats: &mut IoStats) -> ControlFlow<()> {
+        let Some(front) = self.queue.front_mut() else { return Break(()) };
+        match errno {
+            libc::EINTR => {}
+            libc::EAGAIN => {
+                self.blocked = Some(family);
+                return Break(());
+            }
+            libc::ENOBUFS if front.nobufs < NOBUFS_RETRIES => {
+                front.nobufs += 1;
+                self.blocked = Some(family);
+                return Break(());
+            }
+            libc::EINVAL | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL | libc::ENODEV
+                if front.train.to.from.is_some() =>
+            {
+                front.suspect = Some(front.train.to);
+                front.train.to.from = None;
+            }
+            libc::EIO | libc::EINVAL | libc::EMSGSIZE if !front.singly && front.datagrams() > 1 => {
+                self.fall_back(errno, stats);
+            }
+            libc::EMSGSIZE => {
+                stats.udp_send_errors += 1;
+                if front.advance() {
+                    self.queue.pop_front();
+                }
+            }
+            _ => self.drop_front(stats),
+        }
+        Continue(())
+    }
+
+    /// The front is a train that went in no form of a train: from here on one by one.
+    fn fall_back(&mut self, errno: i32, stats: &mut IoStats) {
+        let Some(front) = self.queue.front_mut() else { return };
+        front.singly = true;
+        // The train was at fault, not its source.
+        if let Some(endpoint) = front.suspect.take() {
+            front.train.to = endpoint;
+        }
+        let (to, size) = (front.train.to.addr, front.train.stride);
+        stats.offload_fallbacks += 1;
+        let unproven = !self.proven && self.refusals.len() + 1 >= UNPROVEN_REFUSALS;
+        let off = errno == libc::EIO || (errno == libc::EINVAL && (size <= FITS_ANY_PATH || unproven));
+        self.gso &= !off;
+        for out in &mut self.queue {
+            let same_path = out.train.to.addr.ip() == to.ip() && out.train.stride >= size;
+            out.singly |= out.datagrams() > 1 && (off || same_path);
+        }
+        let notice = match off {
+            true => Notice::SendOffloadOff { errno },
+            false => {
+                self.refusals.add(to.ip(), size);
+                Notice::NarrowPath { to, size }
+            }
+        };
+        if self.notices.len() < NOTICE_LIST {
+            self.notices.push_back(notice);
+        }
+    }
+
+    fn drop_front(&mut self, stats: &mut IoStats) {
+        if let Some(front) = self.queue.pop_front() {
+            stats.udp_send_errors += front.datagrams() as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

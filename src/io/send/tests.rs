@@ -1,0 +1,119 @@
+use super::*;
+use crate::io::LocalAddr;
+use crate::io::slab::Pool;
+
+fn queue_of(trains: &[(usize, usize, Endpoint)]) -> (SendQueue, IoStats) {
+    let (pool, mut stats) = (Pool::new(SEND_QUEUE + 8).unwrap(), IoStats::default());
+    let mut queue = SendQueue::new();
+    for &(len, stride, to) in trains {
+        let train = SendTrain { buf: pool.take().unwrap(), len, stride, to, ecn: 0 };
+        queue.push(train, &UdpSockets::default(), &mut stats);
+    }
+    (queue, stats)
+}
+
+fn peer(n: u8) -> Endpoint {
+    Endpoint { addr: SocketAddr::from(([10, 0, 0, n], 51820)), from: None }
+}
+
+fn sticky(n: u8) -> Endpoint {
+    Endpoint { from: Some(LocalAddr { ip: [10, 0, 0, 99].into(), interface: 0 }), ..peer(n) }
+}
+
+#[test]
+fn eio_switches_trains_off_for_all_from_the_first_unsent() {
+    let (mut queue, mut stats) =
+        queue_of(&[(100, 100, peer(1)), (3000, 1000, peer(1)), (4000, 1000, peer(2))]);
+    queue.sent(1, &mut stats);
+    assert!(queue.refused(libc::EIO, Family::V4, &mut stats).is_continue());
+    assert!(!queue.gso());
+    assert_eq!(queue.fill(Family::V4), 7);
+    assert_eq!((stats.offload_fallbacks, stats.udp_send_errors), (1, 0));
+    assert_eq!(queue.take_notice(), Some(Notice::SendOffloadOff { errno: libc::EIO }));
+}
+
+#[test]
+fn emsgsize_concerns_one_path_only() {
+    let (mut queue, mut stats) =
+        queue_of(&[(2904, 1452, peer(1)), (2904, 1452, peer(2)), (2400, 1200, peer(1))]);
+    assert!(queue.refused(libc::EMSGSIZE, Family::V4, &mut stats).is_continue());
+    assert!(queue.gso());
+    assert_eq!(queue.fill(Family::V4), 2 + 1 + 1);
+    queue.sent(1, &mut stats);
+    assert_eq!(queue.fill(Family::V4), 1 + 1 + 1);
+    // The second half is refused for its own sake: it alone is lost.
+    assert!(queue.refused(libc::EMSGSIZE, Family::V4, &mut stats).is_continue());
+    assert_eq!((queue.fill(Family::V4), stats.udp_send_errors), (2, 1));
+}
+
+#[test]
+fn einval_is_the_path_unless_the_segments_fit_every_path() {
+    let (mut queue, mut stats) = queue_of(&[(2904, 1452, peer(1))]);
+    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert!(queue.gso());
+    let (mut queue, mut stats) = queue_of(&[(2000, 1000, peer(1))]);
+    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert!(!queue.gso());
+}
+
+#[test]
+fn einval_everywhere_and_never_a_train_that_went_is_no_matter_of_paths() {
+    let all: Vec<_> = (1..=4).map(|n| (2904, 1452, peer(n))).collect();
+    let (mut queue, mut stats) = queue_of(&all);
+    for n in 1..=4 {
+        assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+        assert_eq!(queue.gso(), n < 4);
+        queue.sent(2, &mut stats);
+    }
+    assert_eq!(stats.udp_sent_datagrams, 8);
+}
+
+#[test]
+fn a_refused_source_is_tried_once_without_and_reported_only_if_that_helps() {
+    let (mut queue, mut stats) =
+        queue_of(&[(100, 100, sticky(1)), (100, 100, sticky(1)), (100, 100, sticky(2))]);
+    assert!(queue.refused(libc::ENETUNREACH, Family::V4, &mut stats).is_continue());
+    assert_eq!(queue.take_gone(), None);
+    queue.sent(1, &mut stats);
+    assert_eq!(queue.take_gone(), Some(sticky(1)));
+    assert_eq!(queue.queue.iter().map(|out| out.train.to).collect::<Vec<_>>(), [peer(1), sticky(2)]);
+    queue.sent(1, &mut stats);
+    // The other destination is unreachable from anywhere.
+    assert!(queue.refused(libc::ENETUNREACH, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::ENETUNREACH, Family::V4, &mut stats).is_continue());
+    assert_eq!((queue.take_gone(), stats.udp_send_errors, queue.queue.len()), (None, 1, 0));
+}
+
+#[test]
+fn a_train_that_its_path_refuses_keeps_its_source() {
+    let (mut queue, mut stats) = queue_of(&[(2904, 1452, sticky(1))]);
+    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert_eq!(queue.queue[0].train.to, sticky(1));
+    assert!(queue.queue[0].singly);
+    queue.sent(2, &mut stats);
+    assert_eq!((queue.take_gone(), queue.queue.len()), (None, 0));
+}
+
+#[test]
+fn no_buffer_space_is_waited_for_a_few_times_only() {
+    let (mut queue, mut stats) = queue_of(&[(100, 100, peer(1))]);
+    for _ in 0..NOBUFS_RETRIES {
+        assert!(queue.refused(libc::ENOBUFS, Family::V4, &mut stats).is_break());
+        assert_eq!(queue.blocked(), Some(Family::V4));
+    }
+    assert!(queue.refused(libc::ENOBUFS, Family::V4, &mut stats).is_continue());
+    assert_eq!((stats.udp_send_errors, queue.queue.len()), (1, 0));
+}
+
+#[test]
+fn a_full_queue_drops_the_newest_and_counts_its_datagrams() {
+    let (mut queue, mut stats) = queue_of(&[(100, 100, peer(1))]);
+    assert!(queue.refused(libc::EAGAIN, Family::V4, &mut stats).is_break());
+    let pool = Pool::new(SEND_QUEUE).unwrap();
+    for _ in 0..SEND_QUEUE {
+        let train = SendTrain { buf: pool.take().unwrap(), len: 300, stride: 100, to: peer(1), ecn: 0 };
+        queue.push(train, &UdpSockets::default(), &mut stats);
+    }
+    assert_eq!((queue.queue.len(), stats.udp_send_errors), (SEND_QUEUE, 3));
+}

@@ -1,0 +1,212 @@
+//! The buffer slab: one bounded, page-aligned mapping a worker, cut into equal buffers that are owned by their holders.
+//!
+//! ```text
+//!   base                                            free: [7, 2, 5]      (a stack: the buffer last used is still in cache)
+//!   | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |            holders: [1, 3, 0, …]   (1: a Buf or a lone SharedBuf, 0: free)
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::io::{Error, ErrorKind};
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// Bytes a buffer: a 64 KiB super-packet or train with room for headers, control data and headroom before it.
+pub const BUF_SIZE: usize = 68 * 1024;
+/// Most buffers in a pool: io_uring names a provided buffer, and sizes their ring, within 15 bits. 2.2 GiB of address space.
+pub const MAX_BUFFERS: usize = 32_768;
+
+/// Hands out buffers. Not `Send`: it belongs to one worker's thread.
+#[derive(Clone)]
+pub struct Pool(Rc<Slab>);
+
+struct Slab {
+    base: NonNull<u8>,
+    free: RefCell<Vec<u32>>,
+    /// Handles a buffer.
+    holders: Box<[Cell<u32>]>,
+}
+
+/// A buffer of [`BUF_SIZE`] bytes, unique; dereferences to its bytes; returns to its pool on drop.
+///
+/// Invariant: the [`SharedBuf`] inside is its slot's only handle.
+pub struct Buf(SharedBuf);
+
+/// A buffer that no one writes any more, counted; returns to its pool with the last clone.
+pub struct SharedBuf {
+    slab: Rc<Slab>,
+    slot: u32,
+}
+
+impl Pool {
+    /// Maps `count` buffers (`count` × [`BUF_SIZE`] bytes), 1 to [`MAX_BUFFERS`]. Memory is touched only when first used.
+    pub fn new(count: usize) -> std::io::Result<Pool> {
+        if count == 0 || count > MAX_BUFFERS {
+            let what = format!("a pool of {count} buffers: 1 to {MAX_BUFFERS} are possible");
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                count * BUF_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(ErrorKind::OutOfMemory)?;
+        Ok(Pool(Rc::new(Slab {
+            base,
+            free: RefCell::new((0..count as u32).rev().collect()),
+            holders: vec![Cell::new(0); count].into_boxed_slice(),
+        })))
+    }
+
+    /// A free buffer; its content is whatever was there before.
+    pub fn take(&self) -> Option<Buf> {
+        let slot = self.0.free.borrow_mut().pop()?;
+        self.0.holders[slot as usize].set(1);
+        Some(Buf(SharedBuf { slab: Rc::clone(&self.0), slot }))
+    }
+
+    /// Free buffers.
+    pub fn free(&self) -> usize {
+        self.0.free.borrow().len()
+    }
+
+    /// All buffers, free or not.
+    pub fn count(&self) -> usize {
+        self.0.holders.len()
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: `base` is the mapping of `new`, of this length; every handle holds the slab, so none is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.holders.len() * BUF_SIZE) };
+    }
+}
+
+impl Buf {
+    /// Gives up writing, so that several writes may refer to the buffer.
+    pub fn share(self) -> SharedBuf {
+        self.0
+    }
+
+    /// Its number in the pool, below [`MAX_BUFFERS`].
+    pub(super) fn slot(&self) -> u16 {
+        self.0.slot as u16
+    }
+}
+
+impl SharedBuf {
+    fn start(&self) -> *mut u8 {
+        // SAFETY: `slot` came from the free list, so it is below the count, and the offset lies within the mapping.
+        unsafe { self.slab.base.as_ptr().add(self.slot as usize * BUF_SIZE) }
+    }
+
+    fn holders(&self) -> &Cell<u32> {
+        &self.slab.holders[self.slot as usize]
+    }
+}
+
+impl Clone for SharedBuf {
+    fn clone(&self) -> SharedBuf {
+        // 2^32 clones of a 16-byte handle do not fit in memory; `mem::forget` in a loop could still count there.
+        self.holders()
+            .set(self.holders().get().checked_add(1).expect("fewer handles than memory has room for"));
+        SharedBuf { slab: Rc::clone(&self.slab), slot: self.slot }
+    }
+}
+
+impl Drop for SharedBuf {
+    fn drop(&mut self) {
+        let left = self.holders().get() - 1;
+        self.holders().set(left);
+        if left == 0 {
+            // Never grows: the vector was born with room for every slot.
+            self.slab.free.borrow_mut().push(self.slot);
+        }
+    }
+}
+
+impl std::ops::Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+impl std::ops::DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the slot's BUF_SIZE bytes are mapped, initialized (anonymous memory is zero) and, by the invariant of
+        // `Buf`, reachable through no other handle while this exclusive borrow lasts.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start(), BUF_SIZE) }
+    }
+}
+impl std::ops::Deref for SharedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the slot's BUF_SIZE bytes are mapped and initialized; nobody writes them while a shared handle exists,
+        // and a `Buf` is written through an exclusive borrow of itself only.
+        unsafe { std::slice::from_raw_parts(self.start(), BUF_SIZE) }
+    }
+}
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Buf")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_hands_out_each_buffer_once_and_then_none() {
+        let pool = Pool::new(3).unwrap();
+        let mut all: Vec<Buf> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(all.len(), 3);
+        for (n, buf) in all.iter_mut().enumerate() {
+            buf.fill(n as u8 + 1);
+        }
+        for (n, buf) in all.iter().enumerate() {
+            assert_eq!(buf.len(), BUF_SIZE);
+            assert!(buf.iter().all(|&b| b == n as u8 + 1));
+        }
+        assert!(pool.take().is_none());
+        drop(all.pop());
+        assert_eq!(pool.free(), 1);
+        assert!(pool.take().is_some());
+    }
+
+    #[test]
+    fn a_shared_buffer_returns_with_its_last_clone() {
+        let pool = Pool::new(1).unwrap();
+        let mut buf = pool.take().unwrap();
+        buf[7] = 42;
+        let shared = buf.share();
+        let clone = shared.clone();
+        drop(shared);
+        assert_eq!((pool.free(), clone[7]), (0, 42));
+        drop(clone);
+        assert_eq!(pool.free(), 1);
+    }
+
+    #[test]
+    fn buffers_outlive_the_pool_handle() {
+        let mut buf = Pool::new(2).unwrap().take().unwrap();
+        buf[BUF_SIZE - 1] = 9;
+        assert_eq!(buf.share()[BUF_SIZE - 1], 9);
+    }
+
+    #[test]
+    fn a_pool_has_bounds() {
+        assert!(Pool::new(0).is_err());
+        assert!(Pool::new(MAX_BUFFERS + 1).is_err());
+        assert_eq!(Pool::new(MAX_BUFFERS).unwrap().free(), MAX_BUFFERS);
+    }
+}

@@ -1,0 +1,167 @@
+//! Steering: which worker a datagram or an inner packet reaches.
+//!
+//! Towards UDP sockets a classic-BPF program on the SO_REUSEPORT group reads the receiver index out of the message; towards
+//! TUN queues an extended-BPF program ([`program`]) looks the destination up in longest-prefix maps. Both are policy, not
+//! correctness: any worker may seal for any peer, and a datagram for another worker is handed on.
+
+mod program;
+
+use crate::index::MAX_WORKERS;
+use crate::io::error::{explain, invalid};
+use crate::io::{bpf, ioctl, sockopt};
+use crate::routing::Prefix;
+use crate::wire::message::DATA_OVERHEAD;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Attaches the classic-BPF program that picks the socket by receiver index (SO_ATTACH_REUSEPORT_CBPF) to the group of
+/// `socket`. Sockets are numbered in the order in which they were bound; call it after the last bind.
+pub fn attach_udp(socket: BorrowedFd<'_>, workers: usize) -> io::Result<()> {
+    check_workers(workers)?;
+    sockopt::attach_reuseport_filter(socket, &mut udp_program(workers as u32))
+}
+
+/// The kernel falls back to its hash of addresses and ports when the program names no member of the group
+/// (`reuseport_select_sock`).
+const BY_HASH: u32 = u32::MAX;
+
+/// Message types 2 to 4, and where the low byte of their receiver index stands (little-endian, so it comes first).
+const RESPONSE: u32 = 2;
+const COOKIE_REPLY: u32 = 3;
+const DATA: u32 = 4;
+const INDEX_OFFSET: u32 = 4;
+const RESPONSE_INDEX_OFFSET: u32 = 8;
+
+/// The program: offset 0 is the UDP payload, of a GRO train the first datagram's. A load beyond the end would return 0, the first worker;
+/// hence the length is asked first. No message with an index is shorter than an empty data message.
+fn udp_program(workers: u32) -> [libc::sock_filter; 12] {
+    let insn = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let length = insn(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0);
+    let byte = |offset| insn(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, offset);
+    let if_equal = |k, then, or| insn(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, then, or, k);
+    let if_at_least = |k, then, or| insn(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, then, or, k);
+    let jump = |k| insn(libc::BPF_JMP | libc::BPF_JA, 0, 0, k);
+    [
+        length,
+        if_at_least(DATA_OVERHEAD as u32, 0, 9),
+        byte(0),
+        if_equal(DATA, 2, 0),
+        if_equal(COOKIE_REPLY, 1, 0),
+        if_equal(RESPONSE, 2, 5),
+        byte(INDEX_OFFSET),
+        jump(1),
+        byte(RESPONSE_INDEX_OFFSET),
+        if_at_least(workers, 1, 0),
+        insn(libc::BPF_RET | BPF_A, 0, 0, 0),
+        insn(libc::BPF_RET | libc::BPF_K, 0, 0, BY_HASH),
+    ]
+}
+
+/// Of a return instruction: the accumulator (`linux/bpf_common.h`).
+const BPF_A: u32 = 0x10;
+
+/// Prefixes that one family's map holds at most. Each takes up to two trie nodes of about 64 bytes: at worst 32 MiB a family,
+/// allocated as they come (kernels before 5.11 charge it to RLIMIT_MEMLOCK at once).
+pub const MAX_PREFIXES: u32 = 1 << 18;
+
+/// Where packets for a prefix go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// To one worker's queue.
+    Worker(u8),
+    /// By the flow's hash over all queues.
+    Spread,
+}
+
+/// `struct bpf_lpm_trie_key` with an IPv4 address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Key4 {
+    len: u32,
+    address: [u8; 4],
+}
+
+/// The same with an IPv6 address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Key6 {
+    len: u32,
+    address: [u8; 16],
+}
+
+/// eBPF on the TUN device: longest-prefix maps from destination to target (TUNSETSTEERINGEBPF).
+///
+/// A destination that no prefix holds goes by the flow's hash. Dropping it gives the choice back to the kernel. It holds a
+/// duplicate of the queue: the device lives until this is dropped too.
+#[derive(Debug)]
+pub struct TunSteering {
+    v4: OwnedFd,
+    v6: OwnedFd,
+    queue: OwnedFd,
+    workers: usize,
+}
+
+impl TunSteering {
+    /// Creates maps and program and attaches it to `queue`'s device, for all its queues; there must be one a worker. An error means: no steering;
+    /// the kernel's flow hash stays.
+    pub fn attach(queue: BorrowedFd<'_>, workers: usize) -> io::Result<TunSteering> {
+        check_workers(workers)?;
+        let map_error = |error| explain(error, "cannot create a BPF map (CAP_BPF, RLIMIT_MEMLOCK)");
+        let v4 = bpf::create_lpm_map::<Key4, u32>(MAX_PREFIXES).map_err(map_error)?;
+        let v6 = bpf::create_lpm_map::<Key6, u32>(MAX_PREFIXES).map_err(map_error)?;
+        let program = bpf::load_socket_filter(&program::assemble(v4.as_fd(), v6.as_fd()), c"MIT")
+            .map_err(|error| explain(error, "cannot load the TUN steering program (CAP_BPF)"))?;
+        let queue = queue.try_clone_to_owned()?;
+        // The device keeps a reference to the program, and the program to its maps.
+        ioctl::set_steering(queue.as_fd(), Some(program.as_fd()))
+            .map_err(|error| explain(error, "cannot attach the TUN steering program (Linux 4.16)"))?;
+        Ok(TunSteering { v4, v6, queue, workers })
+    }
+
+    /// Adds or changes one prefix; the next packet follows it. ENOSPC after [`MAX_PREFIXES`] of a family.
+    pub fn set(&mut self, prefix: Prefix, target: Target) -> io::Result<()> {
+        let value = match target {
+            Target::Worker(worker) if usize::from(worker) >= self.workers => {
+                return Err(invalid(format!("no worker {worker} among {}", self.workers)));
+            }
+            Target::Worker(worker) => u32::from(worker),
+            Target::Spread => program::SPREAD,
+        };
+        let len = u32::from(prefix.len());
+        match prefix.addr() {
+            IpAddr::V4(ip) => bpf::update(self.v4.as_fd(), &Key4 { len, address: ip.octets() }, &value),
+            IpAddr::V6(ip) => bpf::update(self.v6.as_fd(), &Key6 { len, address: ip.octets() }, &value),
+        }
+    }
+
+    /// Removes one prefix; it need not be there.
+    pub fn remove(&mut self, prefix: Prefix) -> io::Result<()> {
+        let len = u32::from(prefix.len());
+        let removed = match prefix.addr() {
+            IpAddr::V4(ip) => bpf::delete(self.v4.as_fd(), &Key4 { len, address: ip.octets() }),
+            IpAddr::V6(ip) => bpf::delete(self.v6.as_fd(), &Key6 { len, address: ip.octets() }),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+impl Drop for TunSteering {
+    fn drop(&mut self) {
+        // Fails only where the device is gone, and the program with it.
+        let _ = ioctl::set_steering(self.queue.as_fd(), None);
+    }
+}
+
+fn check_workers(workers: usize) -> io::Result<()> {
+    match workers {
+        1..=MAX_WORKERS => Ok(()),
+        _ => Err(invalid(format!("{workers} workers: a receiver index names 1 to {MAX_WORKERS}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

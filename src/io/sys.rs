@@ -1,0 +1,140 @@
+//! The few system calls of the data path, as functions over slices; errors are the bare errno, cheap to match.
+
+use crate::io::cmsg::{CONTROL_LEN, Control, NAME_LEN, Name};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// A system call's outcome.
+pub(super) type Result<T> = std::result::Result<T, i32>;
+
+fn outcome(value: isize) -> Result<usize> {
+    usize::try_from(value).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// read(2).
+pub(super) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes at most `len` bytes into this exclusively borrowed slice.
+    outcome(unsafe { libc::read(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len()) })
+}
+
+/// write(2).
+pub(super) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+    // SAFETY: the kernel reads `len` bytes of this borrowed slice.
+    outcome(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
+}
+
+/// writev(2).
+///
+/// # Safety
+/// Every vector points to readable bytes.
+pub(super) unsafe fn writev(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> Result<usize> {
+    // SAFETY: the vectors are valid by this function's contract; their count is that of the slice.
+    outcome(unsafe { libc::writev(fd.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) })
+}
+
+/// Names, control data and vectors for one sendmmsg or recvmmsg, kept from call to call.
+///
+/// The headers point into the other boxes, which never move or change size.
+pub(super) struct Batch {
+    headers: Box<[libc::mmsghdr]>,
+    vectors: Box<[libc::iovec]>,
+    names: Box<[Name]>,
+    controls: Box<[Control]>,
+}
+
+impl Batch {
+    /// Room for `count` messages.
+    pub(super) fn new(count: usize) -> Batch {
+        // SAFETY: mmsghdr is plain data for which all zeros (null pointers, zero lengths) is a valid value.
+        let empty: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Batch {
+            headers: vec![empty; count].into_boxed_slice(),
+            vectors: vec![vector; count].into_boxed_slice(),
+            names: vec![Name::EMPTY; count].into_boxed_slice(),
+            controls: vec![Control::EMPTY; count].into_boxed_slice(),
+        }
+    }
+
+    /// How many messages fit.
+    pub(super) fn capacity(&self) -> usize {
+        self.headers.len()
+    }
+
+    /// Makes message `n` one that sends `bytes`; the control data is built by `control`.
+    pub(super) fn set_send(
+        &mut self,
+        n: usize,
+        bytes: &[u8],
+        to: &SocketAddr,
+        control: impl FnOnce(&mut Control),
+    ) {
+        let name_len = self.names[n].set(to);
+        self.controls[n].clear();
+        control(&mut self.controls[n]);
+        self.vectors[n] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let control_len = self.controls[n].len();
+        self.set_header(n, name_len, control_len);
+    }
+
+    /// Makes message `n` one that receives into `bytes`.
+    pub(super) fn set_receive(&mut self, n: usize, bytes: &mut [u8]) {
+        self.vectors[n] = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        self.set_header(n, NAME_LEN, CONTROL_LEN);
+    }
+
+    fn set_header(&mut self, n: usize, name_len: usize, control_len: usize) {
+        let header = &mut self.headers[n].msg_hdr;
+        header.msg_name = self.names[n].as_mut_ptr().cast();
+        header.msg_namelen = name_len as libc::socklen_t;
+        header.msg_iov = &mut self.vectors[n];
+        header.msg_iovlen = 1;
+        // A null pointer where there is nothing: then the kernel does not even look, and keeps its route cache.
+        header.msg_control = match control_len {
+            0 => std::ptr::null_mut(),
+            _ => self.controls[n].as_mut_ptr().cast(),
+        };
+        header.msg_controllen = control_len as _;
+        header.msg_flags = 0;
+    }
+
+    /// sendmmsg(2) of the first `count` messages; how many went, or the error of the first.
+    ///
+    /// # Safety
+    /// The bytes given to [`Self::set_send`] for these messages are still there.
+    pub(super) unsafe fn send(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
+        let headers = &mut self.headers[..count];
+        // SAFETY: the headers point into this batch's boxes and to bytes that live by this function's contract.
+        let sent = unsafe {
+            libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count as u32, libc::MSG_DONTWAIT as _)
+        };
+        outcome(sent as isize)
+    }
+
+    /// recvmmsg(2) into the first `count` messages; how many came.
+    ///
+    /// # Safety
+    /// The bytes given to [`Self::set_receive`] for these messages are still there, borrowed by nobody.
+    pub(super) unsafe fn receive(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
+        let headers = &mut self.headers[..count];
+        // SAFETY: as for `send`; the kernel writes within the lengths that the headers state.
+        let came = unsafe {
+            libc::recvmmsg(
+                fd.as_raw_fd(),
+                headers.as_mut_ptr(),
+                count as u32,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        outcome(came as isize)
+    }
+
+    /// What message `n` brought: bytes, flags, name, control data.
+    pub(super) fn received(&self, n: usize) -> (usize, i32, &[u8], &[u8]) {
+        let header = &self.headers[n];
+        let name = self.names[n].bytes(header.msg_hdr.msg_namelen as usize);
+        let control = self.controls[n].bytes(header.msg_hdr.msg_controllen as _);
+        (header.msg_len as usize, header.msg_hdr.msg_flags, name, control)
+    }
+}

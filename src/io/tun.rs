@@ -1,0 +1,340 @@
+//! The multi-queue TUN device (Linux `drivers/net/tun.c`).
+//!
+//! A queue is one open `/dev/net/tun`. One read yields one packet or super-packet behind a virtio-net header of ten bytes,
+//! one write takes one. Closing a queue moves the last one into its slot, so the number of queues never changes.
+
+use crate::index::MAX_WORKERS;
+use crate::io::error::{errno, explain, invalid};
+use crate::io::{ioctl, link};
+use crate::offload::coalesce::CoalesceOptions;
+use crate::wire::vnet::VNET_HDR_LEN;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+const DEVICE: &str = "/dev/net/tun";
+
+/// Packets or super-packets that may wait in one queue; more are dropped silently (TUN's own default is 500). As many
+/// as wireguard in the kernel lets wait for a peer (MAX_QUEUED_PACKETS); at worst 1024 × 64 KiB = 64 MiB a queue, of the kernel's memory.
+pub const TX_QUEUE_LEN: u32 = 1024;
+
+/// Flags of every queue. IFF_MULTI_QUEUE also where there is one queue: then there is one form of device to test, and the kernel
+/// compares the flag when a queue is added.
+const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
+/// Checksums, the ground on which the segmentation offloads stand.
+const CSUM: libc::c_uint = libc::TUN_F_CSUM;
+/// TCP super-packets.
+const TSO: libc::c_uint = CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+/// UDP super-packets; the kernel wants both families or none.
+const USO: libc::c_uint = TSO | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// Which of TUN's offloads the kernel accepted, probed in steps at creation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TunOffloads {
+    /// Checksum offload.
+    pub csum: bool,
+    /// TSO4 and TSO6.
+    pub tso: bool,
+    /// USO4 and USO6 (Linux 6.2).
+    pub uso: bool,
+}
+
+impl TunOffloads {
+    /// What may be coalesced towards the device.
+    pub fn coalesce(self) -> CoalesceOptions {
+        CoalesceOptions { tcp: self.tso, udp: self.uso }
+    }
+}
+
+/// A created (or inherited) device.
+#[derive(Debug)]
+pub struct Tun {
+    /// Name the kernel gave it.
+    pub name: String,
+    /// Interface index at creation; 0 where an inherited device lives in another network namespace.
+    pub index: u32,
+    /// One non-blocking file a queue; their number is fixed for the device's life.
+    pub queues: Vec<OwnedFd>,
+    /// What the kernel accepted.
+    pub offloads: TunOffloads,
+}
+
+/// What to create.
+#[derive(Clone, Debug)]
+pub struct TunConfig {
+    /// Interface name, 1 to 15 bytes.
+    pub name: String,
+    /// Number of queues: one a worker.
+    pub queues: usize,
+    /// Initial MTU.
+    pub mtu: u32,
+    /// False: ask for no offloads.
+    pub offloads: bool,
+}
+
+impl Tun {
+    /// Creates the device, down, without addresses; sets MTU, transmit queue length, NOARP without MULTICAST, and no
+    /// link-local address. gso_max_size stays as it is: see [`link::set_gso_max_size`]. Errors name the remedy
+    /// (no /dev/net/tun, no CAP_NET_ADMIN, name in use).
+    pub fn create(config: &TunConfig) -> io::Result<Tun> {
+        check_name(&config.name)?;
+        if !(1..=MAX_WORKERS).contains(&config.queues) {
+            return Err(invalid(format!("{} queues: a TUN device has 1 to {MAX_WORKERS}", config.queues)));
+        }
+        let mut queues = Vec::with_capacity(config.queues);
+        // Without IFF_TUN_EXCL the first queue would join a device of this name that another process holds.
+        let first = open_queue()?;
+        let name = attach(first.as_fd(), &config.name, QUEUE_FLAGS | libc::IFF_TUN_EXCL)?;
+        queues.push(first);
+        while queues.len() < config.queues {
+            let queue = open_queue()?;
+            attach(queue.as_fd(), &name, QUEUE_FLAGS)?;
+            queues.push(queue);
+        }
+        let offloads = set_offloads(queues[0].as_fd(), config.offloads)?;
+        let index = link::index(&name)?;
+        link::configure(index, config.mtu, TX_QUEUE_LEN)
+            .map_err(|error| explain(error, format!("{name}: MTU {}", config.mtu)))?;
+        // Refused where IPv6 is off or the MTU is below IPv6's least: then no such address comes either.
+        let _ = link::disable_link_local(index);
+        Ok(Tun { name, index, queues, offloads })
+    }
+
+    /// Adopts an open TUN file (WG_TUN_FD): one queue. MTU, flags and addresses are left to who made it.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Tun> {
+        let what = "the inherited file descriptor";
+        let attachment = ioctl::interface(fd.as_fd())
+            .map_err(|error| explain(error, format!("{what} is not an attached TUN device")))?;
+        let has = |flag: libc::c_int| i32::from(attachment.flags) & flag != 0;
+        if !has(libc::IFF_TUN) || !has(libc::IFF_NO_PI) || !has(libc::IFF_VNET_HDR) {
+            return Err(invalid(format!(
+                "{what} ({}) must be opened with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR",
+                attachment.name
+            )));
+        }
+        ioctl::set_nonblocking(fd.as_fd())?;
+        ioctl::set_vnet_header_len(fd.as_fd(), VNET_HDR_LEN)?;
+        let offloads = set_offloads(fd.as_fd(), true)?;
+        let index = link::index(&attachment.name).unwrap_or(0);
+        Ok(Tun { name: attachment.name, index, queues: vec![fd], offloads })
+    }
+}
+
+/// What the kernel allows as an interface's name (`dev_valid_name`), and no `%`, which would be a template.
+pub fn check_name(name: &str) -> io::Result<()> {
+    let forbidden = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_ascii_whitespace() || c == '\x0b';
+    let problem = match name {
+        "" => "is empty",
+        "." | ".." => "is reserved",
+        _ if name.len() >= libc::IFNAMSIZ => "is longer than 15 bytes",
+        _ if name.contains(forbidden) => "holds a slash, colon, percent sign or space",
+        _ => return Ok(()),
+    };
+    Err(invalid(format!("interface name {name:?} {problem}: choose another name")))
+}
+
+fn open_queue() -> io::Result<OwnedFd> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(DEVICE);
+    file.map(OwnedFd::from).map_err(|error| {
+        let remedy = match errno(&error) {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                "is missing: load the tun module: modprobe tun (in a container, pass the device in)"
+            }
+            Some(libc::EACCES | libc::EPERM) => "cannot be opened: needs root or CAP_NET_ADMIN",
+            _ => "cannot be opened",
+        };
+        explain(error, format!("{DEVICE} {remedy}"))
+    })
+}
+
+/// Makes the file a queue of the device and returns the device's name.
+fn attach(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<String> {
+    // The flags are TUN's 16 bits; IFF_TUN_EXCL is the topmost.
+    let attachment = ioctl::set_interface(queue, name, flags as u16).map_err(|error| {
+        let remedy = match errno(&error) {
+            Some(libc::EPERM) => format!("cannot create {name}: needs root or CAP_NET_ADMIN"),
+            Some(libc::EBUSY) => format!(
+                "an interface named {name} exists already: ip link del {name}, or choose another name"
+            ),
+            Some(libc::EINVAL) => format!(
+                "cannot create {name}: the kernel's tun driver lacks multi-queue (Linux 3.8) or the name is refused"
+            ),
+            _ => format!("cannot create {name}"),
+        };
+        explain(error, remedy)
+    })?;
+    Ok(attachment.name)
+}
+
+/// Asks for all offloads and drops to fewer until the kernel agrees: it answers EINVAL to a bit that it does not know. They are
+/// the device's, not the queue's (`set_offload` works on `tun_struct`), so one queue speaks for all.
+fn set_offloads(queue: BorrowedFd<'_>, wanted: bool) -> io::Result<TunOffloads> {
+    let steps: &[libc::c_uint] = if wanted { &[USO, TSO, CSUM] } else { &[] };
+    for &bits in steps {
+        if ioctl::set_offload(queue, bits).is_ok() {
+            return Ok(TunOffloads { csum: true, tso: bits & TSO == TSO, uso: bits & USO == USO });
+        }
+    }
+    ioctl::set_offload(queue, 0)?;
+    Ok(TunOffloads::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::netns::{eventually, in_netns, ip};
+    use std::os::fd::AsRawFd;
+
+    fn config(name: &str, queues: usize) -> TunConfig {
+        TunConfig { name: name.into(), queues, mtu: 1420, offloads: true }
+    }
+
+    /// The words after `key` in `text`.
+    fn word_after<'a>(text: &'a str, key: &str) -> &'a str {
+        let mut words = text.split_whitespace().skip_while(|word| *word != key);
+        words.nth(1).unwrap_or_else(|| panic!("no {key} in {text}"))
+    }
+
+    #[test]
+    fn a_created_device_looks_like_a_wireguard_interface() {
+        in_netns(|| {
+            let tun = Tun::create(&config("rt-tun0", 3)).unwrap();
+            assert_eq!((tun.name.as_str(), tun.queues.len()), ("rt-tun0", 3));
+            assert_eq!(tun.index, link::index("rt-tun0").unwrap());
+            let shown = ip("-d link show rt-tun0");
+            assert!(shown.contains("<POINTOPOINT,NOARP>"), "down, no MULTICAST: {shown}");
+            assert_eq!(word_after(&shown, "mtu"), "1420");
+            assert_eq!(word_after(&shown, "qlen"), "1024");
+            assert_eq!(word_after(&shown, "addrgenmode"), "none");
+            assert_eq!(word_after(&shown, "numqueues"), "3");
+            assert_eq!(
+                word_after(&shown, "gso_max_size"),
+                "65536",
+                "a gateway forwards 64 KiB super-packets"
+            );
+            ip("link set rt-tun0 up");
+            assert!(!ip("addr show rt-tun0").contains("fe80"));
+        });
+    }
+
+    #[test]
+    fn queues_are_non_blocking_and_closed_on_exec() {
+        in_netns(|| {
+            let tun = Tun::create(&config("rt-tun0", 2)).unwrap();
+            for queue in &tun.queues {
+                // SAFETY: F_GETFL and F_GETFD take no argument.
+                let (status, flags) = unsafe {
+                    (
+                        libc::fcntl(queue.as_raw_fd(), libc::F_GETFL),
+                        libc::fcntl(queue.as_raw_fd(), libc::F_GETFD),
+                    )
+                };
+                assert_ne!(status & libc::O_NONBLOCK, 0);
+                assert_ne!(flags & libc::FD_CLOEXEC, 0);
+            }
+        });
+    }
+
+    #[test]
+    fn offloads_are_asked_for_only_when_wanted() {
+        in_netns(|| {
+            let all = Tun::create(&config("rt-tun0", 1)).unwrap().offloads;
+            assert!(all.csum && all.tso, "{all:?}");
+            assert_eq!(all.coalesce(), CoalesceOptions { tcp: true, udp: all.uso });
+            let none = Tun::create(&TunConfig { offloads: false, ..config("rt-tun1", 1) }).unwrap();
+            assert_eq!(none.offloads, TunOffloads::default());
+        });
+    }
+
+    #[test]
+    fn a_name_in_use_is_refused_even_if_it_is_a_tun_device() {
+        in_netns(|| {
+            ip("link add rt-veth0 type veth peer name rt-veth1");
+            let _held = Tun::create(&config("rt-tun0", 2)).unwrap();
+            for name in ["rt-veth0", "rt-tun0"] {
+                let error = Tun::create(&config(name, 1)).unwrap_err();
+                assert_eq!(errno(&error), Some(libc::EBUSY));
+                assert!(error.to_string().contains(&format!("ip link del {name}")), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn the_device_is_gone_with_its_last_queue() {
+        in_netns(|| {
+            let mut tun = Tun::create(&config("rt-tun0", 2)).unwrap();
+            tun.queues.pop();
+            assert!(link::index("rt-tun0").is_ok());
+            drop(tun);
+            eventually(|| link::index("rt-tun0").err());
+        });
+    }
+
+    #[test]
+    fn an_mtu_beyond_the_kernels_bounds_is_named() {
+        in_netns(|| {
+            let create = |mtu| Tun::create(&TunConfig { mtu, ..config(&format!("rt-m{mtu}"), 1) });
+            for mtu in [67, 65_536] {
+                let error = create(mtu).unwrap_err();
+                assert!(error.to_string().contains(&format!("rt-m{mtu}: MTU {mtu}")), "{error}");
+            }
+            for mtu in [68, 1279, 65_535] {
+                create(mtu).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn without_the_right_to_create_the_error_says_who_may() {
+        in_netns(|| {
+            // SAFETY: the raw system call changes this thread alone (libc's function would change all); root may.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+            let error = Tun::create(&config("rt-tun0", 1)).unwrap_err();
+            assert!(error.to_string().contains("needs root or CAP_NET_ADMIN"), "{error}");
+        });
+    }
+
+    #[test]
+    fn names_are_checked_as_the_kernel_checks_them() {
+        for good in ["wg0", "a", "fifteen-bytes-x", "wg-ü"] {
+            check_name(good).unwrap();
+        }
+        for bad in ["", ".", "..", "sixteen-bytes-xy", "a/b", "a:b", "a b", "a\tb", "wg%d", "a\0"] {
+            assert_eq!(check_name(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+        }
+        assert_eq!(Tun::create(&config("wg%d", 1)).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        for queues in [0, MAX_WORKERS + 1] {
+            let error = Tun::create(&config("rt-tun0", queues)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn an_inherited_device_is_adopted_with_its_name_and_settings() {
+        in_netns(|| {
+            let mut made = Tun::create(&TunConfig { offloads: false, ..config("rt-tun0", 1) }).unwrap();
+            let adopted = Tun::from_fd(made.queues.remove(0)).unwrap();
+            assert_eq!((adopted.name.as_str(), adopted.index), ("rt-tun0", made.index));
+            assert_eq!(adopted.queues.len(), 1);
+            assert!(adopted.offloads.tso);
+        });
+    }
+
+    #[test]
+    fn an_inherited_file_without_vnet_header_or_that_is_no_tun_is_refused() {
+        in_netns(|| {
+            let bare = open_queue().unwrap();
+            let error = Tun::from_fd(bare).unwrap_err();
+            assert!(error.to_string().contains("not an attached TUN device"), "{error}");
+            let plain = open_queue().unwrap();
+            attach(plain.as_fd(), "rt-tun0", libc::IFF_TUN | libc::IFF_NO_PI).unwrap();
+            let error = Tun::from_fd(plain).unwrap_err();
+            assert!(error.to_string().contains("(rt-tun0) must be opened with"), "{error}");
+            let error = Tun::from_fd(std::fs::File::open("/dev/null").unwrap().into()).unwrap_err();
+            assert!(error.to_string().contains("not an attached TUN device"), "{error}");
+        });
+    }
+}

@@ -1,0 +1,201 @@
+//! One queue of the TUN device: reads until it is empty, writes at once.
+//!
+//! A write runs the kernel's receive path on the caller's core and never waits (`tun_get_user`, Linux `drivers/net/tun.c`),
+//! so there is nothing to gain from queueing it: the packet leaves while it is still in the cache.
+
+use crate::io::IoStats;
+use crate::io::slab::{BUF_SIZE, SharedBuf};
+use crate::io::sys;
+use crate::io::{CoalesceOptions, Notice};
+use crate::offload::split::{Progress, Splitter};
+use crate::offload::train::{Train, TrainLimits};
+use crate::wire::ip;
+use crate::wire::vnet::VNET_HDR_LEN;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Pieces a write: UIO_MAXIOV. A coalesced run has at most 64.
+const MAX_PIECES: usize = 1024;
+/// Super-packets of one type refused in a row, until no more are built.
+const REFUSED_IN_A_ROW: u8 = 8;
+/// Bytes of the WireGuard message header that [`Splitter`] leaves before each packet.
+const MESSAGE_HEADER: usize = 16;
+
+/// `gso_type` of a virtio-net header, ECN bit masked: 0 none, 1 TCP/IPv4, 4 TCP/IPv6, 5 UDP.
+const GSO_TYPE_MASK: u8 = 0x7f;
+const GSO_UDP_L4: u8 = 5;
+
+/// The queue.
+pub(super) struct TunQueue {
+    fd: OwnedFd,
+    ready: bool,
+    dead: Option<i32>,
+    vectors: Vec<libc::iovec>,
+    /// Refusals in a row: TCP, UDP.
+    refused: [u8; 2],
+    notices: [Option<Notice>; 2],
+}
+
+impl TunQueue {
+    pub(super) fn new(fd: OwnedFd) -> TunQueue {
+        TunQueue {
+            fd,
+            ready: true,
+            dead: None,
+            vectors: Vec::with_capacity(128),
+            refused: [0; 2],
+            notices: [None; 2],
+        }
+    }
+
+    /// Whether the last read did not find the queue empty, or something came since.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready && self.dead.is_none()
+    }
+
+    /// Something came.
+    pub(super) fn set_ready(&mut self) {
+        self.ready = true;
+    }
+
+    /// The device is gone.
+    pub(super) fn set_dead(&mut self) {
+        self.dead.get_or_insert(libc::EBADFD);
+    }
+
+    /// An error once the device is gone.
+    pub(super) fn alive(&self) -> std::io::Result<()> {
+        match self.dead {
+            None => Ok(()),
+            Some(errno) => {
+                let cause = std::io::Error::from_raw_os_error(errno);
+                Err(std::io::Error::new(cause.kind(), format!("the TUN device is gone: {cause}")))
+            }
+        }
+    }
+
+    /// Which super-packets the device keeps refusing.
+    pub(super) fn refuses(&self) -> CoalesceOptions {
+        CoalesceOptions { tcp: self.refused[0] >= REFUSED_IN_A_ROW, udp: self.refused[1] >= REFUSED_IN_A_ROW }
+    }
+
+    pub(super) fn take_notice(&mut self) -> Option<Notice> {
+        self.notices.iter_mut().find_map(Option::take)
+    }
+
+    /// Reads one frame; `None`: the queue is empty (or gone).
+    pub(super) fn read(&mut self, into: &mut [u8]) -> Option<usize> {
+        loop {
+            match sys::read(self.fd.as_fd(), into) {
+                Ok(len) => return Some(len),
+                Err(libc::EINTR) => continue,
+                Err(libc::EAGAIN) => self.ready = false,
+                // No memory for a moment; what is queued stays queued, and the next packet's event comes.
+                Err(libc::ENOMEM | libc::ENOBUFS) => {}
+                Err(errno) => self.dead = Some(errno),
+            }
+            return None;
+        }
+    }
+
+    /// Writes one packet or super-packet.
+    pub(super) fn write(&mut self, buf: &SharedBuf, pieces: &[Range<usize>], stats: &mut IoStats) {
+        self.vectors.clear();
+        for piece in pieces {
+            let Some(bytes) = buf.get(piece.clone()) else {
+                debug_assert!(false, "a piece beyond its buffer");
+                stats.tun_write_errors += 1;
+                return;
+            };
+            self.vectors
+                .push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+        }
+        if self.vectors.is_empty() || self.vectors.len() > MAX_PIECES {
+            stats.tun_write_errors += 1;
+            return;
+        }
+        let kind = gso_kind(buf, pieces);
+        // SAFETY: each vector is a part of `buf`, which is borrowed during the call.
+        let written = retry(|| unsafe { sys::writev(self.fd.as_fd(), &self.vectors) });
+        match (written, kind) {
+            (Ok(_), kind) => {
+                stats.tun_writes += 1;
+                if let Some(kind) = kind {
+                    self.refused[kind] = 0;
+                }
+            }
+            (Err(libc::EINVAL), Some(kind)) => self.write_split(kind, buf, pieces, stats),
+            (Err(errno), _) => self.write_failed(errno, stats),
+        }
+    }
+
+    fn write_failed(&mut self, errno: i32, stats: &mut IoStats) {
+        stats.tun_write_errors += 1;
+        // EIO is an interface that is down; these are a device that is gone.
+        if matches!(errno, libc::EBADFD | libc::EBADF) {
+            self.dead = Some(errno);
+        }
+    }
+
+    /// The kernel refused a super-packet, as kernels with e269d79c7d35 and without 89add40066f9 do with good ones: plain
+    /// packets instead. Allocates, being rare: after a few in a row none are built any more.
+    fn write_split(&mut self, kind: usize, buf: &SharedBuf, pieces: &[Range<usize>], stats: &mut IoStats) {
+        stats.offload_fallbacks += 1;
+        self.refused[kind] = self.refused[kind].saturating_add(1);
+        if self.refused[kind] == REFUSED_IN_A_ROW {
+            self.notices[kind] = Some(Notice::TunOffloadOff { tcp: kind == 0 });
+        }
+        let frame: Vec<u8> = pieces.iter().flat_map(|piece| &buf[piece.clone()]).copied().collect();
+        let Ok(mut splitter) = Splitter::new(&frame) else {
+            stats.tun_write_errors += 1;
+            return;
+        };
+        let mut out = vec![0; BUF_SIZE];
+        loop {
+            let mut train = Train::default();
+            let progress = splitter.write_into(&mut out, &mut train, 0, &TrainLimits::default());
+            for segment in out[..train.len()].chunks_mut(train.stride().max(1)) {
+                match plain_packet(segment).map(|packet| retry(|| sys::write(self.fd.as_fd(), packet))) {
+                    Some(Ok(_)) => stats.tun_writes += 1,
+                    Some(Err(errno)) => self.write_failed(errno, stats),
+                    None => stats.tun_write_errors += 1,
+                }
+            }
+            if progress == Progress::Done || train.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A segment as [`Splitter`] leaves it, as a packet behind an empty virtio-net header: no padding, no room for a tag.
+fn plain_packet(segment: &mut [u8]) -> Option<&[u8]> {
+    let len = ip::parse(segment.get(MESSAGE_HEADER..)?)?.len;
+    let packet = segment.get_mut(MESSAGE_HEADER - VNET_HDR_LEN..MESSAGE_HEADER + len)?;
+    packet[..VNET_HDR_LEN].fill(0);
+    Some(packet)
+}
+
+/// 0 for a TCP super-packet, 1 for a UDP one.
+fn gso_kind(buf: &SharedBuf, pieces: &[Range<usize>]) -> Option<usize> {
+    match buf.get(pieces.first()?.start + 1)? & GSO_TYPE_MASK {
+        0 => None,
+        GSO_UDP_L4 => Some(1),
+        _ => Some(0),
+    }
+}
+
+fn retry(mut call: impl FnMut() -> sys::Result<usize>) -> sys::Result<usize> {
+    loop {
+        match call() {
+            Err(libc::EINTR) => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! UDP sockets: one pair (IPv4, IPv6) a worker, all of one family in one SO_REUSEPORT group.
+//!
+//! A group's members are numbered in the order in which they were bound, and that number is what the steering program
+//! returns. Closing one member would renumber the last, so all are closed together: [`UdpGroup`] holds duplicates, and
+//! the group stays whole until it and every worker have let go. Only then is the port free again.
+
+use crate::index::MAX_WORKERS;
+use crate::io::error::{errno, explain, invalid};
+use crate::io::{sockopt, steer};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// Bytes asked for as each socket's send and receive buffer. The kernel doubles it for its own bookkeeping: at worst 14 MiB
+/// wait in each direction of each socket.
+pub const SOCKET_BUFFER: usize = 7 << 20;
+
+/// Ports tried where any will do, until one is free in both families.
+const PORT_ATTEMPTS: usize = 32;
+
+/// One worker's sockets.
+#[derive(Debug, Default)]
+pub struct UdpSockets {
+    /// IPv4, where the host has it.
+    pub v4: Option<OwnedFd>,
+    /// IPv6 only, where the host has it.
+    pub v6: Option<OwnedFd>,
+    /// The port they are bound to.
+    pub port: u16,
+}
+
+/// What to bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpConfig {
+    /// Port, 0: any that is free in both families.
+    pub port: u16,
+    /// Firewall mark, 0: none.
+    pub mark: u32,
+    /// Sockets a family: one a worker.
+    pub workers: usize,
+    /// False: no UDP_GRO.
+    pub gro: bool,
+}
+
+/// The whole group: the slow path's handle on it, for fwmark changes.
+#[derive(Debug, Clone)]
+pub struct UdpGroup {
+    /// The port.
+    pub port: u16,
+    /// Whether datagrams go straight to the worker that owns their receiver index. False with one worker, and where the kernel
+    /// refuses the program: then they land on any worker, which hands them on.
+    pub steered: bool,
+    sockets: Arc<Vec<OwnedFd>>,
+}
+
+/// Binds one pair a worker in order, attaches the steering program last (see [`crate::io::steer`]), sets buffers, GRO, PKTINFO,
+/// TOS reception, mark. A host without IPv6 gets IPv4 alone, and the other way round. Errors: `AddrInUse`, which names
+/// the port; [`errno`] tells the number.
+pub fn bind(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
+    if !(1..=MAX_WORKERS).contains(&config.workers) {
+        return Err(invalid(format!("{} workers: 1 to {MAX_WORKERS} can have sockets", config.workers)));
+    }
+    let mut attempts = if config.port == 0 { PORT_ATTEMPTS } else { 1 };
+    loop {
+        attempts -= 1;
+        match bind_families(config) {
+            // The port that IPv4 was given is taken in IPv6: another one.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+impl UdpGroup {
+    /// Changes SO_MARK of every socket.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.sockets.iter().try_for_each(|socket| set_mark(&SockRef::from(socket), mark))
+    }
+}
+
+/// What this kernel's UDP can do, for diagnostics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UdpFeatures {
+    /// UDP_SEGMENT (Linux 4.18).
+    pub gso: bool,
+    /// UDP_GRO (Linux 5.0).
+    pub gro: bool,
+}
+
+impl UdpFeatures {
+    /// Asks a socket of either family; false throughout where there is none.
+    pub fn probe() -> UdpFeatures {
+        let open = |domain| Socket::new(domain, Type::DGRAM, Some(Protocol::UDP));
+        let Ok(socket) = open(Domain::IPV4).or_else(|_| open(Domain::IPV6)) else {
+            return UdpFeatures::default();
+        };
+        let takes =
+            |name, value: libc::c_int| sockopt::set(socket.as_fd(), libc::SOL_UDP, name, value).is_ok();
+        UdpFeatures { gso: takes(libc::UDP_SEGMENT, 1452), gro: takes(libc::UDP_GRO, 1) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Family {
+    V4,
+    V6,
+}
+
+/// One family's sockets, in worker order.
+struct Bound {
+    port: u16,
+    steered: bool,
+    sockets: Vec<OwnedFd>,
+}
+
+/// One attempt at [`bind`].
+fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
+    let v4 = host_has(bind_group(Family::V4, config))?;
+    let port = v4.as_ref().map_or(config.port, |bound| bound.port);
+    let v6 = host_has(bind_group(Family::V6, &UdpConfig { port, ..*config }))?;
+    let families: Vec<&Bound> = v4.iter().chain(&v6).collect();
+    let Some(port) = families.last().map(|bound| bound.port) else {
+        let error = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        return Err(explain(error, "this host has neither IPv4 nor IPv6"));
+    };
+    let steered = families.iter().all(|bound| bound.steered);
+    let all = families.iter().flat_map(|bound| &bound.sockets);
+    let sockets = Arc::new(all.map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
+    let mut v4 = v4.into_iter().flat_map(|bound| bound.sockets);
+    let mut v6 = v6.into_iter().flat_map(|bound| bound.sockets);
+    let pairs = (0..config.workers).map(|_| UdpSockets { v4: v4.next(), v6: v6.next(), port }).collect();
+    Ok((UdpGroup { port, steered, sockets }, pairs))
+}
+
+/// `None` where the error says that the host lacks the address family.
+fn host_has<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(errno(&error), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Binds one family's sockets to one port, in worker order, and steers them.
+///
+/// The first is bound *without* SO_REUSEPORT, which fails if anybody has the port, be it a group of the same user that
+/// would let us in. It takes the option afterwards: the kernel looks at it when the next socket is bound, and numbers the first
+/// one 0 then (`reuseport_add_sock`). From that moment a foreign process of the same user may join, which nothing prevents;
+/// with one worker there is no group and no such opening.
+fn bind_group(family: Family, config: &UdpConfig) -> io::Result<Bound> {
+    let mut port = config.port;
+    let mut sockets = Vec::with_capacity(config.workers);
+    for worker in 0..config.workers {
+        let socket = open(family, config)?;
+        if worker > 0 {
+            socket.set_reuse_port(true)?;
+        }
+        socket.bind(&wildcard(family, port)).map_err(|error| explain_bind(error, port))?;
+        if worker == 0 {
+            port = socket.local_addr()?.as_socket().map_or(port, |address| address.port());
+            socket.set_reuse_port(config.workers > 1)?;
+        }
+        sockets.push(OwnedFd::from(socket));
+    }
+    let steered = match sockets.as_slice() {
+        [first, _, ..] => steer::attach_udp(first.as_fd(), config.workers).is_ok(),
+        _ => false,
+    };
+    Ok(Bound { port, steered, sockets })
+}
+
+fn wildcard(family: Family, port: u16) -> SockAddr {
+    match family {
+        Family::V4 => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into(),
+        Family::V6 => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into(),
+    }
+}
+
+fn explain_bind(error: io::Error, port: u16) -> io::Error {
+    let what = match errno(&error) {
+        Some(libc::EADDRINUSE) => {
+            format!("UDP port {port} is in use: choose another, or stop its holder (ss -ulpn)")
+        }
+        Some(libc::EACCES) => format!("UDP port {port} needs root or CAP_NET_BIND_SERVICE"),
+        _ => format!("cannot bind UDP port {port}"),
+    };
+    explain(error, what)
+}
+
+/// A socket with all its options, not yet bound.
+fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    set_buffers(&socket);
+    if config.mark != 0 {
+        set_mark(&SockRef::from(&socket), config.mark)?;
+    }
+    if config.gro {
+        // Kernels before 5.0 lack it and deliver datagrams one by one.
+        let _ = sockopt::set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
+    }
+    // The outer packet may be fragmented, as wireguard in the kernel does (df = 0, `ignore_df`): a path narrower than
+    // the tunnel's MTU then costs speed, and is no black hole. UDP_SEGMENT goes well with it, up to the path's MTU.
+    let set = |level, name, value: libc::c_int| sockopt::set(socket.as_fd(), level, name, value);
+    match family {
+        Family::V4 => {
+            set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+            set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+            socket.set_recv_tos_v4(true)?;
+        }
+        Family::V6 => {
+            socket.set_only_v6(true)?;
+            set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+            set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+            socket.set_recv_tclass_v6(true)?;
+        }
+    }
+    Ok(socket)
+}
+
+/// Past the limits of `net.core.{r,w}mem_max` where the process may (CAP_NET_ADMIN), up to them where not; small
+/// buffers are no error.
+fn set_buffers(socket: &Socket) {
+    let force = |name| sockopt::set(socket.as_fd(), libc::SOL_SOCKET, name, SOCKET_BUFFER as libc::c_int);
+    let _ = force(libc::SO_RCVBUFFORCE).or_else(|_| socket.set_recv_buffer_size(SOCKET_BUFFER));
+    let _ = force(libc::SO_SNDBUFFORCE).or_else(|_| socket.set_send_buffer_size(SOCKET_BUFFER));
+}
+
+fn set_mark(socket: &SockRef<'_>, mark: u32) -> io::Result<()> {
+    socket.set_mark(mark).map_err(|error| explain(error, format!("fwmark {mark:#x} needs CAP_NET_ADMIN")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! The io_uring backend.
+//!
+//! Datagrams come by multishot receives into provided buffers, so that one enter a turn brings many trains; the TUN queue is
+//! watched by a multishot poll and read until it is empty (several plain reads in flight would be handed to kernel threads);
+//! sends are one sendmmsg a turn and TUN writes are immediate, both in order and with their errors at once.
+
+mod buffers;
+mod ring;
+
+use crate::io::edge::Edge;
+use crate::io::send::Family;
+use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::udp::UdpSockets;
+use crate::io::waker::Waker;
+use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::offload::coalesce::CoalesceOptions;
+use crate::time::Instant;
+use ring::{Event, Kind, Ring, START};
+use std::collections::VecDeque;
+use std::io::{Error, Result};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// Failures of a socket's receive in a row that end the worker: it will not mend.
+const RECEIVE_FAILURES: u32 = 1024;
+/// Enters that a cancelled receive may take to end.
+const CANCEL_ENTERS: usize = 64;
+/// Buffers of the pool that [`Uring::probe`] makes.
+const PROBE_BUFFERS: usize = 4;
+
+/// One worker's ring.
+pub struct Uring {
+    ring: Ring,
+    edge: Edge,
+    waker: Waker,
+    /// Received and not yet taken: at most one a provided buffer.
+    came: VecDeque<(Buf, u32)>,
+    generation: u32,
+    armed: Armed,
+    /// Receives of earlier generations that have not ended.
+    ending: usize,
+    failures: u32,
+    /// The error that ends the worker, told by the next wait.
+    broken: Option<Error>,
+}
+
+/// Which requests are in the kernel.
+#[derive(Default)]
+struct Armed {
+    tun: bool,
+    waker: bool,
+    room: bool,
+    receive: [bool; 2],
+}
+
+impl Uring {
+    /// The same backend without UDP_SEGMENT.
+    pub fn without_gso(mut self) -> Uring {
+        self.edge.out.forgo_gso();
+        self
+    }
+
+    /// Sets the ring up on the calling thread (SINGLE_ISSUER), takes the worker's TUN queue. Sockets come with
+    /// [`crate::io::Io::rebind`]. An error (EPERM under a seccomp filter, ENOSYS, ENOMEM from RLIMIT_MEMLOCK) means: use `mmsg`.
+    pub fn new(tun: OwnedFd, pool: Pool, waker: Waker) -> Result<Uring> {
+        let ring = Ring::new(&pool)?;
+        Ok(Uring {
+            ring,
+            came: VecDeque::with_capacity(Edge::receive_buffers(&pool)),
+            edge: Edge::new(tun, pool),
+            waker,
+            generation: 0,
+            armed: Armed::default(),
+            ending: 0,
+            failures: 0,
+            broken: None,
+        })
+    }
+
+    /// Whether this kernel and container allow what [`Self::new`] needs.
+    pub fn probe() -> Result<()> {
+        Ring::new(&Pool::new(PROBE_BUFFERS)?).map(drop)
+    }
+
+    /// Arms what ended or never began. A receive waits for a buffer: without one it would end at once.
+    fn arm(&mut self) -> Result<()> {
+        self.ring.buffers.refill(self.came.len(), &self.edge.pool);
+        if !self.armed.tun {
+            self.ring.poll(Kind::Tun, 0, self.edge.tun.as_fd(), libc::POLLIN)?;
+            self.armed.tun = true;
+        }
+        if !self.armed.waker {
+            self.ring.poll(Kind::Waker, 0, self.waker.as_fd(), libc::POLLIN)?;
+            self.armed.waker = true;
+        }
+        for family in Family::BOTH {
+            let Some(socket) = family.socket(&self.edge.sockets) else { continue };
+            if !self.armed.receive[family as usize] && !self.ring.buffers.is_empty() {
+                self.ring.receive(receive_kind(family), self.generation, socket)?;
+                self.armed.receive[family as usize] = true;
+            }
+            if self.edge.out.blocked() == Some(family) && !self.armed.room {
+                self.ring.poll(Kind::Room, self.generation, socket, libc::POLLOUT)?;
+                self.armed.room = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.ring.next_event() {
+            match event.kind {
+                Kind::Tun => {
+                    self.armed.tun &= event.more;
+                    self.edge.tun.set_ready();
+                    let broken = (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) as u32;
+                    if event.outcome.is_ok_and(|events| events & broken != 0) {
+                        self.edge.tun.set_dead();
+                    }
+                }
+                Kind::Waker => {
+                    self.armed.waker &= event.more;
+                    self.waker.clear();
+                }
+                Kind::Room if event.generation == self.generation => {
+                    self.armed.room = false;
+                    self.edge.flush();
+                }
+                Kind::Room => {}
+                Kind::ReceiveV4 => self.take_receive(Family::V4, event),
+                Kind::ReceiveV6 => self.take_receive(Family::V6, event),
+            }
+        }
+    }
+
+    fn take_receive(&mut self, family: Family, event: Event) {
+        if event.generation != self.generation {
+            // Of a socket that is gone; the buffer, if any, returns to the pool.
+            self.ending -= usize::from(!event.more && self.ending > 0);
+            return;
+        }
+        self.armed.receive[family as usize] = event.more;
+        match (event.outcome, event.buf) {
+            (Ok(len), Some(buf)) => {
+                self.failures = 0;
+                self.came.push_back((buf, len));
+            }
+            // ENOBUFS: all buffers are under way; armed again when one is back.
+            (Err(libc::ENOBUFS | libc::ECANCELED | libc::EINTR), _) => {}
+            (outcome, _) => {
+                self.edge.stats.udp_receive_errors += 1;
+                self.failures += 1;
+                if self.failures >= RECEIVE_FAILURES {
+                    self.broken = Some(Error::from_raw_os_error(outcome.err().unwrap_or(libc::EIO)));
+                }
+            }
+        }
+    }
+
+    /// Buffers that sending leaves to receiving.
+    fn lacking(&self) -> usize {
+        self.ring.buffers.lacking(self.came.len())
+    }
+
+    /// Whether something can be received without waiting.
+    fn is_ready(&self) -> bool {
+        !self.came.is_empty() || self.edge.tun_is_worth_a_read(self.lacking())
+    }
+
+    /// Ends the receives of the old sockets before those are closed, so that their port is free at once.
+    fn end_receives(&mut self) {
+        for family in Family::BOTH {
+            if std::mem::take(&mut self.armed.receive[family as usize]) {
+                self.ring.cancel(receive_kind(family), self.generation);
+                self.ending += 1;
+            }
+        }
+        if std::mem::take(&mut self.armed.room) {
+            self.ring.cancel(Kind::Room, self.generation);
+        }
+        self.generation = self.generation.wrapping_add(1);
+        for _ in 0..CANCEL_ENTERS {
+            if let Err(error) = self.ring.enter(0, None) {
+                self.broken = Some(error);
+            }
+            self.take_events();
+            if self.ending == 0 {
+                return;
+            }
+        }
+    }
+
+    fn wake_or_sleep(&mut self, until: Option<Instant>) -> Result<()> {
+        let timeout = until.map(|until| until.since(self.edge.clock.now()));
+        if timeout == Some(Duration::ZERO) || self.is_ready() || self.ring.has_events() {
+            return match self.ring.has_work() {
+                true => self.ring.enter(0, None),
+                false => Ok(()),
+            };
+        }
+        self.edge.stats.waits += 1;
+        self.ring.enter(1, timeout)
+    }
+}
+
+impl Io for Uring {
+    fn wait(&mut self, until: Option<Instant>) -> Result<Instant> {
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
+        self.edge.tun.alive()?;
+        self.arm()?;
+        self.wake_or_sleep(until)?;
+        self.take_events();
+        self.edge.tun.alive()?;
+        Ok(self.edge.clock.now())
+    }
+
+    fn recv_tun(&mut self) -> Option<TunFrame> {
+        self.edge.recv_tun(self.lacking())
+    }
+
+    fn recv_udp(&mut self) -> Option<UdpTrain> {
+        while let Some((buf, len)) = self.came.pop_front() {
+            match self.ring.parse(&buf, len) {
+                Some(shape) => {
+                    self.edge.stats.udp_receives += 1;
+                    return Some(shape.train(buf, START));
+                }
+                None => self.edge.stats.udp_receive_errors += 1,
+            }
+        }
+        None
+    }
+
+    fn alloc(&mut self) -> Option<Buf> {
+        self.edge.alloc(self.lacking())
+    }
+
+    fn send_udp(&mut self, train: SendTrain) {
+        self.edge.send_udp(train);
+    }
+
+    fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
+        self.edge.write_tun(buf, pieces);
+    }
+
+    fn flush(&mut self) {
+        self.edge.flush();
+    }
+
+    fn rebind(&mut self, sockets: Option<UdpSockets>) {
+        let old = self.edge.rebind(None);
+        self.end_receives();
+        self.came.clear();
+        self.failures = 0;
+        drop(old);
+        self.edge.sockets = sockets.unwrap_or_default();
+    }
+
+    fn gso(&self) -> bool {
+        self.edge.out.gso()
+    }
+
+    fn stats(&self) -> IoStats {
+        self.edge.stats
+    }
+
+    fn take_source_gone(&mut self) -> Option<Endpoint> {
+        self.edge.out.take_gone()
+    }
+
+    fn tun_refuses(&self) -> CoalesceOptions {
+        self.edge.tun.refuses()
+    }
+
+    fn take_notice(&mut self) -> Option<Notice> {
+        self.edge.take_notice()
+    }
+}
+
+fn receive_kind(family: Family) -> Kind {
+    match family {
+        Family::V4 => Kind::ReceiveV4,
+        Family::V6 => Kind::ReceiveV6,
+    }
+}

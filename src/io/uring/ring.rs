@@ -1,0 +1,234 @@
+//! The ring itself: set-up in steps, multishot requests and their completions as events.
+
+use super::buffers::{BufferRing, GROUP};
+use crate::io::cmsg::{CONTROL_LEN, NAME_LEN};
+use crate::io::edge::{Edge, Received, Shape, shape};
+use crate::io::slab::{Buf, Pool};
+use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use std::io::{Error, ErrorKind, Result};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// Requests between two enters, at most: two receives, three polls, and room.
+const SUBMISSIONS: u32 = 16;
+/// Completions: one a provided buffer and one a poll; beyond it the kernel queues them itself (NODROP).
+const COMPLETIONS: u32 = 256;
+
+/// Where a received train begins: `io_uring_recvmsg_out`, name and control data come before it.
+pub(super) const START: usize = 16 + NAME_LEN + CONTROL_LEN;
+
+/// What a completion is about. In `user_data`: this in the low byte, a generation above.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Tun = 1,
+    Waker = 2,
+    Room = 3,
+    ReceiveV4 = 4,
+    ReceiveV6 = 5,
+}
+
+impl Kind {
+    fn of(user_data: u64) -> Option<Kind> {
+        [Kind::Tun, Kind::Waker, Kind::Room, Kind::ReceiveV4, Kind::ReceiveV6]
+            .into_iter()
+            .find(|&kind| kind as u64 == user_data & 0xff)
+    }
+
+    fn tag(self, generation: u32) -> u64 {
+        u64::from(generation) << 8 | self as u64
+    }
+}
+
+/// A completion.
+pub(super) struct Event {
+    pub(super) kind: Kind,
+    pub(super) generation: u32,
+    /// The request goes on; else it must be armed again.
+    pub(super) more: bool,
+    /// Poll events or bytes; else the errno.
+    pub(super) outcome: std::result::Result<u32, i32>,
+    /// The buffer it filled.
+    pub(super) buf: Option<Buf>,
+}
+
+/// The ring and the buffers it fills.
+///
+/// Fields drop in this order: the ring is closed before the memory that it was told about goes.
+pub(super) struct Ring {
+    uring: IoUring,
+    pub(super) buffers: BufferRing,
+    /// Of a multishot receive only the lengths matter; boxed, because the kernel may look at it at any submission.
+    header: Box<libc::msghdr>,
+}
+
+impl Ring {
+    /// Sets the ring up and tries it out: multishot receive into provided buffers must work (Linux 6.0).
+    pub(super) fn new(pool: &Pool) -> Result<Ring> {
+        let uring = build()?;
+        if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
+            return Err(Error::new(ErrorKind::Unsupported, "io_uring of this kernel is too old"));
+        }
+        let buffers = BufferRing::new(&uring, Edge::receive_buffers(pool), pool)?;
+        // SAFETY: msghdr is plain data for which all zeros is a valid value.
+        let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        header.msg_namelen = NAME_LEN as libc::socklen_t;
+        header.msg_controllen = CONTROL_LEN as _;
+        let mut ring = Ring { uring, buffers, header };
+        ring.try_out(pool)?;
+        Ok(ring)
+    }
+
+    /// One datagram through a socket pair.
+    fn try_out(&mut self, pool: &Pool) -> Result<()> {
+        let (sender, receiver) = std::os::unix::net::UnixDatagram::pair()?;
+        self.buffers.refill(0, pool);
+        self.receive(Kind::ReceiveV4, 0, receiver.as_fd())?;
+        sender.send(b"?")?;
+        self.enter(1, Some(Duration::from_secs(1)))?;
+        let received = self.next_event().is_some_and(|event| event.more && event.buf.is_some());
+        self.cancel(Kind::ReceiveV4, 0);
+        for _ in 0..16 {
+            self.enter(0, None)?;
+            while let Some(event) = self.next_event() {
+                if !event.more {
+                    return match received {
+                        true => Ok(()),
+                        false => Err(Error::new(ErrorKind::Unsupported, "no multishot receive (Linux 6.0)")),
+                    };
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Unsupported, "io_uring does not cancel"))
+    }
+
+    /// Watches `fd` for `events`, again and again.
+    pub(super) fn poll(
+        &mut self,
+        kind: Kind,
+        generation: u32,
+        fd: BorrowedFd<'_>,
+        events: i16,
+    ) -> Result<()> {
+        let multi = kind != Kind::Room;
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events as u32).multi(multi).build();
+        self.push(entry.user_data(kind.tag(generation)))
+    }
+
+    /// Receives from `socket` into provided buffers, again and again.
+    pub(super) fn receive(&mut self, kind: Kind, generation: u32, socket: BorrowedFd<'_>) -> Result<()> {
+        let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), &*self.header, GROUP).build();
+        self.push(entry.user_data(kind.tag(generation)))
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> Result<()> {
+        // SAFETY: polls point to nothing; a receive points to `header`, which lives as long as the ring, and to provided
+        // buffers, which `buffers` owns until a completion names them.
+        if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+            return Ok(());
+        }
+        self.uring.submit()?;
+        // SAFETY: as above.
+        unsafe { self.uring.submission().push(&entry) }.map_err(|_| ErrorKind::WouldBlock.into())
+    }
+
+    /// Cancels a request; its last completion comes with the next enter.
+    pub(super) fn cancel(&mut self, kind: Kind, generation: u32) {
+        // What is not submitted cannot be found. Failure: there is no such request, which is what is wanted.
+        let _ = self.uring.submit();
+        let which = CancelBuilder::user_data(kind.tag(generation)).all();
+        let _ = self.uring.submitter().register_sync_cancel(None, which);
+    }
+
+    /// Submits what is pushed, lets completions happen, and waits for `want` of them, at most `timeout`.
+    pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<()> {
+        let to_submit = self.uring.submission().len() as u32;
+        let timespec = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(timespec) = &timespec {
+            args = args.timespec(timespec);
+        }
+        let flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
+        // SAFETY: the argument is the extended one, as the flags say, and lives during the call.
+        let outcome = unsafe { self.uring.submitter().enter(to_submit, want, flags.bits(), Some(&args)) };
+        match outcome {
+            Err(error) => match error.raw_os_error() {
+                // Time is up; a signal; completions must be taken first; no memory for a moment.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Whether an enter would do anything.
+    pub(super) fn has_work(&mut self) -> bool {
+        let submission = self.uring.submission();
+        !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+    }
+
+    /// Whether completions wait to be taken.
+    pub(super) fn has_events(&mut self) -> bool {
+        !self.uring.completion().is_empty()
+    }
+
+    /// The next completion.
+    pub(super) fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let entry = self.uring.completion().next()?;
+            let flags = entry.flags();
+            let buf = cqueue::buffer_select(flags).and_then(|slot| self.buffers.take(slot));
+            // A completion of no request of ours would be a fault of the kernel's: its buffer goes back all the same.
+            let Some(kind) = Kind::of(entry.user_data()) else { continue };
+            return Some(Event {
+                kind,
+                generation: (entry.user_data() >> 8) as u32,
+                more: cqueue::more(flags),
+                outcome: u32::try_from(entry.result()).map_err(|_| -entry.result()),
+                buf,
+            });
+        }
+    }
+
+    /// What a receive of `len` bytes in all put into `buf`.
+    pub(super) fn parse(&self, buf: &Buf, len: u32) -> Option<Shape> {
+        let out = RecvMsgOut::parse(buf.get(..len as usize)?, &self.header).ok()?;
+        let received =
+            Received { flags: out.flags() as i32, name: out.name_data(), control: out.control_data() };
+        shape(out.payload_data().len(), received)
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Nothing may write to a buffer that is about to return to the pool.
+        let _ = self.uring.submit();
+        let _ = self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
+        let _ = self.enter(0, None);
+    }
+}
+
+/// The best set-up that the kernel takes: completions are made in our own enters only (6.1), else at least without
+/// interrupting us (5.19), else as they come.
+fn build() -> Result<IoUring> {
+    let common = || {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(COMPLETIONS).dontfork();
+        builder
+    };
+    let mut deferred = common();
+    deferred.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    let mut cooperative = common();
+    cooperative.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+    let mut last = None;
+    for builder in [deferred, cooperative, common()] {
+        match builder.build(SUBMISSIONS) {
+            Ok(ring) => return Ok(ring),
+            // An unknown flag is EINVAL; anything else would be the same with fewer flags.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| ErrorKind::Unsupported.into()))
+}
