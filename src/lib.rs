@@ -15,12 +15,16 @@
 //! | [`index`] | receiver index to worker |
 //! | [`offload`] | split a super-packet, coalesce a run, build trains |
 //! | [`io`] | the I/O trait and its backends, TUN, UDP sockets, steering |
+//! | [`dataplane`] | the worker, its mailboxes and statistics |
+//! | [`sim`] | whole devices in one thread from one seed |
 
 pub mod crypto;
+pub mod dataplane;
 pub mod index;
 pub mod io;
 pub mod noise;
 pub mod offload;
 pub mod routing;
+pub mod sim;
 pub mod time;
 pub mod wire;

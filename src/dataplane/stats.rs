@@ -1,0 +1,255 @@
+//! Counters a worker, relaxed atomics written by that worker alone (load, add, store), read by anyone.
+
+use crate::io::IoStats;
+use crate::offload::coalesce::Refusal;
+use crate::offload::split::SplitError;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Declares the counters once: the fields, and their names in [`WorkerStats::snapshot`].
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// One worker's counters; every reason for a drop has a name here.
+        #[derive(Default, Debug)]
+        pub struct WorkerStats {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+        }
+
+        impl WorkerStats {
+            /// All counters by name, for `metrics` and tests.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Relaxed)),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Inner packets sealed.
+    tx_packets,
+    /// Trains queued for sending, keepalives and handshake messages not counted.
+    tx_trains,
+    /// Frames read from the TUN device.
+    tx_frames,
+    /// Those of them that held more than one packet.
+    tx_super_packets,
+    /// Keepalives sent.
+    tx_keepalives,
+    /// Handshake messages sent for the slow path.
+    tx_handshakes,
+    /// Frames staged for a peer without a usable session.
+    tx_staged,
+    /// Staged frames dropped: too many, too old, given up, or their peer is gone.
+    tx_staged_dropped,
+    /// Frames dropped: no peer's AllowedIPs hold the destination.
+    tx_no_peer,
+    /// Frames dropped: the peer has no endpoint.
+    tx_no_endpoint,
+    /// Packets dropped: the session ran out of counters while their train was built.
+    tx_no_session,
+    /// Packets (or keepalives, handshake messages) dropped: no buffer was free even after a flush.
+    tx_no_buffer,
+    /// Packets dropped: larger than a train may be.
+    tx_oversized,
+    /// Frames dropped: bad virtio-net header.
+    tx_bad_vnet,
+    /// Frames dropped: neither IPv4 nor IPv6, or contradictory lengths.
+    tx_bad_ip,
+    /// Frames dropped: the super-packet's transport header is not what its type promises.
+    tx_bad_transport,
+    /// Frames dropped: impossible segment size.
+    tx_bad_gso_size,
+    /// Frames dropped: checksum offset beyond the packet.
+    tx_bad_checksum,
+    /// ICMP unreachable messages written back.
+    icmp_sent,
+    /// ICMP unreachable messages withheld by the rate limit.
+    icmp_limited,
+
+    /// Inner packets delivered to the TUN device.
+    rx_packets,
+    /// Trains received, strays not counted.
+    rx_trains,
+    /// Packets and super-packets written to the TUN device for them.
+    rx_runs,
+    /// Those of them that held more than one packet.
+    rx_super_packets,
+    /// Keepalives received.
+    rx_keepalives,
+    /// Data messages that arrived at the worker that owns them.
+    rx_owned,
+    /// Data messages passed on to their owner.
+    strays_out,
+    /// Data messages taken over from other workers.
+    strays_in,
+    /// Data messages dropped: their owner's inbox was full.
+    strays_dropped,
+    /// Strays dropped: no buffer was free.
+    rx_no_buffer,
+    /// Datagrams dropped: empty, or type and length do not agree.
+    rx_malformed,
+    /// Handshake messages passed to the slow path.
+    rx_handshakes,
+    /// Handshake messages dropped: MAC1 is wrong.
+    rx_bad_mac1,
+    /// Handshake messages dropped: there is no private key.
+    rx_no_identity,
+    /// Handshake messages dropped: the slow path's queue was full.
+    rx_handshakes_dropped,
+    /// Data messages dropped: nobody has their receiver index.
+    rx_unknown_index,
+    /// Data messages dropped: their session is too old.
+    rx_expired,
+    /// Data messages dropped: the tag did not verify.
+    rx_decrypt_failed,
+    /// Data messages dropped: authentic, but seen before or too old.
+    rx_replayed,
+    /// Inner packets dropped: neither IPv4 nor IPv6, or lengths that contradict each other.
+    rx_bad_inner,
+    /// Inner packets dropped: the longest prefix that holds their source is not their peer's.
+    rx_bad_source,
+    /// Times that a peer was heard from elsewhere, or at another of our addresses.
+    rx_roamed,
+
+    /// Packets that joined no super-packet: not TCP or UDP, a fragment, options.
+    refused_not_coalescable,
+    /// … another flow, or other header fields.
+    refused_headers,
+    /// … not the next TCP sequence number.
+    refused_sequence,
+    /// … another size.
+    refused_size,
+    /// … TCP flags.
+    refused_flags,
+    /// … the super-packet was full.
+    refused_full,
+
+    /// Events that found the slow path's queue full, to be tried again.
+    events_deferred,
+    /// Notices for the log dropped: too many waited.
+    notices_dropped,
+    /// Endpoints whose sticky source address went away.
+    tx_source_gone,
+    /// Controls carried out.
+    controls,
+    /// Turns made.
+    turns,
+
+    /// [`IoStats::udp_sends`].
+    io_udp_sends,
+    /// [`IoStats::udp_sent_datagrams`].
+    io_udp_sent_datagrams,
+    /// [`IoStats::udp_send_errors`].
+    io_udp_send_errors,
+    /// [`IoStats::udp_receives`].
+    io_udp_receives,
+    /// [`IoStats::udp_receive_errors`].
+    io_udp_receive_errors,
+    /// [`IoStats::tun_reads`].
+    io_tun_reads,
+    /// [`IoStats::tun_writes`].
+    io_tun_writes,
+    /// [`IoStats::tun_write_errors`].
+    io_tun_write_errors,
+    /// [`IoStats::offload_fallbacks`].
+    io_offload_fallbacks,
+    /// [`IoStats::waits`].
+    io_waits,
+}
+
+/// Adds to a counter that only the calling thread writes: no locked instruction is needed.
+pub(super) fn add(counter: &AtomicU64, n: usize) {
+    counter.store(counter.load(Relaxed).wrapping_add(n as u64), Relaxed);
+}
+
+impl WorkerStats {
+    /// Mirrors the backend's counters so that others can read them.
+    pub fn publish_io(&self, io: &IoStats) {
+        let IoStats {
+            udp_sends,
+            udp_sent_datagrams,
+            udp_send_errors,
+            udp_receives,
+            udp_receive_errors,
+            tun_reads,
+            tun_writes,
+            tun_write_errors,
+            offload_fallbacks,
+            waits,
+        } = *io;
+        self.io_udp_sends.store(udp_sends, Relaxed);
+        self.io_udp_sent_datagrams.store(udp_sent_datagrams, Relaxed);
+        self.io_udp_send_errors.store(udp_send_errors, Relaxed);
+        self.io_udp_receives.store(udp_receives, Relaxed);
+        self.io_udp_receive_errors.store(udp_receive_errors, Relaxed);
+        self.io_tun_reads.store(tun_reads, Relaxed);
+        self.io_tun_writes.store(tun_writes, Relaxed);
+        self.io_tun_write_errors.store(tun_write_errors, Relaxed);
+        self.io_offload_fallbacks.store(offload_fallbacks, Relaxed);
+        self.io_waits.store(waits, Relaxed);
+    }
+
+    /// Adds what the coalescer refused, in the order of [`Refusal`]'s variants.
+    pub(super) fn add_refusals(&self, counts: &[u64; 6]) {
+        let counters = [
+            (&self.refused_not_coalescable, Refusal::NotCoalescable),
+            (&self.refused_headers, Refusal::Headers),
+            (&self.refused_sequence, Refusal::Sequence),
+            (&self.refused_size, Refusal::Size),
+            (&self.refused_flags, Refusal::Flags),
+            (&self.refused_full, Refusal::Full),
+        ];
+        for (counter, why) in counters {
+            add(counter, counts[why as usize] as usize);
+        }
+    }
+
+    /// The counter of frames that could not be split for the reason `why`.
+    pub(super) fn split_error(&self, why: SplitError) -> &AtomicU64 {
+        match why {
+            SplitError::Vnet => &self.tx_bad_vnet,
+            SplitError::Ip => &self.tx_bad_ip,
+            SplitError::Transport => &self.tx_bad_transport,
+            SplitError::GsoSize => &self.tx_bad_gso_size,
+            SplitError::Checksum => &self.tx_bad_checksum,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_its_own_name() {
+        let stats = WorkerStats::default();
+        add(&stats.rx_replayed, 3);
+        let snapshot = stats.snapshot();
+        let mut names: Vec<_> = snapshot.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), snapshot.len());
+        assert_eq!(snapshot.iter().map(|(_, n)| n).sum::<u64>(), 3);
+        assert!(snapshot.contains(&("rx_replayed", 3)));
+    }
+
+    #[test]
+    fn publishing_replaces_what_was_published_before() {
+        let stats = WorkerStats::default();
+        stats.publish_io(&IoStats { waits: 7, tun_writes: 2, ..IoStats::default() });
+        stats.publish_io(&IoStats { waits: 9, tun_writes: 2, ..IoStats::default() });
+        assert_eq!(stats.io_waits.load(Relaxed), 9);
+        assert_eq!(stats.io_tun_writes.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn refusals_land_under_their_own_names() {
+        let stats = WorkerStats::default();
+        stats.add_refusals(&[1, 2, 3, 4, 5, 6]);
+        assert_eq!(stats.refused_not_coalescable.load(Relaxed), 1);
+        assert_eq!(stats.refused_headers.load(Relaxed), 2);
+        assert_eq!(stats.refused_sequence.load(Relaxed), 3);
+        assert_eq!(stats.refused_size.load(Relaxed), 4);
+        assert_eq!(stats.refused_flags.load(Relaxed), 5);
+        assert_eq!(stats.refused_full.load(Relaxed), 6);
+    }
+}

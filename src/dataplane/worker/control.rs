@@ -1,0 +1,93 @@
+//! What the slow path tells a worker to do.
+
+use super::Worker;
+use super::peers::Removed;
+use crate::dataplane::stats::add;
+use crate::dataplane::{Control, PeerId};
+use crate::io::{Endpoint, Io};
+use crate::noise::session::SendSession;
+use crate::time::Instant;
+use std::sync::Arc;
+
+impl Worker {
+    /// Carries out one control. False: it was [`Control::Stop`].
+    pub(super) fn control<I: Io>(&mut self, io: &mut I, now: Instant, control: Control) -> bool {
+        add(&self.outbox.stats.controls, 1);
+        match control {
+            Control::Identity(key) => {
+                self.rx.identity = key;
+                // Packets that waited for a key may ask again at once.
+                self.peers.iter_mut().for_each(|peer| peer.asked = None);
+            }
+            Control::Routes(routes) => self.peers.routes = routes,
+            Control::AddPeer(shared) => {
+                let before = self.peers.add(shared);
+                self.bury(before);
+            }
+            Control::RemovePeer(id) => {
+                let removed = self.peers.remove(id);
+                self.bury(removed);
+            }
+            Control::Endpoint(id, endpoint) => self.set_endpoint(io, now, id, endpoint),
+            Control::InstallSend(id, session) => self.install_send(io, now, id, Some(session)),
+            Control::DropSend(id) => self.install_send(io, now, id, None),
+            Control::InstallReceive(id, session) => {
+                if let Some(peer) = self.peers.find(id) {
+                    self.rx.install(peer, session);
+                }
+            }
+            Control::DropReceive(index) => self.drop_receive(index),
+            Control::Keepalive(id) => self.sender(io, now).keepalive(id),
+            Control::PurgeStaged(id) => self.sender(io, now).purge(id),
+            Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
+            Control::Mtu(mtu) => self.mtu = mtu as usize,
+            Control::Rebind(sockets) => io.rebind(sockets),
+            Control::Stop => return false,
+        }
+        true
+    }
+
+    fn set_endpoint<I: Io>(&mut self, io: &mut I, now: Instant, id: PeerId, endpoint: Option<Endpoint>) {
+        let Some(peer) = self.peers.find(id) else { return };
+        peer.endpoint = endpoint;
+        peer.heard = None;
+        peer.asked = None;
+        self.flush_staged(io, now, id);
+    }
+
+    fn install_send<I: Io>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        id: PeerId,
+        session: Option<Arc<SendSession>>,
+    ) {
+        let Some(peer) = self.peers.find(id) else { return };
+        let installed = session.is_some();
+        peer.send = session;
+        peer.asked = None;
+        if installed {
+            self.flush_staged(io, now, id);
+        }
+    }
+
+    fn flush_staged<I: Io>(&mut self, io: &mut I, now: Instant, id: PeerId) {
+        self.sender(io, now).flush_staged(id.slot);
+    }
+
+    fn drop_receive(&mut self, index: u32) {
+        let Some(id) = self.rx.owner(index) else { return };
+        self.rx.remove(index, id);
+        if let Some(peer) = self.peers.find(id) {
+            peer.receiving.retain(|&other| other != index);
+        }
+    }
+
+    fn bury(&mut self, removed: Option<Removed>) {
+        let Some(removed) = removed else { return };
+        add(&self.outbox.stats.tx_staged_dropped, removed.staged);
+        for index in removed.receiving {
+            self.rx.remove(index, removed.id);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The worker: one turn takes controls, TUN frames and UDP trains to completion.
+//!
+//! ```text
+//! controls ─► peers, routes, sessions
+//! strays ───┐
+//! io.recv_udp ─► rx: open ─► check ─► coalesce ─► io.write_tun
+//! io.recv_tun ─► tx: route ─► split ─► seal ────► io.send_udp
+//!                      └─► staged, until a session is installed
+//! ```
+//!
+//! All of it runs on one thread, to completion: at the end of a turn nothing is half done but what is staged.
+
+mod control;
+mod outbox;
+mod peers;
+mod refuse;
+mod rx;
+#[cfg(test)]
+mod tests;
+mod tx;
+
+use crate::dataplane::stats::{WorkerStats, add};
+use crate::dataplane::{Event, Inbox, Links};
+use crate::io::{Endpoint, Io};
+use crate::offload::coalesce::CoalesceOptions;
+use crate::time::Instant;
+use outbox::Outbox;
+use peers::Peers;
+use refuse::Refuser;
+use rx::{Receiver, Rx};
+use std::sync::Arc;
+use tx::Sender;
+
+/// Controls a turn: a bulk configuration change must not keep packets waiting for long.
+const CONTROL_BUDGET: usize = 256;
+/// Strays a turn.
+const STRAY_BUDGET: usize = 64;
+/// What one turn may take from the TUN queue, and again from the sockets: 64 small ones, 16 large ones.
+const TRAFFIC_BUDGET: usize = 64;
+/// What a large frame or train takes out of [`TRAFFIC_BUDGET`].
+const LARGE_COST: usize = 4;
+/// Bytes up to which a frame or train is small.
+const SMALL_MAX: usize = 2048;
+
+/// What a worker is told at birth.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its number: the low byte of its receiver indices.
+    pub id: u8,
+    /// The interface's MTU.
+    pub mtu: u32,
+    /// What the TUN device takes.
+    pub coalesce: CoalesceOptions,
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// More may be ready at once: poll, do not sleep.
+    Busy,
+    /// Sleep until something happens.
+    Idle,
+    /// [`crate::dataplane::Control::Stop`] came.
+    Stop,
+}
+
+/// One worker.
+pub struct Worker {
+    id: u8,
+    mtu: usize,
+    inbox: Inbox,
+    outbox: Outbox,
+    peers: Peers,
+    refuser: Refuser,
+    rx: Rx,
+}
+
+impl Worker {
+    /// Worker `config.id` of `links`, which must have that many.
+    pub fn new(config: WorkerConfig, links: &Links) -> Worker {
+        Worker {
+            id: config.id,
+            mtu: config.mtu as usize,
+            inbox: links.workers[usize::from(config.id)].clone(),
+            outbox: Outbox::new(links),
+            peers: Peers::default(),
+            refuser: Refuser::default(),
+            rx: Rx::new(config.coalesce),
+        }
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> Arc<WorkerStats> {
+        self.outbox.stats.clone()
+    }
+
+    /// One turn: what is ready, to completion, within fixed budgets.
+    pub fn turn<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
+        let turn = self.take_all(io, now);
+        io.flush();
+        self.take_troubles(io);
+        self.outbox.ring();
+        let stats = &self.outbox.stats;
+        stats.add_refusals(&self.rx.take_refusals());
+        stats.publish_io(&io.stats());
+        add(&stats.turns, 1);
+        turn
+    }
+
+    /// Turns until stopped (`Ok`) or until the TUN device is gone, of which the slow path is told.
+    pub fn run<I: Io>(mut self, io: &mut I) -> std::io::Result<()> {
+        let mut until = Some(Instant::START);
+        loop {
+            let now = match io.wait(until) {
+                Ok(now) => now,
+                Err(error) => {
+                    self.outbox.emit(Event::WorkerEnded(self.id, error.to_string()));
+                    self.outbox.ring();
+                    return Err(error);
+                }
+            };
+            until = match self.turn(io, now) {
+                Turn::Busy => Some(now),
+                Turn::Idle => None,
+                Turn::Stop => return Ok(()),
+            };
+        }
+    }
+
+    fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
+        let Some(controls) = self.take_controls(io, now) else { return Turn::Stop };
+        let strays = self.take_strays(io, now);
+        let frames = self.take_frames(io, now);
+        let trains = self.take_trains(io, now);
+        if controls || strays || frames || trains { Turn::Busy } else { Turn::Idle }
+    }
+
+    /// Carries out what the slow path asked for; whether the budget was used up. `None`: stop.
+    fn take_controls<I: Io>(&mut self, io: &mut I, now: Instant) -> Option<bool> {
+        for _ in 0..CONTROL_BUDGET {
+            let Some(control) = self.inbox.controls.pop() else { return Some(false) };
+            if !self.control(io, now, control) {
+                return None;
+            }
+        }
+        Some(true)
+    }
+
+    /// Takes what other workers received for us; whether the budget was used up.
+    fn take_strays<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
+        for _ in 0..STRAY_BUDGET {
+            let Some(stray) = self.inbox.strays.pop() else { return false };
+            self.receiver(io, now).stray(&stray);
+        }
+        true
+    }
+
+    /// TUN to UDP; whether the budget was used up.
+    fn take_frames<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
+        let mut sender = self.sender(io, now);
+        let mut budget = TRAFFIC_BUDGET;
+        while budget > 0 {
+            let Some(frame) = sender.io.recv_tun() else { break };
+            budget = budget.saturating_sub(cost(frame.len));
+            sender.frame(frame.buf.get(..frame.len).unwrap_or_default());
+        }
+        sender.finish();
+        budget == 0
+    }
+
+    /// UDP to TUN; whether the budget was used up.
+    fn take_trains<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
+        let mut receiver = self.receiver(io, now);
+        let mut budget = TRAFFIC_BUDGET;
+        while budget > 0 {
+            let Some(train) = receiver.io.recv_udp() else { break };
+            budget = budget.saturating_sub(cost(train.len));
+            receiver.train(train);
+        }
+        budget == 0
+    }
+
+    /// Hears what the backend met with while it sent and wrote.
+    fn take_troubles<I: Io>(&mut self, io: &mut I) {
+        self.rx.give_up(io.tun_refuses());
+        while let Some(gone) = io.take_source_gone() {
+            for peer in self.peers.iter_mut().filter(|peer| peer.endpoint == Some(gone)) {
+                // Untold, it stays as it is: the next send will fail to use it again.
+                if self.outbox.emit(Event::SourceGone(peer.shared.id)) {
+                    peer.endpoint = Some(Endpoint { from: None, ..gone });
+                    peer.heard = None;
+                    add(&self.outbox.stats.tx_source_gone, 1);
+                }
+            }
+        }
+        while let Some(notice) = io.take_notice() {
+            self.outbox.notice(self.id, notice);
+        }
+    }
+
+    fn sender<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Sender<'a, I> {
+        Sender::new(io, &mut self.peers, &mut self.outbox, &mut self.refuser, self.mtu, now)
+    }
+
+    fn receiver<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Receiver<'a, I> {
+        let Worker { id, peers, outbox, rx, .. } = self;
+        Receiver { id: *id, io, peers, outbox, rx, now }
+    }
+}
+
+/// What a frame or train of `len` bytes takes out of the budget.
+fn cost(len: usize) -> usize {
+    if len <= SMALL_MAX { 1 } else { LARGE_COST }
+}

@@ -1,0 +1,112 @@
+//! What a worker says to others: events and handshake messages to the slow path, strays to other workers. Each of them is
+//! rung at most once a turn.
+
+use super::peers::Peer;
+use crate::dataplane::stats::{WorkerStats, add};
+use crate::dataplane::{
+    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, Links, PeerShared, SlowPath, Stray,
+};
+use crate::io::Notice;
+use crate::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The outgoing side of a worker's mailboxes, and its counters.
+pub(super) struct Outbox {
+    pub(super) stats: Arc<WorkerStats>,
+    slow: SlowPath,
+    workers: Vec<Inbox>,
+    ring_slow: bool,
+    ring_workers: Vec<bool>,
+}
+
+impl Outbox {
+    pub(super) fn new(links: &Links) -> Outbox {
+        Outbox {
+            stats: Arc::default(),
+            slow: links.slow.clone(),
+            workers: links.workers.clone(),
+            ring_slow: false,
+            ring_workers: vec![false; links.workers.len()],
+        }
+    }
+
+    /// Queues an event. False: the queue is full, and the caller must see to it that it is tried again.
+    pub(super) fn emit(&mut self, event: Event) -> bool {
+        let queued = self.slow.events.push(event).is_ok();
+        if queued {
+            self.ring_slow = true;
+        } else {
+            add(&self.stats.events_deferred, 1);
+        }
+        queued
+    }
+
+    /// The peer's stamps moved: tells the slow path unless it watches them.
+    pub(super) fn activity(&mut self, peer: &PeerShared) {
+        if peer.arm() && !self.emit(Event::Activity(peer.id)) {
+            peer.armed.store(false, Relaxed);
+        }
+    }
+
+    /// Asks for a handshake unless that was done just now, by this worker or another.
+    pub(super) fn need_handshake(&mut self, peer: &mut Peer, now: Instant) {
+        if peer.asked.is_some_and(|at| now.since(at) < HANDSHAKE_ASK_INTERVAL)
+            || peer.shared.handshake_wanted.swap(true, Relaxed)
+        {
+            return;
+        }
+        if self.emit(Event::NeedHandshake(peer.shared.id)) {
+            peer.asked = Some(now);
+        } else {
+            peer.shared.handshake_wanted.store(false, Relaxed);
+        }
+    }
+
+    /// Passes a handshake message on, or drops it: a flood ends at this queue's bound.
+    pub(super) fn handshake(&mut self, message: IncomingHandshake) {
+        if self.slow.handshakes.push(message).is_ok() {
+            self.ring_slow = true;
+            add(&self.stats.rx_handshakes, 1);
+        } else {
+            add(&self.stats.rx_handshakes_dropped, 1);
+        }
+    }
+
+    /// Passes one data message on to its owner; there may be no such worker.
+    pub(super) fn stray(&mut self, owner: u8, bytes: &[u8], stray: impl FnOnce(Box<[u8]>) -> Stray) {
+        let owner = usize::from(owner);
+        let Some(inbox) = self.workers.get(owner) else {
+            add(&self.stats.rx_unknown_index, 1);
+            return;
+        };
+        // Looking first spares the copy under overload.
+        if inbox.strays.is_full() || inbox.strays.push(stray(bytes.into())).is_err() {
+            add(&self.stats.strays_dropped, 1);
+            return;
+        }
+        self.ring_workers[owner] = true;
+        add(&self.stats.strays_out, 1);
+    }
+
+    /// Has something logged, unless too much waits to be logged already.
+    pub(super) fn notice(&mut self, worker: u8, notice: Notice) {
+        if self.slow.notices.push((worker, notice)).is_ok() {
+            self.ring_slow = true;
+        } else {
+            add(&self.stats.notices_dropped, 1);
+        }
+    }
+
+    /// Rings whoever was left something in this turn.
+    pub(super) fn ring(&mut self) {
+        if std::mem::take(&mut self.ring_slow) {
+            self.slow.waker.wake();
+        }
+        for (ring, inbox) in self.ring_workers.iter_mut().zip(&self.workers) {
+            if std::mem::take(ring) {
+                inbox.waker.wake();
+            }
+        }
+    }
+}

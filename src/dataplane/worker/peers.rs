@@ -1,0 +1,210 @@
+//! The worker's table of peers, by slot, with what each has staged.
+
+use crate::dataplane::{MAX_STAGED, MAX_STAGED_BYTES, PeerId, PeerShared};
+use crate::io::Endpoint;
+use crate::noise::session::SendSession;
+use crate::routing::RouteTable;
+use crate::time::Instant;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A peer, as one worker sees it.
+pub(super) struct Peer {
+    pub(super) shared: Arc<PeerShared>,
+    pub(super) endpoint: Option<Endpoint>,
+    pub(super) send: Option<Arc<SendSession>>,
+    /// Indices of its receiving sessions in this worker, so that they go with it.
+    pub(super) receiving: Vec<u32>,
+    /// Where it last spoke from, and to, as the slow path was told. Forgotten with every endpoint that the slow path sets.
+    pub(super) heard: Option<Endpoint>,
+    /// When this worker last asked for a handshake.
+    pub(super) asked: Option<Instant>,
+    /// TUN frames that wait for a session, oldest first.
+    staged: VecDeque<Box<[u8]>>,
+}
+
+impl Peer {
+    fn new(shared: Arc<PeerShared>) -> Peer {
+        Peer {
+            shared,
+            endpoint: None,
+            send: None,
+            receiving: Vec::new(),
+            heard: None,
+            asked: None,
+            staged: VecDeque::new(),
+        }
+    }
+
+    /// The session and endpoint to send with now.
+    pub(super) fn path(&self, now: Instant) -> Option<(&Arc<SendSession>, Endpoint)> {
+        let session = self.send.as_ref().filter(|session| session.usable(now))?;
+        Some((session, self.endpoint?))
+    }
+
+    /// Whether frames wait for a session.
+    pub(super) fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+}
+
+/// All peers of the device, and the routes to them.
+#[derive(Default)]
+pub(super) struct Peers {
+    /// Index: [`PeerId::slot`]. Slots are small: the slow path reuses them.
+    table: Vec<Option<Peer>>,
+    pub(super) routes: Arc<RouteTable>,
+    staged_bytes: usize,
+}
+
+impl Peers {
+    /// The slot of the peer whose AllowedIPs hold `addr`.
+    pub(super) fn route(&self, addr: IpAddr) -> Option<u32> {
+        self.routes.lookup(addr)
+    }
+
+    /// Whoever has this slot now.
+    pub(super) fn at(&mut self, slot: u32) -> Option<&mut Peer> {
+        self.table.get_mut(slot as usize)?.as_mut()
+    }
+
+    /// The peer itself, not a successor in its slot.
+    pub(super) fn find(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.at(id.slot).filter(|peer| peer.shared.id == id)
+    }
+
+    /// Adds a peer; returns what was removed for it, should its slot have been taken.
+    pub(super) fn add(&mut self, shared: Arc<PeerShared>) -> Option<Removed> {
+        if self.find(shared.id).is_some() {
+            return None;
+        }
+        let slot = shared.id.slot as usize;
+        if self.table.len() <= slot {
+            self.table.resize_with(slot + 1, || None);
+        }
+        let before = self.table[slot].replace(Peer::new(shared));
+        before.map(|peer| self.bury(peer))
+    }
+
+    /// Removes a peer with its staged frames.
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<Removed> {
+        self.find(id)?;
+        let peer = self.table.get_mut(id.slot as usize)?.take()?;
+        Some(self.bury(peer))
+    }
+
+    fn bury(&mut self, peer: Peer) -> Removed {
+        self.staged_bytes -= peer.staged.iter().map(|frame| frame.len()).sum::<usize>();
+        Removed { id: peer.shared.id, receiving: peer.receiving, staged: peer.staged.len() }
+    }
+
+    /// All peers there are.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.table.iter_mut().flatten()
+    }
+
+    /// Keeps a copy of `frame` for later, behind what the peer has staged; returns how many frames were dropped for it:
+    /// the peer's oldest, or `frame` itself where other peers' frames take up all room.
+    pub(super) fn stage(&mut self, slot: u32, frame: &[u8]) -> usize {
+        let mut dropped = 0;
+        loop {
+            let full = self.staged_bytes + frame.len() > MAX_STAGED_BYTES;
+            let Some(peer) = self.at(slot) else { return dropped + 1 };
+            if !full && peer.staged.len() < MAX_STAGED {
+                peer.staged.push_back(frame.into());
+                self.staged_bytes += frame.len();
+                return dropped;
+            }
+            dropped += 1;
+            if self.unstage(slot).is_none() {
+                return dropped;
+            }
+        }
+    }
+
+    /// Takes the oldest staged frame.
+    pub(super) fn unstage(&mut self, slot: u32) -> Option<Box<[u8]>> {
+        let frame = self.at(slot)?.staged.pop_front()?;
+        self.staged_bytes -= frame.len();
+        Some(frame)
+    }
+}
+
+/// What went with a peer.
+pub(super) struct Removed {
+    /// Who it was.
+    pub(super) id: PeerId,
+    /// Indices of its receiving sessions.
+    pub(super) receiving: Vec<u32>,
+    /// Number of frames that were staged.
+    pub(super) staged: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(slot: u32, epoch: u32) -> Arc<PeerShared> {
+        Arc::new(PeerShared::new(PeerId { slot, epoch }, 0))
+    }
+
+    #[test]
+    fn a_reused_slot_is_another_peer() {
+        let mut peers = Peers::default();
+        peers.add(peer(2, 1));
+        assert_eq!(peers.stage(2, &[0; 100]), 0);
+        let removed = peers.add(peer(2, 2)).unwrap();
+        assert_eq!(removed.staged, 1);
+        assert!(peers.find(PeerId { slot: 2, epoch: 1 }).is_none());
+        assert!(peers.remove(PeerId { slot: 2, epoch: 1 }).is_none());
+        assert!(peers.find(PeerId { slot: 2, epoch: 2 }).is_some());
+        assert!(peers.at(1).is_none() && peers.at(3).is_none());
+    }
+
+    #[test]
+    fn adding_a_peer_twice_keeps_what_it_has() {
+        let mut peers = Peers::default();
+        peers.add(peer(0, 1));
+        peers.stage(0, &[1]);
+        assert!(peers.add(peer(0, 1)).is_none());
+        assert!(peers.at(0).unwrap().has_staged());
+    }
+
+    #[test]
+    fn the_oldest_staged_frame_goes_first_when_the_peer_has_too_many() {
+        let mut peers = Peers::default();
+        peers.add(peer(0, 1));
+        for i in 0..MAX_STAGED {
+            assert_eq!(peers.stage(0, &[i as u8]), 0);
+        }
+        assert_eq!(peers.stage(0, &[255]), 1);
+        assert_eq!(peers.unstage(0).as_deref(), Some(&[1][..]));
+        let rest = std::iter::from_fn(|| peers.unstage(0)).collect::<Vec<_>>();
+        assert_eq!(rest.len(), MAX_STAGED - 1);
+        assert_eq!(rest.last().map(|frame| frame[0]), Some(255));
+        assert_eq!(peers.staged_bytes, 0);
+    }
+
+    #[test]
+    fn staged_bytes_are_bounded_over_all_peers() {
+        let mut peers = Peers::default();
+        let frame = vec![0; 64 << 10];
+        let fit = MAX_STAGED_BYTES / frame.len();
+        let full = fit.div_ceil(MAX_STAGED) as u32;
+        for slot in 0..=full {
+            peers.add(peer(slot, 1));
+        }
+        for i in 0..fit {
+            assert_eq!(peers.stage((i / MAX_STAGED) as u32, &frame), 0);
+        }
+        assert_eq!(peers.stage(full, &frame), 1, "no room for a newcomer");
+        assert!(!peers.at(full).unwrap().has_staged());
+        assert_eq!(peers.stage(0, &frame), 1, "own oldest makes room");
+        assert_eq!(peers.staged_bytes, MAX_STAGED_BYTES);
+        for slot in 0..=full {
+            peers.remove(PeerId { slot, epoch: 1 });
+        }
+        assert_eq!(peers.staged_bytes, 0);
+    }
+}

@@ -1,0 +1,68 @@
+//! ICMP unreachable back into the TUN device, within a rate.
+
+use crate::dataplane::stats::{WorkerStats, add};
+use crate::io::Io;
+use crate::time::Instant;
+use crate::wire::icmp::{Unreachable, unreachable};
+use crate::wire::vnet::{VNET_HDR_LEN, VnetHeader};
+use std::time::Duration;
+
+/// One message a millisecond on average, per worker (Linux: `net.ipv4.icmp_msgs_per_sec`, 1000).
+const INTERVAL: Duration = Duration::from_millis(1);
+/// Messages at once after a pause (Linux: `net.ipv4.icmp_msgs_burst`, 50).
+const BURST: u32 = 50;
+
+/// Answers what cannot be tunnelled. A token bucket, kept as the time at which it is full again.
+#[derive(Default)]
+pub(super) struct Refuser {
+    full_at: Instant,
+}
+
+impl Refuser {
+    /// Writes an ICMP unreachable towards the source of `frame` (virtio-net header and packet), where one is due.
+    pub(super) fn refuse<I: Io>(&mut self, io: &mut I, stats: &WorkerStats, frame: &[u8], now: Instant) {
+        let Some(packet) = frame.get(VNET_HDR_LEN..) else { return };
+        if !self.has_token(now) {
+            add(&stats.icmp_limited, 1);
+            return;
+        }
+        let Some(mut buf) = io.alloc() else {
+            add(&stats.tx_no_buffer, 1);
+            return;
+        };
+        let (vnet, out) = buf.split_at_mut(VNET_HDR_LEN);
+        let Some(len) = unreachable(packet, Unreachable::Host, out) else { return };
+        vnet.copy_from_slice(&VnetHeader::default().to_bytes());
+        self.full_at = self.full_at.max(now) + INTERVAL;
+        add(&stats.icmp_sent, 1);
+        let piece = 0..VNET_HDR_LEN + len;
+        io.write_tun(&buf.share(), std::slice::from_ref(&piece));
+    }
+
+    fn has_token(&self, now: Instant) -> bool {
+        self.full_at.since(now) <= INTERVAL * (BURST - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_then_one_an_interval() {
+        let mut refuser = Refuser::default();
+        let mut now = Instant::from_nanos(1_000_000_000);
+        let mut spend = |now| {
+            let allowed = refuser.has_token(now);
+            if allowed {
+                refuser.full_at = refuser.full_at.max(now) + INTERVAL;
+            }
+            allowed
+        };
+        assert_eq!((0..100).filter(|_| spend(now)).count(), BURST as usize);
+        now = now + INTERVAL;
+        assert_eq!((0..100).filter(|_| spend(now)).count(), 1);
+        now = now + Duration::from_secs(3600);
+        assert_eq!((0..100).filter(|_| spend(now)).count(), BURST as usize);
+    }
+}

@@ -1,0 +1,375 @@
+//! UDP train to TUN writes: sort by message, open in place, check, coalesce, write.
+//!
+//! The kernel's GRO merges by address and port alone, so one train may mix message types and receiver indices: it is cut into
+//! runs of data messages for one index. Nearly every train is one run.
+
+use super::outbox::Outbox;
+use super::peers::{Peer, Peers};
+use crate::crypto::aead::MAX_SEGMENTS;
+use crate::dataplane::stats::add;
+use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, Stray};
+use crate::index::ReceiverIndex;
+use crate::io::slab::Buf;
+use crate::io::{Endpoint, Io, LocalAddr, UdpTrain};
+use crate::noise::cookie::Mac1Key;
+use crate::noise::session::{Received, RecvSession, Role};
+use crate::offload::coalesce::{CoalesceOptions, Coalescer};
+use crate::time::Instant;
+use crate::wire::ip;
+use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, classify};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Outer ECN: Congestion Experienced (RFC 3168).
+const ECN_CE: u8 = 3;
+
+/// What the receiving side keeps from turn to turn.
+pub(super) struct Rx {
+    sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
+    coalescer: Coalescer,
+    coalesce: CoalesceOptions,
+    pub(super) identity: Option<Mac1Key>,
+}
+
+/// A session that is received on.
+struct Receiving {
+    peer: PeerId,
+    session: Box<RecvSession>,
+    /// The slow path knows that the initiator has the session.
+    confirmed: bool,
+}
+
+impl Rx {
+    pub(super) fn new(coalesce: CoalesceOptions) -> Rx {
+        Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, identity: None }
+    }
+
+    /// Adds a session of `peer`.
+    pub(super) fn install(&mut self, peer: &mut Peer, session: Box<RecvSession>) {
+        let index = session.local_index();
+        let confirmed = session.role() == Role::Initiator;
+        self.sessions.insert(index, Receiving { peer: peer.shared.id, session, confirmed });
+        if !peer.receiving.contains(&index) {
+            peer.receiving.push(index);
+        }
+    }
+
+    /// Whose session `index` is.
+    pub(super) fn owner(&self, index: u32) -> Option<PeerId> {
+        self.sessions.get(&index).map(|receiving| receiving.peer)
+    }
+
+    /// Forgets the session of `index`, if it is `peer`'s.
+    pub(super) fn remove(&mut self, index: u32, peer: PeerId) {
+        if self.owner(index) == Some(peer) {
+            self.sessions.remove(&index);
+        }
+    }
+
+    /// Builds no more super-packets of these kinds.
+    pub(super) fn give_up(&mut self, refused: CoalesceOptions) {
+        self.coalesce.tcp &= !refused.tcp;
+        self.coalesce.udp &= !refused.udp;
+    }
+
+    /// Hands over the coalescer's refusal counts.
+    pub(super) fn take_refusals(&mut self) -> [u64; 6] {
+        self.coalescer.take_refusals()
+    }
+}
+
+/// Hashes a receiver index. It is random already, but for the low byte, which is the same for all of one worker; the
+/// multiplication spreads the random bits, and the shift brings the best of them where the table looks first.
+#[derive(Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte) << 8 ^ self.0 as u32);
+        }
+    }
+    fn write_u32(&mut self, index: u32) {
+        let spread = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ (spread >> 32);
+    }
+}
+
+/// Where a train came from, and how.
+#[derive(Clone, Copy)]
+struct Origin {
+    from: SocketAddr,
+    to: Option<LocalAddr>,
+    ecn: u8,
+}
+
+/// The receiving side of a turn.
+pub(super) struct Receiver<'a, I: Io> {
+    pub(super) id: u8,
+    pub(super) io: &'a mut I,
+    pub(super) peers: &'a mut Peers,
+    pub(super) outbox: &'a mut Outbox,
+    pub(super) rx: &'a mut Rx,
+    pub(super) now: Instant,
+}
+
+impl<I: Io> Receiver<'_, I> {
+    /// Takes one received train to completion.
+    pub(super) fn train(&mut self, train: UdpTrain) {
+        add(&self.outbox.stats.rx_trains, 1);
+        self.take(train);
+    }
+
+    /// Takes a data message that another worker received for us.
+    pub(super) fn stray(&mut self, stray: &Stray) {
+        add(&self.outbox.stats.strays_in, 1);
+        let Some(mut buf) = self.io.alloc().or_else(|| {
+            self.io.flush();
+            self.io.alloc()
+        }) else {
+            return add(&self.outbox.stats.rx_no_buffer, 1);
+        };
+        let (start, len) = (DATA_HEADER_LEN, stray.bytes.len());
+        let Some(space) = buf.get_mut(start..start + len) else {
+            return add(&self.outbox.stats.rx_malformed, 1);
+        };
+        space.copy_from_slice(&stray.bytes);
+        let Stray { from, to, ecn, .. } = *stray;
+        self.take(UdpTrain { buf, start, len, stride: len, from, to, ecn });
+    }
+
+    fn take(&mut self, train: UdpTrain) {
+        let UdpTrain { mut buf, start, len, stride, from, to, ecn } = train;
+        let origin = Origin { from, to, ecn };
+        // Below `start` the coalescer needs room for its virtio-net header.
+        let bounds = start.checked_add(len).filter(|&end| start >= DATA_HEADER_LEN && end <= buf.len());
+        let (Some(end), 1..) = (bounds, stride.min(len)) else {
+            return add(&self.outbox.stats.rx_malformed, 1);
+        };
+        self.rx.coalescer.start(self.rx.coalesce);
+        let mut at = start;
+        let mut accepted = 0;
+        while at < end {
+            let (kind, len) = next_run(&buf[at..end], stride);
+            let run = at..at + len;
+            at = run.end;
+            match kind {
+                Run::Data(receiver) => accepted += self.data(&mut buf, run, stride, receiver, origin),
+                Run::Handshake(kind) => self.handshake(kind, &buf[run], origin),
+                Run::Malformed => add(&self.outbox.stats.rx_malformed, 1),
+            }
+        }
+        if accepted > 0 {
+            self.deliver(buf);
+        }
+    }
+
+    /// A handshake message: checked cheaply, then the slow path's.
+    fn handshake(&mut self, kind: MessageKind, message: &[u8], origin: Origin) {
+        let Some(identity) = &self.rx.identity else {
+            return add(&self.outbox.stats.rx_no_identity, 1);
+        };
+        // A cookie reply has no MAC1; its own tag covers the MAC1 that it answers (paper, section 5.4.7).
+        if kind != MessageKind::CookieReply && !identity.verify(message) {
+            return add(&self.outbox.stats.rx_bad_mac1, 1);
+        }
+        let Some(datagram) = HandshakeDatagram::new(message) else {
+            return add(&self.outbox.stats.rx_malformed, 1);
+        };
+        self.outbox.handshake(IncomingHandshake { datagram, from: origin.from, to: origin.to });
+    }
+
+    /// A run of data messages for one index. Returns how many inner packets went to the coalescer.
+    fn data(
+        &mut self,
+        buf: &mut Buf,
+        run: Range<usize>,
+        stride: usize,
+        receiver: u32,
+        origin: Origin,
+    ) -> usize {
+        let owner = ReceiverIndex(receiver).worker();
+        let count = run.len().div_ceil(stride);
+        if owner != self.id {
+            self.forward(owner, &buf[run], stride, origin);
+            return 0;
+        }
+        let stats = &self.outbox.stats;
+        add(&stats.rx_owned, count);
+        let Some(receiving) = self.rx.sessions.get_mut(&receiver) else {
+            add(&stats.rx_unknown_index, count);
+            return 0;
+        };
+        if receiving.session.expired(self.now) {
+            add(&stats.rx_expired, count);
+            return 0;
+        }
+        let slot = receiving.peer.slot;
+        let received = receiving.session.open_train(&mut buf[run.clone()], stride);
+        let opened = self.accept(slot, buf, run, stride, received, origin.ecn);
+        if opened.bytes > 0 {
+            self.note(receiver, &opened, origin);
+        }
+        opened.accepted
+    }
+
+    /// Hands data messages to the worker that owns their index.
+    fn forward(&mut self, owner: u8, run: &[u8], stride: usize, origin: Origin) {
+        let Origin { from, to, ecn } = origin;
+        for datagram in run.chunks(stride) {
+            self.outbox.stray(owner, datagram, |bytes| Stray { bytes, from, to, ecn });
+        }
+    }
+
+    /// Checks the contents of what opened, and gives it to the coalescer.
+    fn accept(
+        &mut self,
+        slot: u32,
+        buf: &mut Buf,
+        run: Range<usize>,
+        stride: usize,
+        received: Received,
+        ecn: u8,
+    ) -> Opened {
+        let stats = &self.outbox.stats;
+        let mut opened = Opened::default();
+        for (i, start) in run.clone().step_by(stride).enumerate() {
+            let end = run.end.min(start + stride);
+            if !received.fresh.is_ok(i) {
+                let replayed = received.replayed.is_ok(i);
+                add(if replayed { &stats.rx_replayed } else { &stats.rx_decrypt_failed }, 1);
+                continue;
+            }
+            opened.bytes += end - start;
+            let text = start + DATA_HEADER_LEN..end - TAG_LEN;
+            if text.is_empty() {
+                add(&stats.rx_keepalives, 1);
+                continue;
+            }
+            opened.data = true;
+            let Some(info) = ip::parse(&buf[text.clone()]) else {
+                add(&stats.rx_bad_inner, 1);
+                continue;
+            };
+            // Device-wide longest prefix: a peer cannot speak from a subnet of another's (rule 9 of the design).
+            if self.peers.route(info.source) != Some(slot) {
+                add(&stats.rx_bad_source, 1);
+                continue;
+            }
+            let packet = text.start..text.start + info.len;
+            if ecn == ECN_CE {
+                ip::set_ce(&mut buf[packet.clone()]);
+            }
+            self.rx.coalescer.push(buf, packet);
+            opened.accepted += 1;
+        }
+        opened
+    }
+
+    /// Authentic and fresh messages came: stamps, counters, confirmation, roaming, rekeying.
+    fn note(&mut self, receiver: u32, opened: &Opened, origin: Origin) {
+        let Some(receiving) = self.rx.sessions.get_mut(&receiver) else { return };
+        let Some(peer) = self.peers.find(receiving.peer) else { return };
+        peer.shared.rx_bytes.fetch_add(opened.bytes as u64, Relaxed);
+        match opened.data {
+            true => peer.shared.data_received(self.now),
+            false => peer.shared.authenticated_received(self.now),
+        }
+        self.outbox.activity(&peer.shared);
+        if !receiving.confirmed {
+            receiving.confirmed = self.outbox.emit(Event::Confirmed(receiving.peer, receiver));
+        }
+        roam(peer, self.outbox, origin);
+        if receiving.session.wants_rekey(self.now) {
+            self.outbox.need_handshake(peer, self.now);
+        }
+    }
+
+    /// Writes what the coalescer made of a train.
+    fn deliver(&mut self, mut buf: Buf) {
+        let runs = self.rx.coalescer.finish(&mut buf);
+        let buf = buf.share();
+        let stats = &self.outbox.stats;
+        for run in runs {
+            add(&stats.rx_runs, 1);
+            add(&stats.rx_packets, run.packets);
+            if run.packets > 1 {
+                add(&stats.rx_super_packets, 1);
+            }
+            self.io.write_tun(&buf, &run.pieces);
+        }
+    }
+}
+
+/// What came out of a run of data messages.
+#[derive(Default)]
+struct Opened {
+    /// Bytes of the authentic and fresh messages.
+    bytes: usize,
+    /// Whether any of them was no keepalive.
+    data: bool,
+    /// Inner packets handed to the coalescer.
+    accepted: usize,
+}
+
+/// The peer speaks from `origin`, authentically: that is where it is now (rule 7 of the design; kernel
+/// `wg_socket_set_endpoint_from_skb`). This worker believes it at once; others hear of it from the slow path, which also decides
+/// whether our address need be pinned: where no address was pinned so far, none is until it says so.
+fn roam(peer: &mut Peer, outbox: &mut Outbox, origin: Origin) {
+    let known = peer.endpoint.filter(|known| same_address(known.addr, origin.from));
+    let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };
+    let heard = peer.heard.is_some_and(|last| same_address(last.addr, seen.addr) && last.from == seen.from);
+    if !heard {
+        if known.is_none_or(|known| known.from.is_some()) {
+            peer.endpoint = Some(seen);
+        }
+        if outbox.emit(Event::Roamed(peer.shared.id, seen)) {
+            peer.heard = Some(seen);
+            add(&outbox.stats.rx_roamed, 1);
+        }
+    }
+}
+
+/// Whether both name one address and port; an IPv6 flow label does not matter (kernel `endpoint_eq`).
+fn same_address(a: SocketAddr, b: SocketAddr) -> bool {
+    match (a, b) {
+        (SocketAddr::V6(a), SocketAddr::V6(b)) => {
+            a.ip() == b.ip() && a.port() == b.port() && a.scope_id() == b.scope_id()
+        }
+        _ => a == b,
+    }
+}
+
+/// Consecutive datagrams of a train that are handled together.
+enum Run {
+    /// Data messages for one receiver index, at most [`MAX_SEGMENTS`].
+    Data(u32),
+    /// One handshake message.
+    Handshake(MessageKind),
+    /// One datagram that is no message.
+    Malformed,
+}
+
+/// The run at the start of `bytes` (not empty), and its length.
+fn next_run(bytes: &[u8], stride: usize) -> (Run, usize) {
+    let mut datagrams = bytes.chunks(stride);
+    let Some(first) = datagrams.next() else { return (Run::Malformed, bytes.len()) };
+    let receiver = match classify(first) {
+        Some(MessageKind::Data) => DataHeader::parse(first).map(|header| header.receiver),
+        Some(kind) => return (Run::Handshake(kind), first.len()),
+        None => None,
+    };
+    let Some(receiver) = receiver else { return (Run::Malformed, first.len()) };
+    let continues = |datagram: &&[u8]| {
+        classify(datagram) == Some(MessageKind::Data)
+            && DataHeader::parse(datagram).is_some_and(|header| header.receiver == receiver)
+    };
+    let more: usize = datagrams.take(MAX_SEGMENTS - 1).take_while(continues).map(<[u8]>::len).sum();
+    (Run::Data(receiver), first.len() + more)
+}

@@ -1,0 +1,278 @@
+//! Between the worker and the slow path.
+
+use super::*;
+use crate::crypto::x25519::PublicKey;
+use crate::dataplane::{CONTROL_QUEUE, HANDSHAKE_QUEUE, HandshakeDatagram, NOTICE_QUEUE};
+use crate::io::Notice;
+use crate::noise::cookie::{CookieJar, Mac1Key};
+use crate::wire::message::{COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
+
+const ME: &str = "192.168.0.1";
+const IDENTITY: PublicKey = PublicKey([9; 32]);
+
+/// A handshake message of the given type with a valid MAC1 for [`IDENTITY`].
+fn handshake(kind: u8, len: usize) -> Vec<u8> {
+    let mut message = vec![0x5a; len];
+    message[..4].copy_from_slice(&[kind, 0, 0, 0]);
+    CookieJar::new(&IDENTITY).seal(&mut message, START);
+    message
+}
+
+fn lone(message: &[u8]) -> (Vec<u8>, usize) {
+    (message.to_vec(), message.len())
+}
+
+#[test]
+fn handshake_messages_reach_the_slow_path_only_with_a_valid_mac1() {
+    let mut rig = Rig::new();
+    let initiation = handshake(1, INITIATION_LEN);
+    rig.push_train(lone(&initiation), outer(1));
+    rig.turn();
+    assert_eq!(rig.count(|stats| &stats.rx_no_identity), 1);
+    rig.control(Control::Identity(Some(Mac1Key::new(&IDENTITY))));
+    rig.push_train(lone(&initiation), outer(1));
+    rig.push_train(lone(&handshake(2, RESPONSE_LEN)), outer(2));
+    rig.push_train(lone(&handshake(3, COOKIE_REPLY_LEN)), outer(3));
+    let mut forged = initiation.clone();
+    forged[40] ^= 1;
+    rig.push_train(lone(&forged), outer(4));
+    rig.turn();
+    assert_eq!(rig.count(|stats| &stats.rx_bad_mac1), 1);
+    let taken: Vec<_> = std::iter::from_fn(|| rig.links.slow.handshakes.pop()).collect();
+    assert_eq!(taken.iter().map(|message| message.from).collect::<Vec<_>>(), [outer(1), outer(2), outer(3)]);
+    assert_eq!(taken[0].datagram.bytes(), initiation);
+    assert_eq!(taken[0].to, Some(LOCAL));
+    rig.control(Control::Identity(None));
+    rig.push_train(lone(&initiation), outer(1));
+    rig.turn();
+    assert!(rig.links.slow.handshakes.is_empty());
+}
+
+#[test]
+fn a_flood_of_handshakes_ends_at_the_queue_and_data_goes_on() {
+    let mut rig = Rig::with_peers(1);
+    let mut remote = rig.connect(0);
+    rig.control(Control::Identity(Some(Mac1Key::new(&IDENTITY))));
+    let burst: Vec<u8> = handshake(1, INITIATION_LEN).repeat(64);
+    let excess = 100;
+    for i in 0..HANDSHAKE_QUEUE / 64 + excess {
+        rig.push_train((burst.clone(), INITIATION_LEN), outer(9));
+        if i % 10 == 0 {
+            let train = remote.seal(&[&packet("10.0.0.1", ME, i as u32, 16)]);
+            rig.push_train(train, outer(0));
+            rig.push_frame(&frame(ME, "10.0.0.1", i as u32, 16, 0));
+        }
+        rig.turn();
+        if i % 10 == 0 {
+            assert_eq!(rig.written().len(), 1);
+            let sent = rig.sent();
+            assert_eq!(tag(&remote.open(&sent[0])[0]), i as u32);
+        }
+    }
+    assert_eq!(rig.links.slow.handshakes.len(), HANDSHAKE_QUEUE);
+    assert_eq!(rig.count(|stats| &stats.rx_handshakes_dropped), 64 * excess as u64);
+}
+
+#[test]
+fn a_handshake_message_in_a_data_train_does_not_disturb_it() {
+    let mut rig = Rig::with_peers(1);
+    let remote = rig.connect(0);
+    rig.control(Control::Identity(Some(Mac1Key::new(&IDENTITY))));
+    // A data message as long as an initiation.
+    let text = {
+        let mut text = packet("10.0.0.1", ME, 1, 68);
+        text.resize(INITIATION_LEN - 32, 0);
+        text
+    };
+    let mut bytes = remote.seal(&[&text]).0;
+    bytes.extend(handshake(1, INITIATION_LEN));
+    bytes.extend(remote.seal(&[&text]).0);
+    rig.push_train((bytes, INITIATION_LEN), outer(0));
+    rig.turn();
+    assert_eq!(rig.count(|stats| &stats.rx_packets), 2);
+    assert_eq!(rig.links.slow.handshakes.len(), 1);
+}
+
+#[test]
+fn handshake_messages_of_the_slow_path_are_sent_as_they_are() {
+    let mut rig = Rig::new();
+    let message = handshake(1, INITIATION_LEN);
+    let to = Endpoint { addr: outer(3), from: Some(LOCAL) };
+    rig.control(Control::Send(to, HandshakeDatagram::new(&message).unwrap()));
+    rig.turn();
+    let sent = rig.sent();
+    assert_eq!(sent[0].buf[..sent[0].len], message);
+    assert_eq!((sent[0].to, sent[0].stride), (to, INITIATION_LEN));
+}
+
+#[test]
+fn a_keepalive_is_an_empty_message_and_staged_packets_go_instead() {
+    let mut rig = Rig::with_peers(1);
+    rig.control(Control::Keepalive(id(0)));
+    rig.turn();
+    assert!(rig.sent().is_empty());
+    let mut remote = rig.connect(0);
+    rig.control(Control::Keepalive(id(0)));
+    rig.turn();
+    let sent = rig.sent();
+    assert_eq!((sent.len(), sent[0].len), (1, 32));
+    assert_eq!(remote.open(&sent[0]), [Vec::<u8>::new()]);
+    let activity = rig.peers[0].activity();
+    assert_eq!(activity.last_authenticated, Some(START));
+    assert_eq!(activity.unanswered_since, None, "a keepalive expects no answer");
+
+    rig.control(Control::DropSend(id(0)));
+    rig.push_frame(&frame(ME, "10.0.0.1", 8, 16, 0));
+    rig.turn();
+    let mut remote = rig.connect(0);
+    rig.control(Control::Keepalive(id(0)));
+    rig.turn();
+    let sent = rig.sent();
+    assert_eq!(tag(&remote.open(&sent[0])[0]), 8);
+}
+
+#[test]
+fn giving_up_drops_what_is_staged_and_tells_a_few_senders() {
+    let mut rig = Rig::with_peers(1);
+    for i in 0..20 {
+        rig.push_frame(&frame(ME, "10.0.0.1", i, 16, 0));
+    }
+    rig.turn();
+    assert!(rig.written().is_empty());
+    rig.control(Control::PurgeStaged(id(0)));
+    rig.turn();
+    assert_eq!(rig.count(|stats| &stats.tx_staged_dropped), 20);
+    let answers = rig.written().len();
+    assert!((1..20).contains(&answers), "{answers}");
+    rig.connect(0);
+    assert!(rig.sent().is_empty());
+}
+
+#[test]
+fn activity_is_told_once_until_the_slow_path_disarms() {
+    let mut rig = Rig::with_peers(1);
+    rig.connect(0);
+    let told = |rig: &mut Rig| {
+        rig.push_frame(&frame(ME, "10.0.0.1", 0, 16, 0));
+        rig.turn();
+        rig.events().iter().filter(|event| **event == Event::Activity(id(0))).count()
+    };
+    assert_eq!(told(&mut rig), 1);
+    assert_eq!(told(&mut rig), 0);
+    rig.pass(Duration::from_secs(1));
+    rig.peers[0].armed.store(false, Relaxed);
+    assert_eq!(told(&mut rig), 1);
+}
+
+#[test]
+fn a_source_address_that_went_away_is_released_and_told() {
+    let mut rig = Rig::with_peers(2);
+    let mut remote = rig.connect(0);
+    let sticky = Endpoint { addr: outer(0), from: Some(LOCAL) };
+    rig.control(Control::Endpoint(id(0), Some(sticky)));
+    while rig.links.slow.events.push(Event::Activity(id(7))).is_ok() {}
+    rig.io.sources_gone.push_back(sticky);
+    rig.turn();
+    rig.events();
+    rig.io.sources_gone.push_back(sticky);
+    rig.push_frame(&frame(ME, "10.0.0.1", 1, 16, 0));
+    rig.turn();
+    let sent = rig.sent();
+    assert_eq!(sent[0].to, sticky, "nobody could be told before");
+    assert_eq!(remote.open(&sent[0]).len(), 1);
+    let told = rig.events().into_iter().filter(|event| *event == Event::SourceGone(id(0))).count();
+    assert_eq!(told, 1);
+    rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
+    rig.turn();
+    assert_eq!(rig.sent()[0].to, Endpoint { addr: outer(0), from: None });
+}
+
+#[test]
+fn what_the_backend_notices_is_passed_on_for_the_log_within_a_bound() {
+    let mut rig = Rig::new();
+    rig.io.notices.extend((0..NOTICE_QUEUE + 2).map(|_| Notice::TunOffloadOff { tcp: true }));
+    rig.turn();
+    assert_eq!(rig.links.slow.notices.pop(), Some((0, Notice::TunOffloadOff { tcp: true })));
+    assert_eq!(rig.count(|stats| &stats.notices_dropped), 2);
+}
+
+#[test]
+fn super_packets_that_the_device_refuses_are_no_longer_built() {
+    let mut rig = Rig::with_peers(1);
+    let remote = rig.connect(0);
+    let runs = |rig: &mut Rig| {
+        let packets: Vec<_> = (0..4).map(|i| packet("10.0.0.1", ME, i, 100)).collect();
+        let train = remote.seal(&packets.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        rig.push_train(train, outer(0));
+        rig.turn();
+        rig.written().len()
+    };
+    assert_eq!(runs(&mut rig), 1);
+    rig.io.refuses.udp = true;
+    rig.turn();
+    assert_eq!(runs(&mut rig), 4);
+}
+
+#[test]
+fn controls_are_carried_out_in_order_within_a_budget() {
+    let mut rig = Rig::with_peers(1);
+    for _ in 0..CONTROL_QUEUE / 2 {
+        rig.control(Control::Mtu(1280));
+    }
+    rig.control(Control::Rebind(None));
+    assert_eq!(rig.turn(), Turn::Busy);
+    assert_eq!(rig.io.rebinds, 0);
+    while rig.turn() == Turn::Busy {}
+    assert_eq!(rig.io.rebinds, 1);
+}
+
+#[test]
+fn forgetting_a_receiving_session_leaves_the_others() {
+    let mut rig = Rig::with_peers(2);
+    let (first, second) = (rig.connect(0), rig.connect(1));
+    rig.control(Control::DropReceive(index_of(0, 0)));
+    rig.control(Control::DropReceive(0xdead_be00));
+    let train = first.seal(&[&packet("10.0.0.1", ME, 1, 16)]);
+    rig.push_train(train, outer(0));
+    let train = second.seal(&[&packet("10.1.0.1", ME, 2, 16)]);
+    rig.push_train(train, outer(1));
+    rig.turn();
+    let written = rig.written();
+    assert_eq!(written.len(), 1);
+    assert_eq!(tag(&written[0]), 2);
+}
+
+#[test]
+fn the_mtu_bounds_the_padding() {
+    let mut rig = Rig::with_peers(1);
+    let mut remote = rig.connect(0);
+    for (mtu, padded) in [(1420, 128), (117, 117), (0, 117)] {
+        rig.control(Control::Mtu(mtu));
+        rig.push_frame(&frame(ME, "10.0.0.1", 8, 117 - 28, 0));
+        rig.turn();
+        let sent = rig.sent();
+        let expected = if mtu == 0 { 128 } else { padded };
+        assert_eq!(remote.open(&sent[0])[0].len(), expected, "MTU {mtu}");
+    }
+}
+
+#[test]
+fn stop_ends_the_run_after_what_came_before_it() {
+    let rig = Rig::new();
+    let Rig { worker, mut io, links, .. } = rig;
+    let message = HandshakeDatagram::new(&[1, 2, 3]).unwrap();
+    let inbox = &links.workers[0].controls;
+    assert!(inbox.push(Control::Send(Endpoint { addr: outer(1), from: None }, message)).is_ok());
+    assert!(inbox.push(Control::Stop).is_ok());
+    assert!(worker.run(&mut io).is_ok());
+    assert!(io.take_sent().is_some());
+}
+
+#[test]
+fn the_slow_path_hears_when_the_tun_device_is_gone() {
+    let rig = Rig::new();
+    let Rig { worker, mut io, links, .. } = rig;
+    io.gone = true;
+    assert!(worker.run(&mut io).is_err());
+    assert!(matches!(links.slow.events.pop(), Some(Event::WorkerEnded(0, _))));
+}

@@ -1,0 +1,277 @@
+//! TUN frame to UDP train: route, split into the peer's open train, seal, queue.
+//!
+//! Order (rule 3 of the design): a peer has at most one open train, and what it has staged goes before anything newer; so packets
+//! leave in the order in which they came. A [`Sender`] lives for part of one turn and leaves no train open behind it.
+
+use super::outbox::Outbox;
+use super::peers::Peers;
+use super::refuse::Refuser;
+use crate::dataplane::stats::add;
+use crate::dataplane::{HandshakeDatagram, PeerId};
+use crate::io::slab::Buf;
+use crate::io::{Endpoint, Io, SendTrain};
+use crate::offload::split::{Progress, Splitter};
+use crate::offload::train::{Train, TrainLimits};
+use crate::time::Instant;
+use crate::wire::message::DATA_OVERHEAD;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Peers with a train under construction at a time: 8 × 68 KiB of the worker's slab. One more closes the oldest.
+const MAX_OPEN_TRAINS: usize = 8;
+/// Frames of a given-up peer that are answered with ICMP: their flows repeat, so a few reach every sender.
+const PURGE_ICMP: usize = 4;
+
+/// A train under construction.
+struct OpenTrain {
+    slot: u32,
+    ecn: u8,
+    train: Train,
+    buf: Buf,
+}
+
+/// The sending side of a turn.
+pub(super) struct Sender<'a, I: Io> {
+    pub(super) io: &'a mut I,
+    pub(super) peers: &'a mut Peers,
+    pub(super) outbox: &'a mut Outbox,
+    pub(super) refuser: &'a mut Refuser,
+    pub(super) mtu: usize,
+    pub(super) now: Instant,
+    open: OpenTrains,
+}
+
+/// The open trains, oldest first, in the first `len` places.
+#[derive(Default)]
+struct OpenTrains {
+    trains: [Option<OpenTrain>; MAX_OPEN_TRAINS],
+    len: usize,
+}
+
+impl OpenTrains {
+    fn find(&self, slot: u32) -> Option<usize> {
+        self.trains[..self.len].iter().position(|open| open.as_ref().is_some_and(|open| open.slot == slot))
+    }
+
+    /// Takes one out; the younger ones move up.
+    fn remove(&mut self, index: usize) -> Option<OpenTrain> {
+        let open = self.trains.get_mut(index)?.take()?;
+        self.trains[index..self.len].rotate_left(1);
+        self.len -= 1;
+        Some(open)
+    }
+
+    /// Adds one, for which there must be room.
+    fn push(&mut self, open: OpenTrain) -> usize {
+        self.trains[self.len] = Some(open);
+        self.len += 1;
+        self.len - 1
+    }
+}
+
+impl<'a, I: Io> Sender<'a, I> {
+    pub(super) fn new(
+        io: &'a mut I,
+        peers: &'a mut Peers,
+        outbox: &'a mut Outbox,
+        refuser: &'a mut Refuser,
+        mtu: usize,
+        now: Instant,
+    ) -> Self {
+        Sender { io, peers, outbox, refuser, mtu, now, open: OpenTrains::default() }
+    }
+
+    /// Sends, stages or refuses one TUN frame.
+    pub(super) fn frame(&mut self, frame: &[u8]) {
+        add(&self.outbox.stats.tx_frames, 1);
+        let mut splitter = match Splitter::new(frame) {
+            Ok(splitter) => splitter,
+            Err(why) => return add(self.outbox.stats.split_error(why), 1),
+        };
+        if splitter.remaining() > 1 {
+            add(&self.outbox.stats.tx_super_packets, 1);
+        }
+        let Some(slot) = self.peers.route(splitter.info().destination) else {
+            add(&self.outbox.stats.tx_no_peer, 1);
+            return self.refuse(frame);
+        };
+        let Some(peer) = self.peers.at(slot) else {
+            add(&self.outbox.stats.tx_no_peer, 1);
+            return self.refuse(frame);
+        };
+        if peer.endpoint.is_none() {
+            add(&self.outbox.stats.tx_no_endpoint, 1);
+            return self.refuse(frame);
+        }
+        if peer.path(self.now).is_some() && !peer.has_staged() {
+            self.pack(slot, &mut splitter);
+        } else {
+            self.stage(slot, frame);
+            self.flush_staged(slot);
+        }
+    }
+
+    /// Closes and queues all open trains: the end of the sender.
+    pub(super) fn finish(mut self) {
+        while self.open.len > 0 {
+            self.close(0);
+        }
+    }
+
+    /// Sends what the peer has staged, in order, or asks for the handshake without which that cannot be.
+    pub(super) fn flush_staged(&mut self, slot: u32) {
+        let Some(peer) = self.peers.at(slot).filter(|peer| peer.has_staged()) else { return };
+        if peer.path(self.now).is_none() {
+            return self.outbox.need_handshake(peer, self.now);
+        }
+        while self.peers.at(slot).is_some_and(|peer| peer.path(self.now).is_some()) {
+            let Some(frame) = self.peers.unstage(slot) else { break };
+            // It was split before, so it will be again.
+            if let Ok(mut splitter) = Splitter::new(&frame) {
+                self.pack(slot, &mut splitter);
+            }
+        }
+        if let Some(index) = self.open.find(slot) {
+            self.close(index);
+        }
+    }
+
+    /// Sends a keepalive to the peer; staged frames go instead, if there are any.
+    pub(super) fn keepalive(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.find(id) else { return };
+        if peer.has_staged() {
+            return self.flush_staged(id.slot);
+        }
+        let Some((session, to)) = peer.path(self.now) else {
+            return self.outbox.need_handshake(peer, self.now);
+        };
+        let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
+        let Some(first) = session.reserve(1) else {
+            return self.outbox.need_handshake(peer, self.now);
+        };
+        session.seal_train(first, &mut buf[..DATA_OVERHEAD], DATA_OVERHEAD);
+        let rekey = session.wants_rekey(self.now);
+        self.io.send_udp(SendTrain { buf, len: DATA_OVERHEAD, stride: DATA_OVERHEAD, to, ecn: 0 });
+        add(&self.outbox.stats.tx_keepalives, 1);
+        peer.shared.tx_bytes.fetch_add(DATA_OVERHEAD as u64, Relaxed);
+        peer.shared.authenticated_sent(self.now);
+        self.outbox.activity(&peer.shared);
+        if rekey {
+            self.outbox.need_handshake(peer, self.now);
+        }
+    }
+
+    /// Sends a handshake message.
+    pub(super) fn handshake(&mut self, to: Endpoint, datagram: &HandshakeDatagram) {
+        let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
+        let bytes = datagram.bytes();
+        buf[..bytes.len()].copy_from_slice(bytes);
+        self.io.send_udp(SendTrain { buf, len: bytes.len(), stride: bytes.len(), to, ecn: 0 });
+        add(&self.outbox.stats.tx_handshakes, 1);
+    }
+
+    /// Drops what the peer has staged, and tells the first few senders.
+    pub(super) fn purge(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.find(id) else { return };
+        peer.asked = None;
+        let mut dropped = 0;
+        while let Some(frame) = self.peers.unstage(id.slot) {
+            if dropped < PURGE_ICMP {
+                self.refuse(&frame);
+            }
+            dropped += 1;
+        }
+        add(&self.outbox.stats.tx_staged_dropped, dropped);
+    }
+
+    fn stage(&mut self, slot: u32, frame: &[u8]) {
+        add(&self.outbox.stats.tx_staged, 1);
+        add(&self.outbox.stats.tx_staged_dropped, self.peers.stage(slot, frame));
+    }
+
+    fn refuse(&mut self, frame: &[u8]) {
+        self.refuser.refuse(self.io, &self.outbox.stats, frame, self.now);
+    }
+
+    /// Splits a frame into the peer's open train, and further ones as each is full.
+    fn pack(&mut self, slot: u32, splitter: &mut Splitter<'_>) {
+        let limits = match self.io.gso() {
+            true => TrainLimits::default(),
+            false => TrainLimits { segments: 1, ..TrainLimits::default() },
+        };
+        // RFC 6040, section 4.1, normal mode: the outer header carries the inner ECN bits.
+        let ecn = splitter.info().ecn;
+        loop {
+            let Some(index) = self.open_train(slot, ecn) else {
+                return add(&self.outbox.stats.tx_no_buffer, splitter.remaining());
+            };
+            let Some(OpenTrain { train, buf, .. }) = &mut self.open.trains[index] else { return };
+            match splitter.write_into(buf, train, self.mtu, &limits) {
+                Progress::Done => return,
+                Progress::Full if train.is_empty() => {
+                    return add(&self.outbox.stats.tx_oversized, splitter.remaining());
+                }
+                Progress::Full => self.close(index),
+            }
+        }
+    }
+
+    /// The place of the peer's open train for `ecn`, begun if need be. `None`: no buffer is free.
+    fn open_train(&mut self, slot: u32, ecn: u8) -> Option<usize> {
+        if let Some(index) = self.open.find(slot) {
+            if self.open.trains[index].as_ref().is_some_and(|open| open.ecn == ecn) {
+                return Some(index);
+            }
+            self.close(index); // One train a peer: an older packet's must leave first.
+        }
+        if self.open.len == MAX_OPEN_TRAINS {
+            self.close(0);
+        }
+        let buf = match alloc(self.io) {
+            Some(buf) => buf,
+            None => {
+                // Our own open trains hold buffers too.
+                while self.open.len > 0 {
+                    self.close(0);
+                }
+                alloc(self.io)?
+            }
+        };
+        Some(self.open.push(OpenTrain { slot, ecn, train: Train::default(), buf }))
+    }
+
+    /// Seals and queues an open train.
+    fn close(&mut self, index: usize) {
+        let Some(OpenTrain { slot, ecn, train, mut buf }) = self.open.remove(index) else { return };
+        let (len, stride, count) = (train.len(), train.stride(), train.count());
+        let Some(peer) = self.peers.at(slot) else { return };
+        if count == 0 {
+            return;
+        }
+        let path = peer.path(self.now);
+        // The counters go in one step, so that the train's are consecutive and no other worker has any of them.
+        let reserved = path.and_then(|(session, to)| Some((session, to, session.reserve(count as u64)?)));
+        let Some((session, to, first)) = reserved else {
+            add(&self.outbox.stats.tx_no_session, count);
+            return self.outbox.need_handshake(peer, self.now);
+        };
+        session.seal_train(first, &mut buf[..len], stride);
+        let rekey = session.wants_rekey(self.now);
+        self.io.send_udp(SendTrain { buf, len, stride, to, ecn });
+        add(&self.outbox.stats.tx_trains, 1);
+        add(&self.outbox.stats.tx_packets, count);
+        peer.shared.tx_bytes.fetch_add(len as u64, Relaxed);
+        peer.shared.data_sent(self.now);
+        self.outbox.activity(&peer.shared);
+        if rekey {
+            self.outbox.need_handshake(peer, self.now);
+        }
+    }
+}
+
+/// A buffer, if need be after what is queued went to the kernel.
+fn alloc<I: Io>(io: &mut I) -> Option<Buf> {
+    io.alloc().or_else(|| {
+        io.flush();
+        io.alloc()
+    })
+}

@@ -1,0 +1,206 @@
+//! An [`Io`] made of queues in memory: feeds one worker, and keeps what it sends and writes. For tests and benchmarks of the
+//! worker alone; it allocates nothing once its queues have grown.
+
+use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::udp::UdpSockets;
+use crate::io::{Endpoint, Io, IoStats, LocalAddr, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::offload::coalesce::CoalesceOptions;
+use crate::time::Instant;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+/// Room before a received train, as the backends leave it for control data and the coalescer's header.
+const HEADROOM: usize = 64;
+
+/// The queues.
+pub struct Memory {
+    /// What [`Io::wait`] returns.
+    pub now: Instant,
+    /// What [`Io::gso`] returns.
+    pub gso: bool,
+    /// Makes [`Io::wait`] fail, as if the TUN device were gone.
+    pub gone: bool,
+    /// What [`Io::take_source_gone`] returns, one by one.
+    pub sources_gone: VecDeque<Endpoint>,
+    /// What [`Io::tun_refuses`] returns.
+    pub refuses: CoalesceOptions,
+    /// What [`Io::take_notice`] returns, one by one.
+    pub notices: VecDeque<Notice>,
+    /// How often [`Io::rebind`] was called.
+    pub rebinds: usize,
+    pool: Pool,
+    frames: VecDeque<TunFrame>,
+    trains: VecDeque<UdpTrain>,
+    queued: VecDeque<SendTrain>,
+    sent: VecDeque<SendTrain>,
+    writes: Vec<Write>,
+    pieces: Vec<Range<usize>>,
+    stats: IoStats,
+}
+
+/// One write to the TUN device; its pieces lie in [`Memory::pieces`].
+struct Write {
+    buf: SharedBuf,
+    pieces: Range<usize>,
+}
+
+impl Memory {
+    /// Empty queues over a pool of `buffers`.
+    pub fn new(buffers: usize) -> std::io::Result<Memory> {
+        Ok(Memory {
+            now: Instant::START,
+            gso: true,
+            gone: false,
+            sources_gone: VecDeque::new(),
+            refuses: CoalesceOptions::default(),
+            notices: VecDeque::new(),
+            rebinds: 0,
+            pool: Pool::new(buffers)?,
+            frames: VecDeque::new(),
+            trains: VecDeque::new(),
+            queued: VecDeque::new(),
+            sent: VecDeque::new(),
+            writes: Vec::new(),
+            pieces: Vec::new(),
+            stats: IoStats::default(),
+        })
+    }
+
+    /// The buffers' pool.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Makes `frame` (virtio-net header and packet) ready on the TUN queue. False: no buffer, or too long.
+    pub fn push_frame(&mut self, frame: &[u8]) -> bool {
+        let Some(buf) = self.filled(0, frame) else { return false };
+        self.frames.push_back(TunFrame { buf, len: frame.len() });
+        true
+    }
+
+    /// Makes a train ready on the socket. False: no buffer, or too long.
+    pub fn push_train(
+        &mut self,
+        bytes: &[u8],
+        stride: usize,
+        from: SocketAddr,
+        to: Option<LocalAddr>,
+        ecn: u8,
+    ) -> bool {
+        let Some(buf) = self.filled(HEADROOM, bytes) else { return false };
+        self.push_udp(UdpTrain { buf, start: HEADROOM, len: bytes.len(), stride, from, to, ecn });
+        true
+    }
+
+    /// Makes a train that is already in a buffer ready on the socket, however it describes itself.
+    pub fn push_udp(&mut self, train: UdpTrain) {
+        self.trains.push_back(train);
+    }
+
+    /// The oldest train that was sent and flushed.
+    pub fn take_sent(&mut self) -> Option<SendTrain> {
+        self.sent.pop_front()
+    }
+
+    /// Trains sent but not yet flushed.
+    pub fn unflushed(&self) -> usize {
+        self.queued.len()
+    }
+
+    /// Number of TUN writes since they were last taken.
+    pub fn written(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// Takes the TUN writes, each in one piece.
+    pub fn take_written(&mut self) -> Vec<Vec<u8>> {
+        let gather = |write: &Write| {
+            let pieces = self.pieces[write.pieces.clone()].iter();
+            pieces.flat_map(|piece| &write.buf[piece.clone()]).copied().collect()
+        };
+        let written = self.writes.iter().map(gather).collect();
+        self.discard_written();
+        written
+    }
+
+    /// Forgets the TUN writes.
+    pub fn discard_written(&mut self) {
+        self.writes.clear();
+        self.pieces.clear();
+    }
+
+    fn filled(&mut self, start: usize, bytes: &[u8]) -> Option<Buf> {
+        let mut buf = self.pool.take()?;
+        buf.get_mut(start..start + bytes.len())?.copy_from_slice(bytes);
+        Some(buf)
+    }
+}
+
+impl Io for Memory {
+    fn wait(&mut self, until: Option<Instant>) -> std::io::Result<Instant> {
+        if self.gone {
+            return Err(std::io::Error::other("the TUN device is gone"));
+        }
+        self.stats.waits += u64::from(until.is_none());
+        Ok(self.now)
+    }
+
+    fn recv_tun(&mut self) -> Option<TunFrame> {
+        let frame = self.frames.pop_front()?;
+        self.stats.tun_reads += 1;
+        Some(frame)
+    }
+
+    fn recv_udp(&mut self) -> Option<UdpTrain> {
+        let train = self.trains.pop_front()?;
+        self.stats.udp_receives += 1;
+        Some(train)
+    }
+
+    fn alloc(&mut self) -> Option<Buf> {
+        self.pool.take()
+    }
+
+    fn send_udp(&mut self, train: SendTrain) {
+        self.stats.udp_sends += 1;
+        self.stats.udp_sent_datagrams += train.len.div_ceil(train.stride.max(1)) as u64;
+        self.queued.push_back(train);
+    }
+
+    fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
+        self.stats.tun_writes += 1;
+        let first = self.pieces.len();
+        self.pieces.extend_from_slice(pieces);
+        self.writes.push(Write { buf: buf.clone(), pieces: first..self.pieces.len() });
+    }
+
+    fn flush(&mut self) {
+        self.sent.append(&mut self.queued);
+    }
+
+    fn rebind(&mut self, _sockets: Option<UdpSockets>) {
+        self.queued.clear();
+        self.rebinds += 1;
+    }
+
+    fn gso(&self) -> bool {
+        self.gso
+    }
+
+    fn stats(&self) -> IoStats {
+        self.stats
+    }
+
+    fn take_source_gone(&mut self) -> Option<Endpoint> {
+        self.sources_gone.pop_front()
+    }
+
+    fn tun_refuses(&self) -> CoalesceOptions {
+        self.refuses
+    }
+
+    fn take_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+}

@@ -1,0 +1,3 @@
+//! Queues in memory in place of a kernel.
+
+pub mod memory;
