@@ -16,10 +16,12 @@
 //! | [`offload`] | split a super-packet, coalesce a run, build trains |
 //! | [`io`] | the I/O trait and its backends, TUN, UDP sockets, steering |
 //! | [`dataplane`] | the worker, its mailboxes and statistics |
+//! | [`device`] | the slow path: peers, handshakes, timers, UAPI, netlink |
 //! | [`sim`] | whole devices in one thread from one seed |
 
 pub mod crypto;
 pub mod dataplane;
+pub mod device;
 pub mod index;
 pub mod io;
 pub mod noise;

@@ -1,0 +1,231 @@
+//! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
+
+use super::outbox::Broadcast;
+use super::{Device, Now};
+use crate::dataplane::{Control, HANDSHAKE_QUEUE, HandshakeDatagram, IncomingHandshake, PeerId};
+use crate::io::Endpoint;
+use crate::noise::REKEY_TIMEOUT;
+use crate::noise::handshake::{HandshakeError, IncomingInitiation};
+use crate::noise::session::SessionKeys;
+use crate::time::Instant;
+use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Handshake messages waiting from which on the device is under load (kernel: MAX_QUEUED_INCOMING_HANDSHAKES / 8).
+pub(super) const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
+/// Time for which it stays so after the queue got shorter (kernel: one second).
+const LOAD_MEMORY: Duration = Duration::from_secs(1);
+
+impl Device {
+    /// One handshake message; MAC1 of types 1 and 2 has been verified by the worker.
+    pub(super) fn receive_handshake(&mut self, now: Now, message: &IncomingHandshake, waiting: usize) {
+        if !self.is_up() || self.identity.is_none() {
+            self.stats.dropped_not_ready += 1;
+            return;
+        }
+        let kind = classify(message.datagram.bytes());
+        if matches!(kind, Some(MessageKind::Initiation | MessageKind::Response))
+            && self.under_load(now.mono, waiting)
+            && !self.admit(now, message)
+        {
+            return;
+        }
+        match kind {
+            Some(MessageKind::Initiation) => self.receive_initiation(now, message),
+            Some(MessageKind::Response) => self.receive_response(now, message),
+            Some(MessageKind::CookieReply) => self.receive_cookie(now, message),
+            Some(MessageKind::Data) | None => self.stats.dropped_malformed += 1,
+        }
+    }
+
+    /// Whether the cost of a handshake must be earned by a cookie.
+    fn under_load(&mut self, now: Instant, waiting: usize) -> bool {
+        if waiting >= UNDER_LOAD {
+            self.last_under_load = Some(now);
+        }
+        let loaded = self.last_under_load.is_some_and(|last| now.since(last) < LOAD_MEMORY);
+        if !loaded {
+            self.last_under_load = None;
+        }
+        loaded
+    }
+
+    /// Under load: whether to work on `message`. Without a valid MAC2 its sender gets a cookie, which it must receive to
+    /// use, so its address is not spoofed; with one, its source has a budget.
+    fn admit(&mut self, now: Now, message: &IncomingHandshake) -> bool {
+        let Some(checker) = &mut self.checker else { return false };
+        let bytes = message.datagram.bytes();
+        if checker.verify_mac2(bytes, message.from, now.mono, &mut *self.entropy) {
+            let allowed = self.limiter.allow(message.from.ip(), now.mono);
+            self.stats.dropped_rate_limited += u64::from(!allowed);
+            return allowed;
+        }
+        let reply = checker.reply(bytes, message.from, now.mono, &mut *self.entropy);
+        let from = message.to.filter(|&local| (self.source_needed)(message.from, local));
+        if let Some(datagram) = HandshakeDatagram::new(&reply) {
+            // No peer, so no owner: any worker may send it, and a flood's replies are spread.
+            let worker = (self.stats.cookies_sent % u64::from(self.out.workers())) as u8;
+            self.out.one(worker, Control::Send(Endpoint { addr: message.from, from }, datagram));
+            self.stats.cookies_sent += 1;
+        }
+        false
+    }
+
+    fn receive_initiation(&mut self, now: Now, message: &IncomingHandshake) {
+        let Some(identity) = &self.identity else { return };
+        let opened = Initiation::parse(message.datagram.bytes())
+            .ok_or(HandshakeError::Decrypt)
+            .and_then(|initiation| IncomingInitiation::open(identity, &initiation));
+        let incoming = match opened {
+            Ok(incoming) => incoming,
+            Err(error) => return self.stats.refuse(error),
+        };
+        let Some(peer) = self.peers.find(&incoming.remote).and_then(|slot| self.peers.get_mut(slot)) else {
+            self.stats.dropped_unknown_peer += 1;
+            return;
+        };
+        let id = peer.shared.id;
+        let outstanding = peer.handshake.pending_index();
+        let index = self.indices.allocate(peer.shared.owner, id.slot, &mut *self.entropy);
+        let answer = peer.handshake.respond(identity, incoming, index, now.mono, &mut *self.entropy);
+        let (mut response, keys) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.indices.free(index);
+                return self.stats.refuse(error);
+            }
+        };
+        // An initiation of ours may have given way to the peer's.
+        if let Some(outstanding) = outstanding.filter(|_| peer.handshake.pending_index() != outstanding) {
+            self.indices.free(outstanding);
+        }
+        peer.jar.seal(&mut response, now.mono);
+        self.stats.initiations_accepted += 1;
+        self.count_received(now, id, message);
+        self.install(now, id, keys);
+        // The owner's worker sends it, after it has taken the receiving half: order within one queue.
+        self.send(now, id, &response);
+        self.look(now, id.slot);
+    }
+
+    fn receive_response(&mut self, now: Now, message: &IncomingHandshake) {
+        let (Some(identity), Some(response)) = (&self.identity, Response::parse(message.datagram.bytes()))
+        else {
+            self.stats.dropped_malformed += 1;
+            return;
+        };
+        let peer = self.indices.slot(response.receiver).and_then(|slot| self.peers.get_mut(slot));
+        let Some(peer) = peer.filter(|peer| peer.handshake.pending_index() == Some(response.receiver)) else {
+            return self.stats.refuse(HandshakeError::Unexpected);
+        };
+        let keys = match peer.handshake.complete(identity, &response) {
+            Ok(keys) => keys,
+            Err(error) => return self.stats.refuse(error),
+        };
+        let id = peer.shared.id;
+        self.stats.responses_accepted += 1;
+        self.count_received(now, id, message);
+        self.install(now, id, keys);
+        if let Some(peer) = self.peers.by_id(id) {
+            peer.timers.handshake_complete(now.mono);
+            peer.last_handshake = Some(now.wall);
+            // The responder may not send before it has heard from us on this session: staged packets, or else this.
+            self.out.one(peer.shared.owner, Control::Keepalive(id));
+        }
+        self.look(now, id.slot);
+    }
+
+    /// A cookie reply is not authenticated by a handshake: it moves no endpoint and no timer (kernel:
+    /// `wg_cookie_message_consume`). The next retry carries the cookie.
+    fn receive_cookie(&mut self, now: Now, message: &IncomingHandshake) {
+        let Some(reply) = CookieReply::parse(message.datagram.bytes()) else {
+            self.stats.dropped_malformed += 1;
+            return;
+        };
+        let peer = self.indices.slot(reply.receiver).and_then(|slot| self.peers.get_mut(slot));
+        if peer.is_some_and(|peer| peer.jar.accept(&reply, now.mono)) {
+            self.stats.cookies_accepted += 1;
+        } else {
+            self.stats.dropped_unexpected += 1;
+        }
+    }
+
+    /// An authentic handshake message arrived.
+    fn count_received(&mut self, now: Now, id: PeerId, message: &IncomingHandshake) {
+        if let Some(peer) = self.peers.by_id(id) {
+            peer.shared.rx_bytes.fetch_add(message.datagram.bytes().len() as u64, Relaxed);
+            peer.shared.authenticated_received(now.mono);
+        }
+        self.heard_from(id, Endpoint { addr: message.from, from: message.to });
+    }
+
+    /// Hands both halves of a new session to the workers, and frees what it replaced.
+    fn install(&mut self, now: Now, id: PeerId, keys: SessionKeys) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        let (send, receive) = keys.into_halves(now.mono);
+        peer.timers.session_derived(now.mono);
+        let freed = peer.sessions.install(send.clone());
+        let sends =
+            peer.sessions.current().is_some_and(|current| current.local_index() == send.local_index());
+        self.out.one(peer.shared.owner, Control::InstallReceive(id, Box::new(receive)));
+        if sends {
+            self.out.all(Broadcast::InstallSend(id, send));
+        }
+        self.drop_receive(id, freed);
+    }
+
+    /// Wants a handshake on behalf of a packet, a rekey or a keepalive. Without key or endpoint what waits for it is
+    /// dropped, so that its senders hear of it at once.
+    pub(super) fn want_handshake(&mut self, now: Now, slot: u32) {
+        let ready = self.is_up() && self.identity.is_some();
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if !ready || peer.endpoint.is_none() {
+            self.out.all(Broadcast::PurgeStaged(peer.shared.id));
+            return;
+        }
+        // A response just sent may still bring the session (kernel: it sets `last_sent_handshake`, too).
+        let answered =
+            peer.sessions.answered().is_some_and(|answered| now.mono.since(answered) < REKEY_TIMEOUT);
+        if !answered && peer.timers.want_handshake(now.mono) {
+            self.initiate(now, slot);
+        }
+    }
+
+    /// Sends an initiation.
+    pub(super) fn initiate(&mut self, now: Now, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let id = peer.shared.id;
+        let (Some(identity), Some(_)) = (&self.identity, peer.endpoint) else {
+            self.out.all(Broadcast::PurgeStaged(id));
+            return;
+        };
+        let outstanding = peer.handshake.pending_index();
+        let index = self.indices.allocate(peer.shared.owner, slot, &mut *self.entropy);
+        let timestamp = self.clock.stamp(now.wall);
+        let Ok(mut message) = peer.handshake.initiate(identity, index, timestamp, &mut *self.entropy) else {
+            // A low-order public key: no handshake will ever succeed.
+            self.indices.free(index);
+            self.out.all(Broadcast::PurgeStaged(id));
+            return;
+        };
+        if let Some(outstanding) = outstanding {
+            self.indices.free(outstanding);
+        }
+        peer.jar.seal(&mut message, now.mono);
+        peer.timers.initiation_sent(now.mono, &mut *self.entropy);
+        self.stats.initiations_sent += 1;
+        self.send(now, id, &message);
+    }
+
+    /// Sends a sealed handshake message to the peer's endpoint through its owner.
+    fn send(&mut self, now: Now, id: PeerId, message: &[u8]) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        let (Some(endpoint), Some(datagram)) = (peer.endpoint, HandshakeDatagram::new(message)) else {
+            return;
+        };
+        peer.shared.authenticated_sent(now.mono);
+        peer.shared.tx_bytes.fetch_add(message.len() as u64, Relaxed);
+        self.out.one(peer.shared.owner, Control::Send(endpoint, datagram));
+    }
+}

@@ -1,0 +1,173 @@
+//! Interface up and down, the local key, peers added and removed (kernel `device.c`, `peer.c`, `netlink.c`).
+
+use super::outbox::Broadcast;
+use super::peer::{Peer, Watch};
+use super::{BindRequest, Device, Now};
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::dataplane::{Control, PeerShared};
+use crate::noise::cookie::{CookieChecker, CookieJar, Mac1Key};
+use crate::noise::handshake::{Handshake, Identity};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// The interface's state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Link {
+    Down,
+    /// Going up since then: the sockets are asked for.
+    Binding(Now),
+    /// Up, but without sockets: another port may still bring them.
+    Unbound,
+    Up,
+}
+
+impl Device {
+    /// The interface went up or down: sockets opened or closed, sessions dropped when down (kernel `wg_open`, `wg_stop`).
+    pub fn set_up(&mut self, now: Now, up: bool) {
+        match (self.link, up) {
+            (Link::Down | Link::Unbound, true) => {
+                self.link = Link::Binding(now);
+                self.out.bind(Some(BindRequest { port: self.port, mark: self.mark }));
+            }
+            (Link::Binding(_) | Link::Up, false) => self.stop(),
+            (Link::Unbound, false) => self.link = Link::Down,
+            (Link::Binding(_) | Link::Up, true) | (Link::Down, false) => {}
+        }
+    }
+
+    /// The driver's answer to [`super::Output::Bind`]: the port, or the error number (EADDRINUSE), with which the device stays
+    /// down until it is set up again or given another port.
+    pub fn bound(&mut self, result: Result<u16, i32>) {
+        let Link::Binding(now) = self.link else { return };
+        match result {
+            Ok(port) => self.start(now, port),
+            Err(_) => self.link = Link::Unbound,
+        }
+    }
+
+    /// The sockets are there: persistent keepalives begin.
+    pub(super) fn start(&mut self, now: Now, port: u16) {
+        self.link = Link::Up;
+        self.port = port;
+        for slot in self.peers.slots() {
+            self.restart_timers(now, slot);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.link = Link::Down;
+        self.last_under_load = None;
+        for slot in self.peers.slots() {
+            self.forget_secrets(slot);
+            if let Some(peer) = self.peers.get_mut(slot) {
+                self.out.all(Broadcast::PurgeStaged(peer.shared.id));
+                peer.watch = Watch::Off;
+                peer.shared.armed.store(false, Relaxed);
+            }
+            self.schedule.set(&mut self.peers, slot, None);
+        }
+        self.schedule.clear();
+        self.out.bind(None);
+    }
+
+    /// Sets a peer's timers going. If it has a persistent keepalive, the first is due now.
+    fn restart_timers(&mut self, now: Now, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        peer.timers.start(now.mono);
+        if peer.timers.persistent_keepalive() > 0 {
+            self.look_soon(now, slot);
+        }
+    }
+
+    /// Another private key, or none: sessions are dropped, and made anew with the next packet or keepalive. The timestamps
+    /// accepted from peers stay, so that no old initiation can be replayed if the key comes back.
+    pub(super) fn set_private_key(&mut self, now: Now, key: Option<PrivateKey>) {
+        let identity = key.map(Identity::new);
+        // First, so that no handshake with ourselves is ever precomputed.
+        if let Some(slot) = identity.as_ref().and_then(|identity| self.peers.find(identity.public())) {
+            self.remove_peer(slot);
+        }
+        if same_key(self.identity.as_ref(), identity.as_ref()) {
+            return;
+        }
+        self.checker = identity.as_ref().map(|identity| CookieChecker::new(identity.public()));
+        let mac1 = identity.as_ref().map(|identity| Mac1Key::new(identity.public()));
+        self.identity = identity;
+        self.out.all(Broadcast::Identity(mac1));
+        for slot in self.peers.slots() {
+            self.forget_secrets(slot);
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.handshake.set_identity(self.identity.as_ref());
+            }
+            if self.is_up() {
+                self.restart_timers(now, slot);
+            }
+        }
+    }
+
+    /// Adds a peer.
+    pub(super) fn add_peer(&mut self, key: PublicKey, psk: SharedSecret) -> u32 {
+        let handshake = Handshake::new(self.identity.as_ref(), key, psk);
+        let id = self.peers.insert(key, |id, owner| {
+            Peer::new(key, Arc::new(PeerShared::new(id, owner)), handshake, CookieJar::new(&key))
+        });
+        if let Some(peer) = self.peers.get(id.slot) {
+            self.out.all(Broadcast::AddPeer(Arc::clone(&peer.shared)));
+        }
+        id.slot
+    }
+
+    /// Removes a peer with all that is its own. The workers drop its sessions with it.
+    pub(super) fn remove_peer(&mut self, slot: u32) {
+        self.allowed.remove_all(&mut self.peers, slot);
+        let Some(mut peer) = self.peers.remove(slot) else { return };
+        let pending = peer.handshake.pending_index();
+        for index in peer.sessions.clear().into_iter().chain([pending]).flatten() {
+            self.indices.free(index);
+        }
+        self.out.all(Broadcast::RemovePeer(peer.shared.id));
+    }
+
+    /// Drops a peer's sessions and handshake and stops its timers; its configuration stays.
+    fn forget_secrets(&mut self, slot: u32) {
+        self.clear_handshake(slot);
+        self.drop_sessions(slot);
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.timers.stop();
+        }
+    }
+
+    /// Forgets the outstanding initiation.
+    pub(super) fn clear_handshake(&mut self, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if let Some(index) = peer.handshake.pending_index() {
+            self.indices.free(index);
+        }
+        peer.handshake.clear();
+    }
+
+    /// Forgets all sessions.
+    pub(super) fn drop_sessions(&mut self, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let (id, owner) = (peer.shared.id, peer.shared.owner);
+        if peer.sessions.current().is_some() {
+            self.out.all(Broadcast::DropSend(id));
+        }
+        for index in peer.sessions.clear().into_iter().flatten() {
+            self.indices.free(index);
+            self.out.one(owner, Control::DropReceive(index));
+        }
+    }
+}
+
+fn same_key(one: Option<&Identity>, other: Option<&Identity>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            let bytes = |identity: &Identity| Zeroizing::new(identity.private().to_bytes());
+            bytes(one)[..].ct_eq(&bytes(other)[..]).into()
+        }
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}

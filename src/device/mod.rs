@@ -1,0 +1,312 @@
+//! The slow path: peers, handshakes, timers, cookies under load, UAPI. [`Device`] is sans-IO; [`runtime`] drives it.
+//!
+//! ```text
+//!   handle_handshake ──> handshakes ─┐                    ┌─> Output::Control(worker, …)
+//!   handle_event ──────> mod ────────┼─> peer, indices ──>│   Output::Bind, SetMark, Steer
+//!   handle_timeout ────> timers ─────┤   (PeerTable)      └─ poll_output, after every call
+//!   apply, set_up ─────> config ─────┘
+//! ```
+//!
+//! One thread calls it. After every `handle_*`, `set_*`, `bound` and `apply` the driver drains [`Device::poll_output`] and
+//! asks [`Device::poll_timeout`] again.
+
+mod allowed;
+mod config;
+mod handshakes;
+mod indices;
+mod lifecycle;
+pub mod netlink;
+mod outbox;
+mod peer;
+pub mod runtime;
+mod stats;
+mod table;
+mod timers;
+pub mod uapi;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::Bind;
+pub use stats::DeviceStats;
+
+use crate::crypto::random::Entropy;
+use crate::crypto::x25519::PublicKey;
+use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
+use crate::io::steer::Target;
+use crate::io::{Endpoint, LocalAddr};
+use crate::noise::cookie::CookieChecker;
+use crate::noise::handshake::Identity;
+use crate::noise::limiter::Limiter;
+use crate::noise::tai64n::Tai64NClock;
+use crate::routing::Prefix;
+use crate::time::Instant;
+use allowed::AllowedIps;
+use indices::IndexTable;
+use lifecycle::Link;
+use outbox::{Broadcast, Outbox};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use table::PeerTable;
+use timers::Schedule;
+
+/// Both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic.
+    pub mono: Instant,
+    /// Wall clock, since the Unix epoch; may jump.
+    pub wall: Duration,
+}
+
+/// What the driver must do for the device, in order.
+pub enum Output {
+    /// Deliver to one worker.
+    Control(u8, Control),
+    /// Bind sockets to this port (0: any) and mark, tell [`Device::bound`] before any other call, and hand each worker its
+    /// pair; `None`: close them.
+    Bind(Option<BindRequest>),
+    /// Change the mark of the bound sockets.
+    SetMark(u32),
+    /// Steer a prefix's packets, or no longer.
+    Steer(Prefix, Option<Target>),
+}
+
+/// Sockets wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BindRequest {
+    /// Port; 0: any.
+    pub port: u16,
+    /// SO_MARK; 0: none.
+    pub mark: u32,
+}
+
+/// Whether packets to this address must name this source: true unless the kernel's route would choose it anyway.
+pub type SourceOracle = Box<dyn FnMut(SocketAddr, LocalAddr) -> bool + Send>;
+
+/// One peer, as `show` and the metrics see it.
+pub struct PeerInfo<'a> {
+    /// Its public key.
+    pub public_key: &'a PublicKey,
+    /// Where it is.
+    pub endpoint: Option<Endpoint>,
+    /// When the last handshake completed, since the Unix epoch.
+    pub last_handshake: Option<Duration>,
+    /// Persistent keepalive in seconds; 0: off.
+    pub persistent_keepalive: u16,
+    /// Its prefixes, in the order they were given.
+    pub allowed_ips: &'a [Prefix],
+    /// Identity, owning worker, byte counters.
+    pub shared: &'a Arc<PeerShared>,
+}
+
+/// The device.
+pub struct Device {
+    entropy: Box<dyn Entropy + Send>,
+    identity: Option<Identity>,
+    checker: Option<CookieChecker>,
+    limiter: Limiter,
+    last_under_load: Option<Instant>,
+    clock: Tai64NClock,
+    peers: PeerTable,
+    allowed: AllowedIps,
+    indices: IndexTable,
+    schedule: Schedule,
+    out: Outbox,
+    link: Link,
+    port: u16,
+    mark: u32,
+    mtu: Option<u32>,
+    source_needed: SourceOracle,
+    stats: DeviceStats,
+}
+
+impl Device {
+    /// A device without key or peers, down.
+    pub fn new(workers: u8, entropy: Box<dyn Entropy + Send>) -> Device {
+        let workers = workers.max(1);
+        Device {
+            entropy,
+            identity: None,
+            checker: None,
+            limiter: Limiter::default(),
+            last_under_load: None,
+            clock: Tai64NClock::default(),
+            peers: PeerTable::new(workers),
+            allowed: AllowedIps::default(),
+            indices: IndexTable::default(),
+            schedule: Schedule::default(),
+            out: Outbox::new(workers),
+            link: Link::Down,
+            port: 0,
+            mark: 0,
+            mtu: None,
+            source_needed: Box::new(|_, _| true),
+            stats: DeviceStats::default(),
+        }
+    }
+
+    /// Asks `oracle` whether a source address must be pinned before it is; without one, every source heard is.
+    ///
+    /// IP_PKTINFO on a send loses the socket's route cache, so a source that the route chooses anyway is better left out.
+    pub fn set_source_oracle(&mut self, oracle: SourceOracle) {
+        self.source_needed = oracle;
+    }
+
+    /// A handshake message from a worker. `waiting`: how many more wait behind it (under load: MAC2 is asked for).
+    pub fn handle_handshake(&mut self, now: Now, message: IncomingHandshake, waiting: usize) {
+        self.receive_handshake(now, &message, waiting);
+    }
+
+    /// An event from a worker.
+    pub fn handle_event(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Activity(id) => self.activity(now, id),
+            Event::NeedHandshake(id) => self.need_handshake(now, id),
+            Event::Confirmed(id, index) => self.confirmed(now, id, index),
+            Event::Roamed(id, heard) => self.heard_from(id, heard),
+            Event::SourceGone(id) => self.clear_source(id),
+            // The driver logs it and ends the device; nothing here depends on it.
+            Event::WorkerEnded(..) => {}
+        }
+    }
+
+    /// Timers that are due, at most a bounded number of peers a call: [`Self::poll_timeout`] tells whether more are.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.run_timers(now);
+    }
+
+    /// When to call [`Self::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.schedule.next()
+    }
+
+    /// What to do next; call until `None` after every `handle_*`, `set_*` and UAPI call.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop()
+    }
+
+    /// The interface's MTU.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        if self.mtu.replace(mtu) != Some(mtu) {
+            self.out.all(Broadcast::Mtu(mtu));
+        }
+    }
+
+    /// What workers share of each peer, for metrics, in the order the peers were added.
+    pub fn peers(&self) -> Vec<Arc<PeerShared>> {
+        self.peers.in_order().into_iter().map(|peer| Arc::clone(&peer.shared)).collect()
+    }
+
+    /// Every peer, in the order they were added.
+    pub fn peer_infos(&self) -> impl Iterator<Item = PeerInfo<'_>> {
+        self.peers.in_order().into_iter().map(|peer| PeerInfo {
+            public_key: &peer.public_key,
+            endpoint: peer.endpoint,
+            last_handshake: peer.last_handshake,
+            persistent_keepalive: peer.timers.persistent_keepalive(),
+            allowed_ips: &peer.allowed,
+            shared: &peer.shared,
+        })
+    }
+
+    /// The local public key, where there is a private one.
+    pub fn public_key(&self) -> Option<&PublicKey> {
+        self.identity.as_ref().map(Identity::public)
+    }
+
+    /// The UDP port: as configured, or as bound once up; 0: any.
+    pub fn listen_port(&self) -> u16 {
+        self.port
+    }
+
+    /// The sockets' mark; 0: none.
+    pub fn fwmark(&self) -> u32 {
+        self.mark
+    }
+
+    /// Whether the sockets are bound and handshakes are answered.
+    pub fn is_up(&self) -> bool {
+        self.link == Link::Up
+    }
+
+    /// Handshakes counted, by what became of them.
+    pub fn stats(&self) -> &DeviceStats {
+        &self.stats
+    }
+
+    /// A worker has a packet without a session, or a session that wants a rekey.
+    fn need_handshake(&mut self, now: Now, id: PeerId) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        let shared = Arc::clone(&peer.shared);
+        // The event may have crossed a session on its way to the workers: then there is nothing left to do.
+        let settled = peer.sessions.current().is_some_and(|s| s.usable(now.mono) && !s.wants_rekey(now.mono));
+        if !settled {
+            self.want_handshake(now, id.slot);
+            self.look(now, id.slot);
+        }
+        shared.handshake_wanted.store(false, Relaxed);
+    }
+
+    /// The initiator's first data message arrived on the session we answered for: we may send with it now.
+    fn confirmed(&mut self, now: Now, id: PeerId, index: u32) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        let Some((session, freed)) = peer.sessions.confirm(index) else { return };
+        peer.timers.handshake_complete(now.mono);
+        peer.last_handshake = Some(now.wall);
+        self.drop_receive(id, freed);
+        self.out.all(Broadcast::InstallSend(id, session));
+        self.look(now, id.slot);
+    }
+
+    /// An authentic message came from `heard.addr` to `heard.from`: that is where the peer is.
+    fn heard_from(&mut self, id: PeerId, heard: Endpoint) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        if peer.heard == Some(heard) {
+            return;
+        }
+        peer.heard = Some(heard);
+        let from = heard.from.filter(|&local| (self.source_needed)(heard.addr, local));
+        self.set_endpoint(id, Endpoint { addr: heard.addr, from });
+    }
+
+    /// Stores an endpoint and tells the workers, if it is another one.
+    fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        if peer.endpoint.replace(endpoint) != Some(endpoint) {
+            self.out.all(Broadcast::Endpoint(id, Some(endpoint)));
+        }
+    }
+
+    /// Lets the kernel's route choose the source again (kernel: `wg_socket_clear_peer_endpoint_src`).
+    fn clear_source(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        peer.heard = None;
+        if let Some(endpoint @ Endpoint { from: Some(_), .. }) = peer.endpoint {
+            self.set_endpoint(id, Endpoint { from: None, ..endpoint });
+        }
+    }
+
+    /// A local address went away: no peer may be spoken to from it any more.
+    pub fn source_gone(&mut self, ip: IpAddr) {
+        for slot in self.peers.slots() {
+            let Some(peer) = self.peers.get_mut(slot) else { continue };
+            let pinned = peer.endpoint.and_then(|endpoint| endpoint.from).is_some_and(|from| from.ip == ip);
+            if pinned {
+                let id = peer.shared.id;
+                self.clear_source(id);
+            }
+        }
+    }
+
+    /// Frees receiver indices and has the owner forget their sessions.
+    fn drop_receive(&mut self, id: PeerId, freed: peer::Freed) {
+        let Some(owner) = self.peers.by_id(id).map(|peer| peer.shared.owner) else { return };
+        for index in freed.into_iter().flatten() {
+            self.indices.free(index);
+            self.out.one(owner, Control::DropReceive(index));
+        }
+    }
+}

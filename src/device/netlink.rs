@@ -1,0 +1,177 @@
+//! Follows the interface through netlink: up, down, MTU, gone; and, in the namespace of the sockets, local addresses that go.
+//!
+//! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
+//! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
+
+use crate::io::tun_namespace;
+use futures_util::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::io::{Error, Result};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tokio::sync::mpsc::Sender;
+
+/// Pause before listening again after netlink failed (a full socket buffer, say).
+const RELISTEN: Duration = Duration::from_millis(200);
+
+/// What netlink told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinkEvent {
+    /// The interface's state; sent once at first, then at each change.
+    State {
+        /// IFF_UP.
+        up: bool,
+        /// Bytes.
+        mtu: u32,
+    },
+    /// A local address of the sockets' namespace went away.
+    AddressGone(IpAddr),
+}
+
+/// Starts the thread that follows the interface of `queue` until the device is gone or the receiver is dropped.
+pub fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
+    std::thread::Builder::new().name("ringtun-link".into()).spawn(move || {
+        while tun_namespace::interface_name(queue.as_fd()).is_ok() && !events.is_closed() {
+            if let Err(error) = listen_where_it_lives(&queue, &events) {
+                log::warn!("cannot follow the interface through netlink: {error}; trying again");
+                std::thread::sleep(RELISTEN);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Starts the thread that reports local addresses which go away in the namespace of this process.
+pub fn follow_addresses(events: Sender<LinkEvent>) -> Result<()> {
+    std::thread::Builder::new().name("ringtun-addr".into()).spawn(move || {
+        while !events.is_closed() {
+            if let Err(error) = block_on(listen_for_addresses(&events)) {
+                log::warn!("cannot follow local addresses through netlink: {error}; trying again");
+            }
+            std::thread::sleep(RELISTEN);
+        }
+    })?;
+    Ok(())
+}
+
+fn block_on<F: Future<Output = Result<()>>>(future: F) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+fn listen_where_it_lives(queue: &OwnedFd, events: &Sender<LinkEvent>) -> Result<()> {
+    match tun_namespace::namespace(queue.as_fd()) {
+        Ok(namespace) => move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?,
+        // Linux before 5.2: the device is followed only while it stays in the namespace where it was made.
+        Err(error) => log::debug!("cannot ask for the interface's namespace: {error}"),
+    }
+    let name = tun_namespace::interface_name(queue.as_fd())?;
+    block_on(listen_for_link(&name, events))
+}
+
+/// Returns `Ok` when the interface left this namespace or was deleted.
+async fn listen_for_link(name: &str, events: &Sender<LinkEvent>) -> Result<()> {
+    let (connection, handle, mut messages) = new_multicast_connection(&[MulticastGroup::Link])?;
+    let _driver = AbortOnDrop(tokio::spawn(connection));
+    // Subscribed first, asked second: no change falls between.
+    let (index, mut known) = query(&handle, name).await?;
+    if events.send(known).await.is_err() {
+        return Ok(());
+    }
+    while let Some((message, _)) = messages.next().await {
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
+                if link.header.index == index =>
+            {
+                let state = state_of(&link, known);
+                if state != known && events.send(state).await.is_err() {
+                    return Ok(());
+                }
+                known = state;
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+                if link.header.index == index =>
+            {
+                return Ok(());
+            }
+            _ => overrun(&message)?,
+        }
+    }
+    Err(Error::other("the netlink connection ended"))
+}
+
+async fn listen_for_addresses(events: &Sender<LinkEvent>) -> Result<()> {
+    let (connection, _handle, mut messages) =
+        new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
+    let _driver = AbortOnDrop(tokio::spawn(connection));
+    while let Some((message, _)) = messages.next().await {
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {
+                for ip in addresses_of(&address) {
+                    if events.send(LinkEvent::AddressGone(ip)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            _ => overrun(&message)?,
+        }
+    }
+    Err(Error::other("the netlink connection ended"))
+}
+
+async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkEvent)> {
+    let link = handle.link().get().match_name(name.to_owned()).execute().next().await;
+    match link {
+        Some(Ok(link)) => Ok((link.header.index, state_of(&link, LinkEvent::State { up: false, mtu: 0 }))),
+        Some(Err(error)) => Err(Error::other(error)),
+        None => Err(Error::other("the interface is not there")),
+    }
+}
+
+/// The state a link message tells; a message without an MTU leaves the known one.
+fn state_of(link: &LinkMessage, known: LinkEvent) -> LinkEvent {
+    let known_mtu = match known {
+        LinkEvent::State { mtu, .. } => mtu,
+        LinkEvent::AddressGone(_) => 0,
+    };
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    LinkEvent::State { up: link.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or(known_mtu) }
+}
+
+fn addresses_of(message: &AddressMessage) -> impl Iterator<Item = IpAddr> + '_ {
+    // On a point-to-point link ADDRESS is the peer's and LOCAL ours; elsewhere both are ours.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let plain = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or(plain).into_iter()
+}
+
+/// An error from the socket (ENOBUFS: messages were lost) ends the listening, so that the state is asked for anew.
+fn overrun(message: &NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
+    match &message.payload {
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+        NetlinkPayload::Overrun(_) => Err(Error::other("netlink messages were lost")),
+        _ => Ok(()),
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

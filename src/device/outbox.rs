@@ -1,0 +1,109 @@
+//! What the device wants done, in order. A control for all workers waits once and is multiplied as it is taken out.
+
+use super::{BindRequest, Output};
+use crate::dataplane::{Control, PeerId, PeerShared};
+use crate::io::Endpoint;
+use crate::io::steer::Target;
+use crate::noise::cookie::Mac1Key;
+use crate::noise::session::SendSession;
+use crate::routing::{Prefix, RouteTable};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Entries whose room is kept when the queue runs empty: 1024 × ~250 bytes. A transaction over 10,000 peers needs more for a
+/// moment. The queue is bounded by what one call of the device yields, since its driver drains it after each.
+const KEPT: usize = 1024;
+
+/// A control for every worker.
+pub(super) enum Broadcast {
+    Identity(Option<Mac1Key>),
+    Routes(Arc<RouteTable>),
+    AddPeer(Arc<PeerShared>),
+    RemovePeer(PeerId),
+    Endpoint(PeerId, Option<Endpoint>),
+    InstallSend(PeerId, Arc<SendSession>),
+    DropSend(PeerId),
+    PurgeStaged(PeerId),
+    Mtu(u32),
+}
+
+impl Broadcast {
+    fn control(&self) -> Control {
+        match self {
+            Broadcast::Identity(key) => Control::Identity(*key),
+            Broadcast::Routes(table) => Control::Routes(Arc::clone(table)),
+            Broadcast::AddPeer(shared) => Control::AddPeer(Arc::clone(shared)),
+            Broadcast::RemovePeer(id) => Control::RemovePeer(*id),
+            Broadcast::Endpoint(id, endpoint) => Control::Endpoint(*id, *endpoint),
+            Broadcast::InstallSend(id, session) => Control::InstallSend(*id, Arc::clone(session)),
+            Broadcast::DropSend(id) => Control::DropSend(*id),
+            Broadcast::PurgeStaged(id) => Control::PurgeStaged(*id),
+            Broadcast::Mtu(mtu) => Control::Mtu(*mtu),
+        }
+    }
+}
+
+enum Entry {
+    All(Broadcast),
+    Other(Output),
+}
+
+/// The queue.
+pub(super) struct Outbox {
+    entries: VecDeque<Entry>,
+    /// Worker that gets the front entry next, where that is for all.
+    cursor: u8,
+    workers: u8,
+}
+
+impl Outbox {
+    pub(super) fn new(workers: u8) -> Outbox {
+        Outbox { entries: VecDeque::new(), cursor: 0, workers }
+    }
+
+    pub(super) fn workers(&self) -> u8 {
+        self.workers
+    }
+
+    pub(super) fn all(&mut self, broadcast: Broadcast) {
+        self.entries.push_back(Entry::All(broadcast));
+    }
+
+    pub(super) fn one(&mut self, worker: u8, control: Control) {
+        self.entries.push_back(Entry::Other(Output::Control(worker, control)));
+    }
+
+    pub(super) fn bind(&mut self, request: Option<BindRequest>) {
+        self.entries.push_back(Entry::Other(Output::Bind(request)));
+    }
+
+    pub(super) fn mark(&mut self, mark: u32) {
+        self.entries.push_back(Entry::Other(Output::SetMark(mark)));
+    }
+
+    pub(super) fn steer(&mut self, prefix: Prefix, target: Option<Target>) {
+        self.entries.push_back(Entry::Other(Output::Steer(prefix, target)));
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Output> {
+        let output = match self.entries.pop_front() {
+            None => return None,
+            Some(Entry::Other(output)) => output,
+            Some(Entry::All(broadcast)) => {
+                let worker = self.cursor;
+                let control = broadcast.control();
+                self.cursor += 1;
+                if self.cursor < self.workers {
+                    self.entries.push_front(Entry::All(broadcast));
+                } else {
+                    self.cursor = 0;
+                }
+                Output::Control(worker, control)
+            }
+        };
+        if self.entries.is_empty() {
+            self.entries.shrink_to(KEPT);
+        }
+        Some(output)
+    }
+}

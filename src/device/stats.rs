@@ -1,0 +1,64 @@
+//! What became of handshake messages: every drop has a name.
+
+use crate::noise::handshake::HandshakeError;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters of the slow path, cumulative.
+        #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+        pub struct DeviceStats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl DeviceStats {
+            /// All counters by name.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name)),*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Initiations sent, retries included.
+    initiations_sent,
+    /// Initiations accepted and answered.
+    initiations_accepted,
+    /// Responses that completed a handshake of ours.
+    responses_accepted,
+    /// Cookie replies sent under load.
+    cookies_sent,
+    /// Cookie replies accepted.
+    cookies_accepted,
+    /// Handshakes given up after 90 s.
+    given_up,
+    /// Dropped: the interface is down, or there is no private key.
+    dropped_not_ready,
+    /// Dropped: type and length do not agree.
+    dropped_malformed,
+    /// Dropped: a tag did not verify, or a low-order key.
+    dropped_not_authentic,
+    /// Dropped: authentic, but from a static key that is no peer's.
+    dropped_unknown_peer,
+    /// Dropped: a timestamp not greater than the last.
+    dropped_replayed,
+    /// Dropped: initiations of one peer too close to each other.
+    dropped_flood,
+    /// Dropped: a response or cookie reply to nothing outstanding.
+    dropped_unexpected,
+    /// Dropped: under load, with a valid cookie, but its source sends too many.
+    dropped_rate_limited,
+}
+
+impl DeviceStats {
+    /// Counts a refused handshake message.
+    pub(super) fn refuse(&mut self, error: HandshakeError) {
+        let counter = match error {
+            HandshakeError::Decrypt | HandshakeError::LowOrder => &mut self.dropped_not_authentic,
+            HandshakeError::Replay => &mut self.dropped_replayed,
+            HandshakeError::Flood => &mut self.dropped_flood,
+            HandshakeError::Unexpected => &mut self.dropped_unexpected,
+        };
+        *counter += 1;
+    }
+}

@@ -1,0 +1,102 @@
+//! Peers by slot and by public key.
+
+use super::peer::Peer;
+use crate::crypto::x25519::PublicKey;
+use crate::dataplane::PeerId;
+use std::collections::HashMap;
+
+/// Peers a device may have (kernel: MAX_PEERS_PER_DEVICE).
+pub(super) const MAX_PEERS: usize = 1 << 20;
+
+/// All peers. Slots are small numbers, reused; an epoch is never.
+pub(super) struct PeerTable {
+    slots: Vec<Option<Box<Peer>>>,
+    free: Vec<u32>,
+    /// Slots that the workers' routes may still name: not to be reused before the next table is published, or a packet
+    /// for the old peer could be sealed for the new one.
+    released: Vec<u32>,
+    by_key: HashMap<PublicKey, u32>,
+    /// Peers each worker owns.
+    load: Vec<u32>,
+    next_epoch: u32,
+}
+
+impl PeerTable {
+    pub(super) fn new(workers: u8) -> PeerTable {
+        PeerTable {
+            slots: Vec::new(),
+            free: Vec::new(),
+            released: Vec::new(),
+            by_key: HashMap::new(),
+            load: vec![0; usize::from(workers)],
+            next_epoch: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub(super) fn find(&self, key: &PublicKey) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(super) fn get(&self, slot: u32) -> Option<&Peer> {
+        self.slots.get(slot as usize)?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Peer> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// The peer `id` names, unless it is gone.
+    pub(super) fn by_id(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.get_mut(id.slot).filter(|peer| peer.shared.id == id)
+    }
+
+    /// Slots in use, ascending.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        self.iter().map(|peer| peer.shared.id.slot).collect()
+    }
+
+    /// Peers by slot.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.slots.iter().flatten().map(|peer| &**peer)
+    }
+
+    /// Peers in the order they were added.
+    pub(super) fn in_order(&self) -> Vec<&Peer> {
+        let mut peers: Vec<&Peer> = self.iter().collect();
+        peers.sort_unstable_by_key(|peer| peer.shared.id.epoch);
+        peers
+    }
+
+    /// Adds the peer that `make` builds for a new identity and its owner: the worker with the fewest peers.
+    pub(super) fn insert(&mut self, key: PublicKey, make: impl FnOnce(PeerId, u8) -> Peer) -> PeerId {
+        let owner = (0..self.load.len()).min_by_key(|&worker| self.load[worker]).unwrap_or(0);
+        self.load[owner] += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        });
+        let id = PeerId { slot, epoch: self.next_epoch };
+        self.next_epoch = self.next_epoch.wrapping_add(1);
+        self.by_key.insert(key, slot);
+        self.slots[slot as usize] = Some(Box::new(make(id, owner as u8)));
+        id
+    }
+
+    /// Takes a peer out; its slot is reused after [`Self::recycle`].
+    pub(super) fn remove(&mut self, slot: u32) -> Option<Box<Peer>> {
+        let peer = self.slots.get_mut(slot as usize)?.take()?;
+        self.by_key.remove(&peer.public_key);
+        self.load[usize::from(peer.shared.owner)] -= 1;
+        self.released.push(slot);
+        Some(peer)
+    }
+
+    /// No route names a removed peer any more.
+    pub(super) fn recycle(&mut self) {
+        self.free.append(&mut self.released);
+    }
+}

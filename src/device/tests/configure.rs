@@ -1,0 +1,195 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+const NOW: Instant = Instant::START;
+
+fn peer(seed: u8, allowed: &[&str]) -> PeerRequest {
+    PeerRequest {
+        allowed_ips: allowed.iter().map(|text| allow(text)).collect(),
+        ..PeerRequest::new(public(seed))
+    }
+}
+
+fn set(peers: Vec<PeerRequest>) -> SetRequest {
+    SetRequest { peers, ..SetRequest::default() }
+}
+
+fn allowed(side: &Side, seed: u8) -> Vec<Prefix> {
+    let device = &side.device;
+    let found = device.peer_infos().find(|peer| *peer.public_key == public(seed));
+    found.map(|peer| peer.allowed_ips.to_vec()).unwrap_or_default()
+}
+
+fn lookup(side: &Side, addr: &str) -> Option<u32> {
+    side.routes.last()?.lookup(addr.parse().unwrap())
+}
+
+#[test]
+fn a_prefix_has_one_owner_the_last_it_was_given_to() {
+    let mut side = Side::new(1);
+    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8", "fd00::/8"]), peer(3, &["10.0.0.9/8"])]));
+    assert_eq!(
+        (allowed(&side, 2), allowed(&side, 3)),
+        (vec![prefix("fd00::/8")], vec![prefix("10.0.0.0/8")])
+    );
+    assert_eq!(
+        (lookup(&side, "10.1.1.1"), lookup(&side, "fd00::1"), lookup(&side, "11.0.0.1")),
+        (Some(1), Some(0), None)
+    );
+    assert_eq!(side.routes.len(), 1, "one table a transaction");
+}
+
+#[test]
+fn a_minus_takes_a_prefix_from_its_owner_only() {
+    let mut side = Side::new(1);
+    side.apply(
+        NOW,
+        &set(vec![peer(2, &["10.0.0.0/8"]), peer(3, &["-10.0.0.0/8", "11.0.0.0/8", "-12.0.0.0/8"])]),
+    );
+    assert_eq!(allowed(&side, 2), [prefix("10.0.0.0/8")]);
+    side.apply(NOW, &set(vec![peer(2, &["-10.0.0.0/8"])]));
+    assert_eq!((allowed(&side, 2), lookup(&side, "10.1.1.1")), (vec![], None));
+    assert_eq!(allowed(&side, 3), [prefix("11.0.0.0/8")]);
+}
+
+#[test]
+fn replaced_prefixes_are_gone_and_unchanged_ones_are_not_steered_anew() {
+    let mut side = Side::new(1);
+    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8", "11.0.0.0/8"])]));
+    assert_eq!(side.steer.len(), 2);
+    side.steer.clear();
+    let mut request = set(vec![peer(2, &["11.0.0.0/8", "12.0.0.0/8"])]);
+    request.peers[0].replace_allowed_ips = true;
+    side.apply(NOW, &request);
+    let worker = side.peers[&side.peer()].owner;
+    assert_eq!(
+        side.steer,
+        [(prefix("10.0.0.0/8"), None), (prefix("12.0.0.0/8"), Some(Target::Worker(worker)))]
+    );
+}
+
+#[test]
+fn a_transaction_without_prefixes_publishes_no_routes() {
+    let mut side = Side::new(1);
+    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8"])]));
+    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8"]), peer(3, &[])]));
+    assert_eq!(side.routes.len(), 1);
+}
+
+#[test]
+fn peers_are_shared_out_evenly_and_keep_their_worker() {
+    let mut side = Side::new(1);
+    side.apply(NOW, &set((2..11).map(|seed| peer(seed, &[])).collect()));
+    let owners = |side: &Side| side.device.peers().iter().map(|shared| shared.owner).collect::<Vec<_>>();
+    assert_eq!(owners(&side), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+    let remove = |seed| PeerRequest { remove: true, ..peer(seed, &[]) };
+    side.apply(NOW, &set(vec![remove(3), remove(6), peer(20, &[]), peer(21, &[])]));
+    assert_eq!(owners(&side), [0, 2, 0, 2, 0, 1, 2, 1, 1]);
+}
+
+#[test]
+fn a_slot_is_reused_only_after_no_route_names_it_and_under_another_epoch() {
+    let mut side = Side::new(1);
+    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8"])]));
+    let old = side.peer();
+    side.apply(NOW, &SetRequest { replace_peers: true, ..set(vec![peer(3, &[])]) });
+    assert_ne!(side.peer().slot, old.slot, "routes of before are still about");
+    side.apply(NOW, &SetRequest { replace_peers: true, ..set(vec![peer(4, &[])]) });
+    assert_eq!(side.peer().slot, old.slot);
+    assert_ne!(side.peer().epoch, old.epoch);
+}
+
+#[test]
+fn removing_or_updating_only_a_peer_that_is_not_there_is_no_error_and_adds_none() {
+    let mut side = Side::new(1);
+    let remove = PeerRequest { remove: true, ..peer(2, &["10.0.0.0/8"]) };
+    let update = PeerRequest { update_only: true, ..peer(3, &["11.0.0.0/8"]) };
+    side.apply(NOW, &set(vec![remove, update]));
+    assert_eq!((side.peers.len(), side.routes.len()), (0, 0));
+    side.apply(NOW, &set(vec![peer(3, &[]), PeerRequest { update_only: true, ..peer(3, &["11.0.0.0/8"]) }]));
+    assert_eq!(allowed(&side, 3), [prefix("11.0.0.0/8")]);
+}
+
+#[test]
+fn a_peer_set_again_keeps_what_is_not_named() {
+    let mut pair = Pair::connected();
+    let before = pair.a.device.uapi_get();
+    pair.a.log.clear();
+    pair.a.apply(pair.now, &set(vec![peer(2, &[])]));
+    assert_eq!((pair.a.device.uapi_get(), pair.a.log.len()), (before, 0));
+}
+
+#[test]
+fn more_peers_than_the_limit_are_refused_whole() {
+    let mut side = Side::new(1);
+    let many = std::iter::repeat_n(peer(2, &[]), crate::device::table::MAX_PEERS + 1).collect();
+    assert_eq!(side.device.apply(at(NOW), &set(many), &mut no_bind), Err(12));
+    assert_eq!(side.device.peers().len(), 0);
+}
+
+#[test]
+fn a_hundred_thousand_prefixes_fit_one_transaction_and_move_in_another() {
+    // Each /24 of 255 × 256 networks, once for either family.
+    let prefixes =
+        (0..255u8).flat_map(|high| (0..=255u8).map(move |low| (high, low))).flat_map(|(high, low)| {
+            let six = std::net::Ipv6Addr::from([0xfd, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            [Prefix::new(IpAddr::from([10, high, low, 0]), 24), Prefix::new(IpAddr::V6(six), 32)]
+        });
+    let ips: Vec<_> = prefixes.map(|prefix| AllowedIp { prefix: prefix.unwrap(), remove: false }).collect();
+    assert_eq!(ips.len(), 130_560);
+    let mut side = Side::new(1);
+    side.apply(NOW, &set(vec![PeerRequest { allowed_ips: ips.clone(), ..peer(2, &[]) }, peer(3, &[])]));
+    assert_eq!((allowed(&side, 2).len(), side.steer.len()), (130_560, 130_560));
+    side.apply(NOW, &set(vec![PeerRequest { allowed_ips: ips, ..peer(3, &[]) }]));
+    assert_eq!((allowed(&side, 2).len(), allowed(&side, 3).len()), (0, 130_560));
+    assert_eq!((lookup(&side, "10.254.255.1"), lookup(&side, "fd00:fe07::1")), (Some(1), Some(1)));
+    assert_eq!(side.routes.len(), 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn ownership_agrees_with_a_map_whatever_is_given_and_taken(
+        steps in proptest::collection::vec((2u8..5, 0u8..8, any::<bool>(), 0u8..12), 0..60),
+    ) {
+        let mut side = Side::new(1);
+        let mut model: BTreeMap<Prefix, u8> = BTreeMap::new();
+        for (seed, network, minus, other) in steps {
+            let net = Prefix::new(IpAddr::from([10, network, 0, 0]), 16).unwrap();
+            let mut request = peer(seed, &[]);
+            request.allowed_ips = vec![AllowedIp { prefix: net, remove: minus }];
+            request.replace_allowed_ips = other == 0;
+            request.remove = other == 1;
+            if other < 2 {
+                model.retain(|_, owner| *owner != seed);
+            }
+            if minus && model.get(&net) == Some(&seed) {
+                model.remove(&net);
+            } else if !minus && !request.remove {
+                model.insert(net, seed);
+            }
+            side.apply(NOW, &set(vec![request]));
+        }
+        let mut actual = BTreeMap::new();
+        for seed in 2..5 {
+            for net in allowed(&side, seed) {
+                prop_assert_eq!(actual.insert(net, seed), None);
+            }
+        }
+        prop_assert_eq!(&actual, &model);
+        // What was steered adds up to what is owned.
+        let mut steered = BTreeMap::new();
+        for (net, target) in &side.steer {
+            match target {
+                Some(target) => steered.insert(*net, *target),
+                None => steered.remove(net),
+            };
+        }
+        let owner = |seed: u8| side.device.peer_infos().find(|peer| *peer.public_key == public(seed)).unwrap().shared.owner;
+        let expected: BTreeMap<_, _> =
+            model.iter().map(|(net, seed)| (*net, Target::Worker(owner(*seed)))).collect();
+        prop_assert_eq!(steered, expected);
+    }
+}

@@ -1,0 +1,367 @@
+//! Whole devices against each other: datagrams are taken out of one's outputs and fed to the other, under virtual time.
+
+mod configure;
+mod handshake;
+mod lifecycle;
+mod timing;
+
+use super::uapi::{AllowedIp, PeerRequest, SetRequest};
+use super::*;
+use crate::crypto::x25519::PrivateKey;
+use crate::dataplane::HandshakeDatagram;
+use crate::noise::session::{RecvSession, Role, SendSession};
+use crate::routing::RouteTable;
+use crate::wire::message::DATA_OVERHEAD;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+pub(super) const WORKERS: u8 = 3;
+
+/// A seeded generator (SplitMix64).
+pub(super) struct Seeded(pub(super) u64);
+
+impl Entropy for Seeded {
+    fn fill(&mut self, out: &mut [u8]) {
+        for chunk in out.chunks_mut(8) {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            chunk.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+pub(super) fn private(seed: u8) -> PrivateKey {
+    PrivateKey::from_bytes([seed; 32])
+}
+
+pub(super) fn public(seed: u8) -> PublicKey {
+    private(seed).public()
+}
+
+pub(super) fn prefix(text: &str) -> Prefix {
+    let (addr, len) = text.split_once('/').unwrap();
+    Prefix::new(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
+}
+
+pub(super) fn allow(text: &str) -> AllowedIp {
+    match text.strip_prefix('-') {
+        Some(text) => AllowedIp { prefix: prefix(text), remove: true },
+        None => AllowedIp { prefix: prefix(text), remove: false },
+    }
+}
+
+pub(super) fn at(mono: Instant) -> Now {
+    Now { mono, wall: Duration::from_secs(1_700_000_000) + mono.since(Instant::from_nanos(0)) }
+}
+
+/// No bind is expected.
+pub(super) fn no_bind(_: BindRequest) -> Result<u16, i32> {
+    panic!("bound without need")
+}
+
+/// A device and what its workers would hold.
+pub(super) struct Side {
+    pub(super) device: Device,
+    pub(super) addr: SocketAddr,
+    pub(super) bind_answer: Result<u16, i32>,
+    pub(super) sends: VecDeque<(Endpoint, HandshakeDatagram)>,
+    pub(super) keepalives: VecDeque<PeerId>,
+    pub(super) peers: HashMap<PeerId, Arc<PeerShared>>,
+    slots: HashSet<u32>,
+    pub(super) send: HashMap<PeerId, Arc<SendSession>>,
+    pub(super) receive: HashMap<u32, (PeerId, RecvSession)>,
+    pub(super) endpoints: HashMap<PeerId, Option<Endpoint>>,
+    pub(super) routes: Vec<Arc<RouteTable>>,
+    pub(super) steer: Vec<(Prefix, Option<Target>)>,
+    pub(super) binds: Vec<Option<BindRequest>>,
+    pub(super) marks: Vec<u32>,
+    pub(super) purged: Vec<PeerId>,
+    pub(super) identities: usize,
+    /// Names of the outputs in order, those for all workers once.
+    pub(super) log: Vec<&'static str>,
+}
+
+impl Side {
+    pub(super) fn new(seed: u8) -> Side {
+        Side {
+            device: Device::new(WORKERS, Box::new(Seeded(u64::from(seed)))),
+            addr: SocketAddr::from(([192, 0, 2, seed], 51820)),
+            bind_answer: Ok(51820),
+            sends: VecDeque::new(),
+            keepalives: VecDeque::new(),
+            peers: HashMap::new(),
+            slots: HashSet::new(),
+            send: HashMap::new(),
+            receive: HashMap::new(),
+            endpoints: HashMap::new(),
+            routes: Vec::new(),
+            steer: Vec::new(),
+            binds: Vec::new(),
+            marks: Vec::new(),
+            purged: Vec::new(),
+            identities: 0,
+            log: Vec::new(),
+        }
+    }
+
+    pub(super) fn apply(&mut self, now: Instant, request: &SetRequest) {
+        self.device.apply(at(now), request, &mut no_bind).unwrap();
+        self.drain();
+    }
+
+    pub(super) fn event(&mut self, now: Instant, event: Event) {
+        self.device.handle_event(at(now), event);
+        self.drain();
+    }
+
+    /// The only peer.
+    pub(super) fn peer(&self) -> PeerId {
+        assert_eq!(self.peers.len(), 1);
+        *self.peers.keys().next().unwrap()
+    }
+
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoints.get(&self.peer()).copied().flatten()
+    }
+
+    pub(super) fn drain(&mut self) {
+        let mut next_worker = 0;
+        while let Some(output) = self.device.poll_output() {
+            let Output::Control(worker, control) = output else {
+                assert_eq!(next_worker, 0);
+                self.edge(output);
+                continue;
+            };
+            match control {
+                Control::InstallReceive(id, session) => {
+                    assert_eq!((worker, session.local_index() as u8), (self.peers[&id].owner, worker));
+                    self.log.push("InstallReceive");
+                    assert!(self.receive.insert(session.local_index(), (id, *session)).is_none());
+                }
+                Control::DropReceive(index) => {
+                    assert_eq!(worker, index as u8);
+                    self.log.push("DropReceive");
+                    assert!(self.receive.remove(&index).is_some(), "dropped what it never had");
+                }
+                Control::Keepalive(id) => {
+                    assert_eq!(worker, self.peers[&id].owner);
+                    self.log.push("Keepalive");
+                    self.keepalives.push_back(id);
+                }
+                Control::Send(endpoint, datagram) => {
+                    self.log.push("Send");
+                    self.sends.push_back((endpoint, datagram));
+                }
+                control => {
+                    // Those for all workers come as one run over them.
+                    assert_eq!(worker, next_worker);
+                    next_worker = (next_worker + 1) % WORKERS;
+                    if worker == 0 {
+                        self.everywhere(control);
+                    }
+                }
+            }
+        }
+        assert_eq!(next_worker, 0);
+    }
+
+    fn everywhere(&mut self, control: Control) {
+        self.log.push(match control {
+            Control::Identity(_) => {
+                self.identities += 1;
+                "Identity"
+            }
+            Control::Routes(table) => {
+                self.routes.push(table);
+                "Routes"
+            }
+            Control::AddPeer(shared) => {
+                assert!(self.slots.insert(shared.id.slot), "slot taken");
+                self.peers.insert(shared.id, shared);
+                "AddPeer"
+            }
+            Control::RemovePeer(id) => {
+                self.peers.remove(&id).unwrap();
+                self.slots.remove(&id.slot);
+                self.endpoints.remove(&id);
+                self.send.remove(&id);
+                self.receive.retain(|_, (of, _)| *of != id);
+                "RemovePeer"
+            }
+            Control::Endpoint(id, endpoint) => {
+                self.endpoints.insert(id, endpoint);
+                "Endpoint"
+            }
+            Control::InstallSend(id, session) => {
+                self.send.insert(id, session);
+                "InstallSend"
+            }
+            Control::DropSend(id) => {
+                self.send.remove(&id).unwrap();
+                "DropSend"
+            }
+            Control::PurgeStaged(id) => {
+                self.purged.push(id);
+                "PurgeStaged"
+            }
+            Control::Mtu(_) => "Mtu",
+            _ => panic!("not for all workers"),
+        });
+    }
+
+    fn edge(&mut self, output: Output) {
+        match output {
+            Output::Bind(request) => {
+                self.log.push("Bind");
+                self.binds.push(request);
+                if request.is_some() {
+                    self.device.bound(self.bind_answer);
+                }
+            }
+            Output::SetMark(mark) => self.marks.push(mark),
+            Output::Steer(prefix, target) => self.steer.push((prefix, target)),
+            Output::Control(..) => unreachable!(),
+        }
+    }
+
+    /// What a worker makes of an arriving handshake message.
+    pub(super) fn incoming(&self, from: SocketAddr, datagram: HandshakeDatagram) -> IncomingHandshake {
+        IncomingHandshake { datagram, from, to: Some(LocalAddr { ip: self.addr.ip(), interface: 7 }) }
+    }
+
+    pub(super) fn receive_handshake(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: HandshakeDatagram,
+        waiting: usize,
+    ) {
+        let message = self.incoming(from, datagram);
+        self.device.handle_handshake(at(now), message, waiting);
+        self.drain();
+    }
+
+    /// Seals a keepalive as the worker would.
+    fn seal(&self, now: Instant, id: PeerId) -> Option<(u32, [u8; DATA_OVERHEAD])> {
+        let session = self.send.get(&id)?;
+        let mut train = [0; DATA_OVERHEAD];
+        session.seal_train(session.reserve(1)?, &mut train, DATA_OVERHEAD);
+        self.peers[&id].authenticated_sent(now);
+        Some((session.remote_index(), train))
+    }
+
+    /// Opens it, and reports as the worker would. False: no such session, or not authentic.
+    fn open(&mut self, now: Instant, index: u32, mut train: [u8; DATA_OVERHEAD]) -> bool {
+        let Some((id, session)) = self.receive.get_mut(&index) else { return false };
+        if !session.open_train(&mut train, DATA_OVERHEAD).fresh.is_ok(0) {
+            return false;
+        }
+        let (id, role) = (*id, session.role());
+        self.peers[&id].authenticated_received(now);
+        if role == Role::Responder {
+            self.event(now, Event::Confirmed(id, index));
+        }
+        true
+    }
+}
+
+/// Two devices that are each other's peers, and a wire that loses nothing unless told to.
+pub(super) struct Pair {
+    pub(super) a: Side,
+    pub(super) b: Side,
+    pub(super) now: Instant,
+    pub(super) lossy: bool,
+}
+
+impl Pair {
+    /// Keys and peers set, both up; only `a` knows where the other is.
+    pub(super) fn new() -> Pair {
+        let now = Instant::START + Duration::from_secs(1000);
+        let (mut a, mut b) = (Side::new(1), Side::new(2));
+        let to_b = PeerRequest { endpoint: Some(b.addr), ..PeerRequest::new(public(2)) };
+        for (side, seed, peer) in [(&mut a, 1, to_b), (&mut b, 2, PeerRequest::new(public(1)))] {
+            let request = SetRequest {
+                private_key: Some(Some(private(seed))),
+                peers: vec![peer],
+                ..SetRequest::default()
+            };
+            side.apply(now, &request);
+            side.device.set_up(at(now), true);
+            side.drain();
+            assert!(side.device.is_up());
+        }
+        Pair { a, b, now, lossy: false }
+    }
+
+    /// As [`Self::new`], with a handshake done.
+    pub(super) fn connected() -> Pair {
+        let mut pair = Pair::new();
+        pair.handshake();
+        pair
+    }
+
+    /// `a` wants a handshake, and what it takes is exchanged.
+    pub(super) fn handshake(&mut self) {
+        self.a.event(self.now, Event::NeedHandshake(self.a.peer()));
+        self.exchange();
+    }
+
+    /// Delivers until nothing is under way.
+    pub(super) fn exchange(&mut self) {
+        loop {
+            let moved = Self::deliver(self.now, self.lossy, &mut self.a, &mut self.b)
+                | Self::deliver(self.now, self.lossy, &mut self.b, &mut self.a);
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn deliver(now: Instant, lossy: bool, from: &mut Side, to: &mut Side) -> bool {
+        let mut moved = false;
+        while let Some((endpoint, datagram)) = from.sends.pop_front() {
+            moved = true;
+            if endpoint.addr == to.addr && !lossy {
+                to.receive_handshake(now, from.addr, datagram, 0);
+            }
+        }
+        while let Some(id) = from.keepalives.pop_front() {
+            moved = true;
+            if let Some((index, train)) = from.seal(now, id)
+                && !lossy
+            {
+                to.open(now, index, train);
+            }
+        }
+        moved
+    }
+
+    /// Lets time pass, doing what falls due.
+    pub(super) fn advance(&mut self, by: Duration) {
+        let end = self.now + by;
+        loop {
+            let next = [&self.a, &self.b].into_iter().filter_map(|side| side.device.poll_timeout()).min();
+            self.now = next.unwrap_or(end).clamp(self.now, end);
+            for side in [&mut self.a, &mut self.b] {
+                side.device.handle_timeout(at(self.now));
+                side.drain();
+            }
+            self.exchange();
+            if self.now == end && next.is_none_or(|next| next > end) {
+                return;
+            }
+        }
+    }
+
+    /// Whether a keepalive of `a` opens at `b`, and one of `b` at `a`.
+    pub(super) fn talks(&mut self) -> (bool, bool) {
+        let (a, b) = (self.a.peer(), self.b.peer());
+        let there = self.a.seal(self.now, a);
+        let back = self.b.seal(self.now, b);
+        (
+            there.is_some_and(|(index, train)| self.b.open(self.now, index, train)),
+            back.is_some_and(|(index, train)| self.a.open(self.now, index, train)),
+        )
+    }
+}

@@ -1,0 +1,193 @@
+//! Drives the peers' timers: a heap of deadlines, and the looks at what the workers stamped.
+//!
+//! A worker that finds [`PeerShared::armed`] clear sets it and sends [`Event::Activity`]; from then on the slow path looks by
+//! itself at least every [`KEEPALIVE_TIMEOUT`]. That is often enough: a stamp made after a look asks for nothing sooner than
+//! that time after itself. Once nothing moved between two looks the flag is cleared again, so an idle peer costs one heap
+//! entry at most.
+//!
+//! [`PeerShared::armed`]: crate::dataplane::PeerShared::armed
+//! [`Event::Activity`]: crate::dataplane::Event::Activity
+
+use super::outbox::Broadcast;
+use super::peer::Watch;
+use super::table::PeerTable;
+use super::{Device, Now};
+use crate::dataplane::{Control, PeerId};
+use crate::noise::KEEPALIVE_TIMEOUT;
+use crate::noise::timers::Due;
+use crate::time::Instant;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::fence;
+use std::time::Duration;
+
+/// Peers looked at in one call: 256 handshakes are some 60 ms, during which handshake messages wait.
+const LOOKS_A_CALL: usize = 256;
+/// When a peer that went quiet is looked at once more. A stamp that the worker's core had not made visible yet when the flag
+/// was cleared (its read of the flag may overtake its write of the stamp) is by then.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+/// Shortest pause between two looks at one peer: an action that a worker has not carried out yet stays due until then.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+/// Stale heap entries tolerated besides twice the number of peers, before the heap is rebuilt (24 bytes each).
+const STALE_SLACK: usize = 64;
+
+/// Deadlines of peers, the earliest first. An entry is valid if the peer's own `scheduled` agrees with it.
+#[derive(Default)]
+pub(super) struct Schedule {
+    heap: BinaryHeap<Reverse<(Instant, u32)>>,
+}
+
+impl Schedule {
+    /// The earliest entry; a stale one wakes the driver for nothing, once.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.heap.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Moves a peer's deadline.
+    pub(super) fn set(&mut self, peers: &mut PeerTable, slot: u32, at: Option<Instant>) {
+        let Some(peer) = peers.get_mut(slot) else { return };
+        if peer.scheduled == at {
+            return;
+        }
+        peer.scheduled = at;
+        if let Some(at) = at {
+            self.heap.push(Reverse((at, slot)));
+        }
+        if self.heap.len() > 2 * peers.len() + STALE_SLACK {
+            let valid = peers.iter().filter_map(|peer| Some(Reverse((peer.scheduled?, peer.shared.id.slot))));
+            self.heap = valid.collect();
+        }
+    }
+
+    /// Forgets all entries; no peer is scheduled any more.
+    pub(super) fn clear(&mut self) {
+        self.heap.clear();
+    }
+
+    /// The next peer whose deadline has come; the deadline is used up.
+    fn pop(&mut self, peers: &mut PeerTable, now: Instant) -> Option<u32> {
+        while self.next().is_some_and(|at| at <= now) {
+            let Reverse((at, slot)) = self.heap.pop()?;
+            if let Some(peer) = peers.get_mut(slot).filter(|peer| peer.scheduled == Some(at)) {
+                peer.scheduled = None;
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
+    }
+}
+
+impl Device {
+    /// Looks at the peers whose time has come.
+    pub(super) fn run_timers(&mut self, now: Now) {
+        for _ in 0..LOOKS_A_CALL {
+            let Some(slot) = self.schedule.pop(&mut self.peers, now.mono) else { return };
+            self.look(now, slot);
+        }
+    }
+
+    /// A worker's stamps of an unwatched peer moved.
+    pub(super) fn activity(&mut self, now: Now, id: PeerId) {
+        let up = self.is_up();
+        let Some(peer) = self.peers.by_id(id) else { return };
+        if up {
+            peer.watch = Watch::On;
+            // Its stamp may be of the very instant of the last look.
+            peer.seen = None;
+            self.look(now, id.slot);
+        } else {
+            // It crossed the going down: nobody watches.
+            peer.shared.armed.store(false, Relaxed);
+        }
+    }
+
+    /// Does what is due for a peer and sets its next deadline.
+    pub(super) fn look(&mut self, now: Now, slot: u32) {
+        if !self.is_up() {
+            self.schedule.set(&mut self.peers, slot, None);
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let (id, freed) = (peer.shared.id, peer.sessions.expire(now.mono));
+        self.drop_receive(id, freed);
+        while let Some(due) = self.due(now, slot) {
+            self.act(now, id, due);
+        }
+        let next = self.next_look(now.mono, slot).map(|at| at.max(now.mono + SHORTEST_PAUSE));
+        self.schedule.set(&mut self.peers, slot, next);
+    }
+
+    /// Has the driver look at a peer as soon as it can.
+    pub(super) fn look_soon(&mut self, now: Now, slot: u32) {
+        self.schedule.set(&mut self.peers, slot, Some(now.mono));
+    }
+
+    fn due(&mut self, now: Now, slot: u32) -> Option<Due> {
+        let peer = self.peers.get_mut(slot)?;
+        let activity = peer.shared.activity();
+        peer.timers.poll(now.mono, &activity, &mut *self.entropy)
+    }
+
+    fn act(&mut self, now: Now, id: PeerId, due: Due) {
+        match due {
+            Due::Keepalive => self.keepalive(now, id.slot),
+            Due::Initiate => {
+                // The source may be the trouble (kernel: `wg_expired_retransmit_handshake`, `wg_expired_new_handshake`).
+                self.clear_source(id);
+                self.initiate(now, id.slot);
+            }
+            Due::GiveUp => {
+                self.stats.given_up += 1;
+                self.clear_handshake(id.slot);
+                self.out.all(Broadcast::PurgeStaged(id));
+            }
+            Due::ZeroKeys => {
+                self.clear_handshake(id.slot);
+                self.drop_sessions(id.slot);
+            }
+        }
+    }
+
+    /// A keepalive, or the handshake it needs first (kernel: `wg_packet_send_keepalive`).
+    fn keepalive(&mut self, now: Now, slot: u32) {
+        let Some(peer) = self.peers.get(slot) else { return };
+        if peer.sessions.current().is_some_and(|session| session.usable(now.mono)) {
+            self.out.one(peer.shared.owner, Control::Keepalive(peer.shared.id));
+        } else {
+            self.want_handshake(now, slot);
+        }
+    }
+
+    /// When to look next; on the way decides whether to go on watching.
+    fn next_look(&mut self, now: Instant, slot: u32) -> Option<Instant> {
+        let peer = self.peers.get_mut(slot)?;
+        let mut activity = peer.shared.activity();
+        if peer.watch == Watch::On && activity.last_authenticated == peer.seen {
+            peer.watch = Watch::Closing;
+            peer.shared.armed.store(false, Relaxed);
+            fence(SeqCst);
+            activity = peer.shared.activity();
+        } else if peer.watch == Watch::Closing {
+            peer.watch = Watch::Off;
+        }
+        // A stamp that came meanwhile, with or without a worker's event under way.
+        if peer.watch != Watch::On && activity.last_authenticated != peer.seen {
+            peer.shared.armed.store(true, Relaxed);
+            peer.watch = Watch::On;
+        }
+        peer.seen = activity.last_authenticated;
+        let watched = match peer.watch {
+            Watch::On => Some(now + KEEPALIVE_TIMEOUT),
+            Watch::Closing => Some(now + LAST_LOOK),
+            Watch::Off => None,
+        };
+        let deadlines = [peer.timers.next(&activity), peer.sessions.next_expiry(), watched];
+        deadlines.into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,128 @@
+//! Cuts a connection's bytes into operations. Each ends with an empty line; several may follow each other.
+
+use super::{E2BIG, EINVAL, UapiError};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Bytes an operation may have. 2^20 allowed IPs at up to 55 bytes a line, or 200,000 peers with all their keys.
+pub const MAX_OPERATION: usize = 64 << 20;
+
+/// Longest first line that can still become one.
+const FIRST_LINE: usize = "get=1\n".len();
+
+/// One operation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `get=1`.
+    Get,
+    /// `set=1`: its lines with the first and without the empty one, for [`super::SetRequest::parse`].
+    Set(Zeroizing<Vec<u8>>),
+}
+
+/// Bytes in, operations out. What it holds may be private keys: nothing is left in memory it let go of.
+#[derive(Default)]
+pub struct Framer {
+    buffer: Zeroizing<Vec<u8>>,
+    /// Bytes known not to hold an operation's end.
+    scanned: usize,
+    failed: bool,
+}
+
+impl Framer {
+    /// For a new connection.
+    pub fn new() -> Framer {
+        Framer::default()
+    }
+
+    /// Takes what the connection delivered. Drain [`Self::next_operation`] after each: it bounds what is held to
+    /// [`MAX_OPERATION`] and the length of one push.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.failed {
+            return;
+        }
+        let needed = self.buffer.len() + bytes.len();
+        if needed > self.buffer.capacity() {
+            // Not left to `Vec`, which would free the old copy as it is.
+            let mut larger = Zeroizing::new(Vec::with_capacity(needed.next_power_of_two()));
+            larger.extend_from_slice(&self.buffer);
+            self.buffer = larger;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole operation, or `None` until more bytes came. After an error answer with its number and close the
+    /// connection: what follows cannot be understood any more.
+    pub fn next_operation(&mut self) -> Option<Result<Operation, UapiError>> {
+        if self.failed {
+            return None;
+        }
+        let next = self.cut();
+        if matches!(next, Some(Err(_))) {
+            self.failed = true;
+            self.buffer = Zeroizing::default();
+        }
+        next
+    }
+
+    /// Whether an operation has begun and not ended: the connection should not close now.
+    pub fn is_midway(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    fn cut(&mut self) -> Option<Result<Operation, UapiError>> {
+        let get = match self.buffer.get(..FIRST_LINE) {
+            Some(b"get=1\n") => true,
+            Some(b"set=1\n") => false,
+            Some(_) => return Some(Err(error(EINVAL, 1, "neither get=1 nor set=1"))),
+            None if b"get=1\n".starts_with(&self.buffer) || b"set=1\n".starts_with(&self.buffer) => {
+                return None;
+            }
+            None => return Some(Err(error(EINVAL, 1, "neither get=1 nor set=1"))),
+        };
+        if get {
+            return match self.buffer.get(FIRST_LINE)? {
+                b'\n' => {
+                    self.consume(FIRST_LINE + 1);
+                    Some(Ok(Operation::Get))
+                }
+                _ => Some(Err(error(EINVAL, 2, "get=1 takes no lines"))),
+            };
+        }
+        // The end is an empty line: a newline after the one of the line before.
+        let from = self.scanned.max(FIRST_LINE - 1);
+        let end = empty_line(&self.buffer, from);
+        let held = end.unwrap_or(self.buffer.len());
+        if held > MAX_OPERATION {
+            return Some(Err(error(E2BIG, 1, "an operation of more than 64 MiB")));
+        }
+        let Some(end) = end else {
+            self.scanned = self.buffer.len() - 1;
+            return None;
+        };
+        let body = Zeroizing::new(self.buffer[..end].to_vec());
+        self.consume(end + 1);
+        Some(Ok(Operation::Set(body)))
+    }
+
+    /// Drops the first `len` bytes; the room of a large operation goes back.
+    fn consume(&mut self, len: usize) {
+        let rest = Zeroizing::new(self.buffer[len..].to_vec());
+        self.buffer.zeroize();
+        self.buffer = rest;
+        self.scanned = 0;
+    }
+}
+
+/// The first newline, from the one at or after `from` on, that follows another.
+fn empty_line(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += bytes.get(at..)?.iter().position(|&byte| byte == b'\n')? + 1;
+        if *bytes.get(at)? == b'\n' {
+            return Some(at);
+        }
+    }
+}
+
+fn error(errno: i32, line: usize, what: &str) -> UapiError {
+    UapiError { errno, line, what: what.to_owned() }
+}

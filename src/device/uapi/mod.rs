@@ -1,0 +1,113 @@
+//! The cross-platform configuration protocol's text: `get=1` and `set=1` (https://www.wireguard.com/xplatform/).
+//!
+//! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
+//! [`Device::uapi_get`](super::Device::uapi_get); `set` is parsed whole into a [`SetRequest`], which
+//! [`Device::apply`](super::Device::apply) carries out, and answered with [`answer`].
+
+mod framer;
+mod get;
+mod parse;
+
+pub use framer::{Framer, MAX_OPERATION, Operation};
+
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::routing::Prefix;
+use std::net::SocketAddr;
+
+/// EINVAL: a key or value that the protocol does not know.
+pub const EINVAL: i32 = 22;
+/// EPROTO: a line that is not `key=value`.
+pub const EPROTO: i32 = 71;
+/// E2BIG: an operation longer than [`MAX_OPERATION`].
+pub const E2BIG: i32 = 7;
+
+/// A transaction: what to change. Fields that are `None` or empty leave things as they are.
+#[derive(Clone, Debug, Default)]
+pub struct SetRequest {
+    /// `Some(None)`: remove the private key.
+    pub private_key: Option<Option<PrivateKey>>,
+    /// 0: any.
+    pub listen_port: Option<u16>,
+    /// 0: none.
+    pub fwmark: Option<u32>,
+    /// Remove all peers first.
+    pub replace_peers: bool,
+    /// Applied in order.
+    pub peers: Vec<PeerRequest>,
+}
+
+/// What to change about one peer.
+#[derive(Clone, Debug)]
+pub struct PeerRequest {
+    /// Which; added if there is none, unless [`Self::update_only`] or [`Self::remove`].
+    pub public_key: PublicKey,
+    /// Remove it; the rest is ignored.
+    pub remove: bool,
+    /// Do nothing if there is no such peer.
+    pub update_only: bool,
+    /// All zero: none.
+    pub preshared_key: Option<SharedSecret>,
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds; 0: off.
+    pub persistent_keepalive: Option<u16>,
+    /// Remove all its allowed IPs first.
+    pub replace_allowed_ips: bool,
+    /// Applied in order.
+    pub allowed_ips: Vec<AllowedIp>,
+}
+
+impl PeerRequest {
+    /// A request that adds the peer, or changes nothing about it.
+    pub fn new(public_key: PublicKey) -> PeerRequest {
+        PeerRequest {
+            public_key,
+            remove: false,
+            update_only: false,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive: None,
+            replace_allowed_ips: false,
+            allowed_ips: Vec::new(),
+        }
+    }
+}
+
+/// A prefix given to a peer, taking it from any other, or taken from it, if it is its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AllowedIp {
+    /// Which.
+    pub prefix: Prefix,
+    /// Whether it is taken away.
+    pub remove: bool,
+}
+
+/// Why an operation was refused. Says nothing of a value that may be secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UapiError {
+    /// The error number, positive.
+    pub errno: i32,
+    /// The line of the operation, the first (`set=1`) being 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl std::fmt::Display for UapiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "UAPI line {}: {}", self.line, self.what)
+    }
+}
+
+impl std::error::Error for UapiError {}
+
+/// The answer to a `set`. Error numbers are negative on the wire: that is what wireguard-go sends and `wg` hands to its user.
+pub fn answer(result: Result<(), i32>) -> String {
+    match result {
+        Ok(()) => "errno=0\n\n".to_owned(),
+        Err(errno) => format!("errno={}\n\n", -errno.abs()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

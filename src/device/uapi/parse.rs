@@ -1,0 +1,161 @@
+//! One `set=1` operation, parsed whole before anything of it is done.
+
+use super::{AllowedIp, EINVAL, EPROTO, PeerRequest, SetRequest, UapiError};
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::routing::Prefix;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::str::FromStr;
+use zeroize::{Zeroize, Zeroizing};
+
+/// What is wrong with a line, before its number is known.
+type What = (i32, String);
+
+impl SetRequest {
+    /// Parses the lines of one operation, `set=1` first. Scope identifiers of endpoints must be numbers; see
+    /// [`Self::parse_with`].
+    pub fn parse(body: &[u8]) -> Result<SetRequest, UapiError> {
+        SetRequest::parse_with(body, &mut |_| None)
+    }
+
+    /// Parses, asking `interface` for the index of an interface that a scope identifier names (`[fe80::1%eth0]:51820`).
+    pub fn parse_with(
+        body: &[u8],
+        interface: &mut dyn FnMut(&str) -> Option<u32>,
+    ) -> Result<SetRequest, UapiError> {
+        let mut request = SetRequest::default();
+        let lines = body.strip_suffix(b"\n").unwrap_or(body).split(|&byte| byte == b'\n');
+        for (at, line) in lines.enumerate() {
+            let result = match (at, line) {
+                (0, b"set=1") => Ok(()),
+                (0, _) => Err((EINVAL, "the first line must be set=1".to_owned())),
+                (_, line) => request.line(line, interface),
+            };
+            result.map_err(|(errno, what)| UapiError { errno, line: at + 1, what })?;
+        }
+        Ok(request)
+    }
+
+    fn line(&mut self, line: &[u8], interface: &mut dyn FnMut(&str) -> Option<u32>) -> Result<(), What> {
+        let not_a_pair = || (EPROTO, "not key=value".to_owned());
+        let text = str::from_utf8(line).map_err(|_| not_a_pair())?;
+        let (key, value) = text.split_once('=').ok_or_else(not_a_pair)?;
+        if key == "public_key" {
+            self.peers.push(PeerRequest::new(PublicKey(*key32(key, value)?)));
+            return Ok(());
+        }
+        match self.peers.last_mut() {
+            Some(peer) => peer.line(key, value, interface),
+            None => self.device_line(key, value),
+        }
+    }
+
+    fn device_line(&mut self, key: &str, value: &str) -> Result<(), What> {
+        match key {
+            "private_key" => {
+                let bytes = key32(key, value)?;
+                let some = bytes.iter().any(|&byte| byte != 0);
+                self.private_key = Some(some.then(|| PrivateKey::from_bytes(*bytes)));
+            }
+            "listen_port" => self.listen_port = Some(number(key, value)?),
+            "fwmark" => self.fwmark = Some(number(key, value)?),
+            "replace_peers" => {
+                only("true", key, value)?;
+                self.replace_peers = true;
+            }
+            _ => return Err((EINVAL, format!("no key {:?} before the first public_key", clip(key)))),
+        }
+        Ok(())
+    }
+}
+
+impl PeerRequest {
+    fn line(
+        &mut self,
+        key: &str,
+        value: &str,
+        interface: &mut dyn FnMut(&str) -> Option<u32>,
+    ) -> Result<(), What> {
+        match key {
+            "preshared_key" => self.preshared_key = Some(SharedSecret(*key32(key, value)?)),
+            "endpoint" => self.endpoint = Some(endpoint(value, interface).ok_or_else(|| bad(key, value))?),
+            "persistent_keepalive_interval" => self.persistent_keepalive = Some(number(key, value)?),
+            "allowed_ip" => self.allowed_ips.push(allowed_ip(value).ok_or_else(|| bad(key, value))?),
+            "replace_allowed_ips" => {
+                only("true", key, value)?;
+                // It replaces what stands before it in the request, too.
+                self.allowed_ips.clear();
+                self.replace_allowed_ips = true;
+            }
+            "remove" => {
+                only("true", key, value)?;
+                self.remove = true;
+            }
+            "update_only" => {
+                only("true", key, value)?;
+                self.update_only = true;
+            }
+            "protocol_version" => only("1", key, value)?,
+            _ => return Err((EINVAL, format!("no key {:?} of a peer", clip(key)))),
+        }
+        Ok(())
+    }
+}
+
+fn bad(key: &str, value: &str) -> What {
+    (EINVAL, format!("{key}: {:?} makes no sense", clip(value)))
+}
+
+/// The beginning of what may be megabytes.
+fn clip(text: &str) -> &str {
+    text.char_indices().nth(80).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
+}
+
+fn only(expected: &str, key: &str, value: &str) -> Result<(), What> {
+    if value == expected { Ok(()) } else { Err((EINVAL, format!("{key} must be {expected}"))) }
+}
+
+/// 32 bytes in hexadecimal. The message keeps silent about the value: it may be a secret with a typing error.
+fn key32(key: &str, value: &str) -> Result<Zeroizing<[u8; 32]>, What> {
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let mut bytes = Zeroizing::new([0; 32]);
+    let mut pairs = value.as_bytes().chunks_exact(2);
+    for byte in bytes.iter_mut() {
+        let value = match pairs.next() {
+            Some(&[high, low]) => digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low),
+            _ => None,
+        };
+        *byte = value.ok_or_else(|| (EINVAL, format!("{key} must be 64 hexadecimal digits")))?;
+    }
+    if value.len() != 64 {
+        bytes.zeroize();
+        return Err((EINVAL, format!("{key} must be 64 hexadecimal digits")));
+    }
+    Ok(bytes)
+}
+
+/// A decimal number without sign that fits.
+fn number<T: FromStr>(key: &str, value: &str) -> Result<T, What> {
+    decimal(value).ok_or_else(|| bad(key, value))
+}
+
+fn decimal<T: FromStr>(value: &str) -> Option<T> {
+    // `from_str` would take a plus sign.
+    value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok())?
+}
+
+/// `IP/len`, with `-` before it to take it away.
+fn allowed_ip(value: &str) -> Option<AllowedIp> {
+    let (value, remove) = value.strip_prefix('-').map_or((value, false), |value| (value, true));
+    let (addr, len) = value.split_once('/')?;
+    let prefix = Prefix::new(addr.parse::<IpAddr>().ok()?, decimal(len)?)?;
+    Some(AllowedIp { prefix, remove })
+}
+
+/// `IPv4:port`, `[IPv6]:port` or `[IPv6%scope]:port`.
+fn endpoint(value: &str, interface: &mut dyn FnMut(&str) -> Option<u32>) -> Option<SocketAddr> {
+    let Some((addr, rest)) = value.split_once('%') else { return value.parse().ok() };
+    let (scope, port) = rest.split_once("]:")?;
+    let addr: Ipv6Addr = addr.strip_prefix('[')?.parse().ok()?;
+    let scope = decimal(scope).or_else(|| interface(scope))?;
+    Some(SocketAddrV6::new(addr, decimal(port)?, 0, scope).into())
+}

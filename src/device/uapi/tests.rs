@@ -1,0 +1,292 @@
+use super::*;
+use crate::device::tests::{Seeded, at, no_bind, private, public};
+use crate::device::{Device, Now};
+use crate::time::Instant;
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+const KEY: &str = "e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a";
+
+fn parse(text: &str) -> Result<SetRequest, UapiError> {
+    SetRequest::parse(text.as_bytes())
+}
+
+fn refused(lines: &str) -> (i32, usize) {
+    let error = parse(&format!("set=1\n{lines}\n")).unwrap_err();
+    (error.errno, error.line)
+}
+
+fn now() -> Now {
+    at(Instant::START)
+}
+
+fn device() -> Device {
+    Device::new(2, Box::new(Seeded(1)))
+}
+
+#[test]
+fn the_specification_s_example_is_understood() {
+    let text = "set=1
+private_key=e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a
+fwmark=0
+listen_port=12912
+replace_peers=true
+public_key=b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33
+preshared_key=188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52
+replace_allowed_ips=true
+allowed_ip=192.168.4.4/32
+endpoint=[abcd:23::33%2]:51820
+public_key=58402e695ba1772b1cc9309755f043251ea77fdcf10fbe63989ceb7e19321376
+replace_allowed_ips=true
+allowed_ip=192.168.4.6/32
+persistent_keepalive_interval=111
+endpoint=182.122.22.19:3233
+public_key=662e14fd594556f522604703340351258903b64f35553763f19426ab2a515c58
+endpoint=5.152.198.39:51820
+replace_allowed_ips=true
+allowed_ip=192.168.4.10/32
+allowed_ip=192.168.4.11/32
+public_key=e818b58db5274087fcc1be5dc728cf53d3b5726b4cef6b9bab8f8f8c2452c25c
+remove=true
+";
+    let request = parse(text).unwrap();
+    assert_eq!((request.fwmark, request.listen_port, request.replace_peers), (Some(0), Some(12912), true));
+    assert_eq!(request.peers.len(), 4);
+    assert_eq!(request.peers[0].endpoint, Some("[abcd:23::33%2]:51820".parse().unwrap()));
+    assert_eq!(request.peers[1].persistent_keepalive, Some(111));
+    assert_eq!(request.peers[2].allowed_ips.len(), 2);
+    assert!(request.peers[3].remove && request.peers[0].preshared_key.is_some());
+}
+
+#[test]
+fn an_error_names_its_line() {
+    let peer = format!("public_key={KEY}\n");
+    for (lines, errno) in [
+        ("unknown=1", EINVAL),
+        ("no pair", EPROTO),
+        ("", EPROTO),
+        ("\u{0}\u{1}", EPROTO),
+        ("private_key=12", EINVAL),
+        ("listen_port=65536", EINVAL),
+        ("listen_port=+1", EINVAL),
+        ("listen_port=", EINVAL),
+        ("fwmark=-1", EINVAL),
+        ("replace_peers=false", EINVAL),
+        ("endpoint=1.2.3.4:5", EINVAL),
+    ] {
+        assert_eq!(refused(&format!("fwmark=1\n{lines}")), (errno, 3), "{lines}");
+    }
+    for lines in [
+        "private_key=0",
+        "allowed_ip=10.0.0.0",
+        "allowed_ip=10.0.0.0/33",
+        "allowed_ip=10.0.0.0/+8",
+        "allowed_ip=--10.0.0.0/8",
+        "allowed_ip=::/129",
+        "endpoint=1.2.3.4",
+        "endpoint=example.org:51820",
+        "endpoint=::1:51820",
+        "endpoint=[::1]",
+        "endpoint=[::1]:65536",
+        "endpoint=[fe80::1%eth0]:1",
+        "preshared_key=zz",
+        "persistent_keepalive_interval=off",
+        "persistent_keepalive_interval=65536",
+        "protocol_version=2",
+        "remove=1",
+        "update_only=false",
+    ] {
+        assert_eq!(refused(&format!("{peer}{lines}")), (EINVAL, 3), "{lines}");
+    }
+    assert_eq!(parse("get=1\n").unwrap_err().line, 1);
+}
+
+#[test]
+fn an_error_does_not_tell_a_secret() {
+    let key = format!("{}g", &KEY[..63]);
+    for lines in
+        [format!("private_key={key}"), format!("public_key={KEY}\npreshared_key={key}"), KEY.to_owned()]
+    {
+        let error = parse(&format!("set=1\n{lines}\n")).unwrap_err();
+        assert!(!error.to_string().contains(&KEY[..8]), "{error}");
+    }
+}
+
+#[test]
+fn a_scope_may_be_a_number_or_a_known_name() {
+    let text = format!("set=1\npublic_key={KEY}\nendpoint=[fe80::1%eth0]:51820\n");
+    let mut lookup = |name: &str| (name == "eth0").then_some(4);
+    let request = SetRequest::parse_with(text.as_bytes(), &mut lookup).unwrap();
+    assert_eq!(request.peers[0].endpoint, Some("[fe80::1%4]:51820".parse().unwrap()));
+    for text in ["127.0.0.1:1", "[::1]:51820", "[fe80::1%3]:2"] {
+        let text = format!("set=1\npublic_key={KEY}\nendpoint={text}\n");
+        assert!(parse(&text).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn replacing_allowed_ips_forgets_those_named_before() {
+    let text = format!(
+        "set=1\npublic_key={KEY}\nallowed_ip=::/0\nreplace_allowed_ips=true\nallowed_ip=-1.0.0.0/8\n"
+    );
+    let peer = parse(&text).unwrap().peers.remove(0);
+    assert!(peer.replace_allowed_ips);
+    assert_eq!(peer.allowed_ips.len(), 1);
+    assert!(peer.allowed_ips[0].remove);
+}
+
+#[test]
+fn an_all_zero_private_key_removes_it() {
+    let mut device = device();
+    let zero = "0".repeat(64);
+    device.apply(now(), &parse(&format!("set=1\nprivate_key={KEY}\n")).unwrap(), &mut no_bind).unwrap();
+    assert!(device.uapi_get().contains("private_key"));
+    device.apply(now(), &parse(&format!("set=1\nprivate_key={zero}\n")).unwrap(), &mut no_bind).unwrap();
+    assert_eq!(device.uapi_get().as_str(), "errno=0\n\n");
+}
+
+#[test]
+fn get_tells_all_in_order() {
+    let mut device = device();
+    let mut request = SetRequest { private_key: Some(Some(private(1))), ..SetRequest::default() };
+    (request.listen_port, request.fwmark) = (Some(51820), Some(4));
+    let mut peer = PeerRequest::new(public(2));
+    peer.endpoint = Some("[fe80::1%2]:7".parse().unwrap());
+    peer.persistent_keepalive = Some(25);
+    let prefix = |addr: &str, len| Prefix::new(addr.parse().unwrap(), len).unwrap();
+    let given = [prefix("10.0.0.0", 8), prefix("::", 0)];
+    peer.allowed_ips = given.map(|prefix| AllowedIp { prefix, remove: false }).to_vec();
+    request.peers = vec![peer, PeerRequest::new(public(3))];
+    device.apply(now(), &request, &mut no_bind).unwrap();
+
+    let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let zero = "0".repeat(64);
+    let stats = "last_handshake_time_sec=0\nlast_handshake_time_nsec=0\ntx_bytes=0\nrx_bytes=0\n";
+    let expected = format!(
+        "private_key={}\nlisten_port=51820\nfwmark=4\n\
+         public_key={}\npreshared_key={zero}\nprotocol_version=1\nendpoint=[fe80::1%2]:7\n{stats}\
+         persistent_keepalive_interval=25\nallowed_ip=10.0.0.0/8\nallowed_ip=::/0\n\
+         public_key={}\npreshared_key={zero}\nprotocol_version=1\n{stats}persistent_keepalive_interval=0\n\
+         errno=0\n\n",
+        hex(private(1).to_bytes()),
+        hex(public(2).0),
+        hex(public(3).0),
+    );
+    assert_eq!(device.uapi_get().as_str(), expected);
+}
+
+#[test]
+fn answers_carry_negative_error_numbers() {
+    assert_eq!(answer(Ok(())), "errno=0\n\n");
+    assert_eq!(answer(Err(EINVAL)), "errno=-22\n\n");
+}
+
+/// What a framer makes of `bytes` pushed in pieces of `piece`.
+fn frame(bytes: &[u8], piece: usize) -> Vec<Result<Operation, UapiError>> {
+    let mut framer = Framer::new();
+    let mut operations = Vec::new();
+    for chunk in bytes.chunks(piece) {
+        framer.push(chunk);
+        operations.extend(std::iter::from_fn(|| framer.next_operation()));
+    }
+    operations
+}
+
+#[test]
+fn operations_are_cut_wherever_the_reads_end() {
+    let set = |text: &str| Ok(Operation::Set(Zeroizing::new(text.as_bytes().to_vec())));
+    let stream = b"get=1\n\nset=1\nfwmark=1\n\nset=1\n\nget=1\n\nset=1\nunfinished=";
+    let expected = vec![Ok(Operation::Get), set("set=1\nfwmark=1\n"), set("set=1\n"), Ok(Operation::Get)];
+    for piece in 1..=stream.len() {
+        assert_eq!(frame(stream, piece), expected, "{piece}");
+    }
+}
+
+#[test]
+fn an_unknown_operation_ends_the_connection() {
+    for stream in ["put=1\n\nget=1\n\n", "\nget=1\n\n", "get=1\nx=1\n\n", "set=2\n\n", "x"] {
+        let operations = frame(stream.as_bytes(), 3);
+        assert_eq!(operations.len(), 1, "{stream:?}");
+        assert_eq!(operations[0].as_ref().unwrap_err().errno, EINVAL);
+    }
+}
+
+#[test]
+fn an_operation_without_end_is_refused_before_it_fills_the_memory() {
+    let mut framer = Framer::new();
+    framer.push(b"set=1\n");
+    framer.push(&vec![b'x'; MAX_OPERATION - 6]);
+    assert_eq!(framer.next_operation(), None);
+    framer.push(b"x");
+    assert_eq!(framer.next_operation().unwrap().unwrap_err().errno, E2BIG);
+    assert!(!framer.is_midway());
+}
+
+/// The lines of a `get` that a `set` takes.
+fn as_set(get: &str) -> String {
+    let told = ["last_handshake_time", "tx_bytes", "rx_bytes", "errno"];
+    let lines = get.lines().filter(|line| !line.is_empty() && !told.iter().any(|key| line.starts_with(key)));
+    std::iter::once("set=1").chain(lines).map(|line| format!("{line}\n")).collect()
+}
+
+fn any_peer() -> impl Strategy<Value = String> {
+    let allowed = proptest::collection::vec((any::<std::net::IpAddr>(), 0u8..=32), 0..5);
+    let endpoint = proptest::option::of(any::<std::net::SocketAddr>());
+    (any::<[u8; 32]>(), any::<[u8; 32]>(), endpoint, any::<u16>(), allowed).prop_map(
+        |(key, psk, endpoint, keepalive, allowed)| {
+            let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let mut text = format!("public_key={}\npreshared_key={}\n", hex(key), hex(psk));
+            if let Some(endpoint) = endpoint {
+                // The flow label is not part of an address here.
+                text += &format!("endpoint={}\n", std::net::SocketAddr::new(endpoint.ip(), endpoint.port()));
+            }
+            text += &format!("persistent_keepalive_interval={keepalive}\n");
+            text + &allowed.iter().map(|(ip, len)| format!("allowed_ip={ip}/{len}\n")).collect::<String>()
+        },
+    )
+}
+
+fn any_set() -> impl Strategy<Value = String> {
+    (any::<[u8; 32]>(), any::<u16>(), any::<u32>(), proptest::collection::vec(any_peer(), 0..4)).prop_map(
+        |(key, port, mark, peers)| {
+            let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("set=1\nprivate_key={key}\nlisten_port={port}\nfwmark={mark}\n{}", peers.concat())
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_get_tells_set_restores(text in any_set()) {
+        let (mut one, mut other) = (device(), device());
+        one.apply(now(), &parse(&text).unwrap(), &mut no_bind).unwrap();
+        let told = one.uapi_get();
+        other.apply(now(), &parse(&as_set(&told)).unwrap(), &mut no_bind).unwrap();
+        prop_assert_eq!(other.uapi_get(), told);
+    }
+
+    #[test]
+    fn a_change_anywhere_in_a_valid_text_never_panics(
+        text in any_set(), edits in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = text.into_bytes();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(request) = SetRequest::parse(&bytes) {
+            device().apply(now(), &request, &mut no_bind).unwrap();
+        }
+        frame(&bytes, 7);
+    }
+
+    #[test]
+    fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), piece in 1usize..40) {
+        let _ = SetRequest::parse(&bytes);
+        let _ = SetRequest::parse(&[b"set=1\n", &bytes[..]].concat());
+        frame(&bytes, piece);
+        frame(&[b"set=1\n", &bytes[..]].concat(), piece);
+    }
+}
