@@ -1,0 +1,231 @@
+//! Whole turns of a worker over queues in memory: everything but the system calls. Time is given per inner packet; feeding
+//! the worker and collecting what it made are not timed.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ringtun::dataplane::worker::{Worker, WorkerConfig};
+use ringtun::dataplane::{Control, Links, PeerId, PeerShared};
+use ringtun::io::{Endpoint, UdpTrain};
+use ringtun::noise::session::{RecvSession, Role, SendSession, SessionKeys};
+use ringtun::offload::coalesce::CoalesceOptions;
+use ringtun::routing::{Prefix, RouteTable};
+use ringtun::sim::memory::Memory;
+use ringtun::time::Instant;
+use std::hint::black_box;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant as Clock};
+
+const NOW: Instant = Instant::from_nanos(1_000_000_000);
+const SEGMENTS: usize = 45;
+const MSS: usize = 1368;
+/// Small packets a turn: the worker's budget.
+const SMALL: usize = 64;
+const HEADROOM: usize = 64;
+
+/// A worker with one peer, and the peer.
+struct Rig {
+    worker: Worker,
+    io: Memory,
+    remote: Arc<SendSession>,
+}
+
+/// The first halves of a session that several workers share, and the remote's.
+struct Session {
+    send: Arc<SendSession>,
+    receive: Box<RecvSession>,
+    remote: Arc<SendSession>,
+}
+
+fn session(owner: u8) -> Session {
+    let index = 0x1234_5600 | u32::from(owner);
+    let keys = |send, receive, local_index, remote_index, role| {
+        SessionKeys { send, receive, local_index, remote_index, role }.into_halves(NOW)
+    };
+    let (send, receive) = keys([1; 32], [2; 32], index, 77, Role::Initiator);
+    let (remote, _) = keys([2; 32], [1; 32], 77, index, Role::Responder);
+    Session { send, receive: Box::new(receive), remote }
+}
+
+fn rig(links: &Links, id: u8, shared: Arc<PeerShared>, session: Session) -> Rig {
+    let config = WorkerConfig { id, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true } };
+    let worker = Worker::new(config, links);
+    let peer = shared.id;
+    let endpoint = Endpoint { addr: outer(), from: None };
+    let routes = Prefix::new(IpAddr::from([10, 0, 0, 0]), 8).map(|prefix| (prefix, peer.slot));
+    for control in [
+        Control::AddPeer(shared),
+        Control::Endpoint(peer, Some(endpoint)),
+        Control::Routes(Arc::new(RouteTable::build(routes))),
+        Control::InstallReceive(peer, session.receive),
+        Control::InstallSend(peer, session.send),
+    ] {
+        assert!(links.workers[usize::from(id)].controls.push(control).is_ok());
+    }
+    Rig { worker, io: Memory::new(256).expect("a slab"), remote: session.remote }
+}
+
+fn lone_rig() -> Rig {
+    let links = Links::new(1).expect("links");
+    rig(&links, 0, Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 1 }, 0)), session(0))
+}
+
+fn outer() -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, 1], 51820))
+}
+
+/// An IPv4 header for `len` bytes after it.
+fn ipv4(protocol: u8, source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<u8> {
+    let mut packet = vec![0x45, 0];
+    packet.extend((20 + len as u16).to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    packet.extend(source);
+    packet.extend(destination);
+    packet
+}
+
+fn tcp(source: [u8; 4], destination: [u8; 4], sequence: u32, payload: usize) -> Vec<u8> {
+    let mut packet = ipv4(6, source, destination, 32 + payload);
+    packet.extend([0x1f, 0x90, 0x1f, 0x91]);
+    packet.extend(sequence.to_be_bytes());
+    packet.extend([0, 0, 0, 7, 0x80, 0x10, 0x10, 0, 0, 0, 0, 0]);
+    packet.extend([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
+    packet.resize(packet.len() + payload, 0x5a);
+    packet
+}
+
+fn udp(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
+    let mut packet = ipv4(17, source, destination, 8 + payload);
+    packet.extend([0x1f, 0x90, 0x1f, 0x91]);
+    packet.extend((8 + payload as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.resize(packet.len() + payload, 0x5a);
+    packet
+}
+
+const NEAR: [u8; 4] = [192, 168, 0, 1];
+const FAR: [u8; 4] = [10, 0, 0, 1];
+
+/// A TSO super-packet of [`SEGMENTS`] full segments behind its virtio-net header.
+fn super_frame() -> Vec<u8> {
+    let mut frame = vec![1, 1];
+    for field in [52, MSS as u16, 20, 16] {
+        frame.extend(u16::to_ne_bytes(field));
+    }
+    frame.extend(tcp(NEAR, FAR, 1, SEGMENTS * MSS));
+    frame
+}
+
+fn small_frame() -> Vec<u8> {
+    let mut frame = vec![0; 10];
+    frame.extend(udp(NEAR, FAR, 16));
+    frame
+}
+
+impl Rig {
+    /// Feeds `frames` copies of a frame, takes a turn, and returns the time that the turn took.
+    fn transmit(&mut self, frame: &[u8], frames: usize) -> Duration {
+        for _ in 0..frames {
+            assert!(self.io.push_frame(frame));
+        }
+        self.turn()
+    }
+
+    /// Feeds one train of the given packets, sealed by the remote, and takes a turn.
+    fn receive(&mut self, packets: &[Vec<u8>]) -> Duration {
+        let stride = packets[0].len() + 32;
+        let len = packets.len() * stride;
+        let mut buf = self.io.pool().take().expect("a buffer");
+        let train = &mut buf[HEADROOM..HEADROOM + len];
+        for (segment, packet) in train.chunks_mut(stride).zip(packets) {
+            segment[16..stride - 16].copy_from_slice(packet);
+        }
+        let first = self.remote.reserve(packets.len() as u64).expect("counters");
+        self.remote.seal_train(first, train, stride);
+        self.io.push_udp(UdpTrain { buf, start: HEADROOM, len, stride, from: outer(), to: None, ecn: 0 });
+        self.turn()
+    }
+
+    fn turn(&mut self) -> Duration {
+        let begin = Clock::now();
+        black_box(self.worker.turn(&mut self.io, NOW));
+        let took = begin.elapsed();
+        assert!(self.io.written() > 0 || self.io.take_sent().is_some());
+        while self.io.take_sent().is_some() {}
+        self.io.discard_written();
+        took
+    }
+}
+
+/// Rounded up to what WireGuard pads to.
+fn padded(mut packet: Vec<u8>) -> Vec<u8> {
+    packet.resize(packet.len().next_multiple_of(16), 0);
+    packet
+}
+
+fn one_worker(c: &mut Criterion) {
+    let mut group = c.benchmark_group("turn");
+    group.throughput(Throughput::Elements(1));
+    // One iteration is one inner packet: turns are rounded, and the time scaled.
+    let per_packet = |iterations: u64, packets: usize, turn: &mut dyn FnMut() -> Duration| {
+        let turns = iterations.div_ceil(packets as u64);
+        let total: Duration = (0..turns).map(|_| turn()).sum();
+        total.mul_f64(iterations as f64 / (turns * packets as u64) as f64)
+    };
+    let (mut rig, frame) = (lone_rig(), super_frame());
+    group.bench_function("tx/tso-45x1420", |b| {
+        b.iter_custom(|n| per_packet(n, SEGMENTS, &mut || rig.transmit(&frame, 1)));
+    });
+    let (mut rig, frame) = (lone_rig(), small_frame());
+    group.bench_function("tx/udp-16", |b| {
+        b.iter_custom(|n| per_packet(n, SMALL, &mut || rig.transmit(&frame, SMALL)));
+    });
+    let mut rig = lone_rig();
+    let packets: Vec<_> = (0..SEGMENTS).map(|i| padded(tcp(FAR, NEAR, 1 + (i * MSS) as u32, MSS))).collect();
+    group.bench_function("rx/train-45x1420", |b| {
+        b.iter_custom(|n| per_packet(n, SEGMENTS, &mut || rig.receive(&packets)));
+    });
+    let mut rig = lone_rig();
+    let packets: Vec<_> = (0..SMALL).map(|_| padded(udp(FAR, NEAR, 16))).collect();
+    group.bench_function("rx/udp-16", |b| {
+        b.iter_custom(|n| per_packet(n, SMALL, &mut || rig.receive(&packets)));
+    });
+    group.finish();
+}
+
+/// Time for `turns` super-packets a worker, on as many threads as workers, that seal for one peer: the longest thread's.
+fn side_by_side(workers: usize, turns: u64) -> Duration {
+    let links = Links::new(workers).expect("links");
+    let shared = Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 1 }, 0));
+    let Session { send, .. } = session(0);
+    let start = Barrier::new(workers);
+    std::thread::scope(|scope| {
+        let run = |id: u8| {
+            let (links, shared, send, start) = (&links, shared.clone(), send.clone(), &start);
+            scope.spawn(move || {
+                let halves = Session { send, ..session(id) };
+                let (mut rig, frame) = (rig(links, id, shared, halves), super_frame());
+                rig.transmit(&frame, 1);
+                start.wait();
+                (0..turns).map(|_| rig.transmit(&frame, 1)).sum::<Duration>()
+            })
+        };
+        let threads: Vec<_> = (0..workers as u8).map(run).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a worker")).max().unwrap_or_default()
+    })
+}
+
+fn scaling(c: &mut Criterion) {
+    let mut group = c.benchmark_group("scaling");
+    // The shared state of one peer (counter, stamps, bytes) is the only thing the workers contend for: with enough cores, twice
+    // the packets take the same time.
+    for workers in [1, 2] {
+        group.throughput(Throughput::Elements((workers * SEGMENTS) as u64));
+        group.bench_function(format!("tx/tso-45x1420/{workers}-workers"), |b| {
+            b.iter_custom(|turns| side_by_side(workers, turns));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, one_worker, scaling);
+criterion_main!(benches);

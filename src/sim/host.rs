@@ -1,0 +1,452 @@
+//! A whole device without threads: the slow path, its workers, and the links between, stepped in a seeded order.
+
+use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
+use crate::dataplane::{Control, Links};
+use crate::device::uapi::SetRequest;
+use crate::device::{BindRequest, Device, Now, Output};
+use crate::index::ReceiverIndex;
+use crate::io::steer::Target;
+use crate::io::udp::UdpSockets;
+use crate::offload::coalesce::CoalesceOptions;
+use crate::routing::Prefix;
+use crate::sim::io::SimIo;
+use crate::sim::net::Datagram;
+use crate::sim::packet::{self, Delivered, Flow, Inner};
+use crate::sim::rng::SimRng;
+use crate::time::Instant;
+use crate::wire::message::MessageKind;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// Rounds of turns at one instant after which the device is taken to spin. Far above what full queues need.
+const MAX_ROUNDS: usize = 100_000;
+
+/// What a host is.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Number of workers.
+    pub workers: u8,
+    /// Outer addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The interface's MTU.
+    pub mtu: u32,
+    /// What its TUN device takes.
+    pub coalesce: CoalesceOptions,
+    /// UDP_GRO.
+    pub gro: bool,
+    /// UDP_SEGMENT.
+    pub gso: bool,
+    /// Datagrams reach the worker that their receiver index names; else any.
+    pub steer: bool,
+}
+
+impl Default for HostConfig {
+    fn default() -> HostConfig {
+        HostConfig {
+            workers: 2,
+            addresses: Vec::new(),
+            mtu: 1420,
+            coalesce: CoalesceOptions { tcp: true, udp: true },
+            gro: true,
+            gso: true,
+            steer: true,
+        }
+    }
+}
+
+struct Lane {
+    worker: Worker,
+    io: SimIo,
+    /// Controls that the worker's queue had no room for.
+    backlog: VecDeque<Control>,
+    busy: bool,
+    stopped: bool,
+}
+
+/// One device with its workers.
+pub struct Host {
+    /// Outer addresses; a datagram whose sticky source is not among them fails.
+    pub addresses: Vec<IpAddr>,
+    /// How far the wall clock is ahead of the world's.
+    pub wall_ahead: Duration,
+    /// How far it is behind.
+    pub wall_behind: Duration,
+    /// The error that the next binding meets.
+    pub bind_error: Option<i32>,
+    /// The slow path does nothing, as if a flood kept it busy for good.
+    pub slow_path_stalled: bool,
+    /// Whether the TUN steering program is attached; else the flow's hash picks the queue.
+    pub steer_tun: bool,
+    config: HostConfig,
+    device: Device,
+    links: Links,
+    lanes: Vec<Lane>,
+    rng: SimRng,
+    port: Option<u16>,
+    steering: BTreeMap<Prefix, Target>,
+    delivered: Vec<Inner>,
+    others: Vec<Vec<u8>>,
+    violations: Vec<String>,
+}
+
+impl Host {
+    /// A device without key or peers, down.
+    pub fn new(config: HostConfig, mut rng: SimRng) -> std::io::Result<Host> {
+        let links = Links::new(config.workers.into())?;
+        let lane = |id| {
+            let worker = WorkerConfig { id, mtu: config.mtu, coalesce: config.coalesce };
+            Ok(Lane {
+                worker: Worker::new(worker, &links),
+                io: SimIo::new(config.gro, config.gso)?,
+                backlog: VecDeque::new(),
+                busy: true,
+                stopped: false,
+            })
+        };
+        Ok(Host {
+            addresses: config.addresses.clone(),
+            wall_ahead: Duration::ZERO,
+            wall_behind: Duration::ZERO,
+            bind_error: None,
+            slow_path_stalled: false,
+            steer_tun: true,
+            device: Device::new(config.workers, Box::new(rng.fork())),
+            lanes: (0..config.workers).map(lane).collect::<std::io::Result<_>>()?,
+            links,
+            config,
+            rng,
+            port: None,
+            steering: BTreeMap::new(),
+            delivered: Vec::new(),
+            others: Vec::new(),
+            violations: Vec::new(),
+        })
+    }
+
+    /// The slow path; settle the world after a change.
+    pub fn device(&mut self) -> &mut Device {
+        &mut self.device
+    }
+
+    /// Applies the lines of a `set=1` operation, without that line itself.
+    ///
+    /// # Errors
+    /// The error number that the configuration socket would answer with.
+    pub fn configure(&mut self, now: Now, lines: &str) -> Result<(), i32> {
+        let request = SetRequest::parse(format!("set=1\n{lines}").as_bytes()).map_err(|error| error.errno)?;
+        let (mut bound, error, rng) = (None, self.bind_error.take(), &mut self.rng);
+        let result = self.device.apply(now, &request, &mut |request| {
+            let port = pick_port(request, error, rng)?;
+            bound = Some(port);
+            Ok(port)
+        });
+        if bound.is_some() {
+            self.rebind(bound);
+        }
+        self.drain_outputs();
+        result
+    }
+
+    /// Both clocks as this host sees them.
+    pub fn now(&self, mono: Instant, wall: Duration) -> Now {
+        Now { mono, wall: (wall + self.wall_ahead).saturating_sub(self.wall_behind) }
+    }
+
+    /// One worker's edge.
+    pub fn io(&mut self, worker: u8) -> Option<&mut SimIo> {
+        self.lanes.get_mut(usize::from(worker)).map(|lane| &mut lane.io)
+    }
+
+    /// All workers' edges.
+    pub fn ios(&mut self) -> impl Iterator<Item = &mut SimIo> {
+        self.lanes.iter_mut().map(|lane| &mut lane.io)
+    }
+
+    /// The UDP port, while bound.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// Attaches the program that steers datagrams to their owners, or takes it off.
+    pub fn set_steering(&mut self, steer: bool) {
+        self.config.steer = steer;
+    }
+
+    /// Number of workers.
+    pub fn workers(&self) -> u8 {
+        self.config.workers
+    }
+
+    /// The sum of a counter over all workers; 0 for one that does not exist.
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters = self.lanes.iter().flat_map(|lane| lane.worker.stats().snapshot());
+        counters.filter(|&(known, _)| known == name).map(|(_, value)| value).sum()
+    }
+
+    /// All counters that are not zero, summed over the workers.
+    pub fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        for (name, value) in self.lanes.iter().flat_map(|lane| lane.worker.stats().snapshot()) {
+            if value > 0 {
+                *sums.entry(name).or_default() += value;
+            }
+        }
+        sums
+    }
+
+    /// Inner TCP and UDP packets that reached the TUN device since the last call, in order.
+    pub fn take_delivered(&mut self) -> Vec<Inner> {
+        std::mem::take(&mut self.delivered)
+    }
+
+    /// Other packets that did: ICMP.
+    pub fn take_others(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.others)
+    }
+
+    /// Frames that the kernel would have refused, and other wrongs.
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
+    /// The kernel routes a frame of `flow` into the tunnel. False: the TUN queue was full.
+    pub fn send(&mut self, flow: &Flow, frame: Vec<u8>) -> bool {
+        let queue = match self.steered(flow.destination.ip()) {
+            Some(Target::Worker(worker)) if self.steer_tun => usize::from(worker),
+            _ => {
+                BuildHasherDefault::<DefaultHasher>::default().hash_one(flow) as usize
+                    % self.lanes.len().max(1)
+            }
+        };
+        self.lanes.get_mut(queue).is_some_and(|lane| lane.io.push_tun(frame))
+    }
+
+    fn steered(&self, addr: IpAddr) -> Option<Target> {
+        let held = self.steering.iter().filter(|(prefix, _)| prefix.contains(addr));
+        held.max_by_key(|(prefix, _)| prefix.len()).map(|(_, &target)| target)
+    }
+
+    /// Whether a datagram to `addr` is for this host's sockets.
+    pub(crate) fn listens_on(&self, addr: SocketAddr) -> bool {
+        self.addresses.contains(&addr.ip()) && self.port == Some(addr.port())
+    }
+
+    /// A datagram arrives at the SO_REUSEPORT group.
+    pub(crate) fn arrive(&mut self, datagram: Datagram) {
+        let at = match datagram.kind() {
+            Some(MessageKind::Data | MessageKind::CookieReply) => Some(4),
+            Some(MessageKind::Response) => Some(8),
+            _ => None,
+        };
+        let owner = at.and_then(|at| datagram.bytes.get(at)).filter(|_| self.config.steer);
+        let worker = match owner {
+            Some(&byte) if byte < self.config.workers => byte,
+            _ => self.rng.below(self.config.workers.into()) as u8,
+        };
+        if let Some(lane) = self.lanes.get_mut(usize::from(worker)) {
+            lane.io.arrive(datagram);
+        }
+    }
+
+    /// When the slow path must be called next.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.device.poll_timeout().filter(|_| !self.slow_path_stalled)
+    }
+
+    /// Runs the slow path and the workers, one step each in a random order, until nothing is left to do at `now`.
+    /// Returns what went out.
+    pub(crate) fn settle(&mut self, now: Now) -> Vec<Datagram> {
+        // What direct calls of the device left.
+        self.drain_outputs();
+        let mut sent = Vec::new();
+        let mut order: Vec<usize> = (0..=self.lanes.len()).collect();
+        for _ in 0..MAX_ROUNDS {
+            self.rng.shuffle(&mut order);
+            let mut progress = false;
+            for &actor in &order {
+                // Now and then one is late, as threads are: another goes twice.
+                if self.rng.chance(150) {
+                    progress |= self.ready(actor, now.mono);
+                } else if actor == self.lanes.len() {
+                    progress |= self.step_device(now);
+                } else {
+                    progress |= self.step_worker(actor, now.mono, &mut sent);
+                }
+            }
+            if !progress {
+                return sent;
+            }
+        }
+        self.violations.push(format!("busy for {MAX_ROUNDS} rounds at {:?}", now.mono));
+        sent
+    }
+
+    fn ready(&self, actor: usize, now: Instant) -> bool {
+        match (self.lanes.get(actor), self.links.workers.get(actor)) {
+            (Some(lane), Some(inbox)) => {
+                let inbox =
+                    !inbox.controls.is_empty() || !inbox.strays.is_empty() || !lane.backlog.is_empty();
+                !lane.stopped && (lane.busy || lane.io.readable() || inbox)
+            }
+            _ => {
+                if self.slow_path_stalled {
+                    return false;
+                }
+                let queues = !self.links.slow.events.is_empty() || !self.links.slow.handshakes.is_empty();
+                queues || self.device.poll_timeout().is_some_and(|at| at <= now)
+            }
+        }
+    }
+
+    fn step_worker(&mut self, id: usize, now: Instant, sent: &mut Vec<Datagram>) -> bool {
+        let ready = self.ready(id, now);
+        let Some(lane) = self.lanes.get_mut(id) else { return false };
+        if ready {
+            if let Some(inbox) = self.links.workers.get(id) {
+                while let Some(control) = lane.backlog.pop_front() {
+                    if let Err(control) = inbox.controls.push(control) {
+                        lane.backlog.push_front(control);
+                        break;
+                    }
+                }
+            }
+            lane.io.now = now;
+            let turn = lane.worker.turn(&mut lane.io, now);
+            lane.busy = turn == Turn::Busy;
+            lane.stopped |= turn == Turn::Stop;
+        }
+        let (outgoing, written) = (lane.io.take_sent(), lane.io.take_written());
+        for out in outgoing {
+            let sticky = out.to.from.and_then(|source| self.addresses.iter().find(|&&ip| ip == source.ip));
+            if sticky.is_none() && out.to.from.is_some() {
+                lane.io.report_source_gone(out.to);
+                lane.busy = true;
+            }
+            // Like the kernel backends, which send again without the source that the kernel refused.
+            let routed = || self.addresses.iter().find(|ip| ip.is_ipv4() == out.to.addr.is_ipv4());
+            match (sticky.or_else(routed), self.port) {
+                (Some(&ip), Some(port)) => {
+                    let from = SocketAddr::new(ip, port);
+                    sent.push(Datagram { from, to: out.to.addr, ecn: out.ecn, bytes: out.bytes });
+                }
+                _ => lane.io.count_send_errors(1),
+            }
+        }
+        for frame in written {
+            match packet::receive(&frame) {
+                Ok(packets) => packets.into_iter().for_each(|packet| match packet {
+                    Delivered::Packet(inner) => self.delivered.push(inner),
+                    Delivered::Other(other) => self.others.push(other),
+                }),
+                Err(why) => self.violations.push(why),
+            }
+        }
+        ready
+    }
+
+    /// One event, one handshake message or the timers, whichever chance picks among those that wait.
+    fn step_device(&mut self, now: Now) -> bool {
+        if self.slow_path_stalled {
+            return false;
+        }
+        let slow = &self.links.slow;
+        let due = self.device.poll_timeout().is_some_and(|at| at <= now.mono);
+        let mut waiting = [(!slow.events.is_empty(), 0), (!slow.handshakes.is_empty(), 1), (due, 2)];
+        self.rng.shuffle(&mut waiting);
+        match waiting.iter().find(|(waits, _)| *waits) {
+            Some((_, 0)) => {
+                if let Some(event) = slow.events.pop() {
+                    self.device.handle_event(now, event);
+                }
+            }
+            Some((_, 1)) => {
+                if let Some(message) = slow.handshakes.pop() {
+                    self.device.handle_handshake(now, message, slow.handshakes.len());
+                }
+            }
+            Some(_) => self.device.handle_timeout(now),
+            None => return self.drain_outputs(),
+        }
+        self.drain_outputs();
+        true
+    }
+
+    fn drain_outputs(&mut self) -> bool {
+        let mut any = false;
+        while let Some(output) = self.device.poll_output() {
+            any = true;
+            match output {
+                Output::Control(worker, control) => self.control(worker, control),
+                Output::Bind(request) => self.bind(request),
+                Output::SetMark(_) => {}
+                Output::Steer(prefix, Some(target)) => {
+                    self.steering.insert(prefix, target);
+                }
+                Output::Steer(prefix, None) => {
+                    self.steering.remove(&prefix);
+                }
+            }
+        }
+        any
+    }
+
+    fn control(&mut self, worker: u8, control: Control) {
+        match self.lanes.get_mut(usize::from(worker)) {
+            Some(lane) => {
+                if let Control::InstallReceive(_, session) = &control
+                    && ReceiverIndex(session.local_index()).worker() != worker
+                {
+                    self.violations
+                        .push(format!("session {:#x} given to worker {worker}", session.local_index()));
+                }
+                lane.backlog.push_back(control);
+            }
+            None => self.violations.push(format!("control for worker {worker}, which does not exist")),
+        }
+    }
+
+    /// A refused binding leaves the interface without sockets, as in the kernel (`wg_socket_init`).
+    fn bind(&mut self, request: Option<BindRequest>) {
+        let result = request.map(|request| pick_port(request, self.bind_error.take(), &mut self.rng));
+        self.rebind(result.and_then(Result::ok));
+        if let Some(result) = result {
+            self.device.bound(result);
+        }
+    }
+
+    fn rebind(&mut self, port: Option<u16>) {
+        self.port = port;
+        for lane in &mut self.lanes {
+            let sockets = port.map(|port| UdpSockets { v4: None, v6: None, port });
+            lane.backlog.push_back(Control::Rebind(sockets));
+        }
+    }
+
+    /// Receiver indices that chance drew twice, or whose low byte names no worker, in what `tap` shows of this host.
+    pub(crate) fn check_index(&mut self, datagram: &Datagram, seen: &mut HashSet<u32>) {
+        let index = match datagram.kind() {
+            Some(MessageKind::Initiation | MessageKind::Response) => {
+                datagram.bytes.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
+            }
+            _ => None,
+        };
+        let Some(index) = index else { return };
+        if !seen.insert(index) {
+            self.violations.push(format!("index {index:#x} announced twice"));
+        }
+        if ReceiverIndex(index).worker() >= self.config.workers {
+            self.violations.push(format!("index {index:#x} names no worker"));
+        }
+    }
+}
+
+/// The port asked for, or one of Linux's ephemeral range.
+fn pick_port(request: BindRequest, error: Option<i32>, rng: &mut SimRng) -> Result<u16, i32> {
+    match (error, request.port) {
+        (Some(error), _) => Err(error),
+        (None, 0) => Ok(32_768 + rng.below(28_232) as u16),
+        (None, port) => Ok(port),
+    }
+}

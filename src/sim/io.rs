@@ -1,0 +1,288 @@
+//! One worker's virtual sockets and TUN queue: the third implementation of [`Io`].
+//!
+//! Stricter than a kernel where that finds faults: what is queued leaves only on [`Io::flush`], a full socket holds
+//! back trains and TUN frames alike for as long as the test wants, and received datagrams come as GRO trains.
+
+use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::udp::UdpSockets;
+use crate::io::{Endpoint, Io, IoStats, SendTrain, TunFrame, UdpTrain};
+use crate::sim::net::Datagram;
+use crate::time::Instant;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Buffers a worker: 512 × 68 KiB of address space, touched only as used.
+pub const POOL_BUFFERS: usize = 512;
+/// Datagrams that a socket's buffer holds; more are lost.
+pub const SOCKET_QUEUE: usize = 4096;
+/// Frames that a TUN queue holds; more are lost.
+pub const TUN_QUEUE: usize = 1000;
+/// Reports of sources gone that wait for the worker.
+const MAX_SOURCES_GONE: usize = 64;
+/// Where a received train starts in its buffer.
+const HEADROOM: usize = 64;
+/// Most datagrams and bytes in a received train (Linux UDP_GRO: `UDP_GRO_CNT_MAX`, 64 KiB with headers).
+const GRO_SEGMENTS: usize = 64;
+const GRO_BYTES: usize = 65_507;
+
+/// A datagram that a worker sent, before the host put its source on it.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Destination, and source where it is sticky.
+    pub to: Endpoint,
+    /// Outer ECN bits.
+    pub ecn: u8,
+    /// Payload.
+    pub bytes: Arc<[u8]>,
+}
+
+/// One worker's world.
+pub struct SimIo {
+    /// The time that [`Io::wait`] tells.
+    pub now: Instant,
+    /// Received datagrams of one sender are merged, as with UDP_GRO.
+    pub gro: bool,
+    /// The TUN device is gone: [`Io::wait`] fails.
+    pub gone: bool,
+    /// The socket takes nothing: what is sent stays queued.
+    pub blocked: bool,
+    /// The first hop's MTU: longer segments of a train are refused (EMSGSIZE), longer lone datagrams fragmented.
+    pub link_mtu: usize,
+    /// Datagrams that went out in fragments.
+    pub fragmented: u64,
+    pool: Pool,
+    gso: bool,
+    port: Option<u16>,
+    udp_in: VecDeque<Datagram>,
+    tun_in: VecDeque<Vec<u8>>,
+    queued_udp: VecDeque<SendTrain>,
+    queued_tun: Vec<Vec<u8>>,
+    udp_out: Vec<Outgoing>,
+    tun_out: Vec<Vec<u8>>,
+    sources_gone: VecDeque<Endpoint>,
+    stats: IoStats,
+}
+
+impl SimIo {
+    /// A worker without sockets, with a pool of its own.
+    pub fn new(gro: bool, gso: bool) -> std::io::Result<SimIo> {
+        Ok(SimIo {
+            now: Instant::START,
+            gro,
+            gone: false,
+            blocked: false,
+            link_mtu: 1500,
+            fragmented: 0,
+            pool: Pool::new(POOL_BUFFERS)?,
+            gso,
+            port: None,
+            udp_in: VecDeque::new(),
+            tun_in: VecDeque::new(),
+            queued_udp: VecDeque::new(),
+            queued_tun: Vec::new(),
+            udp_out: Vec::new(),
+            tun_out: Vec::new(),
+            sources_gone: VecDeque::new(),
+            stats: IoStats::default(),
+        })
+    }
+
+    /// The port its sockets are bound to, if there are any.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// Buffers that nobody holds.
+    pub fn free_buffers(&self) -> usize {
+        self.pool.free()
+    }
+
+    /// Whether something waits to be received.
+    pub fn readable(&self) -> bool {
+        !self.udp_in.is_empty() || (!self.tun_in.is_empty() && self.queued_udp.is_empty())
+    }
+
+    /// A datagram arrives; a full socket loses it.
+    pub fn arrive(&mut self, datagram: Datagram) {
+        if self.udp_in.len() < SOCKET_QUEUE {
+            self.udp_in.push_back(datagram);
+        }
+    }
+
+    /// The kernel routes a frame into the tunnel; false: the queue is full, and it is lost.
+    pub fn push_tun(&mut self, frame: Vec<u8>) -> bool {
+        let room = self.tun_in.len() < TUN_QUEUE;
+        if room {
+            self.tun_in.push_back(frame);
+        }
+        room
+    }
+
+    /// What was flushed to the sockets since the last call.
+    pub fn take_sent(&mut self) -> Vec<Outgoing> {
+        self.push_out();
+        std::mem::take(&mut self.udp_out)
+    }
+
+    /// What was flushed to the TUN device since the last call.
+    pub fn take_written(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.tun_out)
+    }
+
+    /// Whether trains wait for a socket that takes nothing.
+    pub fn backlogged(&self) -> bool {
+        !self.queued_udp.is_empty()
+    }
+
+    /// A datagram's sticky source is no address of the host any more.
+    pub fn report_source_gone(&mut self, endpoint: Endpoint) {
+        if self.sources_gone.len() < MAX_SOURCES_GONE {
+            self.sources_gone.push_back(endpoint);
+        }
+    }
+
+    /// Counts datagrams that no source address or no family could carry.
+    pub fn count_send_errors(&mut self, datagrams: u64) {
+        self.stats.udp_send_errors += datagrams;
+    }
+
+    fn push_out(&mut self) {
+        if self.blocked {
+            return;
+        }
+        while let Some(train) = self.queued_udp.pop_front() {
+            self.push_train(&train);
+        }
+    }
+
+    fn push_train(&mut self, train: &SendTrain) {
+        let Some(bytes) = train.buf.get(..train.len) else { return };
+        let headers = if train.to.addr.is_ipv4() { 28 } else { 48 };
+        let too_long = train.stride.min(train.len) + headers > self.link_mtu;
+        // udp_send_skb: EINVAL or EMSGSIZE for a train whose segments do not fit the device, so plain sends follow.
+        if too_long && train.len > train.stride && self.gso {
+            self.gso = false;
+            self.stats.offload_fallbacks += 1;
+        }
+        self.stats.udp_sends += 1;
+        for segment in bytes.chunks(train.stride.max(1)) {
+            self.stats.udp_sent_datagrams += 1;
+            self.fragmented += u64::from(segment.len() + headers > self.link_mtu);
+            self.udp_out.push(Outgoing { to: train.to, ecn: train.ecn, bytes: segment.into() });
+        }
+    }
+
+    /// How many datagrams from the front merge into one train: one sender, one size but for the last, one ECN.
+    fn mergeable(&self) -> usize {
+        let Some(first) = self.udp_in.front() else { return 0 };
+        let (mut count, mut bytes) = (1, first.bytes.len());
+        while self.gro && count < GRO_SEGMENTS && !first.bytes.is_empty() {
+            let Some(next) = self.udp_in.get(count) else { break };
+            let same = (next.from, next.to, next.ecn) == (first.from, first.to, first.ecn);
+            let len = next.bytes.len();
+            if !same || len == 0 || len > first.bytes.len() || bytes + len > GRO_BYTES {
+                break;
+            }
+            (count, bytes) = (count + 1, bytes + len);
+            if len < first.bytes.len() {
+                break;
+            }
+        }
+        count
+    }
+}
+
+impl Io for SimIo {
+    fn wait(&mut self, _until: Option<Instant>) -> std::io::Result<Instant> {
+        match self.gone {
+            true => Err(std::io::Error::other("the TUN device is gone")),
+            false => Ok(self.now),
+        }
+    }
+
+    fn recv_tun(&mut self) -> Option<TunFrame> {
+        if !self.queued_udp.is_empty() {
+            return None;
+        }
+        let mut buf = self.pool.take()?;
+        let frame = self.tun_in.pop_front()?;
+        // A buffer too short truncates silently, as tun_do_read does.
+        let len = frame.len().min(buf.len());
+        buf.get_mut(..len)?.copy_from_slice(frame.get(..len)?);
+        self.stats.tun_reads += 1;
+        Some(TunFrame { buf, len })
+    }
+
+    fn recv_udp(&mut self) -> Option<UdpTrain> {
+        let count = self.mergeable();
+        if count == 0 {
+            return None;
+        }
+        let mut buf = self.pool.take()?;
+        let first = self.udp_in.front()?.clone();
+        let mut end = HEADROOM;
+        for datagram in self.udp_in.drain(..count) {
+            let part = buf.get_mut(end..end + datagram.bytes.len())?;
+            part.copy_from_slice(&datagram.bytes);
+            end += datagram.bytes.len();
+        }
+        self.stats.udp_receives += 1;
+        Some(UdpTrain {
+            buf,
+            start: HEADROOM,
+            len: end - HEADROOM,
+            stride: first.bytes.len(),
+            from: first.from,
+            to: Some(local(first.to.ip())),
+            ecn: first.ecn,
+        })
+    }
+
+    fn alloc(&mut self) -> Option<Buf> {
+        self.pool.take()
+    }
+
+    fn send_udp(&mut self, train: SendTrain) {
+        if self.port.is_some() {
+            self.queued_udp.push_back(train);
+        } else {
+            self.stats.udp_send_errors += train.len.div_ceil(train.stride.max(1)) as u64;
+        }
+    }
+
+    fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
+        let frame = pieces.iter().filter_map(|piece| buf.get(piece.clone())).collect::<Vec<_>>().concat();
+        self.stats.tun_writes += 1;
+        self.queued_tun.push(frame);
+    }
+
+    fn flush(&mut self) {
+        self.push_out();
+        self.tun_out.append(&mut self.queued_tun);
+    }
+
+    fn rebind(&mut self, sockets: Option<UdpSockets>) {
+        self.port = sockets.map(|sockets| sockets.port);
+        self.queued_udp.clear();
+        self.udp_in.clear();
+    }
+
+    fn gso(&self) -> bool {
+        self.gso
+    }
+
+    fn stats(&self) -> IoStats {
+        self.stats
+    }
+
+    fn take_source_gone(&mut self) -> Option<Endpoint> {
+        self.sources_gone.pop_front()
+    }
+}
+
+/// A local address as IP_PKTINFO tells it; every virtual address sits on interface 2.
+pub(crate) fn local(ip: IpAddr) -> crate::io::LocalAddr {
+    crate::io::LocalAddr { ip, interface: 2 }
+}

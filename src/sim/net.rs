@@ -1,0 +1,328 @@
+//! The virtual wire between hosts: datagrams with a delay and seeded faults, address translation, and a wiretap.
+
+use crate::sim::rng::SimRng;
+use crate::time::Instant;
+use crate::wire::message::{DataHeader, MessageKind, classify};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Datagrams under way; more are lost, as in a router's full queue. 65,536 × ~1.5 KiB = 96 MiB at worst.
+pub const MAX_FLYING: usize = 65_536;
+/// Datagrams that the wiretap remembers, the newest. 16,384 × ~1.5 KiB = 24 MiB at worst.
+pub const MAX_TAPPED: usize = 16_384;
+
+/// One UDP datagram on the wire.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Datagram {
+    /// Source address and port.
+    pub from: SocketAddr,
+    /// Destination address and port.
+    pub to: SocketAddr,
+    /// ECN bits of the outer header.
+    pub ecn: u8,
+    /// UDP payload.
+    pub bytes: Arc<[u8]>,
+}
+
+impl Datagram {
+    /// What the payload claims to be.
+    pub fn kind(&self) -> Option<MessageKind> {
+        classify(&self.bytes)
+    }
+
+    /// The header, where it is a data message.
+    pub fn data(&self) -> Option<DataHeader> {
+        (self.kind() == Some(MessageKind::Data)).then(|| DataHeader::parse(&self.bytes)).flatten()
+    }
+
+    /// Whether it is a keepalive: a data message without content.
+    pub fn is_keepalive(&self) -> bool {
+        self.kind() == Some(MessageKind::Data) && self.bytes.len() == crate::wire::message::DATA_OVERHEAD
+    }
+}
+
+/// A datagram as a host sent it, before any fault.
+#[derive(Clone, Debug)]
+pub struct Tapped {
+    /// When.
+    pub at: Instant,
+    /// What, with the addresses as seen on the public side.
+    pub datagram: Datagram,
+}
+
+/// How the wire misbehaves; chances are per mille and datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Faults {
+    /// Lost.
+    pub loss: u32,
+    /// Delivered twice.
+    pub duplicate: u32,
+    /// Held back by up to [`Self::jitter`], so that later ones overtake it.
+    pub reorder: u32,
+    /// An older datagram, from the wiretap, is delivered once more.
+    pub replay: u32,
+    /// A bit is flipped, or the end cut off.
+    pub corrupt: u32,
+    /// Marked Congestion Experienced, where it is ECN-capable.
+    pub congestion: u32,
+    /// Time on the wire.
+    pub delay: Duration,
+    /// Most time a reordered, replayed or duplicated datagram comes later.
+    pub jitter: Duration,
+}
+
+impl Default for Faults {
+    /// None: every datagram arrives in order after 10 ms.
+    fn default() -> Faults {
+        Faults {
+            loss: 0,
+            duplicate: 0,
+            reorder: 0,
+            replay: 0,
+            corrupt: 0,
+            congestion: 0,
+            delay: Duration::from_millis(10),
+            jitter: Duration::from_millis(30),
+        }
+    }
+}
+
+impl Faults {
+    /// All of them at once, at `per_mille` each.
+    pub fn everything(per_mille: u32) -> Faults {
+        Faults {
+            loss: per_mille,
+            duplicate: per_mille,
+            reorder: per_mille,
+            replay: per_mille,
+            corrupt: per_mille,
+            congestion: per_mille,
+            ..Faults::default()
+        }
+    }
+}
+
+/// Decides the fate of single datagrams, after the wiretap: false loses one.
+pub type Filter = Box<dyn FnMut(&Datagram) -> bool>;
+
+/// The wire.
+pub struct Network {
+    /// Present faults.
+    pub faults: Faults,
+    /// An adversary with a hand on the wire.
+    pub filter: Option<Filter>,
+    rng: SimRng,
+    flying: BTreeMap<(Instant, u64), Datagram>,
+    serial: u64,
+    tap: VecDeque<Tapped>,
+    /// (behind the translation, in public).
+    translations: Vec<(SocketAddr, SocketAddr)>,
+    /// Public addresses that a rebinding gave up: nothing answers there.
+    retired: Vec<SocketAddr>,
+    counters: HashMap<u32, HashSet<u64>>,
+    violations: Vec<String>,
+}
+
+impl Network {
+    /// A faultless wire.
+    pub fn new(rng: SimRng) -> Network {
+        Network {
+            faults: Faults::default(),
+            filter: None,
+            rng,
+            flying: BTreeMap::new(),
+            serial: 0,
+            tap: VecDeque::new(),
+            translations: Vec::new(),
+            retired: Vec::new(),
+            counters: HashMap::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    /// Puts a host's datagram on the wire.
+    pub fn send(&mut self, now: Instant, mut datagram: Datagram) {
+        let inside = datagram.from;
+        datagram.from = self.translations.iter().find(|t| t.0 == inside).map_or(inside, |t| t.1);
+        self.check_counter(&datagram);
+        if self.tap.len() == MAX_TAPPED {
+            self.tap.pop_front();
+        }
+        self.tap.push_back(Tapped { at: now, datagram: datagram.clone() });
+        if self.filter.as_mut().is_some_and(|filter| !filter(&datagram)) || self.rng.chance(self.faults.loss)
+        {
+            return;
+        }
+        if self.rng.chance(self.faults.replay) {
+            let old = self.rng.below(self.tap.len() as u64) as usize;
+            if let Some(tapped) = self.tap.get(old) {
+                let (again, late) = (tapped.datagram.clone(), self.lateness());
+                self.fly(now + late, again);
+            }
+        }
+        if self.rng.chance(self.faults.duplicate) {
+            let late = self.lateness();
+            self.fly(now + late, datagram.clone());
+        }
+        let late = if self.rng.chance(self.faults.reorder) { self.lateness() } else { self.faults.delay };
+        self.spoil(&mut datagram);
+        self.fly(now + late, datagram);
+    }
+
+    /// Puts a datagram on the wire that no host sent: no wiretap, no faults, no translation of its source.
+    pub fn inject(&mut self, now: Instant, datagram: Datagram) {
+        let delay = self.faults.delay;
+        self.fly(now + delay, datagram);
+    }
+
+    /// When the next datagram arrives.
+    pub fn next_arrival(&self) -> Option<Instant> {
+        self.flying.first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    /// The next datagram that has arrived by `now`, its destination as the host behind a translation knows it.
+    pub fn receive(&mut self, now: Instant) -> Option<Datagram> {
+        loop {
+            let first = self.flying.first_entry()?;
+            if first.key().0 > now {
+                return None;
+            }
+            let mut datagram = first.remove();
+            match self.translations.iter().find(|t| t.1 == datagram.to) {
+                Some(translation) => datagram.to = translation.0,
+                // From outside a translated host cannot be reached at its inner address.
+                None if self.translations.iter().any(|t| t.0 == datagram.to) => continue,
+                None if self.retired.contains(&datagram.to) => continue,
+                None => {}
+            }
+            return Some(datagram);
+        }
+    }
+
+    /// Translates `inside` to `outside` from now on; an earlier mapping of `inside` is gone (a NAT rebinding).
+    pub fn translate(&mut self, inside: SocketAddr, outside: SocketAddr) {
+        let replaced = self.translations.iter().filter(|t| t.0 == inside).map(|t| t.1);
+        self.retired.extend(replaced);
+        self.retired.retain(|&retired| retired != outside);
+        self.translations.retain(|t| t.0 != inside);
+        self.translations.push((inside, outside));
+    }
+
+    /// What was sent, oldest first; at most the last [`MAX_TAPPED`] datagrams.
+    pub fn tap(&self) -> impl DoubleEndedIterator<Item = &Tapped> {
+        self.tap.iter()
+    }
+
+    /// Forgets what was tapped (counters stay known).
+    pub fn clear_tap(&mut self) {
+        self.tap.clear();
+    }
+
+    /// What no wire may ever show: a counter used twice under one receiver index.
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
+    fn check_counter(&mut self, datagram: &Datagram) {
+        if let Some(header) = datagram.data() {
+            let seen = self.counters.entry(header.receiver).or_default();
+            if !seen.insert(header.counter) {
+                self.violations
+                    .push(format!("counter {} sent twice to index {:#x}", header.counter, header.receiver));
+            }
+        }
+    }
+
+    fn lateness(&mut self) -> Duration {
+        let jitter = u64::try_from(self.faults.jitter.as_nanos()).unwrap_or(u64::MAX);
+        self.faults.delay + Duration::from_nanos(self.rng.below(jitter))
+    }
+
+    fn spoil(&mut self, datagram: &mut Datagram) {
+        // ECT(0) and ECT(1) are 2 and 1; 0 is not capable.
+        if datagram.ecn != 0 && self.rng.chance(self.faults.congestion) {
+            datagram.ecn = 3;
+        }
+        if self.rng.chance(self.faults.corrupt) {
+            let mut bytes = datagram.bytes.to_vec();
+            let at = self.rng.below(bytes.len() as u64) as usize;
+            if self.rng.chance(500) {
+                bytes.truncate(at);
+            } else if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 1 << self.rng.below(8);
+            }
+            datagram.bytes = bytes.into();
+        }
+    }
+
+    fn fly(&mut self, arrival: Instant, datagram: Datagram) {
+        if self.flying.len() < MAX_FLYING {
+            self.serial += 1;
+            self.flying.insert((arrival, self.serial), datagram);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn datagram(byte: u8) -> Datagram {
+        let addr = |port| SocketAddr::from(([192, 0, 2, 1], port));
+        Datagram { from: addr(1), to: addr(2), ecn: 0, bytes: [byte; 40].into() }
+    }
+
+    fn arrivals(network: &mut Network) -> Vec<u8> {
+        let end = Instant::START + Duration::from_secs(3600);
+        std::iter::from_fn(|| network.receive(end)).map(|d| d.bytes.first().copied().unwrap_or(0)).collect()
+    }
+
+    fn run(faults: Faults) -> Vec<u8> {
+        let mut network = Network::new(SimRng::new(9));
+        network.faults = faults;
+        (1..=200)
+            .for_each(|i| network.send(Instant::START + Duration::from_micros(u64::from(i)), datagram(i)));
+        arrivals(&mut network)
+    }
+
+    #[test]
+    fn faultless_wire_keeps_order_and_loses_nothing() {
+        assert_eq!(run(Faults::default()), (1..=200).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_fault_shows() {
+        assert!(run(Faults { loss: 300, ..Faults::default() }).len() < 200);
+        assert!(run(Faults { duplicate: 300, ..Faults::default() }).len() > 200);
+        assert!(run(Faults { replay: 300, ..Faults::default() }).len() > 200);
+        let reordered = run(Faults { reorder: 300, ..Faults::default() });
+        assert!(reordered.len() == 200 && !reordered.is_sorted());
+        assert_ne!(run(Faults { corrupt: 300, ..Faults::default() }), (1..=200).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn translated_host_is_reached_at_its_newest_public_address_only() {
+        let mut network = Network::new(SimRng::new(9));
+        let public = |port| SocketAddr::from(([203, 0, 113, 1], port));
+        let inside = datagram(0).from;
+        network.translate(inside, public(1));
+        network.translate(inside, public(2));
+        network.send(Instant::START, datagram(0));
+        assert_eq!(network.tap().next().map(|t| t.datagram.from), Some(public(2)));
+        network.receive(Instant::START + Duration::from_secs(1));
+        for to in [inside, public(1), public(2)] {
+            network.inject(Instant::START, Datagram { to, ..datagram(1) });
+        }
+        let reached = network.receive(Instant::START + Duration::from_secs(1));
+        assert_eq!(reached.map(|d| d.to), Some(inside));
+        network.receive(Instant::START + Duration::from_secs(1));
+        assert_eq!(network.next_arrival(), None);
+    }
+
+    #[test]
+    fn one_seed_gives_one_run() {
+        assert_eq!(run(Faults::everything(100)), run(Faults::everything(100)));
+    }
+}

@@ -1,0 +1,198 @@
+//! Hosts, the wire between them, and the clock that only the world moves.
+
+use crate::sim::host::{Host, HostConfig};
+use crate::sim::net::{Datagram, Network};
+use crate::sim::rng::SimRng;
+use crate::time::Instant;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Instants at which the world moves without the clock moving, after which something is taken to spin.
+const MAX_STEPS: usize = 100_000;
+/// The wall clock at the beginning: 2026, in seconds since the Unix epoch.
+const WALL_START: Duration = Duration::from_secs(1_767_225_600);
+
+/// Which host of a world.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct HostId(usize);
+
+/// Everything, reproducible from one seed.
+pub struct World {
+    /// The wire.
+    pub network: Network,
+    seed: u64,
+    rng: SimRng,
+    now: Instant,
+    hosts: Vec<(Host, HashSet<u32>)>,
+    /// Datagrams for addresses that a test plays itself.
+    outside: HashMap<SocketAddr, VecDeque<Datagram>>,
+}
+
+impl World {
+    /// An empty world.
+    pub fn new(seed: u64) -> World {
+        let mut rng = SimRng::new(seed);
+        World {
+            network: Network::new(rng.fork()),
+            seed,
+            rng,
+            now: Instant::START,
+            hosts: Vec::new(),
+            outside: HashMap::new(),
+        }
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The monotonic clock.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The wall clock of a host whose own neither leads nor lags.
+    pub fn wall(&self) -> Duration {
+        WALL_START + self.now.since(Instant::START)
+    }
+
+    /// Chance for the test's own decisions.
+    pub fn rng(&mut self) -> &mut SimRng {
+        &mut self.rng
+    }
+
+    /// Adds a host, down and without configuration.
+    ///
+    /// # Errors
+    /// Where the system has no memory or files left for its queues.
+    pub fn add_host(&mut self, config: HostConfig) -> std::io::Result<HostId> {
+        let host = Host::new(config, self.rng.fork())?;
+        self.hosts.push((host, HashSet::new()));
+        Ok(HostId(self.hosts.len() - 1))
+    }
+
+    /// One host.
+    pub fn host(&mut self, id: HostId) -> &mut Host {
+        &mut self.hosts[id.0].0
+    }
+
+    /// Both clocks of one host.
+    pub fn host_now(&self, id: HostId) -> crate::device::Now {
+        self.hosts[id.0].0.now(self.now, self.wall())
+    }
+
+    /// Receives at `addr` from now on what is sent there, for [`Self::take_outside`]: an endpoint that the test plays.
+    pub fn play(&mut self, addr: SocketAddr) {
+        self.outside.entry(addr).or_default();
+    }
+
+    /// The oldest datagram that came to an endpoint that the test plays.
+    pub fn take_outside(&mut self, addr: SocketAddr) -> Option<Datagram> {
+        self.outside.get_mut(&addr)?.pop_front()
+    }
+
+    /// Puts a datagram on the wire that no host sent.
+    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        self.network.inject(self.now, Datagram { from, to, ecn: 0, bytes: bytes.into() });
+    }
+
+    /// Runs until nothing is left to do at this instant.
+    ///
+    /// # Panics
+    /// Where the hosts never come to rest.
+    pub fn settle(&mut self) {
+        for _ in 0..MAX_STEPS {
+            self.deliver();
+            let mut quiet = true;
+            for i in 0..self.hosts.len() {
+                let (host, indices) = &mut self.hosts[i];
+                for datagram in host.settle(host.now(self.now, WALL_START + self.now.since(Instant::START))) {
+                    host.check_index(&datagram, indices);
+                    self.network.send(self.now, datagram);
+                    quiet = false;
+                }
+            }
+            if quiet || self.network.next_arrival().is_none_or(|at| at > self.now) {
+                return;
+            }
+        }
+        panic!("the world never comes to rest at {:?}", self.now);
+    }
+
+    /// Lets virtual time pass.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.settle();
+            let timeouts = self.hosts.iter().filter_map(|(host, _)| host.poll_timeout());
+            let next = timeouts.chain(self.network.next_arrival()).min();
+            match next {
+                // A timeout that lies in the past still after settling waits for the clock to move.
+                Some(at) if at < end => self.now = at.max(self.now + Duration::from_nanos(1)),
+                _ => break,
+            }
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    /// The monotonic clock leaps, as over a suspend: everything that was due meanwhile happens late.
+    pub fn leap(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.settle();
+    }
+
+    /// Lets time pass in steps of `step` until `done`; false: it was not within `limit`.
+    pub fn run_until(
+        &mut self,
+        limit: Duration,
+        step: Duration,
+        mut done: impl FnMut(&mut World) -> bool,
+    ) -> bool {
+        let end = self.now + limit;
+        while !done(self) {
+            if self.now >= end {
+                return false;
+            }
+            self.run_for(step);
+        }
+        true
+    }
+
+    /// What no run may show, of all hosts and the wire.
+    pub fn violations(&self) -> Vec<String> {
+        let hosts = self.hosts.iter().flat_map(|(host, _)| host.violations());
+        hosts.chain(self.network.violations()).cloned().collect()
+    }
+
+    fn deliver(&mut self) {
+        while let Some(datagram) = self.network.receive(self.now) {
+            if let Some(queue) = self.outside.get_mut(&datagram.to) {
+                queue.push_back(datagram);
+            } else if let Some((host, _)) =
+                self.hosts.iter_mut().find(|(host, _)| host.listens_on(datagram.to))
+            {
+                host.arrive(datagram);
+            }
+        }
+    }
+}
+
+/// Names the seed of a run that failed, so that it can be repeated.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the world's seed was {0}: repeat it with RINGTUN_SEED={0}", self.seed);
+        }
+    }
+}
+
+/// The seeds of a test: `count` of them, or the one that RINGTUN_SEED names.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    match std::env::var("RINGTUN_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => seed..seed + 1,
+        None => 1..count + 1,
+    }
+}

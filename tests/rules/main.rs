@@ -1,0 +1,14 @@
+//! The protocol rules that implementations got wrong (DESIGN.md, section 4), each clause a test by name, on whole
+//! simulated devices under seeded faults. A failure prints its seed; `RINGTUN_SEED` repeats it.
+
+mod cookies;
+mod frames;
+mod lab;
+mod lifecycle;
+mod order;
+mod puppet;
+mod random;
+mod replay;
+mod roaming;
+mod rotten;
+mod timers;
