@@ -17,11 +17,15 @@
 //! | [`io`] | the I/O trait and its backends, TUN, UDP sockets, steering |
 //! | [`dataplane`] | the worker, its mailboxes and statistics |
 //! | [`device`] | the slow path: peers, handshakes, timers, UAPI, netlink |
+//! | [`gateway`] | a tunnel's whole life: device, workers, slow path, end |
+//! | [`cli`] | arguments, output, exit codes |
 //! | [`sim`] | whole devices in one thread from one seed |
 
+pub mod cli;
 pub mod crypto;
 pub mod dataplane;
 pub mod device;
+pub mod gateway;
 pub mod index;
 pub mod io;
 pub mod noise;

@@ -1,0 +1,116 @@
+//! What may stand on the command line, and how it becomes a [`TunnelConfig`].
+
+use crate::gateway::tunnel::{IoChoice, TunnelConfig};
+use crate::io::inherit;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  ringtun wg0                        create wg0 and go to the background once it is ready
+  ringtun -f wg0                     the same in the foreground; Ctrl-C removes wg0
+  wg setconf wg0 /etc/wireguard/wg0.conf && ip link set wg0 up
+  WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
+  ringtun genkey | tee private.key | ringtun pubkey > public.key
+  LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
+
+Environment:
+  LOG_LEVEL              silent, error (default), info, verbose
+  WG_PROCESS_FOREGROUND  1: stay in the foreground, as -f
+  WG_TUN_FD, WG_UAPI_FD  take over an open TUN file (IFF_VNET_HDR) or a listening UAPI socket
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
+WireGuard is a registered trademark of Jason A. Donenfeld.";
+
+/// A userspace WireGuard gateway for Linux.
+///
+/// Creates the WireGuard interface NAME and its configuration socket /var/run/wireguard/NAME.sock, which wg(8) and
+/// wg-quick(8) use, and carries its traffic with one pinned worker per core.
+#[derive(Parser)]
+#[command(name = "ringtun", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) tunnel: TunnelArgs,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Print a new private key, as `wg genkey` does
+    #[command(after_help = "Example:\n  (umask 077; ringtun genkey > private.key)")]
+    Genkey,
+    /// Print a new preshared key, as `wg genpsk` does
+    #[command(after_help = "Example:\n  (umask 077; ringtun genpsk > preshared.key)")]
+    Genpsk,
+    /// Read a private key on standard input and print its public key, as `wg pubkey` does
+    #[command(after_help = "Example:\n  ringtun pubkey < private.key")]
+    Pubkey,
+}
+
+#[derive(Args)]
+pub(super) struct TunnelArgs {
+    /// Interface to create
+    #[arg(value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    pub(super) foreground: bool,
+    /// Workers, each with its TUN queue, UDP sockets and core [default: one per core]
+    #[arg(long, value_name = "N", env = "RINGTUN_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// How workers speak to the kernel
+    #[arg(long, value_name = "BACKEND", env = "RINGTUN_IO", default_value = "auto")]
+    io: IoArg,
+    /// MTU of the new interface, in bytes
+    #[arg(long, value_name = "BYTES", env = "RINGTUN_MTU", default_value_t = 1420, value_parser = clap::value_parser!(u32).range(68..=65535))]
+    mtu: u32,
+    /// Ask the TUN device for no segmentation offloads
+    #[arg(long, env = "RINGTUN_NO_TUN_OFFLOAD", value_parser = clap::builder::FalseyValueParser::new())]
+    no_tun_offload: bool,
+    /// Send one datagram at a time, without UDP_SEGMENT
+    #[arg(long, env = "RINGTUN_NO_GSO", value_parser = clap::builder::FalseyValueParser::new())]
+    no_gso: bool,
+    /// Receive one datagram at a time, without UDP_GRO
+    #[arg(long, env = "RINGTUN_NO_GRO", value_parser = clap::builder::FalseyValueParser::new())]
+    no_gro: bool,
+    /// Leave the choice of TUN queue to the kernel's flow hash instead of the eBPF program
+    #[arg(long, env = "RINGTUN_NO_STEERING", value_parser = clap::builder::FalseyValueParser::new())]
+    no_steering: bool,
+    /// Do not pin workers to cores
+    #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
+    no_pin: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum IoArg {
+    /// io_uring where the kernel and the container allow it, else plain syscalls
+    Auto,
+    /// io_uring, or fail
+    Uring,
+    /// epoll, recvmmsg, sendmmsg
+    Syscalls,
+}
+
+impl TunnelArgs {
+    /// Checks what clap cannot: the name, the inherited files.
+    pub(super) fn into_config(self) -> Result<TunnelConfig, String> {
+        let name = self.name.ok_or("an interface name is needed")?;
+        Ok(TunnelConfig {
+            name,
+            workers: self.workers.map(usize::from),
+            io: match self.io {
+                IoArg::Auto => IoChoice::Auto,
+                IoArg::Uring => IoChoice::Uring,
+                IoArg::Syscalls => IoChoice::Syscalls,
+            },
+            mtu: self.mtu,
+            tun_offloads: !self.no_tun_offload,
+            gso: !self.no_gso,
+            gro: !self.no_gro,
+            steering: !self.no_steering,
+            pin: !self.no_pin,
+            tun_fd: inherit::from_env("WG_TUN_FD")?,
+            uapi_fd: inherit::from_env("WG_UAPI_FD")?,
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! Going to the background as wireguard-go does: the command returns once device and socket exist.
+//!
+//! No fork without exec: the process starts itself again with [`CHILD`] set and standard output as a pipe. The child
+//! writes [`READY`] and drops its standard files; anything else on the pipe's end means that it failed, and its
+//! message already stands on standard error.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+const CHILD: &str = "RINGTUN_BACKGROUND_CHILD";
+const READY: &[u8] = b"ready\n";
+
+/// Whether this process is the one that stays.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// WG_PROCESS_FOREGROUND=1, as wireguard-go has it.
+pub(super) fn told_foreground() -> bool {
+    std::env::var("WG_PROCESS_FOREGROUND").is_ok_and(|value| value == "1")
+}
+
+/// Starts the child with the same arguments and waits for its word.
+pub(super) fn spawn_and_wait() -> std::io::Result<ExitCode> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(CHILD, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut word = Vec::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.by_ref().take(READY.len() as u64).read_to_end(&mut word)?;
+    }
+    if word == READY {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = child.wait()?;
+    Ok(ExitCode::from(
+        status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0).unwrap_or(1),
+    ))
+}
+
+/// Device and socket exist. The child tells its parent and lets go of terminal and directory; in the foreground nothing changes.
+pub(super) fn ready() {
+    if !is_child() {
+        return;
+    }
+    // Each may fail harmlessly: a session leader already, a parent that was killed meanwhile.
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
+    let _ = std::io::stdout().write_all(READY);
+    let _ = std::io::stdout().flush();
+    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}

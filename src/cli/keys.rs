@@ -1,0 +1,54 @@
+//! `genkey`, `genpsk`, `pubkey`: byte for byte what wg(8) prints.
+
+use crate::crypto::random::{Entropy, SystemEntropy};
+use crate::crypto::x25519::PrivateKey;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use zeroize::Zeroizing;
+
+/// Longest input `pubkey` reads: a 44-character key and a little white space.
+const MAX_KEY_INPUT: u64 = 256;
+
+pub(super) fn genkey() -> Result<(), String> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    SystemEntropy.fill(&mut *bytes);
+    print_secret(&Zeroizing::new(PrivateKey::from_bytes(*bytes).to_bytes()))
+}
+
+pub(super) fn genpsk() -> Result<(), String> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    SystemEntropy.fill(&mut *bytes);
+    print_secret(&bytes)
+}
+
+pub(super) fn pubkey() -> Result<(), String> {
+    let mut text = Zeroizing::new(String::new());
+    std::io::stdin()
+        .take(MAX_KEY_INPUT)
+        .read_to_string(&mut text)
+        .map_err(|error| format!("cannot read a private key from standard input: {error}"))?;
+    let wrong =
+        "standard input is not a private key: expected 44 characters of base64, as `ringtun genkey` prints";
+    let bytes = Zeroizing::new(STANDARD.decode(text.trim_end()).map_err(|_| wrong)?);
+    let bytes = Zeroizing::new(<[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| wrong)?);
+    println!("{}", STANDARD.encode(PrivateKey::from_bytes(*bytes).public().0));
+    Ok(())
+}
+
+/// Prints a key, after the warning wg(8) gives where standard output is a file that everyone may read.
+fn print_secret(key: &[u8; 32]) -> Result<(), String> {
+    let stdout = std::io::stdout();
+    let world_readable = rustix::fs::fstat(stdout.as_fd()).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_mode & 0o007 != 0
+    });
+    if world_readable {
+        eprintln!(
+            "Warning: writing to world accessible file.\n\
+             Consider setting the umask to 077 and trying again."
+        );
+    }
+    let text = Zeroizing::new(STANDARD.encode(key) + "\n");
+    stdout.lock().write_all(text.as_bytes()).map_err(|error| format!("cannot write the key: {error}"))
+}

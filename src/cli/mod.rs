@@ -1,0 +1,63 @@
+//! The command line: arguments become a validated request, the request runs, an error becomes an exit code.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own).
+
+mod args;
+mod daemon;
+mod keys;
+mod logger;
+
+use crate::gateway::tunnel::{self, TunnelError};
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// Runs the program with this process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(Command::Genkey) => keys::genkey(),
+        Some(Command::Genpsk) => keys::genpsk(),
+        Some(Command::Pubkey) => keys::pubkey(),
+        None => match cli.tunnel.name {
+            Some(_) => return run_tunnel(cli.tunnel),
+            None => {
+                // clap has no way to say "a name or a subcommand"
+                let _ = Cli::command().print_help();
+                return ExitCode::from(2);
+            }
+        },
+    };
+    finish(done)
+}
+
+/// Foreground: in this process. Otherwise a child does the same, and this process waits until the child is ready or failed.
+fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
+    let background = !args.foreground && !daemon::told_foreground() && !daemon::is_child();
+    if background {
+        return match daemon::spawn_and_wait() {
+            Ok(code) => code,
+            Err(error) => finish(Err(format!("cannot start the background process: {error}"))),
+        };
+    }
+    logger::init(daemon::is_child());
+    let config = match args.into_config() {
+        Ok(config) => config,
+        Err(message) => {
+            eprintln!("ringtun: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = tunnel::run(config, daemon::ready).map_err(|error: TunnelError| error.to_string());
+    finish(outcome)
+}
+
+fn finish(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("ringtun: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! A tunnel's whole life: from creation to removal.
+
+pub mod socket;
+pub mod tunnel;

@@ -1,0 +1,264 @@
+//! One tunnel from creation to end: TUN device, UAPI socket, workers, slow path, and the removal of all of it.
+
+use crate::crypto::random::SystemEntropy;
+
+use crate::dataplane::worker::{Worker, WorkerConfig};
+use crate::dataplane::{Control, Links};
+use crate::device::Device;
+use crate::device::runtime::{self, SlowPath};
+use crate::gateway::socket::UapiSocket;
+use crate::index::MAX_WORKERS;
+use crate::io::Io;
+use crate::io::mmsg::Mmsg;
+use crate::io::slab::Pool;
+use crate::io::steer::TunSteering;
+use crate::io::tun::{Tun, TunConfig};
+use crate::io::uring::Uring;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// Buffers a worker may hold: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a full
+/// socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
+const BUFFERS: usize = 192;
+
+/// How workers speak to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoChoice {
+    /// io_uring where it is allowed.
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// epoll and plain syscalls.
+    Syscalls,
+}
+
+/// A tunnel to be.
+#[derive(Debug)]
+pub struct TunnelConfig {
+    /// Interface name.
+    pub name: String,
+    /// Number of workers; `None`: one per core.
+    pub workers: Option<usize>,
+    /// Backend.
+    pub io: IoChoice,
+    /// MTU of a new interface, bytes.
+    pub mtu: u32,
+    /// TUN segmentation offloads.
+    pub tun_offloads: bool,
+    /// UDP_SEGMENT.
+    pub gso: bool,
+    /// UDP_GRO.
+    pub gro: bool,
+    /// eBPF steering of the TUN queues.
+    pub steering: bool,
+    /// Pin each worker to a core.
+    pub pin: bool,
+    /// An inherited TUN file (then one worker).
+    pub tun_fd: Option<OwnedFd>,
+    /// An inherited listening UAPI socket.
+    pub uapi_fd: Option<OwnedFd>,
+}
+
+/// Why a tunnel did not start, or ended other than by a signal.
+#[derive(Debug)]
+pub struct TunnelError {
+    doing: String,
+    source: std::io::Error,
+}
+
+impl TunnelError {
+    fn new(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> TunnelError {
+        let doing = doing.into();
+        move |source| TunnelError { doing, source }
+    }
+}
+
+impl fmt::Display for TunnelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, self.source)
+    }
+}
+
+impl std::error::Error for TunnelError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Creates the tunnel, calls `ready` once device and socket exist, and runs until SIGTERM, SIGINT or the device's end. Device
+/// and socket are gone when it returns.
+pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError> {
+    let name = config.name.clone();
+    let failed = |doing: &str| TunnelError::new(format!("{name}: {doing}"));
+    let uring =
+        choose_backend(config.io).map_err(failed("io_uring cannot be used here (try --io syscalls)"))?;
+    let (tun, workers) = open_tun(&config).map_err(failed("cannot create the interface"))?;
+    let socket =
+        UapiSocket::listen(&tun.name, config.uapi_fd).map_err(failed("cannot listen for configuration"))?;
+    let links = Links::new(workers).map_err(failed("cannot create queues"))?;
+    let steering = if config.steering && workers > 1 { attach_steering(&tun, workers) } else { None };
+    let follow = tun.queues[0].try_clone().map_err(failed("cannot follow the interface"))?;
+    let device = Device::new(workers as u8, Box::new(SystemEntropy));
+    let plan = WorkerPlan {
+        uring,
+        gso: config.gso,
+        pin: config.pin,
+        mtu: config.mtu,
+        coalesce: tun.offloads.coalesce(),
+    };
+    let running = start_workers(tun.queues, &links, &plan).map_err(failed("cannot start a worker"))?;
+    log::info!(
+        "{}: {workers} worker(s), {}, TUN offloads {:?}",
+        tun.name,
+        if uring { "io_uring" } else { "plain syscalls" },
+        tun.offloads
+    );
+    ready();
+    let listener = socket.listener().map_err(failed("cannot listen for configuration"))?;
+    let parts = SlowPath {
+        device,
+        links: links.clone(),
+        uapi: listener,
+        queue: follow,
+        steering,
+        gro: config.gro,
+        uring,
+    };
+    let ended = runtime::run(parts);
+    stop_workers(&links, running);
+    ended.map_err(failed("the tunnel ended"))
+}
+
+/// True: io_uring. The error is why it cannot be used where it was demanded.
+fn choose_backend(choice: IoChoice) -> std::io::Result<bool> {
+    match (choice, Uring::probe()) {
+        (IoChoice::Syscalls, _) => Ok(false),
+        (_, Ok(())) => Ok(true),
+        (IoChoice::Uring, Err(error)) => Err(error),
+        (IoChoice::Auto, Err(error)) => {
+            log::warn!("io_uring is not available ({error}): using epoll and plain syscalls instead");
+            Ok(false)
+        }
+    }
+}
+
+fn open_tun(config: &TunnelConfig) -> std::io::Result<(Tun, usize)> {
+    if let Some(fd) = &config.tun_fd {
+        return Ok((Tun::from_fd(fd.try_clone()?)?, 1));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = config.workers.unwrap_or(cores).clamp(1, MAX_WORKERS);
+    let tun = Tun::create(&TunConfig {
+        name: config.name.clone(),
+        queues: workers,
+        mtu: config.mtu,
+        offloads: config.tun_offloads,
+    })?;
+    Ok((tun, workers))
+}
+
+fn attach_steering(tun: &Tun, workers: usize) -> Option<TunSteering> {
+    TunSteering::attach(tun.queues[0].as_fd(), workers)
+        .inspect_err(|error| {
+            log::warn!("no eBPF steering of the TUN queues ({error}): the kernel's flow hash chooses")
+        })
+        .ok()
+}
+
+/// What all workers have in common.
+#[derive(Clone, Copy)]
+struct WorkerPlan {
+    uring: bool,
+    gso: bool,
+    pin: bool,
+    mtu: u32,
+    coalesce: crate::offload::coalesce::CoalesceOptions,
+}
+
+struct Running {
+    threads: Vec<JoinHandle<()>>,
+}
+
+fn start_workers(queues: Vec<OwnedFd>, links: &Links, plan: &WorkerPlan) -> std::io::Result<Running> {
+    let cores = if plan.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+    let (started, starts) = mpsc::channel();
+    let mut threads = Vec::with_capacity(queues.len());
+    for (id, queue) in queues.into_iter().enumerate() {
+        let core = (!cores.is_empty()).then(|| cores[id % cores.len()]);
+        let (links, plan, started) = (links.clone(), *plan, started.clone());
+        let work = move || {
+            if let Some(core) = core
+                && !core_affinity::set_for_current(core)
+            {
+                log::warn!("worker {id}: cannot be pinned to core {}", core.id);
+            }
+            run_worker(id as u8, queue, &links, &plan, |outcome| {
+                let _ = started.send(outcome); // the starter waits for exactly one word a worker
+            });
+        };
+        threads.push(std::thread::Builder::new().name(format!("ringtun-{id}")).spawn(work)?);
+    }
+    drop(started);
+    let workers = threads.len();
+    let running = Running { threads };
+    for outcome in starts.iter().take(workers) {
+        if let Err(error) = outcome {
+            stop_workers(links, running);
+            return Err(error);
+        }
+    }
+    Ok(running)
+}
+
+/// A worker's thread: sets up its backend, reports that, and turns until it is stopped or the device is gone.
+fn run_worker(
+    id: u8,
+    queue: OwnedFd,
+    links: &Links,
+    plan: &WorkerPlan,
+    report: impl FnOnce(std::io::Result<()>),
+) {
+    let worker = Worker::new(WorkerConfig { id, mtu: plan.mtu, coalesce: plan.coalesce }, links);
+    let waker = links.workers[usize::from(id)].waker.clone();
+    if plan.uring {
+        let backend = Pool::new(BUFFERS).and_then(|pool| Uring::new(queue, pool, waker));
+        turn(worker, backend.map(|io| if plan.gso { io } else { io.without_gso() }), report);
+    } else {
+        let backend = Pool::new(BUFFERS).and_then(|pool| Mmsg::new(queue, pool, waker));
+        turn(worker, backend.map(|io| if plan.gso { io } else { io.without_gso() }), report);
+    }
+}
+
+fn turn<I: Io>(worker: Worker, backend: std::io::Result<I>, report: impl FnOnce(std::io::Result<()>)) {
+    match backend {
+        Ok(mut io) => {
+            report(Ok(()));
+            // Its end, and why, reaches the slow path as an event.
+            let _ = worker.run(&mut io);
+        }
+        Err(error) => report(Err(error)),
+    }
+}
+
+fn stop_workers(links: &Links, running: Running) {
+    for inbox in &links.workers {
+        let mut stop = Control::Stop;
+        // A full queue empties as its worker turns; one that ended does not, and needs no word.
+        for _ in 0..1000 {
+            match inbox.controls.push(stop) {
+                Ok(()) => break,
+                Err(back) => stop = back,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        inbox.waker.wake();
+    }
+    for thread in running.threads {
+        if thread.join().is_err() {
+            log::error!("a worker panicked");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The `ringtun` binary.
+
+fn main() -> std::process::ExitCode {
+    ringtun::cli::main()
+}

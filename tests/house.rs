@@ -1,0 +1,224 @@
+//! The house stays as drawn: who may import whom, where `unsafe` may stand, how long a file may be.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// The rooms, from the ground floor up, and what each may import besides itself and `time`.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("time", &[]),
+    ("wire", &[]),
+    ("crypto", &[]),
+    ("noise", &["wire", "crypto"]),
+    ("routing", &["wire"]),
+    ("index", &[]),
+    ("offload", &["wire"]),
+    ("io", &["offload", "index", "wire", "routing"]),
+    ("dataplane", &["io", "offload", "index", "routing", "noise", "crypto", "wire"]),
+    ("device", &["dataplane", "io", "offload", "index", "routing", "noise", "crypto", "wire"]),
+    ("gateway", &["device", "dataplane", "io", "offload", "index", "routing", "noise", "crypto", "wire"]),
+    (
+        "cli",
+        &["gateway", "device", "dataplane", "io", "offload", "index", "routing", "noise", "crypto", "wire"],
+    ),
+    ("sim", &["device", "dataplane", "io", "offload", "index", "routing", "noise", "crypto", "wire"]),
+];
+
+/// Lines a file may have.
+const MAX_LINES: usize = 600;
+/// Lines above an `unsafe` within which its SAFETY comment stands.
+const SAFETY_LINES: usize = 3;
+
+struct Source {
+    /// Path below `src`.
+    path: String,
+    lines: Vec<String>,
+    /// Lines before the tests at the end of the file; 0 for a file of tests.
+    code: usize,
+}
+
+impl Source {
+    fn room(&self) -> &str {
+        self.path.split('/').next().unwrap_or_default().trim_end_matches(".rs")
+    }
+
+    /// Lines of code outside tests: number and text without comments.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self.lines.iter().take(self.code).enumerate();
+        lines.map(|(i, line)| (i + 1, without_comment(line)))
+    }
+}
+
+fn without_comment(line: &str) -> &str {
+    match line.trim_start().starts_with("//") {
+        true => "",
+        false => line.split(" // ").next().unwrap_or(line),
+    }
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    files(&root, &mut found);
+    found.sort();
+    let source = |path: &PathBuf| {
+        let lines: Vec<String> = std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect();
+        let path = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+        let of_tests = path.ends_with("tests.rs") || path.contains("/tests/");
+        let code = if of_tests { 0 } else { end_of_code(&lines) };
+        Source { path, lines, code }
+    };
+    found.iter().map(source).collect()
+}
+
+/// Where `#[cfg(test)] mod … {` begins, which stands last in a file.
+fn end_of_code(lines: &[String]) -> usize {
+    let begins = |pair: &[String]| {
+        let (cfg, module) = (pair[0].trim(), pair[1].trim());
+        cfg.starts_with("#[cfg(")
+            && cfg.contains("test")
+            && module.starts_with("mod ")
+            && module.ends_with('{')
+    };
+    lines.windows(2).position(begins).unwrap_or(lines.len())
+}
+
+fn is_ident(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The byte offsets at which `word` stands as a word of its own.
+fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    text.match_indices(word)
+        .map(|(at, _)| at)
+        .filter(move |&at| !text[..at].ends_with(is_ident) && !text[at + word.len()..].starts_with(is_ident))
+}
+
+/// The rooms that follow each `crate::` in `code`: one, or the top level of a braced list.
+fn imports(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for at in words(code, "crate") {
+        let Some(rest) = code[at..].strip_prefix("crate::") else { continue };
+        let Some(list) = rest.strip_prefix('{') else {
+            found.push(rest.chars().take_while(|&c| is_ident(c)).collect());
+            continue;
+        };
+        let (mut depth, mut name, mut names) = (0, String::new(), Vec::new());
+        for c in list.chars() {
+            match c {
+                '}' if depth == 0 => break,
+                ',' if depth == 0 => names.push(std::mem::take(&mut name)),
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 && c != ',' {
+                name.push(c);
+            }
+        }
+        names.push(name);
+        let first = |name: &String| name.trim().chars().take_while(|&c| is_ident(c)).collect::<String>();
+        found.extend(names.iter().map(first).filter(|name| !name.is_empty()));
+    }
+    found
+}
+
+#[test]
+fn no_room_imports_a_higher_one() {
+    let mut wrong = String::new();
+    for source in sources() {
+        if source.path == "lib.rs" || source.path == "main.rs" {
+            continue;
+        }
+        let room = source.room();
+        let Some((_, may)) = ROOMS.iter().find(|(name, _)| *name == room) else {
+            let _ = writeln!(wrong, "{}: no such room", source.path);
+            continue;
+        };
+        let code: String = source.code().flat_map(|(_, line)| [line, "\n"]).collect();
+        for import in imports(&code) {
+            if import != room && import != "time" && !may.contains(&import.as_str()) {
+                let _ = writeln!(wrong, "{}: imports {import}", source.path);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn floors_are_in_order() {
+    for (i, (room, may)) in ROOMS.iter().enumerate() {
+        for lower in *may {
+            assert!(
+                ROOMS[..i].iter().any(|(name, _)| name == lower),
+                "{room} may import {lower}, which is above it"
+            );
+        }
+    }
+}
+
+#[test]
+fn unsafe_stands_only_where_it_may_and_says_why() {
+    let mut wrong = String::new();
+    for source in sources() {
+        for (number, line) in source.code() {
+            let line = line.split('"').step_by(2).collect::<String>();
+            if words(&line, "unsafe").next().is_none() {
+                continue;
+            }
+            if source.room() != "io" {
+                let _ = writeln!(wrong, "{}:{number}: unsafe outside io", source.path);
+            }
+            let above = &source.lines[number.saturating_sub(1 + SAFETY_LINES)..number];
+            if !above.iter().any(|line| line.contains("SAFETY") || line.contains("# Safety")) {
+                let _ = writeln!(wrong, "{}:{number}: unsafe without SAFETY", source.path);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn files_are_short() {
+    let long = sources().into_iter().filter(|source| source.lines.len() > MAX_LINES);
+    let long: Vec<_> = long.map(|source| (source.path, source.lines.len())).collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn nothing_is_left_over_from_writing_it() {
+    let mut wrong = String::new();
+    for source in sources() {
+        let talks = source.room() == "cli" || source.path == "main.rs";
+        for (number, line) in source.code() {
+            let left = ["todo", "unimplemented", "dbg", "println", "print"].into_iter().find(|name| {
+                let calls = words(line, name).any(|at| line[at + name.len()..].starts_with('!'));
+                calls && !(talks && name.starts_with("print"))
+            });
+            if let Some(name) = left {
+                let _ = writeln!(wrong, "{}:{number}: {name}!", source.path);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+}
+
+#[test]
+fn the_reader_of_imports_reads() {
+    assert_eq!(imports("use crate::wire::ip;"), ["wire"]);
+    assert_eq!(
+        imports("use crate::{io::{self, Io}, noise, time::Instant};\nlet x = crate::device::f();"),
+        ["io", "noise", "time", "device"]
+    );
+    assert!(imports("pub(crate) fn f() {}").is_empty());
+}
