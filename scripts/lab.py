@@ -1,0 +1,294 @@
+"""A laboratory of network namespaces: two hosts, a wire, a WireGuard device in each, and a clock on the processors.
+
+Everything made here bears the prefix `rt-PID-` and is removed when the `Lab` is left, also by SIGINT, SIGTERM and SIGHUP.
+Only processes that the lab started are ended, by their ids. The host's own namespace is not touched, save for the UAPI
+sockets, which every WireGuard implementation puts into /var/run/wireguard, whatever the namespace.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+PEERS = os.environ.get("RINGTUN_PEERS", "/opt/peers")
+TREE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+BUILT = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(TREE, "target")), "release", "ringtun")
+UAPI_DIRECTORY = "/var/run/wireguard"
+READY_SECONDS = 10
+STOP_SECONDS = 5
+
+
+class LabError(Exception):
+    """What went wrong, in words for whoever ran the script."""
+
+
+class Cpu:
+    """Jiffies of /proc/stat: `busy` without what the host stole, `stolen`, `total`."""
+
+    def __init__(self):
+        with open("/proc/stat", encoding="ascii") as stat:
+            field = [int(word) for word in stat.readline().split()[1:]]
+        user, nice, system, _idle, _iowait, irq, softirq, self.stolen = field[:8]
+        self.busy = user + nice + system + irq + softirq
+        self.at = time.monotonic()
+
+    def since(self, earlier):
+        """Busy cores and stolen cores, on average since `earlier`."""
+        ticks = (self.at - earlier.at) * os.sysconf("SC_CLK_TCK")
+        return (self.busy - earlier.busy) / ticks, (self.stolen - earlier.stolen) / ticks
+
+
+def process_seconds(pid):
+    """Processor time that a process has used, user and system, all threads."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        field = stat.read().rsplit(")", 1)[1].split()
+    return (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def process_status_kib(pid, key):
+    """A line such as VmHWM of /proc/PID/status, in KiB."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith(key + ":"):
+                return int(line.split()[1])
+    return 0
+
+
+class Lab:
+    """Namespaces and processes with one owner. Use it in a `with` statement."""
+
+    def __init__(self):
+        self.prefix = f"rt-{os.getpid()}-"
+        self.namespaces = []
+        self.processes = []
+        self.sockets = []
+        self.directory = None
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, self._interrupted)
+        self.directory = tempfile.mkdtemp(prefix=self.prefix)
+        return self
+
+    @staticmethod
+    def _interrupted(number, _frame):
+        raise SystemExit(128 + number)
+
+    def __exit__(self, *_):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        self.stop(*self.processes)
+        for namespace in self.namespaces:
+            subprocess.run(["ip", "netns", "del", namespace], check=False, capture_output=True)
+        for path in self.sockets:
+            if os.path.exists(path):
+                os.unlink(path)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def netns(self, name):
+        """A new namespace; its full name."""
+        full = self.prefix + name
+        self.namespaces.append(full)
+        self.host(["ip", "netns", "add", full])
+        self.run(full, "ip link set lo up")
+        return full
+
+    def drop_netns(self, full):
+        """Removes a namespace and the devices that live in it."""
+        self.host(["ip", "netns", "del", full])
+        self.namespaces.remove(full)
+
+    def path(self, name):
+        """A path in the lab's own directory."""
+        return os.path.join(self.directory, name)
+
+    def host(self, argv):
+        """Runs a command to its end; its output. A failure raises with what the command said."""
+        process = self._popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            out, err = process.communicate()
+        finally:
+            self.stop(process)
+        if process.returncode != 0:
+            raise LabError(f"{shlex.join(argv)}: exit {process.returncode}: {(err or out).strip()[-2000:]}")
+        return out
+
+    def run(self, namespace, command):
+        """Runs a command (string or list) in a namespace to its end; its output."""
+        return self.host(self._inside(namespace, command))
+
+    def spawn(self, namespace, command, log=None, environment=None):
+        """Starts a command in a namespace and leaves it running. `ip netns exec` becomes the command: its id is the
+        command's own."""
+        with open(log or os.devnull, "ab") as out:
+            return self._popen(self._inside(namespace, command), stdout=out, stderr=out,
+                               env={**os.environ, **(environment or {})})
+
+    @contextlib.contextmanager
+    def iperf3_server(self, namespace):
+        """iperf3's server in a namespace, listening when the body begins."""
+        process = self.spawn(namespace, ["iperf3", "-s"], self.path("server.log"))
+        until = time.monotonic() + READY_SECONDS
+        while not self.run(namespace, "ss -Hltn sport = :5201"):
+            if process.poll() is not None or time.monotonic() > until:
+                raise LabError("iperf3's server does not listen")
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.stop(process)
+
+    def _popen(self, argv, **options):
+        # A session of its own: Ctrl-C at the terminal reaches this process alone, which then stops the others in order.
+        # And should this process be killed, the kernel ends the others.
+        process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *argv], stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        self.processes.append(process)
+        return process
+
+    def stop(self, *processes):
+        """Ends processes that this lab started, gently and then not."""
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        until = time.monotonic() + STOP_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes = [process for process in self.processes if process not in processes]
+
+    @staticmethod
+    def _inside(namespace, command):
+        argv = shlex.split(command) if isinstance(command, str) else list(command)
+        return ["ip", "netns", "exec", namespace, *argv]
+
+
+class Implementation:
+    """A WireGuard program: `NAME OPTIONS...`, where NAME is one of PROGRAMS."""
+
+    PROGRAMS = {
+        "ringtun": (lambda: os.environ.get("RINGTUN_BIN") or BUILT, ["-f"], {}),
+        "wireguard-go": (lambda: f"{PEERS}/bin/wireguard-go", ["-f"], {}),
+        "boringtun": (lambda: f"{PEERS}/bin/boringtun-cli", ["-f", "--disable-drop-privileges"], {}),
+        "gotatun": (lambda: f"{PEERS}/bin/gotatun", ["-f", "--disable-drop-privileges"], {}),
+    }
+
+    def __init__(self, specification):
+        words = shlex.split(specification)
+        if not words or words[0] not in self.PROGRAMS:
+            raise LabError(f"unknown implementation {specification!r}; there are {', '.join(self.PROGRAMS)}")
+        program, options, self.environment = self.PROGRAMS[words[0]]
+        self.label = " ".join(words)
+        self.argv = [program(), *options, *words[1:]]
+        if shutil.which(self.argv[0]) is None:
+            raise LabError(f"{self.argv[0]} is not there" + (
+                "; scripts/peers installs it" if words[0] != "ringtun" else "; cargo build --release makes it"))
+
+
+WIRES = {
+    "gso": "veth as it is: a train crosses as one buffer, as on a card that segments and merges in hardware",
+    "segmented": "veth that segments in software and merges again on receipt (GRO)",
+    "plain": "veth that segments in software; every datagram arrives alone",
+}
+
+
+class Tunnel:
+    """Two namespaces, `a` and `b`, joined by a wire, with a device of one implementation in each."""
+
+    MTU = 1420
+    # Outer addresses are RFC 2544's (benchmarking), inner ones RFC 1918's.
+    OUTER = {"a": "198.18.0.1", "b": "198.18.0.2"}
+    INNER = {"a": "10.99.0.1", "b": "10.99.0.2"}
+
+    def __init__(self, lab, implementation, wire="gso"):
+        self.lab, self.implementation, self.wire = lab, implementation, wire
+        serial = len(lab.sockets)
+        self.namespace, self.daemon, self.device = {}, {}, {}
+        for side in "ab":
+            # At most 15 characters, and one for all namespaces: the UAPI sockets share a directory.
+            self.device[side] = f"rt{os.getpid() % 10**8}{side}{serial}"
+
+    def __enter__(self):
+        lab = self.lab
+        for side in "ab":
+            self.namespace[side] = lab.netns(side)
+        self._lay_wire()
+        private = {side: lab.host(["wg", "genkey"]).strip() for side in "ab"}
+        public = {side: self._public_key(private[side]) for side in "ab"}
+        for side, other in ("ab", "ba"):
+            self._start(side)
+            self._configure(side, private[side], other, public[other])
+        self._await_handshake()
+        return self
+
+    def __exit__(self, *_):
+        self.lab.stop(*self.daemon.values())
+        for namespace in self.namespace.values():
+            self.lab.drop_netns(namespace)
+
+    def _lay_wire(self):
+        a, b = self.namespace["a"], self.namespace["b"]
+        self.lab.run(a, ["ip", "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", b])
+        for side in "ab":
+            namespace = self.namespace[side]
+            self.lab.run(namespace, f"ip addr add {self.OUTER[side]}/24 dev wire")
+            self.lab.run(namespace, "ip link set wire up")
+            if self.wire != "gso":
+                gro = "on" if self.wire == "segmented" else "off"
+                self.lab.run(namespace, "ethtool -K wire tx-udp-segmentation off")
+                self.lab.run(namespace, f"ethtool -K wire gro {gro}")
+
+    def _public_key(self, private):
+        return subprocess.run(["wg", "pubkey"], input=private, text=True, check=True, capture_output=True).stdout.strip()
+
+    def _start(self, side):
+        name = self.device[side]
+        log = self.lab.path(f"{name}.log")
+        socket = f"{UAPI_DIRECTORY}/{name}.sock"
+        self.lab.sockets.append(socket)
+        daemon = self.lab.spawn(self.namespace[side], [*self.implementation.argv, name], log,
+                                self.implementation.environment)
+        self.daemon[side] = daemon
+        until = time.monotonic() + READY_SECONDS
+        while not os.path.exists(socket):
+            if daemon.poll() is not None or time.monotonic() > until:
+                with open(log, encoding="utf-8", errors="replace") as text:
+                    raise LabError(f"{self.implementation.label} made no device; it said:\n{text.read()[-2000:]}")
+            time.sleep(0.05)
+
+    def _configure(self, side, private, other, public):
+        path = self.lab.path("wg.conf")
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as text:
+            text.write(f"[Interface]\nPrivateKey = {private}\nListenPort = 51820\n[Peer]\nPublicKey = {public}\n"
+                       f"AllowedIPs = {self.INNER[other]}/32\nEndpoint = {self.OUTER[other]}:51820\n")
+        namespace, device = self.namespace[side], self.device[side]
+        self.lab.run(namespace, ["wg", "setconf", device, path])
+        self.lab.run(namespace, f"ip addr add {self.INNER[side]}/24 dev {device}")
+        self.lab.run(namespace, f"ip link set {device} mtu {self.MTU} up")
+
+    def _await_handshake(self):
+        try:
+            self.lab.run(self.namespace["a"], f"ping -q -c 1 -w {READY_SECONDS} {self.INNER['b']}")
+        except LabError as error:
+            raise LabError(f"{self.implementation.label}: no answer through the tunnel: {error}") from error
+
+    def counter(self, side, name):
+        """A counter of the WireGuard device, such as rx_packets."""
+        path = f"/sys/class/net/{self.device[side]}/statistics/{name}"
+        return int(self.lab.run(self.namespace[side], ["cat", path]))
+
+
+def main_guard(main):
+    """Runs `main`, turning what went wrong into one line and an exit code."""
+    try:
+        sys.exit(main())
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

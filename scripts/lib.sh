@@ -1,0 +1,121 @@
+# Shared by the scripts beside it; sourced, not run.
+# shellcheck shell=bash
+#
+# What is here touches the machine in one way only: `install_debian_packages`, which names what it adds before it adds it.
+# Namespaces, devices and their processes are lab.py's.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PEERS=${RINGTUN_PEERS:-/opt/peers}
+CACHE=${RINGTUN_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ringtun}
+# Debian keeps ip, nft and ethtool where a plain user's PATH does not look; rustup installs here.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+export PATH
+
+say() { printf '\n== %s\n' "$*"; }
+note() { printf '   %s\n' "$*"; }
+warn() { printf 'warning: %s\n' "$*" >&2; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+is_root() { [ "$(id -u)" -eq 0 ]; }
+
+need_root() {
+    is_root || die "$1 needs root (network namespaces and TUN devices). Try: sudo -E $0"
+}
+
+need_tun() {
+    [ -c /dev/net/tun ] || die "there is no /dev/net/tun. Load the module (modprobe tun), or give the container the device."
+}
+
+# Says on one line why namespaces or TUN devices cannot be used here; silent and 1 when they can.
+why_no_namespaces() {
+    is_root || {
+        echo "not running as root"
+        return 0
+    }
+    [ -c /dev/net/tun ] || {
+        echo "there is no /dev/net/tun"
+        return 0
+    }
+    command -v ip >/dev/null || {
+        echo "iproute2 is not installed"
+        return 0
+    }
+    local probe="rt-$$-probe"
+    if ! ip netns add "$probe" 2>/dev/null; then
+        echo "network namespaces cannot be created"
+        return 0
+    fi
+    ip netns del "$probe"
+    return 1
+}
+
+# install_debian_packages WHAT=PACKAGE...: WHAT is a command, or a file when it begins with a slash. Installs the packages
+# of those that are missing, and no others.
+install_debian_packages() {
+    local entry what package missing=()
+    for entry in "$@"; do
+        what=${entry%%=*} package=${entry#*=}
+        if [[ $what == /* ]]; then
+            [ -e "$what" ] && continue
+        else
+            command -v "$what" >/dev/null && continue
+        fi
+        missing+=("$package")
+    done
+    if [ ${#missing[@]} -eq 0 ]; then
+        note "Debian packages: all present"
+        return 0
+    fi
+    command -v apt-get >/dev/null || die "this is not Debian; install the counterparts of: ${missing[*]}"
+    is_root || die "missing Debian packages. As root: apt-get install ${missing[*]}"
+    note "Debian packages to install: ${missing[*]}"
+    local log
+    log=$(mktemp)
+    if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
+        "${missing[@]}"; } </dev/null >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        die "apt-get failed; its output stands above"
+    fi
+    rm -f "$log"
+}
+
+# Packages to build, to make a lab of namespaces, and to test.
+BUILD_PACKAGES=(gcc=gcc /usr/include/stdio.h=libc6-dev)
+LAB_PACKAGES=(ip=iproute2 wg=wireguard-tools iperf3=iperf3 ping=iputils-ping ethtool=ethtool python3=python3 setpriv=util-linux)
+TEST_PACKAGES=(nft=nftables qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod)
+
+need_rust() {
+    local wanted have
+    wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$ROOT/Cargo.toml")
+    if ! command -v cargo >/dev/null; then
+        die "cargo is missing, and Debian 12's own package (1.63) is too old: Rust $wanted or newer is needed. Install it with
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default
+or unpack a toolchain of https://forge.rust-lang.org/infra/other-installation-methods.html, then run this again."
+    fi
+    have=$(cargo --version | awk '{print $2}')
+    if [ "$(printf '%s\n%s\n' "$wanted" "${have%%-*}" | sort -V | head -n 1)" != "$wanted" ]; then
+        die "cargo is $have, but Rust $wanted or newer is needed (Debian 12's own package is too old). Try: rustup update stable"
+    fi
+    note "cargo $have"
+}
+
+# Builds the release binary and leaves its path in RINGTUN_BIN; a path given from outside is taken as it is.
+build_ringtun() {
+    if [ -n "${RINGTUN_BIN:-}" ]; then
+        [ -x "$RINGTUN_BIN" ] || die "RINGTUN_BIN=$RINGTUN_BIN is not a program"
+        note "RINGTUN_BIN=$RINGTUN_BIN: not building"
+    else
+        install_debian_packages "${BUILD_PACKAGES[@]}"
+        need_rust
+        note "cargo build --release"
+        (cd "$ROOT" && cargo build --release --locked --bin ringtun)
+        RINGTUN_BIN=${CARGO_TARGET_DIR:-$ROOT/target}/release/ringtun
+    fi
+    export RINGTUN_BIN
+}

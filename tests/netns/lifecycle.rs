@@ -1,0 +1,203 @@
+//! A device's beginning and end, and its moves between namespaces.
+
+use crate::implementation::{
+    Device, Implementation, Io, RINGTUN, RINGTUN_TWO, ringtun, stand_in, uapi_socket,
+};
+use crate::lab::{Host, eventually, find_program, ready, serial, sh, skip};
+use crate::pair::{A, B, Pair, V4, V6};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_device_moved_to_another_namespace_keeps_its_sockets_where_they_were() {
+    let Some(pair) = Pair::connected(RINGTUN_TWO, RINGTUN) else { return };
+    // A namespace without any other way out.
+    let cell = Host::namespace();
+    let name = pair[A].name();
+    pair[A].host.run(&format!("ip link set {name} netns {}", cell.name()));
+    cell.run(&format!("ip addr add {}/24 dev {name} && ip link set {name} up", pair[A].inner(V4)));
+    cell.run(&format!("ip addr add {}/64 dev {name} nodad", pair[A].inner(V6)));
+    for family in [V4, V6] {
+        let said = cell.try_run(&format!("ping -q -c 1 -w 20 {}", pair[B].inner(family)));
+        said.unwrap_or_else(|error| panic!("{error}\n{}", pair.tell()));
+    }
+    let _server = pair[B].host.iperf3_server();
+    eventually("bulk data passes", SOON, || {
+        cell.try_run(&format!("iperf3 -c {} -t 1", pair[B].inner(V4))).is_ok()
+    });
+    assert_eq!(pair[B].wg_show("endpoints"), pair[A].endpoint(V4));
+    assert!(pair[A].host.run("ss -Hlun").contains(":51820"), "the sockets went along");
+    // And it is still configured from anywhere.
+    pair[A].host.run(&format!("wg set {name} listen-port 51999"));
+    let done = cell.try_run(&format!("ping -q -c 1 -w 20 {}", pair[B].inner(V4)));
+    done.unwrap_or_else(|error| panic!("{error}\n{}", pair.tell()));
+}
+
+#[test]
+fn signals_remove_device_and_socket() {
+    for signal in ["TERM", "INT"] {
+        let Some(mut pair) = Pair::connected(RINGTUN, RINGTUN) else { return };
+        let name = pair[A].name().to_owned();
+        let process = pair[A].device.as_mut().expect("a device").process();
+        process.signal(signal);
+        let status = process.wait(SOON).expect("an end");
+        let said = process.said();
+        assert_eq!(status.code(), Some(0), "SIG{signal}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        assert!(!Path::new(&uapi_socket(&name)).exists(), "SIG{signal} left the socket");
+        assert!(
+            pair[A].host.try_run(&format!("ip link show {name}")).is_err(),
+            "SIG{signal} left the interface"
+        );
+    }
+}
+
+#[test]
+fn a_device_deleted_in_mid_traffic_ends_its_process() {
+    let implementations = [RINGTUN_TWO, Implementation::Ringtun { workers: 2, io: Io::Syscalls }];
+    for implementation in implementations {
+        let Some(mut pair) = Pair::connected(implementation, RINGTUN) else { return };
+        let _server = pair[B].host.iperf3_server();
+        let target = pair[B].inner(V4);
+        eventually("the server listens", SOON, || {
+            pair[A].host.try_run(&format!("iperf3 -c {target} -n 1K")).is_ok()
+        });
+        let _client = pair[A].host.start("iperf3", &["-c", target, "-P", "4", "-t", "30"]);
+        std::thread::sleep(Duration::from_secs(1));
+        let name = pair[A].name().to_owned();
+        pair[A].host.run(&format!("ip link del {name}"));
+        let process = pair[A].device.as_mut().expect("a device").process();
+        let status = process.wait(SOON).expect("the process lives on without its device");
+        let said = process.said();
+        assert!(status.code().is_some() && !said.contains("panicked"), "{status}: {said}");
+        assert!(!Path::new(&uapi_socket(&name)).exists(), "the socket stayed");
+        if !stand_in() {
+            assert!(said.contains(&name), "it does not say which device is gone: {said}");
+        }
+    }
+}
+
+#[test]
+fn removing_the_uapi_socket_ends_the_process() {
+    // wg-quick's way of taking a userspace device down.
+    let Some(mut pair) = Pair::connected(RINGTUN, RINGTUN) else { return };
+    let name = pair[A].name().to_owned();
+    std::fs::remove_file(uapi_socket(&name)).expect("its socket");
+    let process = pair[A].device.as_mut().expect("a device").process();
+    assert_eq!(process.wait(SOON).and_then(|status| status.code()), Some(0), "{}", process.said());
+    assert!(pair[A].host.try_run(&format!("ip link show {name}")).is_err(), "the interface stayed");
+}
+
+#[test]
+fn down_and_up_again_carries_on() {
+    let Some(pair) = Pair::connected(RINGTUN_TWO, RINGTUN) else { return };
+    let (host, name) = (&pair[A].host, pair[A].name());
+    for _ in 0..3 {
+        host.run(&format!("ip link set {name} down"));
+        host.run(&format!("ip link set {name} up"));
+    }
+    // Down takes IPv6 addresses away; IPv4 stays.
+    pair.expect_ping(A, V4);
+    pair.expect_ping(B, V4);
+}
+
+#[test]
+fn changes_of_the_mtu_are_followed() {
+    let Some(pair) = Pair::connected(RINGTUN_TWO, RINGTUN) else { return };
+    for mtu in [1280, 1420, 576, 9000, 1420] {
+        for side in [A, B] {
+            pair[side].host.run(&format!("ip link set {} mtu {mtu}", pair[side].name()));
+        }
+        // Above the wire's own MTU the outer packets are fragments.
+        let size = mtu - 28;
+        let said = pair[A].host.try_run(&format!("ping -q -M do -s {size} -c 1 -w 10 {}", pair[B].inner(V4)));
+        said.unwrap_or_else(|error| panic!("MTU {mtu}: {error}\n{}", pair.tell()));
+    }
+}
+
+#[test]
+fn without_f_it_goes_to_the_background_once_the_device_is_there() {
+    if !ready() {
+        return;
+    }
+    let host = Host::namespace();
+    let name = format!("rt{}n{}", std::process::id() % 10_000_000, serial());
+    // Should it hold on to the pipes of its parent, this call does not end.
+    host.run(&format!("timeout 20 {} {name}", ringtun().display()));
+    assert!(Path::new(&uapi_socket(&name)).exists());
+    host.run(&format!("ip link show {name}"));
+    let listed = sh("wg show interfaces").expect("wg");
+    assert!(listed.split_whitespace().any(|listed| listed == name), "{listed}");
+    let pids = host.run(&format!("ip netns pids {}", host.name()));
+    let daemon = pids.split_whitespace().find(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split('\0').any(|word| word == name))
+    });
+    sh(&format!("kill -s TERM {}", daemon.expect("a daemon"))).expect("kill");
+    eventually("it goes away", SOON, || !Path::new(&uapi_socket(&name)).exists());
+}
+
+#[test]
+fn a_second_device_of_a_name_is_refused_and_the_first_lives_on() {
+    if !ready() {
+        return;
+    }
+    let host = Arc::new(Host::namespace());
+    let device = Device::start(&host, RINGTUN);
+    let mut second = host.start(&ringtun().display().to_string(), &["-f", &device.name]);
+    let status = second.wait(SOON).expect("the second of the name runs");
+    assert_eq!(status.code(), Some(1), "{}", second.said());
+    assert!(!second.said().contains("panicked"), "{}", second.said());
+    host.run(&format!("wg set {0} listen-port 51820 && ip link show {0}", device.name));
+}
+
+/// wg-quick takes the kernel's implementation wherever there is one.
+fn kernel_has_wireguard() -> bool {
+    let host = Host::namespace();
+    host.try_run("ip link add probe type wireguard").is_ok()
+}
+
+#[test]
+fn wg_quick_brings_a_device_up_and_down() {
+    if !ready() {
+        return;
+    }
+    if find_program("wg-quick").is_none() || kernel_has_wireguard() {
+        skip("wg-quick is not installed, or would take the kernel's own WireGuard");
+        return;
+    }
+    let Some(pair) = Pair::new(RINGTUN, RINGTUN) else { return };
+    pair.configure_side(B, None);
+    let directory = std::env::temp_dir().join(format!("rt-{}-{}", std::process::id(), serial()));
+    std::fs::create_dir(&directory).expect("a directory");
+    let name = format!("rt{}n{}", std::process::id() % 10_000_000, serial());
+    let file = directory.join(format!("{name}.conf"));
+    let (mine, inner) = (&pair[A], pair[A].inner(V4));
+    mine.host.run(&format!(
+        "ip addr flush dev {0} && ip link set {0} down && wg set {0} listen-port 0",
+        mine.name()
+    ));
+    let text = pair.configuration(A, Some(V4)).replace("[Peer]", &format!("Address = {inner}/24\n[Peer]"));
+    std::fs::write(&file, text).expect("a file");
+    let quick = |verb: &str| {
+        let binary = ringtun().display().to_string();
+        mine.host.try_run(&format!(
+            "WG_QUICK_USERSPACE_IMPLEMENTATION={binary} timeout 30 wg-quick {verb} {}",
+            file.display()
+        ))
+    };
+    let up = quick("up");
+    let ping = mine.host.try_run(&format!("ping -q -c 1 -w 10 {}", pair[B].inner(V4)));
+    let down = quick("down");
+    let gone = mine.host.try_run(&format!("ip link show {name}"));
+    let _ = std::fs::remove_dir_all(&directory);
+    assert!(
+        up.is_ok() && ping.is_ok() && down.is_ok(),
+        "up {up:?}\nping {ping:?}\ndown {down:?}\n{}",
+        pair.tell()
+    );
+    assert!(gone.is_err() || gone.is_ok_and(|line| !line.contains(&name)), "the interface stayed");
+}
