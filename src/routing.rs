@@ -4,15 +4,15 @@
 //!   RouteTable { v4: Trie, v6: Trie }
 //!
 //!   Trie    nodes:  [ children: u64 | runs: u64 | first_child: u32 | first_leaf: u32 ] ...     six bits a level
-//!           leaves: [ owner | NONE | TAIL + index ] ...                                        one a run of slots
-//!           tails:  [ key, length, owner, owner otherwise ] ...                                lone long prefixes
+//!           leaves: [ owner | NONE | INDEX + jump ] ...                                        one a run of slots
+//!           jumps:  [ key, length, inside: owner | INDEX + node, otherwise: owner | NONE ] ... over levels without a choice
 //! ```
 //!
 //! The structure is a poptrie (Asai, Ohara: "Poptrie", SIGCOMM 2015, section 3): a node splits on six bits; one bitmap says
 //! which of its 64 slots lead to child nodes, another where runs of equal leaves begin, and population counts index
 //! the packed children and leaves. Shorter prefixes are pushed down to the leaves, so the first leaf met is the answer.
-//! In place of the chain of nodes down to a prefix that is alone below its slot stands a tail, one comparison: three routes
-//! are one node, and a sparse IPv6 /128 costs 48 bytes instead of twenty nodes.
+//! Where all below a slot share their next bits, a jump stands in place of the chain of nodes, one comparison: to the owner of
+//! a lone prefix, or to the node where several part. So a sparse IPv6 /128 costs 48 bytes instead of twenty nodes.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -106,7 +106,7 @@ pub struct RouteTable {
 }
 
 /// Owners lie below this: the bit above tells leaves apart.
-pub const MAX_OWNERS: u32 = TAIL;
+pub const MAX_OWNERS: u32 = INDEX;
 
 impl RouteTable {
     /// Builds the table; a prefix that stands twice goes to its last owner.
@@ -155,10 +155,10 @@ fn mask(len: u8) -> u128 {
 const STRIDE: u8 = 6;
 /// Slots a node.
 const SLOTS: usize = 1 << STRIDE;
-/// Leaf: no prefix holds the address.
+/// No prefix holds the address.
 const NONE: u32 = u32::MAX;
-/// Leaf: the rest is the index of a tail; below it a leaf is the owner itself.
-const TAIL: u32 = 1 << 31;
+/// The rest is an index, of a jump or a node; without this bit it is an owner.
+const INDEX: u32 = 1 << 31;
 
 #[derive(Clone, Copy, Debug)]
 struct Route {
@@ -172,6 +172,12 @@ fn slot_of(key: u128, depth: u8) -> usize {
     ((key << depth) >> (128 - STRIDE)) as usize
 }
 
+/// Bits that all of these sorted routes share; of a lone one, its length.
+fn common_len(first: &Route, last: &Route, routes: &[Route]) -> u8 {
+    let shortest = routes.iter().map(|route| route.len).min().unwrap_or(0);
+    shortest.min((first.key ^ last.key).leading_zeros() as u8)
+}
+
 #[derive(Clone, Copy, Default, Debug)]
 struct Node {
     /// Slots that lead to a child.
@@ -183,12 +189,22 @@ struct Node {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Tail {
+struct Jump {
+    /// What the address must begin with,
     key: u128,
+    /// in so many bits; below 128 where it leads to a node.
     len: u8,
-    owner: u32,
-    /// The answer where the address is not in the tail: an owner or `NONE`.
+    /// Then: an owner, or `INDEX` and the node that goes on after those bits.
+    inside: u32,
+    /// Else: an owner or `NONE`.
     otherwise: u32,
+}
+
+/// Routes below one slot that share their bits up to `depth`, and what holds where none of them does.
+struct Below<'a> {
+    routes: &'a [Route],
+    depth: u8,
+    inherited: u32,
 }
 
 /// Node 0 is the root; an empty trie has none.
@@ -196,7 +212,7 @@ struct Tail {
 struct Trie {
     nodes: Vec<Node>,
     leaves: Vec<u32>,
-    tails: Vec<Tail>,
+    jumps: Vec<Jump>,
 }
 
 impl Trie {
@@ -213,17 +229,17 @@ impl Trie {
         let mut trie = Trie::default();
         if !routes.is_empty() {
             trie.nodes.push(Node::default());
-            trie.fill(0, 0, &routes, NONE);
+            trie.fill(0, &Below { routes: &routes, depth: 0, inherited: NONE });
             trie.nodes.shrink_to_fit();
             trie.leaves.shrink_to_fit();
-            trie.tails.shrink_to_fit();
+            trie.jumps.shrink_to_fit();
         }
         trie
     }
 
-    /// Makes `node`, `depth` bits down, out of the sorted `routes` below it; `inherited` holds where none of them does.
-    /// Recurses at most 22 times (128 bits in steps of six).
-    fn fill(&mut self, node: usize, depth: u8, routes: &[Route], inherited: u32) {
+    /// Makes `node` out of sorted routes. Recurses at most 22 times (128 bits in steps of six or more).
+    fn fill(&mut self, node: usize, below: &Below<'_>) {
+        let &Below { routes, depth, inherited } = below;
         let end = depth + STRIDE;
         let mut slots = [inherited; SLOTS];
         // In sorted order an enclosing prefix comes first, so later ones overwrite it where they are longer.
@@ -231,25 +247,24 @@ impl Trie {
             let first = slot_of(route.key, depth);
             slots[first..first + (1 << (end - route.len))].fill(route.owner);
         }
-        let mut children = 0;
-        let mut below: Vec<&[Route]> = Vec::new();
+        let (mut children, mut direct, mut jumped) = (0, Vec::new(), Vec::new());
         for group in routes.chunk_by(|a, b| slot_of(a.key, depth) == slot_of(b.key, depth)) {
             // Within a slot those that end here come first: they share its address and are shorter.
-            let long = &group[group.partition_point(|route| route.len <= end)..];
-            match long {
-                [] => {}
-                [lone] => {
-                    let slot = slot_of(lone.key, depth);
-                    let tail =
-                        Tail { key: lone.key, len: lone.len, owner: lone.owner, otherwise: slots[slot] };
-                    slots[slot] = TAIL | self.tails.len() as u32;
-                    self.tails.push(tail);
-                }
-                [first, ..] => {
-                    children |= 1 << slot_of(first.key, depth);
-                    below.push(long);
-                }
+            let routes = &group[group.partition_point(|route| route.len <= end)..];
+            let (Some(first), Some(last)) = (routes.first(), routes.last()) else { continue };
+            let slot = slot_of(first.key, depth);
+            let inherited = slots[slot];
+            let common = common_len(first, last, routes);
+            if routes.len() > 1 && common < end + STRIDE {
+                children |= 1 << slot;
+                direct.push(Below { routes, depth: end, inherited });
+                continue;
             }
+            slots[slot] = INDEX | self.jumps.len() as u32;
+            if routes.len() > 1 {
+                jumped.push((self.jumps.len(), Below { routes, depth: common, inherited }));
+            }
+            self.jumps.push(Jump { key: first.key, len: common, inside: first.owner, otherwise: inherited });
         }
         let first_child = self.nodes.len();
         self.nodes[node] = Node {
@@ -258,9 +273,15 @@ impl Trie {
             first_leaf: self.leaves.len() as u32,
             runs: self.push_leaves(&slots, children),
         };
-        self.nodes.resize(first_child + below.len(), Node::default());
-        for (i, routes) in below.into_iter().enumerate() {
-            self.fill(first_child + i, end, routes, slots[slot_of(routes[0].key, depth)]);
+        self.nodes.resize(first_child + direct.len(), Node::default());
+        for (i, below) in direct.iter().enumerate() {
+            self.fill(first_child + i, below);
+        }
+        for (jump, below) in &jumped {
+            let node = self.nodes.len();
+            self.jumps[*jump].inside = INDEX | node as u32;
+            self.nodes.push(Node::default());
+            self.fill(node, below);
         }
     }
 
@@ -285,31 +306,32 @@ impl Trie {
             let slot = (rest >> (128 - STRIDE)) as u32;
             // Bits 0 ..= slot.
             let upto = u64::MAX >> (63 - slot);
-            if node.children & (1 << slot) == 0 {
-                // The first slot that is no child begins a run, so there is one at or before this slot.
-                let leaf = self.leaves[(node.first_leaf + (node.runs & upto).count_ones() - 1) as usize];
-                return self.resolve(leaf, key);
+            if node.children & (1 << slot) != 0 {
+                node = &self.nodes[(node.first_child + (node.children & upto).count_ones() - 1) as usize];
+                rest <<= STRIDE;
+                continue;
             }
-            node = &self.nodes[(node.first_child + (node.children & upto).count_ones() - 1) as usize];
-            rest <<= STRIDE;
+            // The first slot that is no child begins a run, so there is one at or before this slot.
+            let leaf = self.leaves[(node.first_leaf + (node.runs & upto).count_ones() - 1) as usize];
+            if leaf & INDEX == 0 || leaf == NONE {
+                return (leaf != NONE).then_some(leaf);
+            }
+            let jump = &self.jumps[(leaf & !INDEX) as usize];
+            if (jump.key ^ key) & mask(jump.len) != 0 {
+                return (jump.otherwise != NONE).then_some(jump.otherwise);
+            }
+            if jump.inside & INDEX == 0 {
+                return Some(jump.inside);
+            }
+            node = &self.nodes[(jump.inside & !INDEX) as usize];
+            rest = key << jump.len;
         }
-    }
-
-    #[inline]
-    fn resolve(&self, leaf: u32, key: u128) -> Option<u32> {
-        let owner = if leaf == NONE || leaf & TAIL == 0 {
-            leaf
-        } else {
-            let tail = &self.tails[(leaf & !TAIL) as usize];
-            if (tail.key ^ key) & mask(tail.len) == 0 { tail.owner } else { tail.otherwise }
-        };
-        (owner != NONE).then_some(owner)
     }
 
     fn memory(&self) -> usize {
         self.nodes.capacity() * size_of::<Node>()
             + self.leaves.capacity() * size_of::<u32>()
-            + self.tails.capacity() * size_of::<Tail>()
+            + self.jumps.capacity() * size_of::<Jump>()
     }
 }
 
@@ -404,17 +426,13 @@ mod tests {
 
     #[test]
     fn sparse_hosts_take_no_chain_of_nodes() {
-        // One host in each of 4,096 /64s that differ in scattered bits.
-        let hosts = (0..4096u128).map(|i| {
-            (
-                Prefix::from(IpAddr::from(Ipv6Addr::from_bits(
-                    (0x2001 << 112) | (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) << 40),
-                ))),
-                0,
-            )
-        });
+        // Two neighbours in each of 4,096 /64s that differ in scattered bits.
+        let network =
+            |i: u128| (0x2001 << 112) | ((i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0xffff_ffff_ffff) << 64);
+        let hosts = (0..8192).map(|i| Ipv6Addr::from_bits(network(i / 2) | (i % 2)));
+        let hosts = hosts.map(|host| (Prefix::from(IpAddr::from(host)), 0));
         let t = RouteTable::build(hosts);
-        assert!(t.memory() < 4096 * 160, "{} bytes", t.memory());
+        assert!(t.memory() < 8192 * 160, "{} bytes", t.memory());
     }
 
     /// Addresses from a narrow range, so that prefixes nest and lookups hit, and from everywhere.

@@ -1,5 +1,7 @@
 //! The house stays as drawn: who may import whom, where `unsafe` may stand, how long a file may be.
 
+#![allow(clippy::unwrap_used)] // all of it is test code
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sim", &["device", "dataplane", "io", "offload", "index", "routing", "noise", "crypto", "wire"]),
 ];
 
+/// The one file outside the I/O room with `unsafe`: it calls functions that are compiled for a CPU feature, after asking for it.
+const CPU_FEATURES: &str = "crypto/lanes/mod.rs";
 /// Lines a file may have.
 const MAX_LINES: usize = 600;
 /// Lines above an `unsafe` within which its SAFETY comment stands.
@@ -176,7 +180,7 @@ fn unsafe_stands_only_where_it_may_and_says_why() {
             if words(&line, "unsafe").next().is_none() {
                 continue;
             }
-            if source.room() != "io" {
+            if source.room() != "io" && source.path != CPU_FEATURES {
                 let _ = writeln!(wrong, "{}:{number}: unsafe outside io", source.path);
             }
             let above = &source.lines[number.saturating_sub(1 + SAFETY_LINES)..number];

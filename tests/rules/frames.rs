@@ -1,9 +1,9 @@
 //! Rules 12, 13 and 14: padding, MTU, super-packets, ECN, source addresses.
 
-use crate::lab::{Lab, millis, secs};
+use crate::lab::{Lab, inner4, millis, secs};
 use crate::puppet::with_puppet;
 use ringtun::offload::coalesce::CoalesceOptions;
-use ringtun::sim::packet::Inner;
+use ringtun::sim::packet::{Flow, Inner};
 use ringtun::sim::{Faults, HostConfig, seeds};
 use ringtun::wire::message::{DATA_OVERHEAD, MessageKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,6 +32,21 @@ fn rule_12_padding_to_16_never_exceeds_the_mtu() {
             assert_eq!(padded, len.next_multiple_of(16).min(mtu), "{len} bytes at MTU {mtu}");
         }
         assert_eq!(lab.missing(), 0);
+    }
+}
+
+#[test]
+fn rule_12_padding_is_zero_and_only_padding_is_added() {
+    let (mut lab, puppet, mut session) = with_puppet(1);
+    let to: SocketAddr = (crate::puppet::puppet_inner(), 5).into();
+    for len in [8, 9, 100, 1391, 1392] {
+        let inner = lab.packet(Flow::udp((inner4(0), 5).into(), to), len);
+        lab.host(0).send(&inner.flow, inner.to_frame());
+        lab.world.run_for(millis(50));
+        let datagram = puppet.hear(&mut lab, MessageKind::Data).unwrap();
+        let content = session.open(&datagram).unwrap();
+        let (packet, padding) = content.split_at(inner.to_packet().len());
+        assert!(packet == inner.to_packet() && padding.len() < 16 && padding.iter().all(|&byte| byte == 0));
     }
 }
 

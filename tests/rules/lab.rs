@@ -8,55 +8,55 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 /// Port that every site listens on.
-pub const PORT: u16 = 51820;
+pub(crate) const PORT: u16 = 51820;
 
 /// Lower-case hexadecimal, as the configuration protocol writes keys.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub const fn secs(seconds: u64) -> Duration {
+pub(crate) const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-pub const fn millis(millis: u64) -> Duration {
+pub(crate) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
 /// One device, its key and its addresses.
-pub struct Site {
-    pub id: HostId,
-    pub key: PrivateKey,
+pub(crate) struct Site {
+    pub(crate) id: HostId,
+    pub(crate) key: PrivateKey,
     /// Outer address.
-    pub addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
 }
 
 /// The inner IPv4 address of a site: 10.0.SITE.1 of its 10.0.SITE.0/24.
-pub fn inner4(site: usize) -> IpAddr {
+pub(crate) fn inner4(site: usize) -> IpAddr {
     Ipv4Addr::new(10, 0, site as u8, 1).into()
 }
 
 /// The inner IPv6 address of a site: fd00:SITE::1 of its fd00:SITE::/64.
-pub fn inner6(site: usize) -> IpAddr {
+pub(crate) fn inner6(site: usize) -> IpAddr {
     Ipv6Addr::new(0xfd00, site as u16, 0, 0, 0, 0, 0, 1).into()
 }
 
 /// The world under test. Every delivered packet goes through the ledger.
-pub struct Lab {
-    pub world: World,
-    pub sites: Vec<Site>,
-    pub ledger: Ledger,
+pub(crate) struct Lab {
+    pub(crate) world: World,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) ledger: Ledger,
     serial: u64,
 }
 
 impl Lab {
     /// Two sites of two workers.
-    pub fn pair(seed: u64) -> Lab {
+    pub(crate) fn pair(seed: u64) -> Lab {
         Lab::mesh(seed, vec![HostConfig::default(); 2])
     }
 
     /// Sites that all know each other, up.
-    pub fn mesh(seed: u64, configs: Vec<HostConfig>) -> Lab {
+    pub(crate) fn mesh(seed: u64, configs: Vec<HostConfig>) -> Lab {
         let mut lab = Lab::down(seed, configs);
         for site in 0..lab.sites.len() {
             for other in (0..lab.sites.len()).filter(|&other| other != site) {
@@ -69,7 +69,7 @@ impl Lab {
     }
 
     /// Sites with keys and ports, without peers, down.
-    pub fn down(seed: u64, configs: Vec<HostConfig>) -> Lab {
+    pub(crate) fn down(seed: u64, configs: Vec<HostConfig>) -> Lab {
         let mut world = World::new(seed);
         let mut sites = Vec::new();
         for (i, mut config) in configs.into_iter().enumerate() {
@@ -89,7 +89,7 @@ impl Lab {
     }
 
     /// The configuration of `site` as a peer.
-    pub fn peer_text(&self, site: usize) -> String {
+    pub(crate) fn peer_text(&self, site: usize) -> String {
         let Site { key, addr, .. } = &self.sites[site];
         let public = hex(&key.public().0);
         format!(
@@ -97,35 +97,35 @@ impl Lab {
         )
     }
 
-    pub fn public(&self, site: usize) -> PublicKey {
+    pub(crate) fn public(&self, site: usize) -> PublicKey {
         self.sites[site].key.public()
     }
 
     /// Applies configuration text at once.
-    pub fn set(&mut self, site: usize, text: &str) {
+    pub(crate) fn set(&mut self, site: usize, text: &str) {
         let id = self.sites[site].id;
         let now = self.world.host_now(id);
         self.world.host(id).configure(now, text).unwrap();
         self.world.settle();
     }
 
-    pub fn up(&mut self, site: usize, up: bool) {
+    pub(crate) fn up(&mut self, site: usize, up: bool) {
         let id = self.sites[site].id;
         let now = self.world.host_now(id);
         self.world.host(id).device().set_up(now, up);
         self.world.settle();
     }
 
-    pub fn host(&mut self, site: usize) -> &mut ringtun::sim::Host {
+    pub(crate) fn host(&mut self, site: usize) -> &mut ringtun::sim::Host {
         self.world.host(self.sites[site].id)
     }
 
-    pub fn counter(&mut self, site: usize, name: &str) -> u64 {
+    pub(crate) fn counter(&mut self, site: usize, name: &str) -> u64 {
         self.host(site).counter(name)
     }
 
     /// A counter of the slow path.
-    pub fn handshakes(&mut self, site: usize, name: &str) -> u64 {
+    pub(crate) fn handshakes(&mut self, site: usize, name: &str) -> u64 {
         let counters = self.host(site).device().stats().snapshot();
         counters
             .into_iter()
@@ -135,12 +135,12 @@ impl Lab {
     }
 
     /// Where `site` believes its peer `other` to be.
-    pub fn endpoint(&mut self, site: usize, other: usize) -> Option<SocketAddr> {
+    pub(crate) fn endpoint(&mut self, site: usize, other: usize) -> Option<SocketAddr> {
         let public = self.public(other);
         self.endpoint_of(site, &public)
     }
 
-    pub fn endpoint_of(&mut self, site: usize, public: &PublicKey) -> Option<SocketAddr> {
+    pub(crate) fn endpoint_of(&mut self, site: usize, public: &PublicKey) -> Option<SocketAddr> {
         let device = self.host(site).device();
         let endpoint =
             device.peer_infos().find(|peer| peer.public_key == public).and_then(|peer| peer.endpoint);
@@ -148,17 +148,17 @@ impl Lab {
     }
 
     /// A UDP flow between two sites, told apart by `port`.
-    pub fn udp(&self, from: usize, to: usize, port: u16) -> Flow {
+    pub(crate) fn udp(&self, from: usize, to: usize, port: u16) -> Flow {
         Flow::udp((inner4(from), port).into(), (inner4(to), 7).into())
     }
 
     /// A TCP flow over IPv6.
-    pub fn tcp6(&self, from: usize, to: usize, port: u16) -> Flow {
+    pub(crate) fn tcp6(&self, from: usize, to: usize, port: u16) -> Flow {
         Flow::tcp((inner6(from), port).into(), (inner6(to), 7).into())
     }
 
     /// A payload that occurs once: a serial number, filled up to `len` (at least 8).
-    pub fn payload(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn payload(&mut self, len: usize) -> Vec<u8> {
         self.serial += 1;
         let filler = self.serial as u8;
         let mut payload = self.serial.to_be_bytes().to_vec();
@@ -167,12 +167,12 @@ impl Lab {
     }
 
     /// A fresh packet of `flow`.
-    pub fn packet(&mut self, flow: Flow, len: usize) -> Inner {
+    pub(crate) fn packet(&mut self, flow: Flow, len: usize) -> Inner {
         Inner::new(flow, 0, self.payload(len))
     }
 
     /// Sends a packet into the tunnel at `site`; returns whether the TUN queue had room.
-    pub fn send_inner(&mut self, site: usize, inner: Inner) -> bool {
+    pub(crate) fn send_inner(&mut self, site: usize, inner: Inner) -> bool {
         let (flow, frame) = (inner.flow, inner.to_frame());
         let sent = self.host(site).send(&flow, frame);
         if sent {
@@ -182,7 +182,7 @@ impl Lab {
     }
 
     /// Sends `count` fresh packets of one flow.
-    pub fn send(&mut self, site: usize, flow: Flow, count: usize, len: usize) {
+    pub(crate) fn send(&mut self, site: usize, flow: Flow, count: usize, len: usize) {
         for _ in 0..count {
             let inner = self.packet(flow, len);
             self.send_inner(site, inner);
@@ -190,7 +190,7 @@ impl Lab {
     }
 
     /// Sends a super-packet of `count` segments of `size` fresh bytes, the last one `last` bytes long.
-    pub fn send_super(&mut self, site: usize, whole: Inner, size: u16) -> bool {
+    pub(crate) fn send_super(&mut self, site: usize, whole: Inner, size: u16) -> bool {
         let (flow, frame) = (whole.flow, whole.to_super_frame(size));
         let sent = self.host(site).send(&flow, frame);
         if sent {
@@ -200,19 +200,19 @@ impl Lab {
     }
 
     /// The payload of a super-packet whose segments are all fresh.
-    pub fn super_payload(&mut self, count: usize, size: usize, last: usize) -> Vec<u8> {
+    pub(crate) fn super_payload(&mut self, count: usize, size: usize, last: usize) -> Vec<u8> {
         let sizes = (0..count).map(|i| if i + 1 == count { last } else { size });
         sizes.flat_map(|size| self.payload(size)).collect()
     }
 
     /// Lets time pass and takes account of what was delivered.
-    pub fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         self.world.run_for(time);
         self.collect();
     }
 
     /// Takes account of what was delivered so far.
-    pub fn collect(&mut self) {
+    pub(crate) fn collect(&mut self) {
         for site in 0..self.sites.len() {
             for inner in self.host(site).take_delivered() {
                 self.ledger.delivered(inner).unwrap();
@@ -222,12 +222,12 @@ impl Lab {
     }
 
     /// Packets of all sites sent and not yet delivered.
-    pub fn missing(&self) -> u64 {
+    pub(crate) fn missing(&self) -> u64 {
         self.ledger.count_sent() - self.ledger.count_arrived()
     }
 
     /// Asserts that everything sent arrived, in order.
-    pub fn assert_all_arrived_in_order(&self) {
+    pub(crate) fn assert_all_arrived_in_order(&self) {
         assert_eq!(
             (self.missing(), self.ledger.overtakings()),
             (0, 0),
@@ -246,7 +246,7 @@ impl Lab {
 
     /// Asserts that, whatever happened, traffic comes to flow again by itself: everything speaks to everything, and after a
     /// while all of it arrives. (15 s without an answer bring a new handshake, which may have to be retried.)
-    pub fn assert_recovered(&mut self) {
+    pub(crate) fn assert_recovered(&mut self) {
         for site in 0..self.sites.len() {
             self.host(site).ios().for_each(|io| io.blocked = false);
         }
@@ -270,7 +270,7 @@ impl Lab {
     }
 
     /// Has every site speak to every other, so that sessions stand in both directions.
-    pub fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         for (from, to) in self.pairs() {
             let flow = self.udp(from, to, 1);
             self.send(from, flow, 1, 32);
@@ -280,14 +280,14 @@ impl Lab {
     }
 
     /// What `site` sent of one kind.
-    pub fn tapped(&self, site: usize, kind: MessageKind) -> Vec<Tapped> {
+    pub(crate) fn tapped(&self, site: usize, kind: MessageKind) -> Vec<Tapped> {
         let ip = self.sites[site].addr.ip();
         let sent = self.world.network.tap().filter(|tapped| tapped.datagram.from.ip() == ip);
         sent.filter(|tapped| tapped.datagram.kind() == Some(kind)).cloned().collect()
     }
 
     /// Keepalives that `site` sent.
-    pub fn keepalives(&self, site: usize) -> Vec<Tapped> {
+    pub(crate) fn keepalives(&self, site: usize) -> Vec<Tapped> {
         self.tapped(site, MessageKind::Data)
             .into_iter()
             .filter(|tapped| tapped.datagram.is_keepalive())
@@ -295,7 +295,7 @@ impl Lab {
     }
 }
 
-pub fn random_key(world: &mut World) -> PrivateKey {
+pub(crate) fn random_key(world: &mut World) -> PrivateKey {
     let mut bytes = [0; 32];
     ringtun::crypto::random::Entropy::fill(world.rng(), &mut bytes);
     PrivateKey::from_bytes(bytes)

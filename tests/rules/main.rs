@@ -1,5 +1,7 @@
-//! The protocol rules that implementations got wrong (DESIGN.md, section 4), each clause a test by name, on whole
+//! The protocol rules that implementations got wrong, each clause a test by name, on whole
 //! simulated devices under seeded faults. A failure prints its seed; `RINGTUN_SEED` repeats it.
+
+#![allow(clippy::unwrap_used)] // all of it is test code
 
 mod cookies;
 mod frames;

@@ -1,7 +1,7 @@
 //! A peer played by hand, message by message, so that it can do what no device of ours ever would.
 
 use crate::lab::{Lab, hex, random_key, secs};
-use ringtun::crypto::x25519::{PublicKey, SharedSecret};
+use ringtun::crypto::x25519::SharedSecret;
 use ringtun::noise::cookie::CookieJar;
 use ringtun::noise::handshake::{Handshake, Identity};
 use ringtun::noise::session::{RecvSession, SendSession, SessionKeys};
@@ -15,37 +15,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Inner prefix of every puppet: 10.9.0.0/24.
-pub fn puppet_inner() -> IpAddr {
+pub(crate) fn puppet_inner() -> IpAddr {
     Ipv4Addr::new(10, 9, 0, 1).into()
 }
 
 /// A peer of site 0.
-pub struct Puppet {
-    pub addr: SocketAddr,
-    pub identity: Identity,
-    pub remote: PublicKey,
-    pub jar: CookieJar,
-    pub handshake: Handshake,
+pub(crate) struct Puppet {
+    pub(crate) addr: SocketAddr,
+    pub(crate) identity: Identity,
+    pub(crate) jar: CookieJar,
+    pub(crate) handshake: Handshake,
     clock: Tai64NClock,
     index: u32,
 }
 
 /// Both halves of a session with a puppet.
-pub struct Session {
-    pub send: Arc<SendSession>,
-    pub receive: RecvSession,
+pub(crate) struct Session {
+    pub(crate) send: Arc<SendSession>,
+    pub(crate) receive: RecvSession,
 }
 
 impl Puppet {
     /// A peer of site 0, at an address of its own.
-    pub fn new(lab: &mut Lab) -> Puppet {
+    pub(crate) fn new(lab: &mut Lab) -> Puppet {
         let mut puppet = Puppet::stranger(lab, SocketAddr::from(([198, 51, 100, 9], 9999)));
         puppet.introduce(lab, "10.9.0.0/24");
         puppet
     }
 
     /// Someone who is no peer (yet).
-    pub fn stranger(lab: &mut Lab, addr: SocketAddr) -> Puppet {
+    pub(crate) fn stranger(lab: &mut Lab, addr: SocketAddr) -> Puppet {
         lab.world.play(addr);
         let identity = Identity::new(random_key(&mut lab.world));
         let remote = lab.public(0);
@@ -54,30 +53,29 @@ impl Puppet {
             jar: CookieJar::new(&remote),
             handshake: Handshake::new(Some(&identity), remote, SharedSecret([0; 32])),
             identity,
-            remote,
             clock: Tai64NClock::default(),
             index: 0x1000,
         }
     }
 
     /// Makes it a peer of site 0.
-    pub fn introduce(&mut self, lab: &mut Lab, allowed: &str) {
+    pub(crate) fn introduce(&mut self, lab: &mut Lab, allowed: &str) {
         lab.set(0, &format!("public_key={}\nallowed_ip={allowed}\n", hex(&self.identity.public().0)));
     }
 
     /// The next timestamp at `wall`.
-    pub fn stamp(&mut self, wall: Duration) -> Tai64N {
+    pub(crate) fn stamp(&mut self, wall: Duration) -> Tai64N {
         self.clock.stamp(wall)
     }
 
     /// An initiation, both MACs in place.
-    pub fn initiation(&mut self, lab: &mut Lab) -> Vec<u8> {
+    pub(crate) fn initiation(&mut self, lab: &mut Lab) -> Vec<u8> {
         let wall = lab.world.wall();
         let timestamp = self.stamp(wall);
         self.initiation_at(lab, timestamp)
     }
 
-    pub fn initiation_at(&mut self, lab: &mut Lab, timestamp: Tai64N) -> Vec<u8> {
+    pub(crate) fn initiation_at(&mut self, lab: &mut Lab, timestamp: Tai64N) -> Vec<u8> {
         self.index += 1;
         let rng = lab.world.rng();
         let mut message = self.handshake.initiate(&self.identity, self.index, timestamp, rng).unwrap();
@@ -86,41 +84,41 @@ impl Puppet {
     }
 
     /// Sends bytes to site 0 from its address, and lets them arrive and be answered.
-    pub fn say(&self, lab: &mut Lab, bytes: &[u8]) {
+    pub(crate) fn say(&self, lab: &mut Lab, bytes: &[u8]) {
         self.say_from(lab, self.addr, bytes);
     }
 
-    pub fn say_from(&self, lab: &mut Lab, from: SocketAddr, bytes: &[u8]) {
+    pub(crate) fn say_from(&self, lab: &mut Lab, from: SocketAddr, bytes: &[u8]) {
         let to = lab.sites[0].addr;
         lab.world.inject(from, to, bytes);
         lab.world.run_for(Duration::from_millis(100));
     }
 
     /// The next datagram of one kind that came to `addr`; others before it are dropped.
-    pub fn hear_at(&self, lab: &mut Lab, addr: SocketAddr, kind: MessageKind) -> Option<Datagram> {
+    pub(crate) fn hear_at(&self, lab: &mut Lab, addr: SocketAddr, kind: MessageKind) -> Option<Datagram> {
         std::iter::from_fn(|| lab.world.take_outside(addr)).find(|datagram| datagram.kind() == Some(kind))
     }
 
-    pub fn hear(&self, lab: &mut Lab, kind: MessageKind) -> Option<Datagram> {
+    pub(crate) fn hear(&self, lab: &mut Lab, kind: MessageKind) -> Option<Datagram> {
         self.hear_at(lab, self.addr, kind)
     }
 
     /// Takes a cookie reply that has come.
-    pub fn take_cookie(&mut self, lab: &mut Lab) -> bool {
+    pub(crate) fn take_cookie(&mut self, lab: &mut Lab) -> bool {
         let Some(datagram) = self.hear(lab, MessageKind::CookieReply) else { return false };
         let reply = CookieReply::parse(&datagram.bytes).unwrap();
         self.jar.accept(&reply, lab.world.now())
     }
 
     /// Completes a handshake with the response that has come.
-    pub fn complete(&mut self, lab: &mut Lab) -> Option<Session> {
+    pub(crate) fn complete(&mut self, lab: &mut Lab) -> Option<Session> {
         let datagram = self.hear(lab, MessageKind::Response)?;
         let keys = self.handshake.complete(&self.identity, &Response::parse(&datagram.bytes)?).ok()?;
         Some(Session::new(keys, lab))
     }
 
     /// A handshake from first to last, confirmed by a keepalive with counter 0.
-    pub fn connect(&mut self, lab: &mut Lab) -> Session {
+    pub(crate) fn connect(&mut self, lab: &mut Lab) -> Session {
         let initiation = self.initiation(lab);
         self.say(lab, &initiation);
         let session = self.complete(lab).unwrap();
@@ -128,14 +126,8 @@ impl Puppet {
         session
     }
 
-    /// Answers the newest initiation that has come; `None`: there was none, or it was not for us.
-    pub fn respond(&mut self, lab: &mut Lab) -> Option<Session> {
-        let datagram = self.hear(lab, MessageKind::Initiation)?;
-        self.answer(lab, &datagram)
-    }
-
     /// Answers one initiation.
-    pub fn answer(&mut self, lab: &mut Lab, datagram: &Datagram) -> Option<Session> {
+    pub(crate) fn answer(&mut self, lab: &mut Lab, datagram: &Datagram) -> Option<Session> {
         let initiation = ringtun::wire::message::Initiation::parse(&datagram.bytes)?;
         let incoming =
             ringtun::noise::handshake::IncomingInitiation::open(&self.identity, &initiation).ok()?;
@@ -150,13 +142,13 @@ impl Puppet {
 }
 
 impl Session {
-    pub fn new(keys: SessionKeys, lab: &Lab) -> Session {
+    pub(crate) fn new(keys: SessionKeys, lab: &Lab) -> Session {
         let (send, receive) = keys.into_halves(lab.world.now());
         Session { send, receive }
     }
 
     /// A data message with any counter.
-    pub fn seal(&self, counter: u64, inner: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&self, counter: u64, inner: &[u8]) -> Vec<u8> {
         let padded = inner.len().next_multiple_of(16);
         let mut message = vec![0; padded + DATA_OVERHEAD];
         message[DATA_HEADER_LEN..DATA_HEADER_LEN + inner.len()].copy_from_slice(inner);
@@ -167,7 +159,7 @@ impl Session {
     }
 
     /// The padded content of a data message, if it is authentic and fresh.
-    pub fn open(&mut self, datagram: &Datagram) -> Option<Vec<u8>> {
+    pub(crate) fn open(&mut self, datagram: &Datagram) -> Option<Vec<u8>> {
         let mut bytes = datagram.bytes.to_vec();
         let len = bytes.len();
         let content = self.receive.open_train(&mut bytes, len).fresh.is_ok(0);
@@ -176,7 +168,7 @@ impl Session {
 }
 
 /// A site, a peer of it played by hand, and a confirmed session between them.
-pub fn with_puppet(seed: u64) -> (Lab, Puppet, Session) {
+pub(crate) fn with_puppet(seed: u64) -> (Lab, Puppet, Session) {
     let mut lab = Lab::pair(seed);
     let mut puppet = Puppet::new(&mut lab);
     let session = puppet.connect(&mut lab);

@@ -16,7 +16,7 @@ use ringtun::wire::message::{Initiation, MessageKind};
 use std::collections::HashSet;
 
 /// A fresh inner packet from the puppet to site 0, entered in the ledger.
-pub fn from_puppet(lab: &mut Lab) -> Vec<u8> {
+pub(crate) fn from_puppet(lab: &mut Lab) -> Vec<u8> {
     let flow = Flow::udp((puppet_inner(), 9).into(), (crate::lab::inner4(0), 9).into());
     let inner = lab.packet(flow, 40);
     lab.ledger.sent(inner.clone());
