@@ -1,0 +1,84 @@
+//! The fuzz targets over their corpus, and over random damage to it: what libFuzzer found once never comes back, and every
+//! run tries a little more. `RINGTUN_SEED` repeats a run.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // the helpers of a test are tests
+
+mod targets;
+
+use ringtun::crypto::random::Entropy;
+use ringtun::sim::rng::SimRng;
+use std::path::Path;
+
+/// Damaged copies of each entry of a corpus.
+const DAMAGED: usize = 200;
+/// Inputs of random bytes a target.
+const RANDOM: usize = 500;
+
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// A few bytes changed, cut out, doubled, or the end lost.
+fn damage(entry: &[u8], rng: &mut SimRng) -> Vec<u8> {
+    let mut bytes = entry.to_vec();
+    for _ in 0..=rng.next_u32() % 4 {
+        if bytes.is_empty() {
+            return bytes;
+        }
+        let at = rng.next_u32() as usize % bytes.len();
+        match rng.next_u32() % 4 {
+            0 => bytes[at] = rng.next_u32() as u8,
+            1 => bytes.truncate(at),
+            2 => drop(bytes.drain(at..(at + 1 + rng.next_u32() as usize % 8).min(bytes.len()))),
+            _ => bytes.insert(at, [0, 1, 0x7f, 0x80, 0xff, b'\n', b'='][rng.next_u32() as usize % 7]),
+        }
+    }
+    bytes
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("RINGTUN_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
+    });
+    eprintln!("RINGTUN_SEED={seed}");
+    seed
+}
+
+fn run(name: &str) {
+    let (_, target) = targets::TARGETS.iter().find(|target| target.0 == name).expect("a target");
+    let entries = corpus(name);
+    assert!(!entries.is_empty(), "tests/fuzz/corpus/{name} is empty");
+    let mut rng = SimRng::new(seed());
+    for entry in &entries {
+        target(entry);
+        for _ in 0..DAMAGED {
+            target(&damage(entry, &mut rng));
+        }
+    }
+    for _ in 0..RANDOM {
+        let mut bytes = vec![0; rng.next_u32() as usize % 300];
+        rng.fill(&mut bytes);
+        target(&bytes);
+    }
+}
+
+macro_rules! replay {
+    ($($name:ident),+) => {
+        $(#[test]
+        fn $name() {
+            run(stringify!($name));
+        })+
+
+        #[test]
+        fn every_target_is_run() {
+            let run = [$(stringify!($name)),+];
+            assert!(targets::TARGETS.iter().all(|target| run.contains(&target.0)) && run.len() == targets::TARGETS.len());
+        }
+    };
+}
+
+replay!(message, handshake, session, ip, tun_frame, coalesce, uapi);
