@@ -1,7 +1,11 @@
 //! What may stand on the command line, and how it becomes a [`TunnelConfig`].
 
+use super::config::{CheckArgs, StripArgs};
+use super::exchange::{ExportArgs, ImportArgs};
+use super::mtu::MtuArgs;
+use super::peer::PeerCommand;
 use crate::gateway::tunnel::{IoChoice, TunnelConfig};
-use crate::io::inherit;
+use crate::io::{inherit, tun};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXAMPLES: &str = "\
@@ -10,6 +14,7 @@ Examples:
   ringtun -f wg0                     the same in the foreground; Ctrl-C removes wg0
   wg setconf wg0 /etc/wireguard/wg0.conf && ip link set wg0 up
   WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
+  ringtun check wg0 && ringtun peer add laptop --endpoint vpn.example.org
   ringtun genkey | tee private.key | ringtun pubkey > public.key
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
 
@@ -45,6 +50,19 @@ pub(super) enum Command {
     /// Read a private key on standard input and print its public key, as `wg pubkey` does
     #[command(after_help = "Example:\n  ringtun pubkey < private.key")]
     Pubkey,
+    /// Say what is wrong with a configuration, without touching anything
+    Check(CheckArgs),
+    /// Print a configuration without what only wg-quick(8) knows, for wg(8)
+    Strip(StripArgs),
+    /// Explain how large packets in a tunnel may be
+    Mtu(MtuArgs),
+    /// Take in peers
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Turn OpenBSD's hostname.if(5) into a wg-quick file
+    Import(ImportArgs),
+    /// Turn a wg-quick file into another system's
+    Export(ExportArgs),
 }
 
 #[derive(Args)]
@@ -95,6 +113,7 @@ impl TunnelArgs {
     /// Checks what clap cannot: the name, the inherited files.
     pub(super) fn into_config(self) -> Result<TunnelConfig, String> {
         let name = self.name.ok_or("an interface name is needed")?;
+        tun::check_name(&name).map_err(|error| error.to_string())?;
         Ok(TunnelConfig {
             name,
             workers: self.workers.map(usize::from),

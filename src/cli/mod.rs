@@ -3,9 +3,13 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own).
 
 mod args;
+mod config;
 mod daemon;
+mod exchange;
 mod keys;
 mod logger;
+mod mtu;
+mod peer;
 
 use crate::gateway::tunnel::{self, TunnelError};
 use args::{Cli, Command};
@@ -19,6 +23,15 @@ pub fn main() -> ExitCode {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Genpsk) => keys::genpsk(),
         Some(Command::Pubkey) => keys::pubkey(),
+        Some(Command::Check(args)) => match config::check(&args) {
+            Ok(code) => return code,
+            Err(message) => Err(message),
+        },
+        Some(Command::Strip(args)) => config::strip(&args),
+        Some(Command::Mtu(args)) => mtu::mtu(&args),
+        Some(Command::Peer(command)) => peer::run(command),
+        Some(Command::Import(args)) => exchange::import(&args),
+        Some(Command::Export(args)) => exchange::export(&args),
         None => match cli.tunnel.name {
             Some(_) => return run_tunnel(cli.tunnel),
             None => {

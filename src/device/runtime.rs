@@ -48,6 +48,8 @@ pub struct SlowPath {
     pub links: Links,
     /// The listening UAPI socket.
     pub uapi: StdListener,
+    /// Says when the UAPI socket's file was removed: the end.
+    pub socket_removed: mpsc::Receiver<()>,
     /// One of the TUN queues: the handle by which the interface is followed.
     pub queue: OwnedFd,
     /// Steering of the TUN queues, where the kernel took it.
@@ -58,7 +60,7 @@ pub struct SlowPath {
     pub uring: bool,
 }
 
-/// Runs until a signal (`Ok`) or until a worker ended because the TUN device is gone (`Err` with its words).
+/// Runs until a signal or the removal of the UAPI socket (`Ok`), or until a worker ended because the TUN device is gone (`Err` with its words).
 pub fn run(parts: SlowPath) -> Result<()> {
     if parts.uring {
         tokio_uring::start(drive(parts))
@@ -111,7 +113,7 @@ impl Stream {
 type Request = (Operation, oneshot::Sender<Zeroizing<String>>);
 
 async fn drive(parts: SlowPath) -> Result<()> {
-    let SlowPath { device, links, uapi, queue, steering, gro, uring } = parts;
+    let SlowPath { device, links, uapi, mut socket_removed, queue, steering, gro, uring } = parts;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (link_events, mut links_changed) = mpsc::channel(LINK_QUEUE);
@@ -128,6 +130,7 @@ async fn drive(parts: SlowPath) -> Result<()> {
             biased;
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
+            Some(()) = socket_removed.recv() => return Ok(()),
             ready = ring.readable() => {
                 ready?.clear_ready();
                 driver.links.slow.waker.clear();

@@ -1,12 +1,21 @@
 //! The UAPI socket's place in the file system: /var/run/wireguard/NAME.sock, umask 077, as wg(8) expects it.
 
+use crate::io::error::explain;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use std::io::{Error, ErrorKind, Result};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use tokio::sync::mpsc::Sender;
 
 const DIRECTORY: &str = "/var/run/wireguard";
+
+/// Where the socket of interface `name` is.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{name}.sock"))
+}
 
 /// A listening socket; its file is removed on drop.
 #[derive(Debug)]
@@ -19,16 +28,47 @@ impl UapiSocket {
     /// Listens for interface `name`, or adopts `inherited`. A file that nobody listens on any more is replaced; one that is
     /// in use is an error.
     pub fn listen(name: &str, inherited: Option<OwnedFd>) -> Result<UapiSocket> {
-        let path = Path::new(DIRECTORY).join(format!("{name}.sock"));
+        let path = path(name);
         if let Some(fd) = inherited {
             return Ok(UapiSocket { listener: UnixListener::from(fd), path });
         }
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).map_err(|error| {
+            explain(
+                error,
+                format_args!(
+                    "{DIRECTORY}, the directory of the sockets, cannot be made (is a file in its place?)"
+                ),
+            )
+        })?;
         remove_stale(&path)?;
         let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         let listener = UnixListener::bind(&path);
         rustix::process::umask(before);
-        Ok(UapiSocket { listener: listener?, path })
+        let listener = listener.map_err(|error| explain(error, path.display()))?;
+        Ok(UapiSocket { listener, path })
+    }
+
+    /// Starts a thread that says so once when the socket's file is removed: the way to end a userspace tunnel where `ip link del`
+    /// does not exist, which wireguard-go follows, too. An inherited socket has no file to follow.
+    pub fn follow_removal(&self, removed: Sender<()>) -> Result<()> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        let watch = inotify::init(CreateFlags::CLOEXEC)?;
+        // The last link of the file goes: IN_ATTRIB (link count) comes while the listener keeps the inode alive.
+        inotify::add_watch(&watch, &self.path, WatchFlags::ATTRIB | WatchFlags::DELETE_SELF)?;
+        let path = self.path.clone();
+        std::thread::Builder::new().name("ringtun-sock".into()).spawn(move || {
+            let mut buffer = [MaybeUninit::uninit(); 512];
+            let mut events = inotify::Reader::new(watch, &mut buffer);
+            while events.next().is_ok() {
+                if !path.exists() {
+                    let _ = removed.blocking_send(()); // the slow path may have ended meanwhile
+                    return;
+                }
+            }
+        })?;
+        Ok(())
     }
 
     /// Another handle on the listener.

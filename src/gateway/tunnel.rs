@@ -118,7 +118,10 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
     );
     ready();
     let listener = socket.listener().map_err(failed("cannot listen for configuration"))?;
+    let (removed, socket_removed) = tokio::sync::mpsc::channel(1);
+    socket.follow_removal(removed).map_err(failed("cannot follow the configuration socket"))?;
     let parts = SlowPath {
+        socket_removed,
         device,
         links: links.clone(),
         uapi: listener,

@@ -20,7 +20,7 @@ use ringtun::wire::vnet::VnetHeader;
 use std::time::Duration;
 
 /// Every target, by the name of its corpus folder.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub(crate) const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("message", message),
     ("handshake", handshake),
     ("session", session),
@@ -43,7 +43,7 @@ impl Entropy for Counting {
 }
 
 /// The four messages: what parses is written back byte for byte.
-pub fn message(data: &[u8]) {
+pub(crate) fn message(data: &[u8]) {
     let kind = message::classify(data);
     if let Some(parsed) = Initiation::parse(data) {
         assert_eq!(parsed.to_bytes(), data);
@@ -63,7 +63,7 @@ pub fn message(data: &[u8]) {
 }
 
 /// Handshake messages and cookies on both sides: none is authentic.
-pub fn handshake(data: &[u8]) {
+pub(crate) fn handshake(data: &[u8]) {
     let now = Instant::START + Duration::from_secs(1);
     let from = "192.0.2.1:4500".parse().expect("an address");
     let local = Identity::new(PrivateKey::from_bytes([7; 32]));
@@ -90,7 +90,7 @@ pub fn handshake(data: &[u8]) {
 }
 
 /// A train on a live session: nothing in it is authentic. The first byte chooses the segments' size.
-pub fn session(data: &[u8]) {
+pub(crate) fn session(data: &[u8]) {
     let Some((&stride, train)) = data.split_first() else { return };
     let keys = SessionKeys {
         send: [1; 32],
@@ -105,7 +105,7 @@ pub fn session(data: &[u8]) {
 }
 
 /// An inner packet, and the ICMP errors about it.
-pub fn ip_packet(data: &[u8]) {
+pub(crate) fn ip_packet(data: &[u8]) {
     if let Some(info) = ip::parse(data) {
         assert!(info.len <= data.len());
     }
@@ -122,7 +122,7 @@ pub fn ip_packet(data: &[u8]) {
 }
 
 /// A frame from the TUN device, split into trains. The first byte bends MTU and limits.
-pub fn tun_frame(data: &[u8]) {
+pub(crate) fn tun_frame(data: &[u8]) {
     let Some((&bend, frame)) = data.split_first() else { return };
     let _ = VnetHeader::parse(frame);
     let Ok(mut splitter) = Splitter::new(frame) else { return };
@@ -141,7 +141,7 @@ pub fn tun_frame(data: &[u8]) {
 }
 
 /// The packets of one opened train, coalesced. The first byte chooses the segments' size.
-pub fn coalesce(data: &[u8]) {
+pub(crate) fn coalesce(data: &[u8]) {
     let Some((&stride, rest)) = data.split_first() else { return };
     let stride = usize::from(stride).max(1) * 8;
     let mut train = vec![0; 64];
@@ -166,7 +166,7 @@ pub fn coalesce(data: &[u8]) {
 }
 
 /// What a client writes to the configuration socket: what is understood is applied, and the device still answers.
-pub fn uapi(data: &[u8]) {
+pub(crate) fn uapi(data: &[u8]) {
     let mut device = Device::new(2, Box::new(Counting(0)));
     let now = Now { mono: Instant::START, wall: Duration::from_secs(1) };
     let mut framer = Framer::new();

@@ -9,6 +9,11 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+/// No command of a test takes longer, in seconds: one that does hangs (`wg`, when the device does not answer), and is ended.
+const COMMAND_LIMIT_SECONDS: &str = "90";
+/// No process that a test waits for takes longer.
+const PROCESS_LIMIT: Duration = Duration::from_secs(200);
+
 /// Numbers the namespaces and devices of this process.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
@@ -69,7 +74,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Runs a shell script where the test itself runs.
 pub(crate) fn sh(script: &str) -> Result<String, String> {
-    output(Command::new("sh").args(["-c", script]), script)
+    output(Command::new("timeout").args(["-k", "2", COMMAND_LIMIT_SECONDS, "sh", "-c", script]), script)
 }
 
 /// Runs a command to its end; its output, or what it said when it failed.
@@ -125,9 +130,9 @@ impl Process {
         wait_for(limit, || self.ended())
     }
 
-    /// Waits for its end, at most two minutes, and gives what it said, with its status when that is not success.
+    /// Waits for its end, and gives what it said, with its status when that is not success.
     pub(crate) fn wait_said(mut self) -> String {
-        match self.wait(Duration::from_secs(120)) {
+        match self.wait(PROCESS_LIMIT) {
             Some(status) if status.success() => self.said(),
             status => format!("{status:?} {}", self.said()),
         }
@@ -236,7 +241,10 @@ impl Host {
     /// Runs a shell script to its end; its output, or what it said when it failed.
     pub(crate) fn try_run(&self, script: &str) -> Result<String, String> {
         match &self.place {
-            Place::Namespace(_) => output(&mut self.command("sh", &["-c", script]), script),
+            Place::Namespace(_) => {
+                let limited = ["-k", "2", COMMAND_LIMIT_SECONDS, "sh", "-c", script];
+                output(&mut self.command("timeout", &limited), script)
+            }
             Place::Guest(guest) => guest.run(script),
         }
     }

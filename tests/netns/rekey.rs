@@ -14,7 +14,10 @@ fn survives_rekey(a: Implementation, b: Implementation, initiator: Side) {
     pair.expect_ping(initiator, V4);
     let latest = |side: Side| pair[side].wg_show("latest-handshakes").parse::<u64>().expect("a time");
     let before = [latest(A), latest(B)];
-    let said = pair[A].host.run(&format!("ping -q -i 0.2 -c {PINGS} {}", pair[B].inner(V4)));
+    let said = pair[A]
+        .host
+        .start("ping", &["-q", "-i", "0.2", "-c", &PINGS.to_string(), pair[B].inner(V4)])
+        .wait_said();
     assert_eq!(ping_counts(&said), (PINGS, PINGS), "{said}{}", pair.tell());
     for (side, before) in [A, B].into_iter().zip(before) {
         if side == B && b == Boringtun {

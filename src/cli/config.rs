@@ -1,0 +1,117 @@
+//! `check`, `strip`: what a configuration says, without touching anything.
+
+use crate::gateway::config::{ConfigError, LoadError, Permissions, Place, Warning};
+use clap::Args;
+use serde::Serialize;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ringtun check wg0                  /etc/wireguard/wg0.conf
+  ringtun check ./wg0.conf
+  ringtun check --json wg0 | jq .errors
+
+Prints every error and warning as FILE:LINE: what, and what was expected. Names are not resolved.
+Exit status: 0 without errors, 1 with errors, 2 wrong usage.")]
+pub(super) struct CheckArgs {
+    /// Interface's name, or a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    given: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  wg syncconf wg0 <(ringtun strip wg0)")]
+pub(super) struct StripArgs {
+    /// Interface's name, or a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    given: String,
+}
+
+#[derive(Serialize)]
+struct Report {
+    file: String,
+    ok: bool,
+    peers: usize,
+    errors: Vec<Finding>,
+    warnings: Vec<Finding>,
+}
+
+#[derive(Serialize)]
+struct Finding {
+    line: Option<usize>,
+    message: String,
+}
+
+pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
+    let place = Place::find(&args.given).map_err(|error| error.to_string())?;
+    let file = place.file.clone();
+    let (errors, warnings, peers) = match place.load(Permissions::Warn) {
+        Ok(loaded) => (Vec::new(), loaded.warnings, loaded.config.peers.len()),
+        Err(LoadError::Content(found)) => (found.errors, Vec::new(), 0),
+        Err(other) => return Err(other.to_string()),
+    };
+    let code = if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if args.json {
+        print_json(&report(&file, &errors, &warnings, peers))?;
+        return Ok(code);
+    }
+    for error in &errors {
+        eprintln!("{}:{}: {}", file.display(), error.line, error.message);
+    }
+    warn(&file, &warnings);
+    if errors.is_empty() {
+        println!("{}: good, {peers} peer(s)", file.display());
+    }
+    Ok(code)
+}
+
+fn report(file: &Path, errors: &[ConfigError], warnings: &[Warning], peers: usize) -> Report {
+    let error = |error: &ConfigError| Finding { line: Some(error.line), message: error.message.clone() };
+    let warning = |warning: &Warning| Finding { line: warning.line(), message: warning.to_string() };
+    Report {
+        file: file.display().to_string(),
+        ok: errors.is_empty(),
+        peers,
+        errors: errors.iter().map(error).collect(),
+        warnings: warnings.iter().map(warning).collect(),
+    }
+}
+
+pub(super) fn strip(args: &StripArgs) -> Result<(), String> {
+    let loaded = load(&args.given)?;
+    print_bytes(&loaded.document.strip())
+}
+
+/// Reads a configuration; warnings go to standard error.
+pub(super) fn load(given: &str) -> Result<crate::gateway::config::Loaded, String> {
+    let loaded = Place::find(given)
+        .and_then(|place| place.load(Permissions::Warn))
+        .map_err(|error| error.to_string())?;
+    warn(&loaded.place.file, &loaded.warnings);
+    Ok(loaded)
+}
+
+fn warn(file: &Path, warnings: &[Warning]) {
+    for warning in warnings {
+        eprintln!("warning: {}", warning.describe(file));
+    }
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| format!("cannot write JSON: {error}"))?;
+    print_bytes(format!("{text}\n").as_bytes())
+}
+
+/// To standard output; a closed pipe is an error, not a panic.
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| format!("cannot write the output: {error}"))
+}

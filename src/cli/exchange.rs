@@ -1,0 +1,65 @@
+//! `import`, `export`: between wg-quick's language and OpenBSD's.
+
+use super::config::{load, print_bytes};
+use crate::gateway::config::{ConfigError, ConfigErrors};
+use crate::gateway::peering::openbsd;
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  (umask 077; ringtun import hostname.wg0 > /etc/wireguard/wg0.conf)
+
+What a wg-quick file has no words for is reported on standard error, by line.")]
+pub(super) struct ImportArgs {
+    /// OpenBSD's hostname.if(5) file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:
+  ringtun export wg0 --for openbsd | ssh root@client 'umask 027; cat > /etc/hostname.wg0 && sh /etc/netstart wg0'
+
+What OpenBSD has no words for is reported on standard error.")]
+pub(super) struct ExportArgs {
+    /// Interface's name, or a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    given: String,
+    /// Whose language
+    #[arg(long = "for", value_name = "SYSTEM")]
+    system: ExportFor,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ExportFor {
+    /// hostname.if(5)
+    Openbsd,
+}
+
+pub(super) fn import(args: &ImportArgs) -> Result<(), String> {
+    let bytes = std::fs::read(&args.file).map_err(|error| format!("{}: {error}", args.file.display()))?;
+    let bytes = Zeroizing::new(bytes);
+    let text = Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
+    let (config, left_out) = openbsd::parse(&text).map_err(|errors| at(&args.file, errors).to_string())?;
+    if !left_out.is_empty() {
+        eprintln!("not carried over:\n{}", at(&args.file, left_out));
+    }
+    print_bytes(config.print().as_bytes())
+}
+
+fn at(file: &Path, errors: Vec<ConfigError>) -> ConfigErrors {
+    ConfigErrors { file: file.to_owned(), errors }
+}
+
+pub(super) fn export(args: &ExportArgs) -> Result<(), String> {
+    let loaded = load(&args.given)?;
+    let (text, left_out) = match args.system {
+        ExportFor::Openbsd => openbsd::print(&loaded.config),
+    };
+    for what in left_out {
+        eprintln!("not carried over: {what}");
+    }
+    print_bytes(text.as_bytes())
+}

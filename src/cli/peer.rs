@@ -1,0 +1,290 @@
+//! `peer add`: both ends of a new peer in one step.
+
+use super::config::{load, print_bytes};
+use crate::crypto::random::{Entropy, SystemEntropy};
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::device::uapi::SetRequest;
+use crate::gateway::config::{Config, DnsServer, Endpoint, FileLock, Loaded, Mtu, Place, write_private};
+use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::peering::{Introduction, Invitation, introduce, openbsd};
+use crate::gateway::route::route_to;
+use crate::routing::Prefix;
+use clap::{Args, Subcommand, ValueEnum};
+use qrcode::render::unicode::Dense1x2;
+use qrcode::{EcLevel, QrCode};
+use std::net::IpAddr;
+use zeroize::Zeroizing;
+
+#[derive(Subcommand)]
+pub(super) enum PeerCommand {
+    /// Take in a new peer: keys, address, section, and the other side's configuration
+    Add(AddArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ringtun peer add laptop --endpoint vpn.example.org
+  ringtun peer add puffy --for openbsd --endpoint vpn.example.org:4500 --keepalive 25
+  ringtun peer add phone --for mobile --endpoint vpn.example.org --allowed-ips 0.0.0.0/0,::/0 --dns 192.168.96.1
+  ringtun peer add office --interface wg1 --behind 10.7.0.0/16 --psk
+
+Adds the peer's section to the interface's file and, where the tunnel is up, to the running device.
+The other side's configuration goes to standard output. Its private key is shown this once and stored nowhere.")]
+pub(super) struct AddArgs {
+    /// The new peer's name, kept in the file as `# Name = NAME`
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// What the new peer runs
+    #[arg(long = "for", value_name = "SYSTEM", default_value = "linux")]
+    system: System,
+    /// This end as the new peer reaches it: HOST or HOST:PORT [default: the address of the default route, and ListenPort]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    endpoint: Option<String>,
+    /// Interface's name, or a file NAME.conf
+    #[arg(long, value_name = "NAME|FILE", default_value = "wg0")]
+    interface: String,
+    /// Make a preshared key, too
+    #[arg(long)]
+    psk: bool,
+    /// Seconds after which the new peer keeps a NAT or firewall open
+    #[arg(long, value_name = "SECONDS")]
+    keepalive: Option<u16>,
+    /// What the new peer sends into the tunnel [default: the tunnel's networks]
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
+    allowed_ips: Vec<Prefix>,
+    /// Networks behind the new peer
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
+    behind: Vec<Prefix>,
+    /// The new peer's address in the tunnel [default: the next free one of each network]
+    #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',')]
+    address: Vec<IpAddr>,
+    /// Resolvers and search domains for the new peer
+    #[arg(long, value_name = "ADDRESS|DOMAIN,…", value_delimiter = ',')]
+    dns: Vec<String>,
+    /// MTU of the new peer's interface, in bytes [default: as in the interface's file]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
+    mtu: Option<u16>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum System {
+    /// A wg-quick file
+    Linux,
+    /// ifconfig commands and hostname.if(5)
+    Openbsd,
+    /// A QR code on this terminal
+    Mobile,
+}
+
+pub(super) fn run(command: PeerCommand) -> Result<(), String> {
+    match command {
+        PeerCommand::Add(args) => add(args),
+    }
+}
+
+fn add(args: AddArgs) -> Result<(), String> {
+    let place = Place::find(&args.interface).map_err(|error| error.to_string())?;
+    let file = place.file.clone();
+    let _turn = FileLock::take(&file)
+        .map_err(|error| format!("{}: cannot lock its directory: {error}", file.display()))?;
+    let mut loaded = load(&args.interface)?;
+    let control = Control::find(&loaded.place.interface);
+    let device = match &control {
+        Some(control) => Some(control.get().map_err(|error| running_error(&loaded, &error))?),
+        None => None,
+    };
+    let public_key = own_key(&loaded, device.as_ref())?;
+    let system = args.system;
+    let invitation = invitation(args, &loaded.config, device.as_ref())?;
+    let ends = introduce(&loaded.config, public_key, invitation)?;
+    // Rendered first: what cannot be shown must not be added.
+    let text = render(system, &ends.there, &loaded.place.interface)?;
+    loaded.document.add_peer(&ends.here);
+    write_private(&file, &loaded.document.bytes()).map_err(|error| format!("{}: {error}", file.display()))?;
+    eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
+    if let Some(control) = &control {
+        apply(control, &ends).map_err(|error| {
+            format!(
+                "{}; the file has the new peer already: `ringtun reload {}` tries again",
+                running_error(&loaded, &error),
+                loaded.place.interface
+            )
+        })?;
+        eprintln!("added it to the running {}", loaded.place.interface);
+    }
+    print_bytes(text.as_bytes())
+}
+
+fn running_error(loaded: &Loaded, error: &std::io::Error) -> String {
+    format!("the running {} does not answer as it should: {error}", loaded.place.interface)
+}
+
+fn apply(control: &Control, ends: &Introduction) -> std::io::Result<()> {
+    let peer = ends.here.request(&mut |_, _| None);
+    control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() })
+}
+
+/// This end's public key: from the file, or from the device where a hook sets it.
+fn own_key(loaded: &Loaded, device: Option<&DeviceState>) -> Result<PublicKey, String> {
+    let file = loaded.config.interface.private_key.as_ref();
+    let key = file.or(device.and_then(|device| device.private_key.as_ref()));
+    key.map(PrivateKey::public).ok_or_else(|| {
+        format!(
+            "{}: there is no PrivateKey: expected one in [Interface], or the tunnel up",
+            loaded.place.file.display()
+        )
+    })
+}
+
+fn invitation(args: AddArgs, config: &Config, device: Option<&DeviceState>) -> Result<Invitation, String> {
+    let port = config.interface.listen_port.filter(|&port| port != 0);
+    let port = port.or(device.map(|device| device.listen_port).filter(|&port| port != 0));
+    let mut bytes = Zeroizing::new([0; 32]);
+    SystemEntropy.fill(&mut *bytes);
+    let private_key = PrivateKey::from_bytes(*bytes);
+    let preshared_key = args.psk.then(|| {
+        SystemEntropy.fill(&mut *bytes);
+        SharedSecret(*bytes)
+    });
+    let (dns, dns_search) = resolvers(&args.dns);
+    Ok(Invitation {
+        name: args.name,
+        private_key,
+        preshared_key,
+        endpoint: own_endpoint(args.endpoint.as_deref(), port)?,
+        keepalive: args.keepalive,
+        allowed_ips: args.allowed_ips,
+        behind: args.behind,
+        addresses: args.address,
+        dns,
+        dns_search,
+        mtu: args.mtu.map(Mtu::Bytes),
+    })
+}
+
+fn resolvers(given: &[String]) -> (Vec<DnsServer>, Vec<String>) {
+    let mut split = (Vec::new(), Vec::new());
+    for word in given {
+        match word.parse() {
+            Ok(addr) => split.0.push(DnsServer { addr, scope: None }),
+            Err(_) => split.1.push(word.clone()),
+        }
+    }
+    split
+}
+
+/// What the new peer is told of this end.
+fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<Endpoint>, String> {
+    let no_port = "the tunnel has no fixed port: expected ListenPort in [Interface], or --endpoint HOST:PORT";
+    let Some(given) = given else {
+        let (Some(port), Some(addr)) = (port, default_source()) else {
+            eprintln!("warning: no --endpoint: the other side cannot begin a conversation, only answer");
+            return Ok(None);
+        };
+        eprintln!("note: the other side is told to find this end at {addr}; --endpoint HOST says otherwise");
+        return Ok(Some(Endpoint { host: addr.to_string(), port }));
+    };
+    let bare = given.trim_matches(['[', ']']);
+    let bare_address = bare.parse::<IpAddr>().is_ok();
+    if !bare_address && given.contains(':') {
+        return Endpoint::parse(given).map(Some).map_err(|message| format!("--endpoint: {message}"));
+    }
+    let endpoint = Endpoint { host: bare.to_owned(), port: port.ok_or(no_port)? };
+    Endpoint::parse(&endpoint.to_string()).map(Some).map_err(|message| format!("--endpoint: {message}"))
+}
+
+/// The address this host uses towards the Internet: that of a route to a documentation address, which nothing is sent to.
+fn default_source() -> Option<IpAddr> {
+    let outside = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])];
+    outside.into_iter().find_map(|addr| route_to(addr).ok()?.source)
+}
+
+fn render(system: System, there: &Config, interface: &str) -> Result<Zeroizing<String>, String> {
+    match system {
+        System::Linux => Ok(there.print()),
+        System::Mobile => qr(&there.print()),
+        System::Openbsd => Ok(for_openbsd(there, interface)),
+    }
+}
+
+fn for_openbsd(there: &Config, interface: &str) -> Zeroizing<String> {
+    // wg(4) interfaces are called wg and a number there.
+    let unit = interface
+        .strip_prefix("wg")
+        .filter(|unit| !unit.is_empty() && unit.bytes().all(|byte| byte.is_ascii_digit()));
+    let interface = format!("wg{}", unit.unwrap_or("0"));
+    let (file, left_out) = openbsd::print(there);
+    for what in left_out {
+        eprintln!("not carried over: {what}");
+    }
+    Zeroizing::new(
+        [
+            "# now, as root:\n",
+            &openbsd::commands(there, &interface),
+            &format!("\n# at every start, in /etc/hostname.{interface} (chmod 640):\n"),
+            &file,
+            &format!(
+                "\n# in /etc/pf.conf, to let all of the tunnel's traffic pass:\nset skip on {interface}\n"
+            ),
+        ]
+        .concat(),
+    )
+}
+
+fn qr(text: &str) -> Result<Zeroizing<String>, String> {
+    let code = QrCode::with_error_correction_level(text, EcLevel::L).map_err(|error| {
+        format!("the configuration does not fit a QR code ({error}): expected fewer --allowed-ips")
+    })?;
+    // Dark on light, as scanners want it, on a dark terminal.
+    let image = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
+    Ok(Zeroizing::new(image + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_without_a_port_takes_listen_port() {
+        let at = |text, port| own_endpoint(Some(text), port).map(|endpoint| endpoint.unwrap().to_string());
+        assert_eq!(at("vpn.example.org", Some(4500)).unwrap(), "vpn.example.org:4500");
+        assert_eq!(at("vpn.example.org:443", Some(4500)).unwrap(), "vpn.example.org:443");
+        assert_eq!(at("2001:db8::1", Some(4500)).unwrap(), "[2001:db8::1]:4500");
+        assert_eq!(at("[2001:db8::1]:443", None).unwrap(), "[2001:db8::1]:443");
+        assert!(at("vpn.example.org", None).unwrap_err().contains("ListenPort"));
+        assert!(at("no such host", Some(1)).is_err());
+    }
+
+    #[test]
+    fn resolvers_and_search_domains_are_told_apart() {
+        let (servers, domains) = resolvers(&["192.0.2.53".into(), "fd00::53".into(), "example.org".into()]);
+        assert_eq!((servers.len(), domains), (2, vec!["example.org".to_owned()]));
+    }
+
+    #[test]
+    fn a_phones_configuration_fits_a_terminal() {
+        let config = "[Interface]\n".to_owned()
+            + &"PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n".repeat(6);
+        let code = qr(&config).unwrap();
+        let width = code.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(width <= 80, "{width} columns");
+        assert!(qr(&"x".repeat(4000)).is_err());
+    }
+
+    #[test]
+    fn openbsd_is_told_commands_file_and_filter() {
+        let text = "[Interface]\nPrivateKey=yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\nAddress=192.168.96.2/24\n\
+            [Peer]\nPublicKey=xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint=vpn.example.org:4500\nAllowedIPs=192.168.96.0/24\n";
+        let config = crate::gateway::config::Document::new(text.as_bytes()).parse().unwrap().0;
+        let shown = for_openbsd(&config, "office");
+        assert!(
+            shown.contains("ifconfig wg0 create wgkey yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n"),
+            "{}",
+            *shown
+        );
+        assert!(shown.contains("wgendpoint vpn.example.org 4500 wgaip 192.168.96.0/24\n"), "{}", *shown);
+        assert!(shown.contains("ifconfig wg0 inet 192.168.96.2/24\n"), "{}", *shown);
+        assert!(shown.contains("\ninet 192.168.96.2 255.255.255.0\n"), "{}", *shown);
+        assert!(shown.contains("/etc/hostname.wg0") && shown.ends_with("set skip on wg0\n"));
+    }
+}

@@ -1,0 +1,183 @@
+//! A file as lines: lossless, and read as wg-quick(8) and wg(8) read them.
+//!
+//! Two programs read a wg-quick file. wg-quick cuts a line at `#`, takes what stands before the first `=`, trimmed, for
+//! the key, and keeps the interface's lines that it knows; all other lines go to wg as they are. wg removes *all* white
+//! space from a line, cuts at `#`, and compares without regard to case: `[ Peer ]` and `Public Key = …` are good there.
+
+use std::borrow::Cow;
+use std::fmt;
+use zeroize::Zeroizing;
+
+/// The lines of a file, each with its end; zeroized on drop, hidden from `Debug`.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Document {
+    pub(super) lines: Vec<Zeroizing<Vec<u8>>>,
+}
+
+/// What wg-quick and wg make of a line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Nothing but white space and a comment.
+    Blank,
+    /// `[Interface]`
+    Interface,
+    /// `[Peer]`
+    Peer,
+    /// A key that wg-quick takes out.
+    Quick(&'static str),
+    /// Left to wg: a key of its own, or an error.
+    Wg,
+}
+
+/// The keys of wg-quick(8) in `[Interface]`.
+pub(super) const QUICK_KEYS: [&str; 9] =
+    ["Address", "MTU", "DNS", "Table", "PreUp", "PreDown", "PostUp", "PostDown", "SaveConfig"];
+/// The keys of wg(8) in `[Interface]`.
+pub(super) const INTERFACE_KEYS: [&str; 3] = ["ListenPort", "FwMark", "PrivateKey"];
+/// The keys of wg(8) in `[Peer]`.
+pub(super) const PEER_KEYS: [&str; 5] =
+    ["Endpoint", "PublicKey", "AllowedIPs", "PersistentKeepalive", "PresharedKey"];
+
+/// Where a reader is; its two readers need not agree.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Reader {
+    /// wg-quick's view: its keys are known only in `[Interface]`.
+    quick_interface: bool,
+}
+
+impl Reader {
+    /// Classifies the next line.
+    pub(super) fn kind(&mut self, line: &[u8]) -> Kind {
+        let (key, _) = quick_pair(line);
+        if key.starts_with(b"[") {
+            self.quick_interface = key.eq_ignore_ascii_case(b"[Interface]");
+        }
+        if self.quick_interface
+            && let Some(known) = QUICK_KEYS.iter().find(|known| key.eq_ignore_ascii_case(known.as_bytes()))
+        {
+            return Kind::Quick(known);
+        }
+        let cleaned = wg_cleaned(line);
+        match cleaned.to_ascii_lowercase().as_slice() {
+            b"" => Kind::Blank,
+            b"[interface]" => Kind::Interface,
+            b"[peer]" => Kind::Peer,
+            _ => Kind::Wg,
+        }
+    }
+}
+
+/// Key and value as wg-quick sees them; without a `=` both are the whole line.
+pub(super) fn quick_pair(line: &[u8]) -> (&[u8], &[u8]) {
+    let code = before(line, b'#');
+    let value =
+        code.iter().position(|&byte| byte == b'=').map_or(code, |at| code.get(at + 1..).unwrap_or_default());
+    (trim(before(code, b'=')), trim(value))
+}
+
+/// The line as wg sees it. A secret, perhaps.
+pub(super) fn wg_cleaned(line: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut cleaned = Zeroizing::new(Vec::with_capacity(line.len()));
+    cleaned.extend(before(line, b'#').iter().copied().filter(|&byte| !is_space(byte)));
+    cleaned
+}
+
+/// The name in a comment `# Name = …`.
+pub(super) fn name_in(line: &[u8]) -> Option<String> {
+    let at = line.iter().position(|&byte| byte == b'#')?;
+    let comment = line.get(at..)?;
+    let start = comment.iter().position(|&byte| byte != b'#')?;
+    let comment = comment.get(start..)?;
+    if !trim(before(comment, b'=')).eq_ignore_ascii_case(b"name") {
+        return None;
+    }
+    let name = trim(comment.get(before(comment, b'=').len() + 1..)?);
+    let name = String::from_utf8_lossy(name);
+    (!name.is_empty()).then(|| name.chars().filter(|c| !c.is_control()).collect())
+}
+
+fn before(line: &[u8], mark: u8) -> &[u8] {
+    line.split(|&byte| byte == mark).next().unwrap_or_default()
+}
+
+/// `isspace` in the C locale: Rust's `is_ascii_whitespace` lacks the vertical tab.
+pub(super) fn is_space(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0b
+}
+
+fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [first, rest @ ..] = bytes
+        && is_space(*first)
+    {
+        bytes = rest;
+    }
+    while let [rest @ .., last] = bytes
+        && is_space(*last)
+    {
+        bytes = rest;
+    }
+    bytes
+}
+
+impl Document {
+    /// Splits a file into lines. bash drops NUL bytes; here they stay, and are errors where they matter.
+    pub fn new(bytes: &[u8]) -> Document {
+        let lines = bytes.split_inclusive(|&byte| byte == b'\n').map(|line| Zeroizing::new(line.to_vec()));
+        Document { lines: lines.collect() }
+    }
+
+    /// The file: for a document that was not edited, byte for byte what it was made of.
+    pub fn bytes(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(self.lines.iter().map(|line| line.len()).sum()));
+        for line in &self.lines {
+            bytes.extend_from_slice(line);
+        }
+        bytes
+    }
+
+    /// Each line and what it is.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (&[u8], Kind)> {
+        let mut reader = Reader::default();
+        self.lines.iter().map(move |line| (line.as_slice(), reader.kind(line)))
+    }
+
+    /// What `wg-quick strip` prints: the lines that are not its own, without blanks at their ends, and one empty line.
+    pub fn strip(&self) -> Zeroizing<Vec<u8>> {
+        // bash's `read` trims what $IFS holds; a carriage return is not in it.
+        let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let mut out =
+            Zeroizing::new(Vec::with_capacity(self.lines.iter().map(|line| line.len()).sum::<usize>() + 2));
+        for (line, kind) in self.kinds() {
+            if matches!(kind, Kind::Quick(_)) {
+                continue;
+            }
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            let start = line.iter().position(|byte| !blank(byte)).unwrap_or(line.len());
+            let end = line.iter().rposition(|byte| !blank(byte)).map_or(start, |at| at + 1);
+            out.extend_from_slice(line.get(start..end).unwrap_or_default());
+            out.push(b'\n');
+        }
+        out.push(b'\n');
+        out
+    }
+}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Document({} lines)", self.lines.len())
+    }
+}
+
+/// Text for a message: short, printable, and never what may be a key.
+pub(super) fn quoted(value: &[u8]) -> Cow<'static, str> {
+    const LONGEST: usize = 60;
+    let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    // A key in base64 has 43 such characters; a piece that long is no address, name or number that makes sense.
+    if value.split(|byte| !base64(byte)).any(|run| run.len() >= 20) {
+        return Cow::Borrowed("the value");
+    }
+    let text = String::from_utf8_lossy(value);
+    let short: String = text.chars().take(LONGEST).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    Cow::Owned(format!("`{}{more}`", short.escape_debug()))
+}

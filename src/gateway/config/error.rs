@@ -1,0 +1,112 @@
+//! What is wrong, or odd, with a file, and where. No message quotes a key's value.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    /// 1 is the first.
+    pub line: usize,
+    /// What, and what was expected.
+    pub message: String,
+}
+
+/// All that is wrong with one file; prints as `FILE:LINE: message` lines.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigErrors {
+    /// As it was given.
+    pub file: PathBuf,
+    /// In the file's order; at least one.
+    pub errors: Vec<ConfigError>,
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, error) in self.errors.iter().enumerate() {
+            let newline = if at == 0 { "" } else { "\n" };
+            write!(f, "{newline}{}:{}: {}", self.file.display(), error.line, error.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// What works, but hardly as meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Warning {
+    /// Everyone may read the keys.
+    WorldReadable(PathBuf),
+    /// A key's last value replaces an earlier one.
+    Replaced {
+        /// Of the value that counts.
+        line: usize,
+        /// As wg-quick(8) spells it.
+        key: &'static str,
+    },
+    /// Bits beyond the prefix length are ignored.
+    HostBits {
+        /// Where.
+        line: usize,
+        /// As it stands there.
+        value: String,
+    },
+    /// A later peer takes the prefix away from an earlier one.
+    Taken {
+        /// Of the later peer's section.
+        line: usize,
+        /// Which prefix.
+        prefix: String,
+    },
+    /// The same public key once more.
+    SamePeer {
+        /// Of the later section.
+        line: usize,
+    },
+}
+
+impl Warning {
+    /// The line, where the warning is about one.
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Warning::WorldReadable(_) => None,
+            Warning::Replaced { line, .. }
+            | Warning::HostBits { line, .. }
+            | Warning::Taken { line, .. }
+            | Warning::SamePeer { line } => Some(*line),
+        }
+    }
+
+    /// `FILE:LINE: …`, or `FILE: …`.
+    pub fn describe(&self, file: &Path) -> String {
+        match self.line() {
+            Some(line) => format!("{}:{line}: {self}", file.display()),
+            None => format!("{}: {self}", file.display()),
+        }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::WorldReadable(file) => {
+                write!(
+                    f,
+                    "the keys in it are readable by everyone; mend that with: chmod 600 {}",
+                    file.display()
+                )
+            }
+            Warning::Replaced { key, .. } => write!(f, "{key} replaces the value that stands above"),
+            Warning::HostBits { value, .. } => {
+                write!(f, "{value} has bits beyond its prefix length, which are ignored")
+            }
+            Warning::Taken { prefix, .. } => {
+                write!(f, "AllowedIPs {prefix} belongs to a peer above, which loses it to this one")
+            }
+            Warning::SamePeer { .. } => {
+                f.write_str("a peer above has the same PublicKey; this section replaces its AllowedIPs")
+            }
+        }
+    }
+}

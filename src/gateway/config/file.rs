@@ -1,0 +1,176 @@
+//! Where a configuration is found, who may read it, and how it is replaced.
+
+use super::{Config, ConfigError, ConfigErrors, Document, Warning};
+use rustix::fs::{FlockOperation, flock};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Error, Result, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where a configuration that is given by its interface's name lies.
+pub const DIRECTORY: &str = "/etc/wireguard";
+/// Longest interface name: IFNAMSIZ less its NUL.
+const MAX_NAME: usize = 15;
+
+/// A configuration's file and the interface it is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The file, symbolic links followed where it exists.
+    pub file: PathBuf,
+    /// The file's name without `.conf`.
+    pub interface: String,
+}
+
+/// What to do about a file that everyone may read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Permissions {
+    /// Say so.
+    Warn,
+    /// Do not use it.
+    Refuse,
+}
+
+/// A file, read.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Where it was.
+    pub place: Place,
+    /// Its lines.
+    pub document: Document,
+    /// Its meaning.
+    pub config: Config,
+    /// What is odd about it.
+    pub warnings: Vec<Warning>,
+}
+
+/// Why a file was not read.
+#[derive(Debug)]
+pub enum LoadError {
+    /// Neither an interface's name nor a file `NAME.conf`.
+    Name(String),
+    /// The file cannot be read.
+    File(PathBuf, Error),
+    /// Everyone may read it, and that was not to be.
+    WorldReadable(PathBuf),
+    /// It makes no sense.
+    Content(ConfigErrors),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Name(given) => write!(
+                f,
+                "`{given}` names no configuration: expected an interface's name (at most {MAX_NAME} of a-z A-Z 0-9 _ = + . -) or a file NAME.conf"
+            ),
+            LoadError::File(path, error) => write!(f, "{}: {error}", path.display()),
+            LoadError::WorldReadable(path) => {
+                let file = path.display();
+                write!(f, "{file}: the keys in it are readable by everyone; mend that with: chmod 600 {file}")
+            }
+            LoadError::Content(errors) => errors.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+fn is_interface_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'=' | b'+' | b'.' | b'-');
+    (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(good)
+}
+
+impl Place {
+    /// `NAME`: DIRECTORY/NAME.conf; anything else: a path that ends in NAME.conf. A name wins over a file of that name in
+    /// the working directory, as for wg-quick.
+    pub fn find(given: &str) -> std::result::Result<Place, LoadError> {
+        Place::find_in(Path::new(DIRECTORY), given)
+    }
+
+    /// As [`Self::find`], with names looked up in `directory`.
+    pub fn find_in(directory: &Path, given: &str) -> std::result::Result<Place, LoadError> {
+        let path = match is_interface_name(given) {
+            true => directory.join(format!("{given}.conf")),
+            false => PathBuf::from(given),
+        };
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".conf"));
+        let interface = match name {
+            Some(name) if is_interface_name(name) => name.to_owned(),
+            _ => return Err(LoadError::Name(given.to_owned())),
+        };
+        let file = fs::canonicalize(&path).map_err(|error| LoadError::File(path, error))?;
+        Ok(Place { file, interface })
+    }
+
+    /// Reads and checks the file.
+    pub fn load(self, permissions: Permissions) -> std::result::Result<Loaded, LoadError> {
+        let failed = |error| LoadError::File(self.file.clone(), error);
+        let exposed = is_world_accessible(&self.file).map_err(failed)?;
+        if exposed && permissions == Permissions::Refuse {
+            return Err(LoadError::WorldReadable(self.file));
+        }
+        let bytes = zeroize::Zeroizing::new(fs::read(&self.file).map_err(failed)?);
+        let document = Document::new(&bytes);
+        let (config, mut warnings) = match document.parse() {
+            Ok(parsed) => parsed,
+            Err(errors) => return Err(LoadError::Content(self.errors(errors))),
+        };
+        if exposed {
+            warnings.insert(0, Warning::WorldReadable(self.file.clone()));
+        }
+        Ok(Loaded { place: self, document, config, warnings })
+    }
+
+    /// The errors of this file.
+    pub fn errors(&self, errors: Vec<ConfigError>) -> ConfigErrors {
+        ConfigErrors { file: self.file.clone(), errors }
+    }
+}
+
+/// wg-quick's rule: file and directory both let others in.
+fn is_world_accessible(file: &Path) -> Result<bool> {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(fs::metadata(file)?.mode() & fs::metadata(directory)?.mode() & 0o007 != 0)
+}
+
+/// Replaces `path` whole or not at all: a new file of mode 0600 beside it, synced, then renamed over it.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::other("a file's name is needed"))?.to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    // A process of this number may have been killed here before.
+    let _ = fs::remove_file(&temporary);
+    let written =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)
+        });
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary); // it may not be there; the first error is the one to tell
+        return Err(error);
+    }
+    directory_of(path)?.sync_all()
+}
+
+fn directory_of(path: &Path) -> Result<File> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)
+}
+
+/// Keeps other ringtun processes from changing the files of a directory, until it is dropped. It is on the directory, since
+/// the files themselves are replaced.
+#[derive(Debug)]
+pub struct FileLock {
+    _directory: File,
+}
+
+impl FileLock {
+    /// Waits for its turn.
+    pub fn take(file: &Path) -> Result<FileLock> {
+        let directory = directory_of(file)?;
+        flock(&directory, FlockOperation::LockExclusive)?;
+        Ok(FileLock { _directory: directory })
+    }
+}

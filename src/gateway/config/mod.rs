@@ -1,0 +1,248 @@
+//! The configuration language of wg-quick(8) and wg(8): read into a typed [`Config`], written, edited in place.
+//!
+//! ```text
+//!   file --load--> Document (lines, lossless) --parse--> Config (typed) --request--> SetRequest (UAPI)
+//!                     |  ^                                  |
+//!                   strip  edit: add a peer, save         print
+//! ```
+//!
+//! What wg-quick and wg accept is accepted and means the same. Beyond them there are `MTU = exact` and peers' names
+//! in comments (`# Name = laptop`). Stricter on purpose: a port above 65535, which the C library cuts to 16 bits.
+
+mod document;
+mod edit;
+mod error;
+mod file;
+mod names;
+mod parse;
+mod print;
+mod request;
+pub(in crate::gateway) mod value;
+
+pub use document::Document;
+pub use edit::Runtime;
+pub use error::{ConfigError, ConfigErrors, Warning};
+pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
+pub use request::{Resolver, difference, set_text};
+
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::routing::Prefix;
+use std::fmt;
+use std::io::{Error, ErrorKind};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+
+/// A whole file's meaning.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// All `[Interface]` sections together.
+    pub interface: Interface,
+    /// In the file's order; a public key may stand in several, and then the last one decides.
+    pub peers: Vec<Peer>,
+}
+
+/// What concerns the interface. Secrets are zeroized on drop and hidden from `Debug`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Interface {
+    /// `None`: left to a hook, or an interface that only listens to nobody.
+    pub private_key: Option<PrivateKey>,
+    /// `None` or 0: any.
+    pub listen_port: Option<u16>,
+    /// 0: none.
+    pub fwmark: Option<u32>,
+    /// To be assigned to the interface.
+    pub addresses: Vec<Address>,
+    /// Resolvers.
+    pub dns: Vec<DnsServer>,
+    /// Search domains: what stands under `DNS` and is no address.
+    pub dns_search: Vec<String>,
+    /// `None`: from the routes to the endpoints.
+    pub mtu: Option<Mtu>,
+    /// Where routes go.
+    pub table: Table,
+    /// Whether `down` saves.
+    pub save_config: bool,
+    /// Hooks, in order; `%i` still stands in them.
+    pub pre_up: Vec<String>,
+    /// See [`Self::pre_up`].
+    pub post_up: Vec<String>,
+    /// See [`Self::pre_up`].
+    pub pre_down: Vec<String>,
+    /// See [`Self::pre_up`].
+    pub post_down: Vec<String>,
+}
+
+/// One `[Peer]` section.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// From a comment `# Name = …` in the section or directly above it.
+    pub name: Option<String>,
+    /// Who.
+    pub public_key: PublicKey,
+    /// `None`: none.
+    pub preshared_key: Option<SharedSecret>,
+    /// In the file's order.
+    pub allowed_ips: Vec<Prefix>,
+    /// Where, if known.
+    pub endpoint: Option<Endpoint>,
+    /// Seconds; 0: off.
+    pub persistent_keepalive: Option<u16>,
+    /// The line of the section's header.
+    pub line: Line,
+}
+
+impl Peer {
+    /// A peer of which only the key is known.
+    pub fn new(public_key: PublicKey) -> Peer {
+        Peer {
+            name: None,
+            public_key,
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoint: None,
+            persistent_keepalive: None,
+            line: Line(0),
+        }
+    }
+}
+
+/// A line's number, 1 being the first. Equal to every other: where something stands is no part of what it means.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Line(pub usize);
+
+impl PartialEq for Line {
+    fn eq(&self, _: &Line) -> bool {
+        true
+    }
+}
+
+impl Eq for Line {}
+
+/// An address of the interface and its network's length.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Address {
+    /// Host bits and all.
+    pub addr: IpAddr,
+    /// Bits, at most 32 or 128.
+    pub len: u8,
+}
+
+impl Address {
+    /// The network the address lies in.
+    pub fn network(&self) -> Prefix {
+        // `len` was checked where the address was made; a single host is the safe reading otherwise.
+        Prefix::new(self.addr, self.len).unwrap_or_else(|| self.addr.into())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.len)
+    }
+}
+
+/// A resolver, with the interface by which a link-local one is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DnsServer {
+    /// Its address.
+    pub addr: IpAddr,
+    /// `eth0` of `fe80::1%eth0`.
+    pub scope: Option<String>,
+}
+
+impl fmt::Display for DnsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scope {
+            Some(scope) => write!(f, "{}%{scope}", self.addr),
+            None => write!(f, "{}", self.addr),
+        }
+    }
+}
+
+/// How large inner packets may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mtu {
+    /// This many bytes.
+    Bytes(u16),
+    /// What the outer path holds, without the room that the default leaves for IPv6.
+    Exact,
+}
+
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mtu::Bytes(bytes) => write!(f, "{bytes}"),
+            Mtu::Exact => f.write_str("exact"),
+        }
+    }
+}
+
+/// Which routing table gets the routes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Table {
+    /// The main one, and default routes by mark and rule.
+    #[default]
+    Auto,
+    /// No routes.
+    Off,
+    /// This one, and nothing special about default routes.
+    Number(u32),
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Table::Auto => f.write_str("auto"),
+            Table::Off => f.write_str("off"),
+            Table::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// Where a peer is: an address or a name, and a port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// Without brackets.
+    pub host: String,
+    /// UDP.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// Reads `HOST:PORT`, `[HOST]:PORT`; the error says what was expected.
+    pub fn parse(text: &str) -> Result<Endpoint, String> {
+        value::endpoint(text)
+    }
+
+    /// The address, if the host is not a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.split('%').next()?.parse().ok()
+    }
+
+    /// Asks the system's resolver, which may block; the first answer counts, as for wg(8).
+    pub fn resolve(&self) -> std::io::Result<SocketAddr> {
+        let nothing = || Error::new(ErrorKind::NotFound, "the name has no address");
+        (self.host.as_str(), self.port).to_socket_addrs()?.next().ok_or_else(nothing)
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(addr: SocketAddr) -> Endpoint {
+        let host = match addr {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            _ => addr.ip().to_string(),
+        };
+        Endpoint { host, port: addr.port() }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

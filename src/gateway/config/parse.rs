@@ -1,0 +1,296 @@
+//! From lines to meaning: all errors at once.
+
+use super::document::{INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, name_in, quick_pair, quoted, wg_cleaned};
+use super::{Config, ConfigError, Document, Line, Peer, Warning, value};
+use crate::crypto::x25519::PublicKey;
+use crate::routing::Prefix;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+/// One section's lines, by index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Section {
+    pub(super) interface: bool,
+    /// The header.
+    pub(super) header: usize,
+    /// From the comments directly above the header to the next section's.
+    pub(super) lines: Range<usize>,
+    /// From a comment.
+    pub(super) name: Option<String>,
+}
+
+impl Document {
+    /// Reads the meaning, or all that is wrong with it.
+    pub fn parse(&self) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+        let mut parser = Parser::default();
+        for (at, (line, kind)) in self.kinds().enumerate() {
+            parser.line = at + 1;
+            parser.take(line, kind);
+        }
+        for section in self.sections().into_iter().filter(|section| !section.interface) {
+            let peer = parser.peers.iter_mut().find(|(_, peer)| peer.line.0 == section.header + 1);
+            if let Some((_, peer)) = peer {
+                peer.name = section.name;
+            }
+        }
+        parser.finish()
+    }
+
+    /// The sections in order. A comment directly above a header belongs to it, unless it holds a name and the section has
+    /// one of its own: then it is the tail of the section above.
+    pub(super) fn sections(&self) -> Vec<Section> {
+        let kinds: Vec<Kind> = self.kinds().map(|(_, kind)| kind).collect();
+        let names: Vec<Option<String>> = self.lines.iter().map(|line| name_in(line)).collect();
+        let comment = |at: usize| kinds.get(at) == Some(&Kind::Blank) && self.lines[at].contains(&b'#');
+        let mut sections = Vec::new();
+        let mut end = kinds.len();
+        for header in (0..kinds.len()).rev() {
+            let interface = match kinds[header] {
+                Kind::Interface => true,
+                Kind::Peer => false,
+                _ => continue,
+            };
+            let lead = (0..header).rev().take_while(|&at| comment(at)).last().unwrap_or(header);
+            let own = names[header..end].iter().flatten().next();
+            let above = names[lead..header].iter().flatten().next_back();
+            let start = if own.is_some() && above.is_some() { header } else { lead };
+            let name = own.or(above).cloned();
+            sections.push(Section { interface, header, lines: start..end, name });
+            end = start;
+        }
+        sections.reverse();
+        sections
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum In {
+    #[default]
+    Nothing,
+    Interface,
+    Peer,
+}
+
+#[derive(Default)]
+struct Parser {
+    config: Config,
+    /// Peers whose key may be missing still.
+    peers: Vec<(Option<PublicKey>, Peer)>,
+    section: In,
+    line: usize,
+    /// Single values set so far: the interface's, and the last peer's.
+    seen: HashSet<&'static str>,
+    seen_peer: HashSet<&'static str>,
+    errors: Vec<ConfigError>,
+    warnings: Vec<Warning>,
+}
+
+impl Parser {
+    fn take(&mut self, line: &[u8], kind: Kind) {
+        let taken = match kind {
+            Kind::Blank => Ok(()),
+            Kind::Interface => {
+                self.section = In::Interface;
+                Ok(())
+            }
+            Kind::Peer => {
+                self.section = In::Peer;
+                self.seen_peer.clear();
+                let mut peer = Peer::new(PublicKey([0; 32]));
+                peer.line = Line(self.line);
+                self.peers.push((None, peer));
+                Ok(())
+            }
+            Kind::Quick(key) => self.quick_line(key, line),
+            Kind::Wg => self.wg_line(&wg_cleaned(line)),
+        };
+        if let Err(message) = taken {
+            self.errors.push(ConfigError { line: self.line, message });
+        }
+    }
+
+    fn quick_line(&mut self, key: &'static str, line: &[u8]) -> Result<(), String> {
+        let (left, right) = quick_pair(line);
+        if left == right && !line.contains(&b'=') {
+            return Err(format!("expected `{key} = VALUE`"));
+        }
+        let text = str::from_utf8(right).map_err(|_| format!("{key}: expected text in UTF-8"))?;
+        if text.contains('\0') {
+            return Err(format!("{key}: there is a NUL byte, expected text"));
+        }
+        let key_error = |message: String| format!("{key}: {message}");
+        // wg-quick leaves it to the shell to split, at commas and blanks.
+        let words = || text.split([',', ' ', '\t']).filter(|word| !word.is_empty());
+        let interface = &mut self.config.interface;
+        match key {
+            "Address" => {
+                for word in words() {
+                    interface.addresses.push(value::address(word).map_err(key_error)?);
+                }
+            }
+            "DNS" => {
+                for word in words() {
+                    match value::dns(word).map_err(key_error)? {
+                        Ok(server) => interface.dns.push(server),
+                        Err(domain) => interface.dns_search.push(domain),
+                    }
+                }
+            }
+            "MTU" => interface.mtu = value::mtu(text).map_err(key_error)?,
+            "Table" => interface.table = value::table(text).map_err(key_error)?,
+            "SaveConfig" => interface.save_config = value::truth(text).map_err(key_error)?,
+            hook => {
+                let hooks = match hook {
+                    "PreUp" => &mut interface.pre_up,
+                    "PostUp" => &mut interface.post_up,
+                    "PreDown" => &mut interface.pre_down,
+                    _ => &mut interface.post_down,
+                };
+                // An empty one does nothing.
+                hooks.extend((!text.is_empty()).then(|| text.to_owned()));
+            }
+        }
+        if matches!(key, "MTU" | "Table" | "SaveConfig") && !self.seen.insert(key) {
+            self.warnings.push(Warning::Replaced { line: self.line, key });
+        }
+        Ok(())
+    }
+
+    fn wg_line(&mut self, cleaned: &[u8]) -> Result<(), String> {
+        if self.section == In::Nothing && !cleaned.starts_with(b"[") {
+            return Err("a value before any section: expected [Interface] or [Peer] first".into());
+        }
+        let known: &[&'static str] = if self.section == In::Interface { &INTERFACE_KEYS } else { &PEER_KEYS };
+        let found = known.iter().find_map(|key| {
+            let (left, right) = cleaned.split_at_checked(key.len())?;
+            Some((*key, right.strip_prefix(b"=")?)).filter(|_| left.eq_ignore_ascii_case(key.as_bytes()))
+        });
+        let Some((key, value)) = found else { return Err(self.unknown(cleaned)) };
+        if value.is_empty() {
+            return Err(format!("{key}: expected a value; remove the line if there is none"));
+        }
+        let text = str::from_utf8(value).map_err(|_| format!("{key}: expected text in UTF-8"))?;
+        let (again, list) = match self.section {
+            In::Interface => {
+                self.interface_value(key, text).map_err(|message| format!("{key}: {message}"))?;
+                (!self.seen.insert(key), false)
+            }
+            _ => {
+                self.peer_value(key, text).map_err(|message| format!("{key}: {message}"))?;
+                (!self.seen_peer.insert(key), key == "AllowedIPs")
+            }
+        };
+        if again && !list {
+            self.warnings.push(Warning::Replaced { line: self.line, key });
+        }
+        Ok(())
+    }
+
+    fn interface_value(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let interface = &mut self.config.interface;
+        match key {
+            "PrivateKey" => interface.private_key = value::private_key(text)?,
+            "ListenPort" => interface.listen_port = Some(value::port(text)?),
+            _ => interface.fwmark = Some(value::fwmark(text)?),
+        }
+        Ok(())
+    }
+
+    fn peer_value(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let Some((public_key, peer)) = self.peers.last_mut() else { return Ok(()) };
+        match key {
+            "PublicKey" => *public_key = Some(value::public_key(text)?),
+            "PresharedKey" => peer.preshared_key = value::preshared_key(text)?,
+            "Endpoint" => peer.endpoint = Some(value::endpoint(text)?),
+            "PersistentKeepalive" => peer.persistent_keepalive = Some(value::keepalive(text)?),
+            _ => {
+                for word in text.split(',') {
+                    let (prefix, host_bits) = value::allowed_ip(word)?;
+                    peer.allowed_ips.push(prefix);
+                    if host_bits {
+                        self.warnings.push(Warning::HostBits { line: self.line, value: word.to_owned() });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What to say of a line that neither program knows. Its value may be a key, and a key without a name looks like one
+    /// of these lines as well, so only what is short is quoted.
+    fn unknown(&self, cleaned: &[u8]) -> String {
+        if cleaned.starts_with(b"[") {
+            return format!("{}: expected [Interface] or [Peer]", quoted(cleaned));
+        }
+        if !cleaned.contains(&b'=') {
+            return "expected `KEY = VALUE`, a section or a comment".into();
+        }
+        let key = cleaned.split(|&byte| byte == b'=').next().unwrap_or_default();
+        let is = |known: &&&str| key.eq_ignore_ascii_case(known.as_bytes());
+        if let Some(known) = INTERFACE_KEYS.iter().chain(&QUICK_KEYS).find(is) {
+            return match self.section {
+                In::Interface => {
+                    format!("expected `{known}` without blanks in it, in a section headed `[Interface]`")
+                }
+                _ => format!("{known} belongs in [Interface]"),
+            };
+        }
+        if let Some(known) = PEER_KEYS.iter().find(is) {
+            return format!("{known} belongs in [Peer]");
+        }
+        let here: Vec<&str> = match self.section {
+            In::Interface => INTERFACE_KEYS.iter().chain(&QUICK_KEYS).copied().collect(),
+            _ => PEER_KEYS.to_vec(),
+        };
+        let name =
+            String::from_utf8_lossy(key.get(..key.len().min(32)).unwrap_or_default()).to_ascii_lowercase();
+        let near = here.iter().map(|known| (distance(&name, &known.to_ascii_lowercase()), *known)).min();
+        let shown = quoted(key).replace("the value", "the key");
+        match near {
+            Some((distance, known)) if distance <= 3 => {
+                format!("{shown} is not known here: expected {known}?")
+            }
+            _ => format!("{shown} is not known here: expected one of {}", here.join(", ")),
+        }
+    }
+
+    fn finish(mut self) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+        let mut owners: HashMap<Prefix, PublicKey> = HashMap::new();
+        let mut keys = HashSet::new();
+        for (key, mut peer) in self.peers {
+            let line = peer.line.0;
+            let Some(key) = key else {
+                // A key that is there and wrong has been reported.
+                let message = "a peer without PublicKey: expected one in this section".into();
+                self.errors.push(ConfigError { line, message });
+                continue;
+            };
+            if !keys.insert(key) {
+                self.warnings.push(Warning::SamePeer { line });
+            }
+            for prefix in &peer.allowed_ips {
+                if owners.insert(*prefix, key).is_some_and(|owner| owner != key) {
+                    self.warnings.push(Warning::Taken { line, prefix: prefix.to_string() });
+                }
+            }
+            peer.public_key = key;
+            self.config.peers.push(peer);
+        }
+        self.warnings.sort_by_key(Warning::line);
+        self.errors.sort_by_key(|error| error.line);
+        if self.errors.is_empty() { Ok((self.config, self.warnings)) } else { Err(self.errors) }
+    }
+}
+
+/// Edits from one word to the other (Levenshtein), one row at a time; both words are short.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let edited = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], edited);
+        }
+    }
+    row[b.len()]
+}

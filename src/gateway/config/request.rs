@@ -1,0 +1,191 @@
+//! What is sent to a device: all of a configuration as `wg setconf` would, or the difference as `wg syncconf` would.
+
+use super::{Config, Endpoint, Peer};
+use crate::crypto::x25519::{PublicKey, SharedSecret};
+use crate::device::uapi::{AllowedIp, PeerRequest, SetRequest};
+use crate::gateway::control::{DeviceState, PeerState};
+use crate::routing::Prefix;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::{Display, Write};
+use std::net::SocketAddr;
+use zeroize::Zeroizing;
+
+/// Asked for the address of an endpoint; the argument's line is the peer's. `None`: leave the endpoint unset.
+pub type Resolver<'a> = &'a mut dyn FnMut(&Peer, &Endpoint) -> Option<SocketAddr>;
+
+impl Config {
+    /// Replaces all that a device has, as `wg setconf` does: what the file lacks is unset.
+    pub fn request(&self, resolve: Resolver<'_>) -> SetRequest {
+        SetRequest {
+            private_key: Some(self.interface.private_key.clone()),
+            listen_port: Some(self.interface.listen_port.unwrap_or(0)),
+            fwmark: Some(self.interface.fwmark.unwrap_or(0)),
+            replace_peers: true,
+            peers: self.peers.iter().map(|peer| peer.request(resolve)).collect(),
+        }
+    }
+}
+
+impl Peer {
+    /// Adds the peer, or brings one that is there into line.
+    pub fn request(&self, resolve: Resolver<'_>) -> PeerRequest {
+        PeerRequest {
+            preshared_key: self.preshared_key.clone(),
+            endpoint: self.endpoint.as_ref().and_then(|endpoint| resolve(self, endpoint)),
+            persistent_keepalive: self.persistent_keepalive,
+            replace_allowed_ips: true,
+            allowed_ips: self.allowed_ips.iter().map(|&prefix| AllowedIp { prefix, remove: false }).collect(),
+            ..PeerRequest::new(self.public_key)
+        }
+    }
+}
+
+/// What a peer shall have in the end, whatever the sections said on the way there.
+#[derive(Default)]
+struct Wanted {
+    preshared_key: Option<SharedSecret>,
+    endpoint: Option<SocketAddr>,
+    persistent_keepalive: u16,
+    allowed: BTreeSet<Prefix>,
+}
+
+/// Turns `device` into what `config` says with the fewest words: a peer that is as it should be is not mentioned and keeps its
+/// session, one that the file lacks is removed. A key, port or mark that the file leaves open stays as it is, since a hook
+/// or `up` may have set it.
+pub fn difference(device: &DeviceState, config: &Config, resolve: Resolver<'_>) -> SetRequest {
+    let interface = &config.interface;
+    let mut request = SetRequest {
+        private_key: interface
+            .private_key
+            .clone()
+            .filter(|key| device.private_key.as_ref() != Some(key))
+            .map(Some),
+        listen_port: interface.listen_port.filter(|&port| port != 0 && port != device.listen_port),
+        fwmark: interface.fwmark.filter(|&mark| mark != device.fwmark),
+        ..SetRequest::default()
+    };
+    let (order, wanted) = wanted_peers(config, resolve);
+    for peer in device.peers.iter().filter(|peer| !wanted.contains_key(&peer.public_key)) {
+        request.peers.push(PeerRequest { remove: true, ..PeerRequest::new(peer.public_key) });
+    }
+    let current: HashMap<PublicKey, &PeerState> =
+        device.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    for key in order {
+        let Some(peer) = wanted.get(&key) else { continue };
+        request.peers.extend(peer_difference(key, peer, current.get(&key).copied()));
+    }
+    request
+}
+
+fn wanted_peers(config: &Config, resolve: Resolver<'_>) -> (Vec<PublicKey>, HashMap<PublicKey, Wanted>) {
+    let mut order = Vec::new();
+    let mut wanted: HashMap<PublicKey, Wanted> = HashMap::new();
+    let mut owners: HashMap<Prefix, PublicKey> = HashMap::new();
+    for peer in &config.peers {
+        if wanted.contains_key(&peer.public_key) {
+            // A later section with the same key replaces the allowed IPs, and the rest where it says something.
+            owners.retain(|_, owner| *owner != peer.public_key);
+        } else {
+            order.push(peer.public_key);
+        }
+        let entry = wanted.entry(peer.public_key).or_default();
+        owners.extend(peer.allowed_ips.iter().map(|&prefix| (prefix, peer.public_key)));
+        entry.preshared_key = peer.preshared_key.clone().or(entry.preshared_key.take());
+        entry.endpoint = peer.endpoint.as_ref().and_then(|at| resolve(peer, at)).or(entry.endpoint);
+        entry.persistent_keepalive = peer.persistent_keepalive.unwrap_or(entry.persistent_keepalive);
+    }
+    for (prefix, owner) in owners {
+        if let Some(peer) = wanted.get_mut(&owner) {
+            peer.allowed.insert(prefix);
+        }
+    }
+    (order, wanted)
+}
+
+/// `None`: the peer is as it should be.
+fn peer_difference(key: PublicKey, wanted: &Wanted, current: Option<&PeerState>) -> Option<PeerRequest> {
+    let mut request = PeerRequest::new(key);
+    let nobody = PeerState::new(key);
+    let peer = current.unwrap_or(&nobody);
+    if peer.preshared_key != wanted.preshared_key {
+        request.preshared_key = Some(wanted.preshared_key.clone().unwrap_or(SharedSecret([0; 32])));
+    }
+    request.endpoint = wanted.endpoint.filter(|&endpoint| peer.endpoint != Some(endpoint));
+    request.persistent_keepalive =
+        Some(wanted.persistent_keepalive).filter(|&seconds| seconds != peer.persistent_keepalive);
+    let has: BTreeSet<Prefix> = peer.allowed_ips.iter().copied().collect();
+    if has != wanted.allowed {
+        request.replace_allowed_ips = true;
+        request.allowed_ips =
+            wanted.allowed.iter().map(|&prefix| AllowedIp { prefix, remove: false }).collect();
+    }
+    let silent = request.preshared_key.is_none()
+        && request.endpoint.is_none()
+        && request.persistent_keepalive.is_none()
+        && !request.replace_allowed_ips;
+    (current.is_none() || !silent).then_some(request)
+}
+
+/// The request as the configuration protocol's text, `set=1` to the empty line; a secret, zeroized on drop.
+pub fn set_text(request: &SetRequest) -> Zeroizing<String> {
+    const DEVICE_ROOM: usize = 256;
+    const PEER_ROOM: usize = 512;
+    const ALLOWED_IP_ROOM: usize = 64;
+    let room =
+        request.peers.iter().map(|peer| PEER_ROOM + peer.allowed_ips.len() * ALLOWED_IP_ROOM).sum::<usize>();
+    let mut text = Zeroizing::new(String::with_capacity(DEVICE_ROOM + room));
+    text.push_str("set=1\n");
+    if let Some(key) = &request.private_key {
+        let bytes = Zeroizing::new(key.as_ref().map_or([0; 32], |key| key.to_bytes()));
+        key_line(&mut text, "private_key", &bytes);
+    }
+    value_line(&mut text, "listen_port", request.listen_port);
+    value_line(&mut text, "fwmark", request.fwmark);
+    if request.replace_peers {
+        text.push_str("replace_peers=true\n");
+    }
+    for peer in &request.peers {
+        peer_lines(&mut text, peer);
+    }
+    text.push('\n');
+    text
+}
+
+fn peer_lines(text: &mut String, peer: &PeerRequest) {
+    key_line(text, "public_key", &peer.public_key.0);
+    if peer.update_only {
+        text.push_str("update_only=true\n");
+    }
+    if peer.remove {
+        text.push_str("remove=true\n");
+        return;
+    }
+    if let Some(key) = &peer.preshared_key {
+        key_line(text, "preshared_key", &key.0);
+    }
+    value_line(text, "endpoint", peer.endpoint);
+    value_line(text, "persistent_keepalive_interval", peer.persistent_keepalive);
+    if peer.replace_allowed_ips {
+        text.push_str("replace_allowed_ips=true\n");
+    }
+    for allowed in &peer.allowed_ips {
+        let minus = if allowed.remove { "-" } else { "" };
+        value_line(text, "allowed_ip", Some(format_args!("{minus}{}", allowed.prefix)));
+    }
+}
+
+fn value_line(text: &mut String, key: &str, value: Option<impl Display>) {
+    if let Some(value) = value {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key}={value}");
+    }
+}
+
+fn key_line(text: &mut String, key: &str, bytes: &[u8; 32]) {
+    text.push_str(key);
+    text.push('=');
+    for byte in bytes {
+        text.extend([byte >> 4, byte & 15].iter().filter_map(|&digit| char::from_digit(digit.into(), 16)));
+    }
+    text.push('\n');
+}

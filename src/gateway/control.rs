@@ -1,0 +1,234 @@
+//! A running device, seen from outside: its configuration socket and what it answers.
+
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::device::uapi::SetRequest;
+use crate::gateway::config::set_text;
+use crate::gateway::socket;
+use crate::routing::Prefix;
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use zeroize::Zeroizing;
+
+/// How long an answer may take: longer than any device needs, short enough for a person.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest answer taken: some 200,000 peers with a few allowed IPs each.
+const MAX_ANSWER: u64 = 128 << 20;
+
+/// What a device said it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeviceState {
+    /// `None`: none set.
+    pub private_key: Option<PrivateKey>,
+    /// 0: not bound.
+    pub listen_port: u16,
+    /// 0: none.
+    pub fwmark: u32,
+    /// In the device's order.
+    pub peers: Vec<PeerState>,
+}
+
+/// What a device said of a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerState {
+    /// Who.
+    pub public_key: PublicKey,
+    /// `None`: none.
+    pub preshared_key: Option<SharedSecret>,
+    /// Where it was last.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds; 0: off.
+    pub persistent_keepalive: u16,
+    /// In the device's order.
+    pub allowed_ips: Vec<Prefix>,
+    /// Since the epoch; zero: never.
+    pub last_handshake: Duration,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+}
+
+impl PeerState {
+    /// A peer of which nothing is known.
+    pub fn new(public_key: PublicKey) -> PeerState {
+        PeerState {
+            public_key,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive: 0,
+            allowed_ips: Vec::new(),
+            last_handshake: Duration::ZERO,
+            tx_bytes: 0,
+            rx_bytes: 0,
+        }
+    }
+}
+
+impl DeviceState {
+    /// Reads the answer to `get=1`; keys it does not know are left out. `None`: no such answer.
+    pub fn parse(answer: &str) -> Option<DeviceState> {
+        let mut state = DeviceState::default();
+        for line in answer.lines().filter(|line| !line.is_empty()) {
+            let (key, value) = line.split_once('=')?;
+            match (key, state.peers.last_mut()) {
+                ("public_key", _) => state.peers.push(PeerState::new(PublicKey(*key32(value)?))),
+                ("private_key", None) => {
+                    let bytes = key32(value)?;
+                    state.private_key =
+                        bytes.iter().any(|&byte| byte != 0).then(|| PrivateKey::from_bytes(*bytes));
+                }
+                ("listen_port", None) => state.listen_port = value.parse().ok()?,
+                ("fwmark", None) => state.fwmark = value.parse().ok()?,
+                (_, Some(peer)) => peer.take(key, value)?,
+                _ => {}
+            }
+        }
+        Some(state)
+    }
+}
+
+impl PeerState {
+    fn take(&mut self, key: &str, value: &str) -> Option<()> {
+        match key {
+            "preshared_key" => {
+                let secret = SharedSecret(*key32(value)?);
+                self.preshared_key = (secret != SharedSecret([0; 32])).then_some(secret);
+            }
+            "endpoint" => self.endpoint = Some(value.parse().ok()?),
+            "persistent_keepalive_interval" => self.persistent_keepalive = value.parse().ok()?,
+            "allowed_ip" => self.allowed_ips.push(value.parse().ok()?),
+            "last_handshake_time_sec" => self.last_handshake += Duration::from_secs(value.parse().ok()?),
+            "last_handshake_time_nsec" => self.last_handshake += Duration::from_nanos(value.parse().ok()?),
+            "tx_bytes" => self.tx_bytes = value.parse().ok()?,
+            "rx_bytes" => self.rx_bytes = value.parse().ok()?,
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+fn key32(value: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    let digit = |byte: u8| (byte as char).to_digit(16);
+    let mut pairs = value.as_bytes().chunks_exact(2);
+    for byte in bytes.iter_mut() {
+        let [high, low] = *pairs.next()? else { return None };
+        *byte = (digit(high)? << 4 | digit(low)?) as u8;
+    }
+    (value.len() == 64).then_some(bytes)
+}
+
+/// A connection to a device's configuration socket.
+#[derive(Debug)]
+pub struct Control {
+    path: PathBuf,
+}
+
+impl Control {
+    /// The device called `name`; `None`: nobody answers under that name, so it is not running here.
+    pub fn find(name: &str) -> Option<Control> {
+        Control::at(socket::path(name))
+    }
+
+    fn at(path: PathBuf) -> Option<Control> {
+        UnixStream::connect(&path).is_ok().then_some(Control { path })
+    }
+
+    /// Where the socket is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks for all there is.
+    pub fn get(&self) -> Result<DeviceState> {
+        let answer = self.exchange("get=1\n\n")?;
+        DeviceState::parse(&answer).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidData,
+                format!("{} answers what is no configuration", self.path.display()),
+            )
+        })
+    }
+
+    /// Changes what the request says.
+    pub fn set(&self, request: &SetRequest) -> Result<()> {
+        self.exchange(&set_text(request)).map(drop)
+    }
+
+    /// The answer without its last line, `errno=0`.
+    fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
+        let mut stream = UnixStream::connect(&self.path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.write_all(request.as_bytes())?;
+        let mut reader = BufReader::new(stream.take(MAX_ANSWER));
+        let mut answer = Zeroizing::new(String::new());
+        loop {
+            let start = answer.len();
+            if reader.read_line(&mut answer)? == 0 {
+                return Err(Error::new(
+                    ErrorKind::UnexpectedEof,
+                    "the device closed the connection without an answer",
+                ));
+            }
+            let Some(errno) = answer.get(start..).and_then(|line| line.strip_prefix("errno=")) else {
+                continue;
+            };
+            let errno: i32 = errno.trim_end().parse().unwrap_or(-1);
+            answer.truncate(start);
+            return if errno == 0 {
+                Ok(answer)
+            } else {
+                Err(Error::from_raw_os_error(errno.saturating_abs()))
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    const ANSWER: &str = "private_key=a8dac1d8a70a751f0f699fb14ba1cff3a8dac1d8a70a751f0f699fb14ba1cf73\nlisten_port=7\nfwmark=9\n\
+        public_key=b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33\n\
+        preshared_key=0000000000000000000000000000000000000000000000000000000000000000\nprotocol_version=1\n\
+        endpoint=[fe80::1%3]:51820\nlast_handshake_time_sec=2\nlast_handshake_time_nsec=5\ntx_bytes=38333\nrx_bytes=2224\n\
+        persistent_keepalive_interval=111\nallowed_ip=192.168.4.4/32\nsomething_new=1\n";
+
+    #[test]
+    fn an_answer_is_read_and_what_is_new_in_it_left_out() {
+        let state = DeviceState::parse(ANSWER).unwrap();
+        assert_eq!((state.listen_port, state.fwmark, state.peers.len()), (7, 9, 1));
+        let peer = &state.peers[0];
+        assert_eq!(peer.preshared_key, None);
+        assert_eq!(peer.endpoint, Some("[fe80::1%3]:51820".parse().unwrap()));
+        assert_eq!(peer.last_handshake, Duration::new(2, 5));
+        assert_eq!((peer.tx_bytes, peer.rx_bytes, peer.persistent_keepalive), (38333, 2224, 111));
+        assert_eq!(DeviceState::parse("what\n"), None);
+        assert!(!format!("{state:?}").contains("a8dac1"));
+    }
+
+    #[test]
+    fn an_error_number_becomes_an_error() {
+        let path = std::env::temp_dir().join(format!("rt-control-{}.sock", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let control = Control { path: path.clone() };
+        let server = std::thread::spawn(move || {
+            for answer in ["errno=0\n\n", "errno=-22\n\n", &format!("{ANSWER}errno=0\n\n")] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut line = String::new();
+                BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        control.set(&SetRequest::default()).unwrap();
+        assert_eq!(control.set(&SetRequest::default()).unwrap_err().raw_os_error(), Some(22));
+        assert_eq!(control.get().unwrap().listen_port, 7);
+        server.join().unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
+}

@@ -1,0 +1,153 @@
+//! The other end of a tunnel: what it is to be, and how OpenBSD writes it.
+
+mod address;
+pub mod openbsd;
+
+pub use address::next_free;
+
+use super::config::{Address, Config, DnsServer, Endpoint, Interface, Line, Mtu, Peer};
+use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::routing::Prefix;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Whom to take in, and on what terms.
+#[derive(Debug)]
+pub struct Invitation {
+    /// For people.
+    pub name: String,
+    /// The new peer's; it is in [`Introduction::there`] and nowhere else.
+    pub private_key: PrivateKey,
+    /// For both ends.
+    pub preshared_key: Option<SharedSecret>,
+    /// This end, as the new peer reaches it.
+    pub endpoint: Option<Endpoint>,
+    /// Of the new peer, seconds.
+    pub keepalive: Option<u16>,
+    /// What the new peer sends into the tunnel; empty: the tunnel's networks.
+    pub allowed_ips: Vec<Prefix>,
+    /// Networks behind the new peer.
+    pub behind: Vec<Prefix>,
+    /// The new peer's addresses; empty: the next free one of each of the tunnel's networks.
+    pub addresses: Vec<IpAddr>,
+    /// Resolvers for the new peer.
+    pub dns: Vec<DnsServer>,
+    /// Search domains for the new peer.
+    pub dns_search: Vec<String>,
+    /// Of the new peer; `None`: as this end's.
+    pub mtu: Option<Mtu>,
+}
+
+/// What each end is to know of the other.
+#[derive(Debug)]
+pub struct Introduction {
+    /// The section for this end.
+    pub here: Peer,
+    /// The whole configuration of the new peer, secret.
+    pub there: Config,
+}
+
+/// Works out both ends. `public_key` is this end's; the error says what is in the way.
+pub fn introduce(
+    config: &Config,
+    public_key: PublicKey,
+    invitation: Invitation,
+) -> Result<Introduction, String> {
+    let name = invitation.name.trim();
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err("a peer's name is one line of text".into());
+    }
+    if config.peers.iter().any(|peer| peer.name.as_deref() == Some(name)) {
+        return Err(format!("there is a peer called {name} already: expected another name"));
+    }
+    let networks: BTreeSet<Prefix> = config.interface.addresses.iter().map(Address::network).collect();
+    let addresses = match invitation.addresses.is_empty() {
+        true => free_addresses(config, &networks)?,
+        false => chosen_addresses(config, &networks, &invitation.addresses)?,
+    };
+    let own = invitation.private_key.public();
+    let hosts = addresses.iter().map(|address| Prefix::from(address.addr));
+    let here = Peer {
+        name: Some(name.to_owned()),
+        preshared_key: invitation.preshared_key.clone(),
+        allowed_ips: hosts.chain(invitation.behind).collect(),
+        ..Peer::new(own)
+    };
+    let allowed_ips = match invitation.allowed_ips.is_empty() {
+        true => networks.into_iter().collect(),
+        false => invitation.allowed_ips,
+    };
+    let interface = Interface {
+        private_key: Some(invitation.private_key),
+        addresses,
+        dns: invitation.dns,
+        dns_search: invitation.dns_search,
+        mtu: invitation.mtu.or(config.interface.mtu),
+        ..Interface::default()
+    };
+    let this_end = Peer {
+        name: None,
+        public_key,
+        preshared_key: invitation.preshared_key,
+        allowed_ips,
+        endpoint: invitation.endpoint,
+        persistent_keepalive: invitation.keepalive,
+        line: Line(0),
+    };
+    Ok(Introduction { here, there: Config { interface, peers: vec![this_end] } })
+}
+
+/// All that is somebody's.
+fn used(config: &Config) -> Vec<Prefix> {
+    let own = config.interface.addresses.iter().map(|address| Prefix::from(address.addr));
+    own.chain(config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied())).collect()
+}
+
+/// One for each family: from the first network of it that has one left.
+fn free_addresses(config: &Config, networks: &BTreeSet<Prefix>) -> Result<Vec<Address>, String> {
+    let used = used(config);
+    let roomy = |network: &&Prefix| network.len() < if network.addr().is_ipv4() { 32 } else { 128 };
+    let roomy: Vec<&Prefix> = networks.iter().filter(roomy).collect();
+    if roomy.is_empty() {
+        return Err("the tunnel has no network to take an address from: expected an Address such as 192.168.96.1/24 in [Interface], or --address".into());
+    }
+    let mut found: Vec<Address> = Vec::new();
+    for network in &roomy {
+        let of_family = |address: &Address| address.addr.is_ipv4() == network.addr().is_ipv4();
+        if !found.iter().any(of_family)
+            && let Some(addr) = next_free(**network, &used)
+        {
+            found.push(Address { addr, len: network.len() });
+        }
+    }
+    for network in roomy {
+        if !found.iter().any(|address| address.addr.is_ipv4() == network.addr().is_ipv4()) {
+            return Err(format!(
+                "no address is left in {network}: give the interface a larger network, or use --address"
+            ));
+        }
+    }
+    Ok(found)
+}
+
+fn chosen_addresses(
+    config: &Config,
+    networks: &BTreeSet<Prefix>,
+    chosen: &[IpAddr],
+) -> Result<Vec<Address>, String> {
+    let used: BTreeSet<Prefix> = used(config).into_iter().collect();
+    let mut addresses = Vec::new();
+    for &addr in chosen {
+        if used.contains(&Prefix::from(addr)) {
+            return Err(format!("{addr} is in use: expected an address that no peer has"));
+        }
+        let network =
+            networks.iter().filter(|network| network.contains(addr)).max_by_key(|network| network.len());
+        let len = network.map_or(if addr.is_ipv4() { 32 } else { 128 }, Prefix::len);
+        addresses.push(Address { addr, len });
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests;
