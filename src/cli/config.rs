@@ -85,7 +85,7 @@ fn report(file: &Path, errors: &[ConfigError], warnings: &[Warning], peers: usiz
 
 pub(super) fn strip(args: &StripArgs) -> Result<(), String> {
     let loaded = load(&args.given)?;
-    print_bytes(&loaded.document.strip())
+    print_secret(&loaded.document.strip())
 }
 
 /// Reads a configuration; warnings go to standard error.
@@ -106,6 +106,12 @@ fn warn(file: &Path, warnings: &[Warning]) {
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), String> {
     let text = serde_json::to_string_pretty(value).map_err(|error| format!("cannot write JSON: {error}"))?;
     print_bytes(format!("{text}\n").as_bytes())
+}
+
+/// Keys and all, with a warning where everyone may read the file that standard output is.
+pub(super) fn print_secret(bytes: &[u8]) -> Result<(), String> {
+    super::keys::warn_if_world_readable();
+    print_bytes(bytes)
 }
 
 /// To standard output; a closed pipe is an error, not a panic.

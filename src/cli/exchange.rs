@@ -1,6 +1,6 @@
 //! `import`, `export`: between wg-quick's language and OpenBSD's.
 
-use super::config::{load, print_bytes};
+use super::config::{load, print_secret};
 use crate::gateway::config::{ConfigError, ConfigErrors};
 use crate::gateway::peering::openbsd;
 use clap::{Args, ValueEnum};
@@ -46,7 +46,7 @@ pub(super) fn import(args: &ImportArgs) -> Result<(), String> {
     if !left_out.is_empty() {
         eprintln!("not carried over:\n{}", at(&args.file, left_out));
     }
-    print_bytes(config.print().as_bytes())
+    print_secret(config.print().as_bytes())
 }
 
 fn at(file: &Path, errors: Vec<ConfigError>) -> ConfigErrors {
@@ -61,5 +61,5 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), String> {
     for what in left_out {
         eprintln!("not carried over: {what}");
     }
-    print_bytes(text.as_bytes())
+    print_secret(text.as_bytes())
 }

@@ -39,8 +39,17 @@ pub(super) fn pubkey() -> Result<(), String> {
 
 /// Prints a key, after the warning wg(8) gives where standard output is a file that everyone may read.
 fn print_secret(key: &[u8; 32]) -> Result<(), String> {
-    let stdout = std::io::stdout();
-    let world_readable = rustix::fs::fstat(stdout.as_fd()).is_ok_and(|stat| {
+    warn_if_world_readable();
+    let text = Zeroizing::new(STANDARD.encode(key) + "\n");
+    std::io::stdout()
+        .lock()
+        .write_all(text.as_bytes())
+        .map_err(|error| format!("cannot write the key: {error}"))
+}
+
+/// The warning before a secret goes to a file that everyone may read.
+pub(super) fn warn_if_world_readable() {
+    let world_readable = rustix::fs::fstat(std::io::stdout().as_fd()).is_ok_and(|stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_mode & 0o007 != 0
     });
     if world_readable {
@@ -49,6 +58,4 @@ fn print_secret(key: &[u8; 32]) -> Result<(), String> {
              Consider setting the umask to 077 and trying again."
         );
     }
-    let text = Zeroizing::new(STANDARD.encode(key) + "\n");
-    stdout.lock().write_all(text.as_bytes()).map_err(|error| format!("cannot write the key: {error}"))
 }

@@ -1,6 +1,6 @@
 //! `peer add`: both ends of a new peer in one step.
 
-use super::config::{load, print_bytes};
+use super::config::{load, print_secret};
 use crate::crypto::random::{Entropy, SystemEntropy};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::uapi::SetRequest;
@@ -88,21 +88,18 @@ fn add(args: AddArgs) -> Result<(), String> {
     let _turn = FileLock::take(&file)
         .map_err(|error| format!("{}: cannot lock its directory: {error}", file.display()))?;
     let mut loaded = load(&args.interface)?;
-    let control = Control::find(&loaded.place.interface);
-    let device = match &control {
-        Some(control) => Some(control.get().map_err(|error| running_error(&loaded, &error))?),
-        None => None,
-    };
-    let public_key = own_key(&loaded, device.as_ref())?;
+    let running = running(&loaded)?;
+    let device = running.as_ref().map(|(_, device)| device);
+    let public_key = own_key(&loaded, device)?;
     let system = args.system;
-    let invitation = invitation(args, &loaded.config, device.as_ref())?;
+    let invitation = invitation(args, &loaded.config, device)?;
     let ends = introduce(&loaded.config, public_key, invitation)?;
     // Rendered first: what cannot be shown must not be added.
     let text = render(system, &ends.there, &loaded.place.interface)?;
     loaded.document.add_peer(&ends.here);
     write_private(&file, &loaded.document.bytes()).map_err(|error| format!("{}: {error}", file.display()))?;
     eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
-    if let Some(control) = &control {
+    if let Some((control, _)) = &running {
         apply(control, &ends).map_err(|error| {
             format!(
                 "{}; the file has the new peer already: `ringtun reload {}` tries again",
@@ -112,7 +109,20 @@ fn add(args: AddArgs) -> Result<(), String> {
         })?;
         eprintln!("added it to the running {}", loaded.place.interface);
     }
-    print_bytes(text.as_bytes())
+    print_secret(text.as_bytes())
+}
+
+/// The running device, if it is this file's: one that only shares the interface's name has another key.
+fn running(loaded: &Loaded) -> Result<Option<(Control, DeviceState)>, String> {
+    let Some(control) = Control::find(&loaded.place.interface) else { return Ok(None) };
+    let device = control.get().map_err(|error| running_error(loaded, &error))?;
+    let key = loaded.config.interface.private_key.as_ref();
+    if key.is_some() && key != device.private_key.as_ref() {
+        let (interface, file) = (&loaded.place.interface, loaded.place.file.display());
+        eprintln!("warning: the running {interface} has another private key than {file}: it is left alone");
+        return Ok(None);
+    }
+    Ok(Some((control, device)))
 }
 
 fn running_error(loaded: &Loaded, error: &std::io::Error) -> String {

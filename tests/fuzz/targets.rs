@@ -19,8 +19,11 @@ use ringtun::wire::message::{self, CookieReply, DataHeader, Initiation, Response
 use ringtun::wire::vnet::VnetHeader;
 use std::time::Duration;
 
-/// Every target, by the name of its corpus folder.
-pub(crate) const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A name, which is also its corpus folder's, and what to run.
+type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub(crate) const TARGETS: &[Target] = &[
     ("message", message),
     ("handshake", handshake),
     ("session", session),

@@ -82,7 +82,7 @@ fn a_device_deleted_in_mid_traffic_ends_its_process() {
 
 #[test]
 fn removing_the_uapi_socket_ends_the_process() {
-    // wg-quick's way of taking a userspace device down.
+    // As wireguard-go does; wg-quick takes userspace devices down so on systems other than Linux.
     let Some(mut pair) = Pair::connected(RINGTUN, RINGTUN) else { return };
     let name = pair[A].name().to_owned();
     std::fs::remove_file(uapi_socket(&name)).expect("its socket");

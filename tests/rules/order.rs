@@ -74,7 +74,7 @@ fn rule_03_order_holds_across_lost_handshakes_and_rekeys() {
 }
 
 #[test]
-fn rule_03_strays_keep_their_order() {
+fn rule_03_strays_reach_their_owner_and_none_is_lost() {
     for seed in seeds(20) {
         // Without steering most trains reach a worker that does not own them.
         let config = HostConfig { workers: 3, steer: false, gro: seed % 2 == 0, ..HostConfig::default() };

@@ -247,7 +247,7 @@ impl Parser {
         let near = here.iter().map(|known| (distance(&name, &known.to_ascii_lowercase()), *known)).min();
         let shown = quoted(key).replace("the value", "the key");
         match near {
-            Some((distance, known)) if distance <= 3 => {
+            Some((distance, known)) if distance <= 1 + name.len() / 4 => {
                 format!("{shown} is not known here: expected {known}?")
             }
             _ => format!("{shown} is not known here: expected one of {}", here.join(", ")),

@@ -113,9 +113,9 @@ fn peer_words(peer: &Peer) -> Zeroizing<String> {
 
 /// Between double quotes in a line that a shell evaluates.
 fn description(name: &str) -> String {
-    let name: String =
-        name.chars().filter(|c| !matches!(c, '"' | '\\' | '$' | '`') && !c.is_control()).collect();
-    name.get(..name.floor_char_boundary(MAX_DESCRIPTION)).unwrap_or_default().to_owned()
+    let fitting = |(at, c): &(usize, char)| at + c.len_utf8() <= MAX_DESCRIPTION;
+    let name = name.char_indices().take_while(fitting).map(|(_, c)| c);
+    name.filter(|c| !matches!(c, '"' | '\\' | '$' | '`') && !c.is_control()).collect()
 }
 
 /// `inet [alias] addr netmask`, `inet6 [alias] addr prefixlen`
