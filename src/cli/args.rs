@@ -1,20 +1,29 @@
 //! What may stand on the command line, and how it becomes a [`TunnelConfig`].
 
 use super::config::{CheckArgs, StripArgs};
+use super::daemon;
+use super::doctor::DoctorArgs;
 use super::exchange::{ExportArgs, ImportArgs};
+use super::generate::GenerateCommand;
 use super::mtu::MtuArgs;
 use super::peer::PeerCommand;
+use super::service::ServiceArgs;
+use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
+use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
 use crate::gateway::tunnel::{IoChoice, TunnelConfig};
 use crate::io::{inherit, tun};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
+  ringtun up wg0                     bring up the tunnel of /etc/wireguard/wg0.conf; also down, reload, save
   ringtun wg0                        create wg0 and go to the background once it is ready
   ringtun -f wg0                     the same in the foreground; Ctrl-C removes wg0
   wg setconf wg0 /etc/wireguard/wg0.conf && ip link set wg0 up
   WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
   ringtun check wg0 && ringtun peer add laptop --endpoint vpn.example.org
+  ringtun show wg0 --verbose && ringtun status wg0 && sudo ringtun doctor
   ringtun genkey | tee private.key | ringtun pubkey > public.key
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
 
@@ -50,6 +59,27 @@ pub(super) enum Command {
     /// Read a private key on standard input and print its public key, as `wg pubkey` does
     #[command(after_help = "Example:\n  ringtun pubkey < private.key")]
     Pubkey,
+    /// Bring a tunnel up, look after it in the foreground, and take it down at SIGTERM: for service managers
+    Service(ServiceArgs),
+    /// Show running tunnels, as `wg show` does
+    Show(ShowArgs),
+    /// Print a running tunnel's configuration, as `wg showconf` does
+    Showconf(ShowconfArgs),
+    /// Count what the workers of running tunnels did
+    Status(StatusArgs),
+    /// Say what this host offers a tunnel, and how to get what is missing
+    Doctor(DoctorArgs),
+    /// Write man pages and completions
+    #[command(subcommand, hide = true)]
+    Generate(GenerateCommand),
+    /// Bring a tunnel up from its configuration
+    Up(UpArgs),
+    /// Take a tunnel down
+    Down(DownArgs),
+    /// Write what a running tunnel is now to its configuration
+    Save(SaveArgs),
+    /// Bring a running tunnel into line with its configuration
+    Reload(ReloadArgs),
     /// Say what is wrong with a configuration, without touching anything
     Check(CheckArgs),
     /// Print a configuration without what only wg-quick(8) knows, for wg(8)
@@ -94,6 +124,9 @@ pub(super) struct TunnelArgs {
     /// Leave the choice of TUN queue to the kernel's flow hash instead of the eBPF program
     #[arg(long, env = "RINGTUN_NO_STEERING", value_parser = clap::builder::FalseyValueParser::new())]
     no_steering: bool,
+    /// Configuration whose endpoints' names and paths are looked after while the tunnel runs
+    #[arg(long, value_name = "FILE", hide = true)]
+    config: Option<PathBuf>,
     /// Do not pin workers to cores
     #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
     no_pin: bool,
@@ -127,7 +160,9 @@ impl TunnelArgs {
             gso: !self.no_gso,
             gro: !self.no_gro,
             steering: !self.no_steering,
+            notify: !daemon::is_child(),
             pin: !self.no_pin,
+            upkeep: self.config,
             tun_fd: inherit::from_env("WG_TUN_FD")?,
             uapi_fd: inherit::from_env("WG_UAPI_FD")?,
         })

@@ -5,11 +5,16 @@
 mod args;
 mod config;
 mod daemon;
+mod doctor;
 mod exchange;
+mod generate;
 mod keys;
 mod logger;
 mod mtu;
 mod peer;
+mod service;
+mod show;
+mod updown;
 
 use crate::gateway::tunnel::{self, TunnelError};
 use args::{Cli, Command};
@@ -23,6 +28,19 @@ pub fn main() -> ExitCode {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Genpsk) => keys::genpsk(),
         Some(Command::Pubkey) => keys::pubkey(),
+        Some(Command::Service(args)) => service::run(&args),
+        Some(Command::Show(args)) => show::show(&args),
+        Some(Command::Showconf(args)) => show::showconf(&args),
+        Some(Command::Status(args)) => show::status(&args),
+        Some(Command::Generate(command)) => generate::run(&command),
+        Some(Command::Doctor(args)) => match doctor::run(&args) {
+            Ok(code) => return code,
+            Err(message) => Err(message),
+        },
+        Some(Command::Up(args)) => updown::up(&args),
+        Some(Command::Down(args)) => updown::down(&args),
+        Some(Command::Save(args)) => updown::save(&args),
+        Some(Command::Reload(args)) => updown::reload(&args),
         Some(Command::Check(args)) => match config::check(&args) {
             Ok(code) => return code,
             Err(message) => Err(message),

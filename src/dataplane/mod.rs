@@ -6,6 +6,7 @@
 pub mod stats;
 pub mod worker;
 
+use crate::dataplane::stats::WorkerStats;
 use crate::io::udp::UdpSockets;
 use crate::io::waker::Waker;
 use crate::io::{Endpoint, LocalAddr, Notice};
@@ -247,6 +248,8 @@ pub struct Inbox {
     pub strays: Arc<ArrayQueue<Stray>>,
     /// Rings the worker.
     pub waker: Waker,
+    /// What the worker counts.
+    pub stats: Arc<WorkerStats>,
 }
 
 /// The slow path's inbox, as workers see it.
@@ -279,6 +282,7 @@ impl Links {
                 controls: Arc::new(ArrayQueue::new(CONTROL_QUEUE)),
                 strays: Arc::new(ArrayQueue::new(STRAY_QUEUE)),
                 waker: Waker::new()?,
+                stats: Arc::default(),
             })
         };
         Ok(Links {

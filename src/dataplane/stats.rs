@@ -32,6 +32,10 @@ counters! {
     tx_frames,
     /// Those of them that held more than one packet.
     tx_super_packets,
+    /// Those of them for a peer that this worker owns: hits of the TUN queue.
+    tx_frames_own,
+    /// Those of them for another worker's peer: it is spread by flow, or nothing steers the TUN queues.
+    tx_frames_other,
     /// Keepalives sent.
     tx_keepalives,
     /// Handshake messages sent for the slow path.
@@ -154,6 +158,10 @@ counters! {
     io_offload_fallbacks,
     /// [`IoStats::waits`].
     io_waits,
+    /// [`IoStats::slept_nanos`].
+    io_slept_nanos,
+    /// [`IoStats::awake_nanos`].
+    io_awake_nanos,
 }
 
 /// Adds to a counter that only the calling thread writes: no locked instruction is needed.
@@ -175,6 +183,8 @@ impl WorkerStats {
             tun_write_errors,
             offload_fallbacks,
             waits,
+            slept_nanos,
+            awake_nanos,
         } = *io;
         self.io_udp_sends.store(udp_sends, Relaxed);
         self.io_udp_sent_datagrams.store(udp_sent_datagrams, Relaxed);
@@ -186,6 +196,8 @@ impl WorkerStats {
         self.io_tun_write_errors.store(tun_write_errors, Relaxed);
         self.io_offload_fallbacks.store(offload_fallbacks, Relaxed);
         self.io_waits.store(waits, Relaxed);
+        self.io_slept_nanos.store(slept_nanos, Relaxed);
+        self.io_awake_nanos.store(awake_nanos, Relaxed);
     }
 
     /// Adds what the coalescer refused, in the order of [`Refusal`]'s variants.

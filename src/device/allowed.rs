@@ -1,6 +1,7 @@
 //! AllowedIPs as configured: one owner a prefix, device-wide; changes are collected and published once.
 
 use super::outbox::{Broadcast, Outbox};
+use super::peer::Peer;
 use super::table::PeerTable;
 use crate::io::steer::Target;
 use crate::routing::{Prefix, RouteTable};
@@ -18,8 +19,8 @@ struct Place {
 #[derive(Default)]
 pub(super) struct AllowedIps {
     places: HashMap<Prefix, Place>,
-    /// Prefixes changed since the last publication, with the worker they were steered to before.
-    changed: Vec<(Prefix, Option<u8>)>,
+    /// Prefixes changed since the last publication, with where they were steered to before.
+    changed: Vec<(Prefix, Option<Target>)>,
 }
 
 impl AllowedIps {
@@ -47,10 +48,10 @@ impl AllowedIps {
     /// Takes all prefixes of the peer in `slot`.
     pub(super) fn remove_all(&mut self, peers: &mut PeerTable, slot: u32) {
         let Some(peer) = peers.get_mut(slot) else { return };
-        let owner = peer.shared.owner;
+        let before = Some(peer.target());
         for prefix in std::mem::take(&mut peer.allowed) {
             self.places.remove(&prefix);
-            self.changed.push((prefix, Some(owner)));
+            self.changed.push((prefix, before));
         }
     }
 
@@ -70,21 +71,21 @@ impl AllowedIps {
         changed.dedup_by_key(|&mut (prefix, _)| prefix);
         for (prefix, before) in changed {
             let owner = self.places.get(&prefix).and_then(|place| peers.get(place.slot));
-            let after = owner.map(|peer| peer.shared.owner);
+            let after = owner.map(Peer::target);
             if before != after {
-                out.steer(prefix, after.map(Target::Worker));
+                out.steer(prefix, after);
             }
         }
     }
 
-    /// Takes the entry at `place` out of its peer's list, whose last entry moves there; returns the peer's worker.
-    fn unlink(&mut self, peers: &mut PeerTable, place: Place) -> Option<u8> {
+    /// Takes the entry at `place` out of its peer's list, whose last entry moves there; returns where that peer's go.
+    fn unlink(&mut self, peers: &mut PeerTable, place: Place) -> Option<Target> {
         let peer = peers.get_mut(place.slot)?;
         peer.allowed.swap_remove(place.at as usize);
         if let Some(moved) = peer.allowed.get(place.at as usize).and_then(|moved| self.places.get_mut(moved))
         {
             moved.at = place.at;
         }
-        Some(peer.shared.owner)
+        Some(peer.target())
     }
 }

@@ -123,6 +123,7 @@ impl Device {
     pub(super) fn remove_peer(&mut self, slot: u32) {
         self.allowed.remove_all(&mut self.peers, slot);
         let Some(mut peer) = self.peers.remove(slot) else { return };
+        self.forget_load(peer.shared.id);
         let pending = peer.handshake.pending_index();
         for index in peer.sessions.clear().into_iter().chain([pending]).flatten() {
             self.indices.free(index);

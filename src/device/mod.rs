@@ -4,6 +4,7 @@
 //!   handle_handshake ──> handshakes ─┐                    ┌─> Output::Control(worker, …)
 //!   handle_event ──────> mod ────────┼─> peer, indices ──>│   Output::Bind, SetMark, Steer
 //!   handle_timeout ────> timers ─────┤   (PeerTable)      └─ poll_output, after every call
+//!                    └─> balance ────┤
 //!   apply, set_up ─────> config ─────┘
 //! ```
 //!
@@ -11,7 +12,9 @@
 //! asks [`Device::poll_timeout`] again.
 
 mod allowed;
+mod balance;
 mod config;
+mod driver;
 mod handshakes;
 mod indices;
 mod lifecycle;
@@ -20,6 +23,7 @@ mod outbox;
 mod peer;
 pub mod runtime;
 mod stats;
+pub mod status;
 mod table;
 mod timers;
 pub mod uapi;
@@ -42,6 +46,7 @@ use crate::noise::tai64n::Tai64NClock;
 use crate::routing::Prefix;
 use crate::time::Instant;
 use allowed::AllowedIps;
+use balance::Balancer;
 use indices::IndexTable;
 use lifecycle::Link;
 use outbox::{Broadcast, Outbox};
@@ -98,6 +103,8 @@ pub struct PeerInfo<'a> {
     pub persistent_keepalive: u16,
     /// Its prefixes, in the order they were given.
     pub allowed_ips: &'a [Prefix],
+    /// Its packets are spread over all workers by flow, and do not go to its owner.
+    pub spread: bool,
     /// Identity, owning worker, byte counters.
     pub shared: &'a Arc<PeerShared>,
 }
@@ -120,6 +127,7 @@ pub struct Device {
     mark: u32,
     mtu: Option<u32>,
     source_needed: SourceOracle,
+    balancer: Balancer,
     stats: DeviceStats,
 }
 
@@ -144,6 +152,7 @@ impl Device {
             mark: 0,
             mtu: None,
             source_needed: Box::new(|_, _| true),
+            balancer: Balancer::default(),
             stats: DeviceStats::default(),
         }
     }
@@ -180,7 +189,7 @@ impl Device {
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.schedule.next()
+        [self.schedule.next(), self.balancer.next()].into_iter().flatten().min()
     }
 
     /// What to do next; call until `None` after every `handle_*`, `set_*` and UAPI call.
@@ -208,6 +217,7 @@ impl Device {
             last_handshake: peer.last_handshake,
             persistent_keepalive: peer.timers.persistent_keepalive(),
             allowed_ips: &peer.allowed,
+            spread: peer.spread,
             shared: &peer.shared,
         })
     }
@@ -232,7 +242,7 @@ impl Device {
         self.link == Link::Up
     }
 
-    /// Handshakes counted, by what became of them.
+    /// Handshakes counted, by what became of them, and changes of steering.
     pub fn stats(&self) -> &DeviceStats {
         &self.stats
     }

@@ -10,6 +10,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
+use rustix::fs::{fstat, stat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io::{Error, Result};
 use std::net::IpAddr;
@@ -66,12 +67,20 @@ fn block_on<F: Future<Output = Result<()>>>(future: F) -> Result<()> {
 
 fn listen_where_it_lives(queue: &OwnedFd, events: &Sender<LinkEvent>) -> Result<()> {
     match tun_namespace::namespace(queue.as_fd()) {
+        // Entering the namespace one is in would need CAP_SYS_ADMIN all the same, which a hardened service does not have.
+        Ok(namespace) if is_own(&namespace)? => {}
         Ok(namespace) => move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?,
         // Linux before 5.2: the device is followed only while it stays in the namespace where it was made.
         Err(error) => log::debug!("cannot ask for the interface's namespace: {error}"),
     }
     let name = tun_namespace::interface_name(queue.as_fd())?;
     block_on(listen_for_link(&name, events))
+}
+
+/// Whether the calling thread is in this network namespace.
+fn is_own(namespace: &OwnedFd) -> Result<bool> {
+    let (its, own) = (fstat(namespace)?, stat("/proc/thread-self/ns/net")?);
+    Ok((its.st_dev, its.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// Returns `Ok` when the interface left this namespace or was deleted.

@@ -3,6 +3,7 @@
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::PeerShared;
 use crate::io::Endpoint;
+use crate::io::steer::Target;
 use crate::noise::REJECT_AFTER_TIME;
 use crate::noise::cookie::CookieJar;
 use crate::noise::handshake::Handshake;
@@ -33,6 +34,10 @@ pub(super) struct Peer {
     pub(super) watch: Watch,
     /// [`crate::noise::timers::Activity::last_authenticated`] at the last look.
     pub(super) seen: Option<Instant>,
+    /// Its packets are steered by flow, and no longer to its owner.
+    pub(super) spread: bool,
+    /// Bytes sent and received when [`super::balance`] last looked.
+    pub(super) sampled: (u64, u64),
 }
 
 /// Whether the slow path looks at the peer's time stamps by itself.
@@ -68,7 +73,14 @@ impl Peer {
             scheduled: None,
             watch: Watch::Off,
             seen: None,
+            spread: false,
+            sampled: (0, 0),
         }
+    }
+
+    /// Where the TUN device's packets for it go.
+    pub(super) fn target(&self) -> Target {
+        if self.spread { Target::Spread } else { Target::Worker(self.shared.owner) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What became of handshake messages: every drop has a name.
+//! What became of handshake messages (every drop has a name), and what was done to balance the workers.
 
 use crate::noise::handshake::HandshakeError;
 
@@ -48,6 +48,12 @@ counters! {
     dropped_unexpected,
     /// Dropped: under load, with a valid cookie, but its source sends too many.
     dropped_rate_limited,
+    /// Times that a peer's outgoing packets were spread over all workers, by flow.
+    peers_spread,
+    /// Times that such a peer's were given back to its owner.
+    peers_drawn_back,
+    /// Not cumulative: peers that are spread now.
+    peers_spread_now,
 }
 
 impl DeviceStats {

@@ -64,6 +64,11 @@ impl PeerTable {
         self.slots.iter().flatten().map(|peer| &**peer)
     }
 
+    /// Peers by slot, to be changed.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.slots.iter_mut().flatten().map(|peer| &mut **peer)
+    }
+
     /// Peers in the order they were added.
     pub(super) fn in_order(&self) -> Vec<&Peer> {
         let mut peers: Vec<&Peer> = self.iter().collect();

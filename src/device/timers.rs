@@ -86,6 +86,7 @@ impl Schedule {
 impl Device {
     /// Looks at the peers whose time has come.
     pub(super) fn run_timers(&mut self, now: Now) {
+        self.balance(now.mono);
         for _ in 0..LOOKS_A_CALL {
             let Some(slot) = self.schedule.pop(&mut self.peers, now.mono) else { return };
             self.look(now, slot);
@@ -121,6 +122,7 @@ impl Device {
         }
         let next = self.next_look(now.mono, slot).map(|at| at.max(now.mono + SHORTEST_PAUSE));
         self.schedule.set(&mut self.peers, slot, next);
+        self.glance(now.mono, slot);
     }
 
     /// Has the driver look at a peer as soon as it can.

@@ -159,7 +159,7 @@ impl Control {
     }
 
     /// The answer without its last line, `errno=0`.
-    fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
+    pub(super) fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
         let mut stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

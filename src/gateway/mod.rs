@@ -1,9 +1,17 @@
 //! A tunnel's whole life: its configuration, from creation to removal, and the configuration of its other end.
 
+pub mod client;
 pub mod config;
 pub mod control;
+pub mod doctor;
+pub mod metrics;
 pub mod mtu;
+pub mod notify;
 pub mod peering;
+mod resolve;
 pub mod route;
+pub mod service;
+pub mod show;
 pub mod socket;
 pub mod tunnel;
+pub mod up;

@@ -33,6 +33,11 @@ pub fn route_to(destination: IpAddr) -> Result<Route> {
 
 /// As [`route_to`], over a connection that is there already.
 pub async fn find(handle: &Handle, destination: IpAddr) -> Result<Route> {
+    find_marked(handle, destination, 0).await
+}
+
+/// As [`find`], for a packet that carries a firewall mark: rules may lead it elsewhere.
+pub async fn find_marked(handle: &Handle, destination: IpAddr, mark: u32) -> Result<Route> {
     let mut message = RouteMessage::default();
     let (family, address, len) = match destination {
         IpAddr::V4(v4) => (AddressFamily::Inet, RouteAddress::Inet(v4), 32),
@@ -41,6 +46,9 @@ pub async fn find(handle: &Handle, destination: IpAddr) -> Result<Route> {
     message.header.address_family = family;
     message.header.destination_prefix_length = len;
     message.attributes.push(RouteAttribute::Destination(address));
+    if mark != 0 {
+        message.attributes.push(RouteAttribute::Mark(mark));
+    }
     let answer = handle.route().get(message).execute().try_next().await.map_err(into_io)?;
     let answer = answer.ok_or_else(|| Error::new(ErrorKind::NotFound, "no route"))?;
     let (mut index, mut own, mut source) = (None, None, None);

@@ -10,7 +10,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::Sender;
 
-const DIRECTORY: &str = "/var/run/wireguard";
+/// Where the sockets of all implementations are.
+pub const DIRECTORY: &str = "/var/run/wireguard";
 
 /// Where the socket of interface `name` is.
 pub fn path(name: &str) -> PathBuf {

@@ -1,11 +1,12 @@
 //! One tunnel from creation to end: TUN device, UAPI socket, workers, slow path, and the removal of all of it.
 
 use crate::crypto::random::SystemEntropy;
-
 use crate::dataplane::worker::{Worker, WorkerConfig};
 use crate::dataplane::{Control, Links};
 use crate::device::Device;
 use crate::device::runtime::{self, SlowPath};
+use crate::gateway::notify::Notify;
+use crate::gateway::resolve as upkeep;
 use crate::gateway::socket::UapiSocket;
 use crate::index::MAX_WORKERS;
 use crate::io::Io;
@@ -16,13 +17,13 @@ use crate::io::tun::{Tun, TunConfig};
 use crate::io::uring::Uring;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 /// Buffers a worker may hold: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a full
 /// socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
-const BUFFERS: usize = 192;
+pub const BUFFERS: usize = 192;
 
 /// How workers speak to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,8 +55,12 @@ pub struct TunnelConfig {
     pub gro: bool,
     /// eBPF steering of the TUN queues.
     pub steering: bool,
+    /// Tell the service manager that started this process.
+    pub notify: bool,
     /// Pin each worker to a core.
     pub pin: bool,
+    /// The configuration whose endpoints are looked after: names resolved again, the MTU following the path.
+    pub upkeep: Option<PathBuf>,
     /// An inherited TUN file (then one worker).
     pub tun_fd: Option<OwnedFd>,
     /// An inherited listening UAPI socket.
@@ -88,7 +93,7 @@ impl std::error::Error for TunnelError {
     }
 }
 
-/// Creates the tunnel, calls `ready` once device and socket exist, and runs until SIGTERM, SIGINT or the device's end. Device
+/// Creates the tunnel, calls `ready` (and tells the service manager) once device and socket exist, and runs until SIGTERM, SIGINT or the device's end. Device
 /// and socket are gone when it returns.
 pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError> {
     let name = config.name.clone();
@@ -116,10 +121,17 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
         if uring { "io_uring" } else { "plain syscalls" },
         tun.offloads
     );
-    ready();
+    if let Some(file) = config.upkeep {
+        upkeep::start(tun.name.clone(), file, config.mtu).map_err(failed("cannot start a thread"))?;
+    }
     let listener = socket.listener().map_err(failed("cannot listen for configuration"))?;
     let (removed, socket_removed) = tokio::sync::mpsc::channel(1);
     socket.follow_removal(removed).map_err(failed("cannot follow the configuration socket"))?;
+    ready();
+    let manager = config.notify.then(Notify::from_env).flatten();
+    if let Some(manager) = &manager {
+        manager.ready(&format!("{}: {workers} worker(s), no peers yet", tun.name));
+    }
     let parts = SlowPath {
         socket_removed,
         device,
@@ -129,8 +141,12 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
         steering,
         gro: config.gro,
         uring,
+        reporter: manager.as_ref().and_then(Notify::reporter),
     };
     let ended = runtime::run(parts);
+    if let Some(manager) = &manager {
+        manager.stopping();
+    }
     stop_workers(&links, running);
     ended.map_err(failed("the tunnel ended"))
 }
@@ -181,11 +197,11 @@ struct WorkerPlan {
     coalesce: crate::offload::coalesce::CoalesceOptions,
 }
 
-struct Running {
-    threads: Vec<JoinHandle<()>>,
-}
-
-fn start_workers(queues: Vec<OwnedFd>, links: &Links, plan: &WorkerPlan) -> std::io::Result<Running> {
+fn start_workers(
+    queues: Vec<OwnedFd>,
+    links: &Links,
+    plan: &WorkerPlan,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
     let cores = if plan.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (started, starts) = mpsc::channel();
     let mut threads = Vec::with_capacity(queues.len());
@@ -206,14 +222,13 @@ fn start_workers(queues: Vec<OwnedFd>, links: &Links, plan: &WorkerPlan) -> std:
     }
     drop(started);
     let workers = threads.len();
-    let running = Running { threads };
     for outcome in starts.iter().take(workers) {
         if let Err(error) = outcome {
-            stop_workers(links, running);
+            stop_workers(links, threads);
             return Err(error);
         }
     }
-    Ok(running)
+    Ok(threads)
 }
 
 /// A worker's thread: sets up its backend, reports that, and turns until it is stopped or the device is gone.
@@ -246,7 +261,7 @@ fn turn<I: Io>(worker: Worker, backend: std::io::Result<I>, report: impl FnOnce(
     }
 }
 
-fn stop_workers(links: &Links, running: Running) {
+fn stop_workers(links: &Links, threads: Vec<JoinHandle<()>>) {
     for inbox in &links.workers {
         let mut stop = Control::Stop;
         // A full queue empties as its worker turns; one that ended does not, and needs no word.
@@ -259,7 +274,7 @@ fn stop_workers(links: &Links, running: Running) {
         }
         inbox.waker.wake();
     }
-    for thread in running.threads {
+    for thread in threads {
         if thread.join().is_err() {
             log::error!("a worker panicked");
         }

@@ -7,6 +7,7 @@ use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::tunqueue::TunQueue;
 use crate::io::udp::UdpSockets;
 use crate::io::{IoStats, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::time::Instant;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
@@ -22,6 +23,8 @@ pub(super) struct Edge {
     pub(super) sockets: UdpSockets,
     pub(super) stats: IoStats,
     pub(super) clock: Clock,
+    /// The end of the last wait.
+    pub(super) woken: Instant,
 }
 
 impl Edge {
@@ -33,7 +36,25 @@ impl Edge {
             sockets: UdpSockets::default(),
             stats: IoStats::default(),
             clock: Clock,
+            woken: Clock.now(),
         }
+    }
+
+    /// When a sleep until `until` begins; `None`: that time has come. A time already told by the last wait costs no reading of the clock.
+    pub(super) fn sleeps_from(&self, until: Option<Instant>) -> Option<Instant> {
+        if until.is_some_and(|until| until <= self.woken) {
+            return None;
+        }
+        let now = self.clock.now();
+        until.is_none_or(|until| until > now).then_some(now)
+    }
+
+    /// The end of a wait that slept from `asleep` on, if it slept.
+    pub(super) fn wake(&mut self, asleep: Option<Instant>) -> Instant {
+        let now = self.clock.now();
+        self.stats.book(self.woken, asleep, now);
+        self.woken = now;
+        now
     }
 
     /// Buffers that the backend should keep waiting for datagrams: a power of two.

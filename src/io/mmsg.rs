@@ -217,16 +217,16 @@ impl Io for Mmsg {
             return Err(error);
         }
         self.edge.tun.alive()?;
-        let timeout_ms = match until {
-            _ if self.is_ready() => 0,
-            None => -1,
+        let asleep = if self.is_ready() { None } else { self.edge.sleeps_from(until) };
+        let timeout_ms = match (asleep, until) {
+            (None, _) => 0,
+            (Some(_), None) => -1,
             // Rounded up: waking early would only mean to sleep again.
-            Some(until) => {
-                let nanos = until.since(self.edge.clock.now()).as_nanos();
-                i32::try_from(nanos.div_ceil(1_000_000)).unwrap_or(i32::MAX)
+            (Some(now), Some(until)) => {
+                i32::try_from(until.since(now).as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
             }
         };
-        self.edge.stats.waits += u64::from(timeout_ms != 0);
+        self.edge.stats.waits += u64::from(asleep.is_some());
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         // SAFETY: the kernel writes at most EVENTS events to the array.
         let count = unsafe {
@@ -242,7 +242,7 @@ impl Io for Mmsg {
             self.take_event(event);
         }
         self.edge.tun.alive()?;
-        Ok(self.edge.clock.now())
+        Ok(self.edge.wake(asleep))
     }
 
     fn recv_tun(&mut self) -> Option<TunFrame> {

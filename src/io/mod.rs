@@ -19,9 +19,11 @@ mod sys;
 mod tunqueue;
 
 pub mod clock;
+pub mod memory;
 pub mod mmsg;
 #[cfg(test)]
 mod netns;
+pub mod probe;
 pub mod slab;
 mod sockopt;
 pub mod source;
@@ -125,6 +127,20 @@ pub struct IoStats {
     pub offload_fallbacks: u64,
     /// Times the loop slept.
     pub waits: u64,
+    /// Nanoseconds of those sleeps.
+    pub slept_nanos: u64,
+    /// Nanoseconds between them, up to the last return of [`Io::wait`]; time in which the thread had no core counts, too.
+    pub awake_nanos: u64,
+}
+
+impl IoStats {
+    /// Books the time from the end of one wait, `last`, to the end of the next, `now`, whose sleep began at `asleep`, if it slept.
+    pub(crate) fn book(&mut self, last: Instant, asleep: Option<Instant>, now: Instant) {
+        let slept = asleep.map_or(0, |asleep| now.as_nanos().saturating_sub(asleep.as_nanos()));
+        let passed = now.as_nanos().saturating_sub(last.as_nanos());
+        self.slept_nanos += slept;
+        self.awake_nanos += passed.saturating_sub(slept);
+    }
 }
 
 /// An offload that the kernel refused at run time.

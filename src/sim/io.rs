@@ -63,6 +63,8 @@ pub struct SimIo {
     tun_out: Vec<Vec<u8>>,
     sources_gone: VecDeque<Endpoint>,
     stats: IoStats,
+    /// The end of the last wait.
+    woken: Instant,
 }
 
 impl SimIo {
@@ -86,6 +88,7 @@ impl SimIo {
             tun_out: Vec::new(),
             sources_gone: VecDeque::new(),
             stats: IoStats::default(),
+            woken: Instant::START,
         })
     }
 
@@ -195,11 +198,15 @@ impl SimIo {
 }
 
 impl Io for SimIo {
-    fn wait(&mut self, _until: Option<Instant>) -> std::io::Result<Instant> {
-        match self.gone {
-            true => Err(std::io::Error::other("the TUN device is gone")),
-            false => Ok(self.now),
+    fn wait(&mut self, until: Option<Instant>) -> std::io::Result<Instant> {
+        if self.gone {
+            return Err(std::io::Error::other("the TUN device is gone"));
         }
+        // Virtual time passes in sleeps; in a turn only where its driver says so.
+        let asleep = until.is_none_or(|until| until > self.woken).then_some(self.woken);
+        self.stats.book(self.woken, asleep, self.now);
+        self.woken = self.now;
+        Ok(self.now)
     }
 
     fn recv_tun(&mut self) -> Option<TunFrame> {

@@ -37,6 +37,8 @@ pub struct Memory {
     writes: Vec<Write>,
     pieces: Vec<Range<usize>>,
     stats: IoStats,
+    /// The end of the last wait.
+    woken: Instant,
 }
 
 /// One write to the TUN device; its pieces lie in [`Memory::pieces`].
@@ -64,6 +66,7 @@ impl Memory {
             writes: Vec::new(),
             pieces: Vec::new(),
             stats: IoStats::default(),
+            woken: Instant::START,
         })
     }
 
@@ -143,6 +146,10 @@ impl Io for Memory {
             return Err(std::io::Error::other("the TUN device is gone"));
         }
         self.stats.waits += u64::from(until.is_none());
+        // Time passed in the sleep, or, where there was none, in the turn.
+        let asleep = until.is_none_or(|until| until > self.woken).then_some(self.woken);
+        self.stats.book(self.woken, asleep, self.now);
+        self.woken = self.now;
         Ok(self.now)
     }
 

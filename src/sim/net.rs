@@ -119,8 +119,6 @@ pub struct Network {
     tap: VecDeque<Tapped>,
     /// (behind the translation, in public).
     translations: Vec<(SocketAddr, SocketAddr)>,
-    /// Public addresses that a rebinding gave up: nothing answers there.
-    retired: Vec<SocketAddr>,
     counters: HashMap<u32, HashSet<u64>>,
     violations: Vec<String>,
 }
@@ -136,7 +134,6 @@ impl Network {
             serial: 0,
             tap: VecDeque::new(),
             translations: Vec::new(),
-            retired: Vec::new(),
             counters: HashMap::new(),
             violations: Vec::new(),
         }
@@ -194,7 +191,6 @@ impl Network {
                 Some(translation) => datagram.to = translation.0,
                 // From outside a translated host cannot be reached at its inner address.
                 None if self.translations.iter().any(|t| t.0 == datagram.to) => continue,
-                None if self.retired.contains(&datagram.to) => continue,
                 None => {}
             }
             return Some(datagram);
@@ -203,9 +199,6 @@ impl Network {
 
     /// Translates `inside` to `outside` from now on; an earlier mapping of `inside` is gone (a NAT rebinding).
     pub fn translate(&mut self, inside: SocketAddr, outside: SocketAddr) {
-        let replaced = self.translations.iter().filter(|t| t.0 == inside).map(|t| t.1);
-        self.retired.extend(replaced);
-        self.retired.retain(|&retired| retired != outside);
         self.translations.retain(|t| t.0 != inside);
         self.translations.push((inside, outside));
     }

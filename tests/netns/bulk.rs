@@ -79,7 +79,8 @@ for size in [*range(0, 1500, 7), 1371, 1372, 1373, 1391, 1392, 1393, 4000, 9000,
 ";
 
 /// Moves `mebibytes` each way by TCP and datagrams of many sizes by UDP.
-fn moves_unaltered(pair: &Pair, inner: Family, mebibytes: u32) {
+#[track_caller]
+pub(crate) fn moves_unaltered(pair: &Pair, inner: Family, mebibytes: u32) {
     let _server = pair[B].host.start("python3", &["-c", SERVER]);
     let bytes = (mebibytes << 20).to_string();
     let mut client = pair[A].host.start("python3", &["-c", CLIENT, pair[B].inner(inner), &bytes]);
@@ -87,7 +88,8 @@ fn moves_unaltered(pair: &Pair, inner: Family, mebibytes: u32) {
     assert!(status.is_some_and(|status| status.success()), "{status:?} {}{}", client.said(), pair.tell());
 }
 
-fn ready() -> bool {
+/// Whether what a checked transfer needs is there; says so where it is not.
+pub(crate) fn ready() -> bool {
     for program in ["python3", "ethtool"] {
         if find_program(program).is_none() {
             skip(&format!("{program} is not installed"));

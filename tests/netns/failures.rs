@@ -9,7 +9,7 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// Ends with the code, and says every one of the words.
 #[track_caller]
-fn fails(mut process: Process, code: i32, words: &[&str]) {
+pub(crate) fn fails(mut process: Process, code: i32, words: &[&str]) {
     let status = process.wait(SOON).expect("it hangs");
     let said = process.said();
     assert!(!said.contains("panicked"), "{said}");

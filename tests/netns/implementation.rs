@@ -40,11 +40,22 @@ pub(crate) enum Io {
     Syscalls,
 }
 
+/// What stands in ringtun's way.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Hindrance {
+    /// A command line that ends by becoming the command behind it; refuses things to it.
+    pub(crate) behind: &'static [&'static str],
+    /// ringtun's options.
+    pub(crate) options: &'static [&'static str],
+}
+
 /// Who speaks WireGuard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Implementation {
     /// ringtun with so many workers.
     Ringtun { workers: u8, io: Io },
+    /// ringtun where something is refused to it.
+    Hindered(&'static Hindrance),
     /// wireguard-go.
     WireguardGo,
     /// Cloudflare's boringtun.
@@ -74,11 +85,19 @@ impl Implementation {
     fn program(self) -> PathBuf {
         let peers = peers_directory().join("bin");
         match self {
-            Implementation::Ringtun { .. } => ringtun(),
+            Implementation::Ringtun { .. } | Implementation::Hindered(_) => ringtun(),
             Implementation::WireguardGo => peers.join("wireguard-go"),
             Implementation::Boringtun => peers.join("boringtun-cli"),
             Implementation::Gotatun => peers.join("gotatun"),
             Implementation::Kernel => panic!("the kernel is no program"),
+        }
+    }
+
+    /// What the program is started through.
+    fn behind(self) -> &'static [&'static str] {
+        match self {
+            Implementation::Hindered(hindrance) => hindrance.behind,
+            _ => &[],
         }
     }
 
@@ -87,6 +106,9 @@ impl Implementation {
             Implementation::Ringtun { workers, io } if !stand_in() => {
                 let io = if io == Io::Uring { "uring" } else { "syscalls" };
                 ["-f", "--workers", &workers.to_string(), "--io", io].map(str::to_owned).to_vec()
+            }
+            Implementation::Hindered(hindrance) => {
+                ["-f"].iter().chain(hindrance.options).map(|&option| option.to_owned()).collect()
             }
             Implementation::Boringtun | Implementation::Gotatun => {
                 ["-f", "--disable-drop-privileges"].map(str::to_owned).to_vec()
@@ -120,9 +142,11 @@ impl Device {
         }
         let program = implementation.program().display().to_string();
         let options = implementation.options();
-        let mut arguments: Vec<&str> = options.iter().map(String::as_str).collect();
-        arguments.push(&name);
-        let mut process = host.start(&program, &arguments);
+        let mut words = implementation.behind().to_vec();
+        words.push(&program);
+        words.extend(options.iter().map(String::as_str));
+        words.push(&name);
+        let mut process = host.start(words[0], &words[1..]);
         let ready = wait_for(READY, || {
             (Path::new(&uapi_socket(&name)).exists() || process.ended().is_some()).then_some(())
         });

@@ -10,6 +10,7 @@
 
 mod bulk;
 mod failures;
+mod fallbacks;
 mod guest;
 mod hostile;
 mod implementation;
@@ -18,6 +19,9 @@ mod keys;
 mod lab;
 mod lifecycle;
 mod load;
+mod memory;
 mod pair;
 mod rekey;
+mod reload;
 mod tool;
+mod updown;

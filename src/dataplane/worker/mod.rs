@@ -82,7 +82,7 @@ impl Worker {
             id: config.id,
             mtu: config.mtu as usize,
             inbox: links.workers[usize::from(config.id)].clone(),
-            outbox: Outbox::new(links),
+            outbox: Outbox::new(config.id, links),
             peers: Peers::default(),
             refuser: Refuser::default(),
             rx: Rx::new(config.coalesce),

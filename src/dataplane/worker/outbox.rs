@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// The outgoing side of a worker's mailboxes, and its counters.
 pub(super) struct Outbox {
+    pub(super) id: u8,
     pub(super) stats: Arc<WorkerStats>,
     slow: SlowPath,
     workers: Vec<Inbox>,
@@ -21,9 +22,10 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new(links: &Links) -> Outbox {
+    pub(super) fn new(id: u8, links: &Links) -> Outbox {
         Outbox {
-            stats: Arc::default(),
+            id,
+            stats: Arc::clone(&links.workers[usize::from(id)].stats),
             slow: links.slow.clone(),
             workers: links.workers.clone(),
             ring_slow: false,

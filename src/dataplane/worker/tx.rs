@@ -98,6 +98,9 @@ impl<'a, I: Io> Sender<'a, I> {
             add(&self.outbox.stats.tx_no_peer, 1);
             return self.refuse(frame);
         };
+        let stats = &self.outbox.stats;
+        let own = peer.shared.owner == self.outbox.id;
+        add(if own { &stats.tx_frames_own } else { &stats.tx_frames_other }, 1);
         if peer.endpoint.is_none() {
             add(&self.outbox.stats.tx_no_endpoint, 1);
             return self.refuse(frame);

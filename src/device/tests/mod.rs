@@ -3,6 +3,7 @@
 mod configure;
 mod handshake;
 mod lifecycle;
+mod spreading;
 mod timing;
 
 use super::uapi::{AllowedIp, PeerRequest, SetRequest};

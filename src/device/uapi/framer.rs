@@ -6,14 +6,18 @@ use zeroize::{Zeroize, Zeroizing};
 /// Bytes an operation may have. 2^20 allowed IPs at up to 55 bytes a line, or 200,000 peers with all their keys.
 pub const MAX_OPERATION: usize = 64 << 20;
 
-/// Longest first line that can still become one.
-const FIRST_LINE: usize = "get=1\n".len();
+/// The first lines there are: of a question that takes no lines more, or of a transaction.
+const GET: &[u8] = b"get=1\n";
+const STATUS: &[u8] = b"status=1\n";
+const SET: &[u8] = b"set=1\n";
 
 /// One operation.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `get=1`.
     Get,
+    /// `status=1`: ours alone; see [`crate::device::status`].
+    Status,
     /// `set=1`: its lines with the first and without the empty one, for [`super::SetRequest::parse`].
     Set(Zeroizing<Vec<u8>>),
 }
@@ -69,26 +73,18 @@ impl Framer {
     }
 
     fn cut(&mut self) -> Option<Result<Operation, UapiError>> {
-        let get = match self.buffer.get(..FIRST_LINE) {
-            Some(b"get=1\n") => true,
-            Some(b"set=1\n") => false,
-            Some(_) => return Some(Err(error(EINVAL, 1, "neither get=1 nor set=1"))),
-            None if b"get=1\n".starts_with(&self.buffer) || b"set=1\n".starts_with(&self.buffer) => {
-                return None;
-            }
-            None => return Some(Err(error(EINVAL, 1, "neither get=1 nor set=1"))),
-        };
-        if get {
-            return match self.buffer.get(FIRST_LINE)? {
-                b'\n' => {
-                    self.consume(FIRST_LINE + 1);
-                    Some(Ok(Operation::Get))
-                }
-                _ => Some(Err(error(EINVAL, 2, "get=1 takes no lines"))),
-            };
+        if self.buffer.starts_with(GET) {
+            return self.cut_question(GET, Operation::Get);
+        }
+        if self.buffer.starts_with(STATUS) {
+            return self.cut_question(STATUS, Operation::Status);
+        }
+        if !self.buffer.starts_with(SET) {
+            let may_become_one = [GET, STATUS, SET].iter().any(|line| line.starts_with(&self.buffer));
+            return (!may_become_one).then(|| Err(error(EINVAL, 1, "neither get=1 nor set=1")));
         }
         // The end is an empty line: a newline after the one of the line before.
-        let from = self.scanned.max(FIRST_LINE - 1);
+        let from = self.scanned.max(SET.len() - 1);
         let end = empty_line(&self.buffer, from);
         let held = end.unwrap_or(self.buffer.len());
         if held > MAX_OPERATION {
@@ -101,6 +97,17 @@ impl Framer {
         let body = Zeroizing::new(self.buffer[..end].to_vec());
         self.consume(end + 1);
         Some(Ok(Operation::Set(body)))
+    }
+
+    /// A question is its first line and the empty one.
+    fn cut_question(&mut self, line: &[u8], operation: Operation) -> Option<Result<Operation, UapiError>> {
+        match self.buffer.get(line.len())? {
+            b'\n' => {
+                self.consume(line.len() + 1);
+                Some(Ok(operation))
+            }
+            _ => Some(Err(error(EINVAL, 2, "a question takes no lines"))),
+        }
     }
 
     /// Drops the first `len` bytes; the room of a large operation goes back.

@@ -1,5 +1,7 @@
 //! The cross-platform configuration protocol's text: `get=1` and `set=1` (https://www.wireguard.com/xplatform/).
 //!
+//! One operation more, `status=1`, is this program's own: see [`crate::device::status`].
+//!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
 //! [`Device::uapi_get`](super::Device::uapi_get); `set` is parsed whole into a [`SetRequest`], which
 //! [`Device::apply`](super::Device::apply) carries out, and answered with [`answer`].

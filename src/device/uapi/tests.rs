@@ -195,8 +195,14 @@ fn frame(bytes: &[u8], piece: usize) -> Vec<Result<Operation, UapiError>> {
 #[test]
 fn operations_are_cut_wherever_the_reads_end() {
     let set = |text: &str| Ok(Operation::Set(Zeroizing::new(text.as_bytes().to_vec())));
-    let stream = b"get=1\n\nset=1\nfwmark=1\n\nset=1\n\nget=1\n\nset=1\nunfinished=";
-    let expected = vec![Ok(Operation::Get), set("set=1\nfwmark=1\n"), set("set=1\n"), Ok(Operation::Get)];
+    let stream = b"get=1\n\nset=1\nfwmark=1\n\nset=1\n\nstatus=1\n\nget=1\n\nset=1\nunfinished=";
+    let expected = vec![
+        Ok(Operation::Get),
+        set("set=1\nfwmark=1\n"),
+        set("set=1\n"),
+        Ok(Operation::Status),
+        Ok(Operation::Get),
+    ];
     for piece in 1..=stream.len() {
         assert_eq!(frame(stream, piece), expected, "{piece}");
     }
@@ -204,7 +210,15 @@ fn operations_are_cut_wherever_the_reads_end() {
 
 #[test]
 fn an_unknown_operation_ends_the_connection() {
-    for stream in ["put=1\n\nget=1\n\n", "\nget=1\n\n", "get=1\nx=1\n\n", "set=2\n\n", "x"] {
+    for stream in [
+        "put=1\n\nget=1\n\n",
+        "\nget=1\n\n",
+        "get=1\nx=1\n\n",
+        "set=2\n\n",
+        "x",
+        "status=2\n\n",
+        "status=1\nx\n\n",
+    ] {
         let operations = frame(stream.as_bytes(), 3);
         assert_eq!(operations.len(), 1, "{stream:?}");
         assert_eq!(operations[0].as_ref().unwrap_err().errno, EINVAL);

@@ -222,6 +222,10 @@ fn a_sleep_ends_at_its_time_and_an_earlier_time_polls() {
         let before = bench.io.stats().waits;
         assert!(bench.io.wait(Some(Instant::START)).unwrap() > Instant::START);
         assert_eq!(bench.io.stats().waits, before);
+        let rested = bench.io.stats().slept_nanos;
+        bench.io.wait(Some(Instant::START)).unwrap();
+        assert_eq!(bench.io.stats().slept_nanos, rested, "a poll is no sleep");
+        assert!(bench.io.stats().awake_nanos > 0);
         let until = Clock.now() + Duration::from_millis(20);
         // The kernel may have something to say on a young device (IPv6 reports) that wakes it before.
         while bench.io.wait(Some(until)).unwrap() < until {
@@ -230,6 +234,7 @@ fn a_sleep_ends_at_its_time_and_an_earlier_time_polls() {
         }
         let waits = bench.io.stats().waits - before;
         assert!((1..10).contains(&waits), "{waits} sleeps");
+        assert!(bench.io.stats().slept_nanos > rested);
     });
 }
 

@@ -20,7 +20,6 @@ use std::collections::VecDeque;
 use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 /// Failures of a socket's receive in a row that end the worker: it will not mend.
 const RECEIVE_FAILURES: u32 = 1024;
@@ -191,16 +190,19 @@ impl Uring {
         }
     }
 
-    fn wake_or_sleep(&mut self, until: Option<Instant>) -> Result<()> {
-        let timeout = until.map(|until| until.since(self.edge.clock.now()));
-        if timeout == Some(Duration::ZERO) || self.is_ready() || self.ring.has_events() {
-            return match self.ring.has_work() {
-                true => self.ring.enter(0, None),
-                false => Ok(()),
-            };
-        }
+    /// Polls, or sleeps; tells since when it slept.
+    fn wake_or_sleep(&mut self, until: Option<Instant>) -> Result<Option<Instant>> {
+        let polls = self.is_ready() || self.ring.has_events();
+        let asleep = if polls { None } else { self.edge.sleeps_from(until) };
+        let Some(now) = asleep else {
+            if self.ring.has_work() {
+                self.ring.enter(0, None)?;
+            }
+            return Ok(None);
+        };
         self.edge.stats.waits += 1;
-        self.ring.enter(1, timeout)
+        self.ring.enter(1, until.map(|until| until.since(now)))?;
+        Ok(asleep)
     }
 }
 
@@ -211,10 +213,10 @@ impl Io for Uring {
         }
         self.edge.tun.alive()?;
         self.arm()?;
-        self.wake_or_sleep(until)?;
+        let asleep = self.wake_or_sleep(until)?;
         self.take_events();
         self.edge.tun.alive()?;
-        Ok(self.edge.clock.now())
+        Ok(self.edge.wake(asleep))
     }
 
     fn recv_tun(&mut self) -> Option<TunFrame> {

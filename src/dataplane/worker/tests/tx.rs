@@ -29,6 +29,23 @@ fn a_packet_reaches_the_peer_that_its_destination_belongs_to() {
 }
 
 #[test]
+fn frames_of_own_peers_and_of_other_workers_are_counted_apart() {
+    let mut rig = Rig::of(&Links::new(2).unwrap(), 0);
+    rig.add_peers(1);
+    let theirs = Arc::new(PeerShared::new(id(1), 1));
+    rig.control(Control::AddPeer(theirs));
+    let routes = (0..2).map(|slot| (prefix(&format!("10.{slot}.0.0"), 16), slot));
+    rig.control(Control::Routes(Arc::new(RouteTable::build(routes))));
+    for to in ["10.0.0.1", "10.1.0.1", "10.1.0.2", "10.9.0.1"] {
+        rig.push_frame(&frame(ME, to, 1, 16, 0));
+    }
+    rig.turn();
+    let counts = [rig.count(|stats| &stats.tx_frames_own), rig.count(|stats| &stats.tx_frames_other)];
+    assert_eq!(counts, [1, 2]);
+    assert_eq!(rig.count(|stats| &stats.tx_frames), 4);
+}
+
+#[test]
 fn a_super_packet_leaves_as_one_train() {
     let mut rig = Rig::with_peers(1);
     let mut remote = rig.connect(0);

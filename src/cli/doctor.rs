@@ -1,0 +1,28 @@
+//! `doctor`: what this host offers.
+
+use super::config::{print_bytes, print_json};
+use crate::gateway::doctor;
+use clap::Args;
+use std::process::ExitCode;
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  sudo ringtun doctor
+  ringtun doctor --json | jq '.findings[] | select(.level != \"ok\")'
+
+Looks only: what has to be tried is tried in a network namespace of its own.
+Exit status: 0 a tunnel can run here, 1 it cannot.")]
+pub(super) struct DoctorArgs {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
+    let report = doctor::examine();
+    match args.json {
+        true => print_json(&report)?,
+        false => print_bytes(report.text().as_bytes())?,
+    }
+    Ok(if report.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

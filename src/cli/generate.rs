@@ -1,0 +1,77 @@
+//! `generate`: man pages and completions, for packages.
+
+use super::args::Cli;
+use clap::{CommandFactory, Subcommand};
+use clap_complete::Shell;
+use std::path::{Path, PathBuf};
+
+#[derive(Subcommand)]
+pub(super) enum GenerateCommand {
+    /// Write a man page of section 8 for the program and each of its subcommands
+    Man {
+        /// Directory, made where it is not there
+        directory: PathBuf,
+    },
+    /// Write completions for bash, zsh and fish
+    Completions {
+        /// Directory, made where it is not there
+        directory: PathBuf,
+    },
+}
+
+pub(super) fn run(command: &GenerateCommand) -> Result<(), String> {
+    let (directory, write): (_, fn(&Path) -> std::io::Result<()>) = match command {
+        GenerateCommand::Man { directory } => (directory, man),
+        GenerateCommand::Completions { directory } => (directory, completions),
+    };
+    let done = std::fs::create_dir_all(directory).and_then(|()| write(directory));
+    done.map_err(|error| format!("{}: {error}", directory.display()))
+}
+
+fn man(directory: &Path) -> std::io::Result<()> {
+    // What stands in the environment of whoever builds the package is no part of the manual.
+    let mut command = Cli::command().disable_help_subcommand(true).mut_args(|arg| arg.hide_env_values(true));
+    // Gives each subcommand its full name.
+    command.build();
+    write_pages(command, directory)
+}
+
+/// `ringtun.8`, `ringtun-peer.8`, `ringtun-peer-add.8`. (clap_mangen's own walk takes no section.)
+fn write_pages(command: clap::Command, directory: &Path) -> std::io::Result<()> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+    let children: Vec<clap::Command> =
+        command.get_subcommands().filter(|child| !child.is_hide_set()).cloned().collect();
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).title(name.clone()).section("8").manual("ringtun").render(&mut page)?;
+    std::fs::write(directory.join(format!("{name}.8")), page)?;
+    children.into_iter().try_for_each(|child| write_pages(child, directory))
+}
+
+fn completions(directory: &Path) -> std::io::Result<()> {
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        clap_complete::generate_to(shell, &mut Cli::command(), "ringtun", directory)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subcommand_has_a_page_and_every_shell_its_completions() {
+        let directory = std::env::temp_dir().join(format!("rt-generate-{}", std::process::id()));
+        run(&GenerateCommand::Man { directory: directory.clone() }).unwrap();
+        run(&GenerateCommand::Completions { directory: directory.clone() }).unwrap();
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let page =
+                std::fs::read_to_string(directory.join(format!("ringtun-{}.8", command.get_name()))).unwrap();
+            assert!(page.contains(&format!("ringtun\\-{}", command.get_name())), "{page}");
+        }
+        assert!(!directory.join("ringtun-generate.8").exists());
+        for file in ["ringtun.8", "ringtun-peer-add.8", "ringtun.bash", "_ringtun", "ringtun.fish"] {
+            assert!(std::fs::read_to_string(directory.join(file)).unwrap().contains("ringtun"), "{file}");
+        }
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

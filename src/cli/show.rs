@@ -1,0 +1,199 @@
+//! `show`, `showconf`, `status`: running devices, on standard output.
+
+use super::config::{print_bytes, print_json};
+use crate::gateway::client;
+use crate::gateway::metrics::{self, Measured};
+use crate::gateway::show::{self, Field, Paint, View};
+use clap::{Args, ValueEnum};
+use std::io::IsTerminal;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ringtun show                       all tunnels
+  ringtun show wg0                   one of them
+  ringtun show wg0 --verbose         with the peers' names and the worker that owns each
+  ringtun show all dump              everything, tab-separated, each line with its interface
+  ringtun show wg0 transfer
+  ringtun show wg0 --json | jq '.peers[].owner'
+
+Without --verbose and --json the output is that of `wg show`, to the letter.
+
+Environment:
+  WG_COLOR_MODE  always, never, auto (default: only on a terminal)
+  WG_HIDE_KEYS   never: private and preshared keys are shown, too")]
+pub(super) struct ShowArgs {
+    /// Interface, or `all` of them, or the names of the `interfaces` there are
+    #[arg(value_name = "NAME|all|interfaces", default_value = "all")]
+    interface: String,
+    /// One field only
+    #[arg(value_name = "FIELD", conflicts_with_all = ["json", "verbose"])]
+    field: Option<FieldArg>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// With peers' names and owners
+    #[arg(short, long, conflicts_with = "json")]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FieldArg {
+    PublicKey,
+    PrivateKey,
+    ListenPort,
+    Fwmark,
+    Peers,
+    PresharedKeys,
+    Endpoints,
+    AllowedIps,
+    LatestHandshakes,
+    PersistentKeepalive,
+    Transfer,
+    /// All of them, tab-separated
+    Dump,
+}
+
+impl From<FieldArg> for Field {
+    fn from(field: FieldArg) -> Field {
+        match field {
+            FieldArg::PublicKey => Field::PublicKey,
+            FieldArg::PrivateKey => Field::PrivateKey,
+            FieldArg::ListenPort => Field::ListenPort,
+            FieldArg::Fwmark => Field::Fwmark,
+            FieldArg::Peers => Field::Peers,
+            FieldArg::PresharedKeys => Field::PresharedKeys,
+            FieldArg::Endpoints => Field::Endpoints,
+            FieldArg::AllowedIps => Field::AllowedIps,
+            FieldArg::LatestHandshakes => Field::LatestHandshakes,
+            FieldArg::PersistentKeepalive => Field::PersistentKeepalive,
+            FieldArg::Transfer => Field::Transfer,
+            FieldArg::Dump => Field::Dump,
+        }
+    }
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  (umask 077; ringtun showconf wg0 > wg0.setconf)")]
+pub(super) struct ShowconfArgs {
+    /// Interface
+    #[arg(value_name = "NAME")]
+    interface: String,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ringtun status wg0                 what each worker did, and how much of it at home
+  ringtun status --json
+  ringtun status --prometheus > /var/lib/prometheus/node-exporter/ringtun.prom")]
+pub(super) struct StatusArgs {
+    /// Interface [default: all]
+    #[arg(value_name = "NAME")]
+    interface: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// As Prometheus reads it
+    #[arg(long, conflicts_with = "json")]
+    prometheus: bool,
+}
+
+pub(super) fn show(args: &ShowArgs) -> Result<(), String> {
+    match args.interface.as_str() {
+        "interfaces" => interfaces(args),
+        "all" => all(args),
+        name => one(args, &view(name, args.json || args.verbose)?),
+    }
+}
+
+fn interfaces(args: &ShowArgs) -> Result<(), String> {
+    if args.field.is_some() {
+        return Err("`interfaces` has no fields".into());
+    }
+    let names = client::interfaces();
+    match (args.json, names.is_empty()) {
+        (true, _) => print_json(&names),
+        (false, true) => Ok(()),
+        (false, false) => print_bytes(format!("{}\n", names.join(" ")).as_bytes()),
+    }
+}
+
+fn one(args: &ShowArgs, view: &View) -> Result<(), String> {
+    match args.field {
+        Some(field) => print_bytes(show::field(view, field.into(), false).as_bytes()),
+        None if args.json => print_json(&show::json(view)),
+        None => print_bytes(show::pretty(view, paint(), args.verbose).as_bytes()),
+    }
+}
+
+/// One that ended meanwhile, or does not answer, is named and left out, as wg(8) does.
+fn all(args: &ShowArgs) -> Result<(), String> {
+    let names = client::interfaces();
+    let mut views = Vec::new();
+    for name in &names {
+        match view(name, args.json || args.verbose) {
+            Ok(view) => views.push(view),
+            Err(error) => eprintln!("ringtun: {error}"),
+        }
+    }
+    if args.json {
+        print_json(&views.iter().map(show::json).collect::<Vec<_>>())?;
+    }
+    for (index, view) in views.iter().enumerate().filter(|_| !args.json) {
+        if let Some(field) = args.field {
+            print_bytes(show::field(view, field.into(), true).as_bytes())?;
+            continue;
+        }
+        print_bytes(show::pretty(view, paint(), args.verbose).as_bytes())?;
+        if index + 1 < views.len() {
+            print_bytes(b"\n")?;
+        }
+    }
+    match views.is_empty() && !names.is_empty() {
+        true => Err("no tunnel could be shown".into()),
+        false => Ok(()),
+    }
+}
+
+pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), String> {
+    print_bytes(show::showconf(&view(&args.interface, false)?).as_bytes())
+}
+
+pub(super) fn status(args: &StatusArgs) -> Result<(), String> {
+    let names = args.interface.clone().map_or_else(client::interfaces, |name| vec![name]);
+    let measure = |name: String| -> Result<Measured, String> {
+        Ok(Measured { status: client::status(&name)?, device: client::get(&name)?, name })
+    };
+    let measured = names.into_iter().map(measure).collect::<Result<Vec<_>, _>>()?;
+    if args.prometheus {
+        return print_bytes(metrics::prometheus(&measured).as_bytes());
+    }
+    if args.json {
+        let of = |one: &Measured| serde_json::json!({ "interface": one.name, "status": one.status });
+        return print_json(&measured.iter().map(of).collect::<Vec<_>>());
+    }
+    let tables: Vec<String> = measured.iter().map(metrics::table).collect();
+    print_bytes(tables.join("\n").as_bytes())
+}
+
+/// A device as it is now; `details`: with what the file and the program's own operation add.
+fn view(name: &str, details: bool) -> Result<View, String> {
+    let device = client::get(name)?;
+    let mut view = View {
+        name: name.to_owned(),
+        device,
+        now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        reveal: std::env::var("WG_HIDE_KEYS").is_ok_and(|value| value == "never"),
+        ..View::default()
+    };
+    if details {
+        view.names = client::peer_names(name);
+        let owners = client::status(name)?.map(|status| status.peers).unwrap_or_default();
+        view.owners = owners.into_iter().map(|owner| (owner.public_key, owner.worker)).collect();
+    }
+    Ok(view)
+}
+
+fn paint() -> Paint {
+    Paint::chosen(std::env::var("WG_COLOR_MODE").ok().as_deref(), std::io::stdout().is_terminal())
+}

@@ -1,0 +1,75 @@
+//! `up`, `down`, `save`, `reload`.
+
+use crate::gateway::up::{self, Console, Failure, Options};
+use clap::Args;
+
+const UP_EXAMPLES: &str = "\
+Examples:
+  ringtun up wg0                      from /etc/wireguard/wg0.conf
+  ringtun up ./office.conf            makes the interface `office'
+  ringtun up --clamp-mss wg0          a gateway for hosts that know nothing of the tunnel's MTU
+
+Each step is printed as the command that would do the same. Where one fails, or Ctrl-C is pressed, all is undone.
+A line `# ClampMSS = true` in the file is as good as --clamp-mss.";
+
+#[derive(Args)]
+#[command(after_help = UP_EXAMPLES)]
+pub(super) struct UpArgs {
+    /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    config: String,
+    /// Clamp the segment size of forwarded TCP connections to what the tunnel holds (needs nft)
+    #[arg(long)]
+    clamp_mss: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  ringtun down wg0\n  ringtun down ./office.conf")]
+pub(super) struct DownArgs {
+    /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    config: String,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  ringtun save wg0                    keeps comments, order and names in /etc/wireguard/wg0.conf"
+)]
+pub(super) struct SaveArgs {
+    /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    config: String,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  ringtun reload wg0                  after a change of /etc/wireguard/wg0.conf\n\n\
+        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is."
+)]
+pub(super) struct ReloadArgs {
+    /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
+    #[arg(value_name = "NAME|FILE")]
+    config: String,
+}
+
+pub(super) fn up(args: &UpArgs) -> Result<(), String> {
+    told(|console| up::up(&args.config, Options { clamp_mss: args.clamp_mss }, console))
+}
+
+pub(super) fn down(args: &DownArgs) -> Result<(), String> {
+    told(|console| up::down(&args.config, console))
+}
+
+pub(super) fn save(args: &SaveArgs) -> Result<(), String> {
+    told(|console| up::save(&args.config, console))
+}
+
+pub(super) fn reload(args: &ReloadArgs) -> Result<(), String> {
+    told(|console| up::reload(&args.config, console))
+}
+
+/// Steps go to standard error, as wg-quick's do.
+fn told(act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
+    let mut say = |line: &str| eprintln!("{line}");
+    act(Console::new(&mut say)).map_err(|failure| failure.to_string())
+}

@@ -1,0 +1,135 @@
+//! The answer to `status=1`: what the cross-platform protocol has no words for, as one line of JSON.
+//!
+//! `wg` never asks for it, so it is free to grow: readers leave out what they do not know.
+
+use super::Device;
+use crate::dataplane::Links;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Counters by name.
+pub type Counters = BTreeMap<String, u64>;
+
+/// How a device runs, and what it counted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The program's.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// `io_uring` or `syscalls`.
+    pub io: String,
+    /// Whether the interface is up and the sockets are bound.
+    pub up: bool,
+    /// Whether an eBPF program brings a peer's packets to its owner's TUN queue.
+    pub tun_steering: bool,
+    /// Whether a BPF program brings a peer's datagrams to its owner's socket; `None` while there are no sockets.
+    pub udp_steering: Option<bool>,
+    /// Whether sockets ask for UDP_GRO.
+    pub gro: bool,
+    /// In the device's order.
+    pub peers: Vec<Owner>,
+    /// Handshakes, by what became of them.
+    pub handshakes: Counters,
+    /// One a worker.
+    pub workers: Vec<Counters>,
+}
+
+/// Who opens a peer's packets.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Owner {
+    /// Base64.
+    pub public_key: String,
+    /// The worker's number.
+    pub worker: u8,
+}
+
+/// A few numbers, for those who want to know how things go without asking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    /// All.
+    pub peers: usize,
+    /// Those whose last handshake is young enough for a session.
+    pub alive: usize,
+    /// Bytes received from all of them, those that were removed not counted.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
+/// REJECT_AFTER_TIME (whitepaper 6.1): older than this, a handshake carries nothing any more.
+pub const SESSION_LIFE: Duration = Duration::from_secs(180);
+
+impl Device {
+    /// What the device itself and its workers, who are those of `links`, know of its [`Status`].
+    pub fn status(&self, links: &Links) -> Status {
+        let owner = |peer: super::PeerInfo<'_>| Owner {
+            public_key: peer.public_key.to_base64(),
+            worker: peer.shared.owner,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            up: self.is_up(),
+            peers: self.peer_infos().map(owner).collect(),
+            handshakes: by_name(self.stats().snapshot()),
+            workers: links.workers.iter().map(|inbox| by_name(inbox.stats.snapshot())).collect(),
+            ..Status::default()
+        }
+    }
+
+    /// Where things stand; `wall` is the time since the Unix epoch.
+    pub fn summary(&self, wall: Duration) -> Summary {
+        self.peer_infos().fold(Summary::default(), |sum, peer| {
+            let alive = peer.last_handshake.is_some_and(|at| wall.saturating_sub(at) < SESSION_LIFE);
+            Summary {
+                peers: sum.peers + 1,
+                alive: sum.alive + usize::from(alive),
+                rx_bytes: sum.rx_bytes.wrapping_add(peer.shared.rx_bytes.load(Relaxed)),
+                tx_bytes: sum.tx_bytes.wrapping_add(peer.shared.tx_bytes.load(Relaxed)),
+            }
+        })
+    }
+}
+
+impl Status {
+    /// The whole answer, `errno=0` and the empty line included.
+    pub fn answer(&self) -> String {
+        // Maps with text for keys and numbers: nothing in it can fail to be written.
+        let text = serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned());
+        format!("status={text}\nerrno=0\n\n")
+    }
+}
+
+fn by_name(snapshot: Vec<(&'static str, u64)>) -> Counters {
+    snapshot.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::random::SystemEntropy;
+
+    #[test]
+    fn the_answer_is_one_line_that_can_be_read_back() {
+        let workers = Links::new(2).unwrap();
+        workers.workers[1].stats.rx_owned.store(7, Relaxed);
+        let status = Device::new(2, Box::new(SystemEntropy)).status(&workers);
+        assert_eq!((status.workers.len(), status.workers[1]["rx_owned"]), (2, 7));
+        assert!(status.handshakes.contains_key("initiations_sent"));
+        let answer = status.answer();
+        let line =
+            answer.strip_suffix("\nerrno=0\n\n").and_then(|line| line.strip_prefix("status=")).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<Status>(line).unwrap(), status);
+    }
+
+    #[test]
+    fn a_status_of_another_version_is_read_as_far_as_it_is_known() {
+        let status: Status = serde_json::from_str(r#"{"version":"9","news":[1],"up":true}"#).unwrap();
+        assert_eq!((status.version.as_str(), status.up, status.workers.len()), ("9", true, 0));
+    }
+}

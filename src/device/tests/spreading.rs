@@ -1,0 +1,128 @@
+//! Peers that outgrow their worker.
+
+use super::*;
+use crate::dataplane::stats::WorkerStats;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MEGABYTE: u64 = 1 << 20;
+
+/// A connected pair, and the counters of `a`'s workers.
+struct Bench {
+    pair: Pair,
+    workers: Vec<Arc<WorkerStats>>,
+}
+
+impl Bench {
+    fn new(workers: usize) -> Bench {
+        let mut pair = Pair::new();
+        let workers: Vec<Arc<WorkerStats>> = (0..workers).map(|_| Arc::default()).collect();
+        pair.a.device.follow_workers(workers.clone());
+        let request = PeerRequest {
+            allowed_ips: vec![allow("10.0.0.0/8"), allow("fd00::/8")],
+            ..PeerRequest::new(public(2))
+        };
+        pair.a.apply(pair.now, &SetRequest { peers: vec![request], ..SetRequest::default() });
+        pair.handshake();
+        pair.a.steer.clear();
+        Bench { pair, workers }
+    }
+
+    fn shared(&self) -> Arc<PeerShared> {
+        let id = self.pair.a.peer();
+        Arc::clone(&self.pair.a.peers[&id])
+    }
+
+    /// `seconds` in which the owner is busy for so many thousandths, and the peer is sent so much a second.
+    fn pass(&mut self, seconds: u32, busy: u64, megabytes: u64) {
+        let shared = self.shared();
+        for _ in 0..seconds {
+            self.pair.now = self.pair.now + SECOND;
+            let now = self.pair.now;
+            if let Some(owner) = self.workers.get(usize::from(shared.owner)) {
+                owner.io_awake_nanos.fetch_add(busy * 1_000_000, Relaxed);
+            }
+            shared.tx_bytes.fetch_add(megabytes * MEGABYTE, Relaxed);
+            if megabytes > 0 {
+                shared.authenticated_received(now);
+                if !shared.armed.swap(true, Relaxed) {
+                    self.pair.a.event(now, Event::Activity(shared.id));
+                }
+            }
+            while self.pair.a.device.poll_timeout().is_some_and(|due| due <= now) {
+                self.pair.a.device.handle_timeout(at(now));
+                self.pair.a.drain();
+            }
+        }
+    }
+
+    fn steered(&mut self) -> Vec<(Prefix, Option<Target>)> {
+        std::mem::take(&mut self.pair.a.steer)
+    }
+
+    fn counts(&self) -> (u64, u64, u64) {
+        let stats = self.pair.a.device.stats();
+        (stats.peers_spread, stats.peers_drawn_back, stats.peers_spread_now)
+    }
+}
+
+fn both(target: Target) -> Vec<(Prefix, Option<Target>)> {
+    vec![(prefix("10.0.0.0/8"), Some(target)), (prefix("fd00::/8"), Some(target))]
+}
+
+#[test]
+fn a_peer_that_outgrows_its_worker_is_spread_and_drawn_back_when_it_calms() {
+    let mut bench = Bench::new(WORKERS.into());
+    let owner = bench.shared().owner;
+    bench.pass(20, 1000, 100);
+    assert_eq!(bench.steered(), both(Target::Spread));
+    assert_eq!(bench.counts(), (1, 0, 1));
+    assert!(bench.pair.a.device.peer_infos().all(|peer| peer.spread));
+    bench.pass(60, 600, 100);
+    assert_eq!(bench.steered(), [], "it goes on as before");
+    bench.pass(10, 50, 10);
+    assert_eq!(bench.steered(), both(Target::Worker(owner)));
+    assert_eq!(bench.counts(), (1, 1, 0));
+}
+
+#[test]
+fn prefixes_given_to_a_spread_peer_are_spread_and_a_removed_peer_is_forgotten() {
+    let mut bench = Bench::new(WORKERS.into());
+    bench.pass(20, 1000, 100);
+    bench.steered();
+    let now = bench.pair.now;
+    let more = PeerRequest { allowed_ips: vec![allow("11.0.0.0/8")], ..PeerRequest::new(public(2)) };
+    bench.pair.a.apply(now, &SetRequest { peers: vec![more], ..SetRequest::default() });
+    assert_eq!(bench.steered(), [(prefix("11.0.0.0/8"), Some(Target::Spread))]);
+
+    let gone = PeerRequest { remove: true, ..PeerRequest::new(public(2)) };
+    bench.pair.a.apply(now, &SetRequest { peers: vec![gone], ..SetRequest::default() });
+    assert_eq!(bench.counts(), (1, 0, 0));
+    assert!(bench.steered().iter().all(|(_, target)| target.is_none()));
+    let again = PeerRequest { allowed_ips: vec![allow("11.0.0.0/8")], ..PeerRequest::new(public(2)) };
+    bench.pair.a.apply(now, &SetRequest { peers: vec![again], ..SetRequest::default() });
+    assert!(matches!(bench.steered()[..], [(_, Some(Target::Worker(_)))]));
+}
+
+#[test]
+fn one_worker_is_never_watched_and_a_quiet_device_is_not_woken() {
+    for (workers, busy) in [(1, 1000), (3, 20)] {
+        let mut bench = Bench::new(workers);
+        let mut wakes = 0;
+        for _ in 0..60 {
+            let due = bench.pair.a.device.poll_timeout();
+            wakes += u32::from(due.is_some_and(|due| due <= bench.pair.now + SECOND));
+            bench.pass(1, busy, 100);
+        }
+        assert_eq!((bench.steered(), bench.counts()), (vec![], (0, 0, 0)));
+        assert!(wakes < 30, "{wakes} timeouts in a minute");
+    }
+}
+
+#[test]
+fn the_ticks_end_with_the_load() {
+    let mut bench = Bench::new(WORKERS.into());
+    bench.pass(20, 1000, 100);
+    bench.pass(10, 0, 0);
+    assert_eq!(bench.counts(), (1, 1, 0));
+    assert_eq!(bench.pair.a.device.balancer.next(), None);
+}

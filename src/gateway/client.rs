@@ -1,0 +1,110 @@
+//! The devices that run here, found by their configuration sockets, and what they answer.
+
+use crate::device::status::Status;
+use crate::gateway::config::{Permissions, Place};
+use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::socket;
+use crate::io::tun;
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// Interfaces that are looked at, at most: the directory is root's, but a listing should end all the same.
+const MAX_INTERFACES: usize = 4096;
+
+/// The interfaces whose socket answers, in the directory's order as wg(8) has it.
+pub fn interfaces() -> Vec<String> {
+    interfaces_in(Path::new(socket::DIRECTORY))
+}
+
+fn interfaces_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned());
+    let answers = |path: &Path| UnixStream::connect(path).is_ok();
+    let paths = entries.take(MAX_INTERFACES).flatten().map(|entry| entry.path());
+    paths
+        .filter(|path| answers(path))
+        .filter_map(|path| name(&path))
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+/// The running device `name`; the error says what is wrong and which devices there are.
+pub fn open(name: &str) -> Result<Control, String> {
+    tun::check_name(name).map_err(|error| error.to_string())?;
+    match UnixStream::connect(socket::path(name)) {
+        Ok(_) => Control::find(name).ok_or_else(|| not_running(name)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
+            "{}: {error}; only root may ask a tunnel: try it with sudo",
+            socket::path(name).display()
+        )),
+        Err(_) => Err(not_running(name)),
+    }
+}
+
+fn not_running(name: &str) -> String {
+    if is_kernels(name) {
+        return format!("{name} is the kernel's own WireGuard, not ringtun's: use wg(8) for it");
+    }
+    match interfaces().as_slice() {
+        [] => format!("no tunnel {name} runs here, nor any other; `ringtun up {name}` starts it"),
+        running => format!("no tunnel {name} runs here; running: {}", running.join(", ")),
+    }
+}
+
+fn is_kernels(name: &str) -> bool {
+    let uevent = std::fs::read_to_string(format!("/sys/class/net/{name}/uevent"));
+    uevent.is_ok_and(|text| text.lines().any(|line| line == "DEVTYPE=wireguard"))
+}
+
+/// What a device says of itself.
+pub fn get(name: &str) -> Result<DeviceState, String> {
+    open(name)?.get().map_err(|error| format!("{name}: {error}"))
+}
+
+/// What a device says beyond the protocol. `Ok(None)`: another implementation, which does not know the question.
+pub fn status(name: &str) -> Result<Option<Status>, String> {
+    let answer = match open(name)?.exchange("status=1\n\n") {
+        Ok(answer) => answer,
+        Err(error) if error.raw_os_error().is_some() || error.kind() == ErrorKind::UnexpectedEof => {
+            return Ok(None);
+        }
+        Err(error) => return Err(format!("{name}: {error}")),
+    };
+    let text = answer.lines().find_map(|line| line.strip_prefix("status="));
+    Ok(text.and_then(|text| serde_json::from_str(text).ok()))
+}
+
+/// Peers' names by public key in base64, from the comments in the interface's file; none where it cannot be read.
+pub fn peer_names(interface: &str) -> HashMap<String, String> {
+    let loaded = Place::find(interface).and_then(|place| place.load(Permissions::Warn));
+    let peers = loaded.map(|loaded| loaded.config.peers).unwrap_or_default();
+    peers.into_iter().filter_map(|peer| Some((peer.public_key.to_base64(), peer.name?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn only_sockets_that_answer_are_interfaces() {
+        let directory = std::env::temp_dir().join(format!("rt-client-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let _alive = UnixListener::bind(directory.join("wg7.sock")).unwrap();
+        drop(UnixListener::bind(directory.join("dead.sock")).unwrap());
+        let _other = UnixListener::bind(directory.join("wg7.other")).unwrap();
+        std::fs::write(directory.join("file.sock"), "").unwrap();
+        assert_eq!(interfaces_in(&directory), ["wg7"]);
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(interfaces_in(&directory).is_empty());
+    }
+
+    #[test]
+    fn an_interface_that_does_not_run_is_named_in_the_error() {
+        let error = open("rt-none").unwrap_err();
+        assert!(error.contains("no tunnel rt-none"), "{error}");
+        assert!(open("../etc").unwrap_err().contains("slash"));
+    }
+}

@@ -1,0 +1,172 @@
+//! Kernel, CPU, memory.
+
+use super::Finding;
+use super::Level::{Fatal, Missing, Ok as Good, Unknown, Warn};
+use super::parse::version;
+use crate::crypto::lanes::Kernel;
+use crate::io::probe::{TunFeatures, tun_features};
+use crate::io::udp::UdpFeatures;
+use rustix::process::{Resource, getrlimit};
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Result};
+
+const TUN_DEVICE: &str = "/dev/net/tun";
+/// The oldest kernel with UDP_GRO, without which a tunnel runs but slowly.
+const OLDEST: (u32, u32) = (5, 0);
+/// The first with TUN_F_USO and everything else that is asked for.
+const BEST: (u32, u32) = (6, 2);
+/// Below it io_uring's rings of a few workers may not fit, on kernels that charge them (before 5.12).
+const LOCKED_MEMORY: u64 = 64 << 20;
+
+pub(super) fn core_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+pub(super) fn kernel() -> Finding {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let found = format!("Linux {}", release.trim());
+    match version(&release) {
+        None => Finding::new("kernel", Unknown, "its release cannot be read", "mount /proc"),
+        Some(version) if version < OLDEST => {
+            Finding::new("kernel", Warn, found, "Linux 5.0 or newer has UDP_GRO, 6.2 or newer every offload")
+        }
+        Some(version) if version < BEST => Finding::new(
+            "kernel",
+            Good,
+            format!("{found} (6.2 or newer also has UDP super-packets on TUN)"),
+            "",
+        ),
+        Some(_) => Finding::ok("kernel", found),
+    }
+}
+
+pub(super) fn io_uring(probed: &Result<()>) -> Finding {
+    match probed {
+        Ok(()) => Finding::ok("io_uring", "usable"),
+        Err(error) => {
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => {
+                    "sysctl kernel.io_uring_disabled=0; in a container, allow io_uring_setup, _enter and _register in its seccomp profile"
+                }
+                ErrorKind::OutOfMemory => "raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK= in a unit)",
+                _ => "Linux 6.0 or newer; plain system calls are used until then",
+            };
+            Finding::new("io_uring", Missing, format!("not usable: {error}"), remedy)
+        }
+    }
+}
+
+pub(super) fn tun() -> Vec<Finding> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open(TUN_DEVICE) {
+        let (level, remedy) = match error.kind() {
+            ErrorKind::PermissionDenied => (Unknown, "look again as root"),
+            _ => (Fatal, "modprobe tun; in a container, give it the device (--device /dev/net/tun)"),
+        };
+        return vec![Finding::new("TUN", level, format!("{TUN_DEVICE}: {error}"), remedy)];
+    }
+    match tun_features() {
+        Ok(features) => described(&features),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            let found = format!("{TUN_DEVICE} can be opened; the rest was not looked at: {error}");
+            vec![Finding::new("TUN", Unknown, found, "look again as root (CAP_NET_ADMIN, CAP_SYS_ADMIN)")]
+        }
+        Err(error) => {
+            vec![Finding::new(
+                "TUN",
+                Fatal,
+                error.to_string(),
+                "make TUN devices possible here (CAP_NET_ADMIN)",
+            )]
+        }
+    }
+}
+
+fn described(features: &TunFeatures) -> Vec<Finding> {
+    let offloads = features.offloads;
+    let has = |name: &str, there: bool| format!("{name} {}", if there { "yes" } else { "no" });
+    let found =
+        [has("checksums", offloads.csum), has("TSO", offloads.tso), has("USO", offloads.uso)].join(", ");
+    let (level, remedy) = match offloads {
+        offloads if !offloads.tso => {
+            (Missing, "without TSO each packet costs a system call: use another kernel")
+        }
+        offloads if !offloads.uso => (Warn, "Linux 6.2 or newer takes UDP super-packets (USO), too"),
+        _ => (Good, ""),
+    };
+    let steering = match &features.steering {
+        Ok(()) => Finding::ok("BPF steering", "TUN queues can be steered"),
+        Err(error) => Finding::new(
+            "BPF steering",
+            Missing,
+            error.to_string(),
+            "grant CAP_BPF and CAP_NET_ADMIN; the kernel's flow hash is used until then",
+        ),
+    };
+    vec![Finding::new("TUN offloads", level, found, remedy), steering]
+}
+
+pub(super) fn udp() -> Finding {
+    let UdpFeatures { gso, gro } = UdpFeatures::probe();
+    let missing: Vec<&str> = [(gso, "UDP_SEGMENT (Linux 4.18)"), (gro, "UDP_GRO (Linux 5.0)")]
+        .iter()
+        .filter(|(has, _)| !has)
+        .map(|(_, name)| *name)
+        .collect();
+    match missing.is_empty() {
+        true => Finding::ok("UDP offloads", "GSO yes, GRO yes"),
+        false => Finding::new(
+            "UDP offloads",
+            Missing,
+            format!("without {}", missing.join(" and ")),
+            "use a newer kernel: each datagram costs a system call until then",
+        ),
+    }
+}
+
+pub(super) fn cpu() -> Finding {
+    let names = |kernel| match kernel {
+        Kernel::Avx512 => "AVX-512 (sixteen small packets a pass)",
+        Kernel::Avx2 => "AVX2 (eight small packets a pass)",
+    };
+    let kernels: Vec<_> = Kernel::available().map(names).collect();
+    match kernels.is_empty() {
+        true => Finding::new(
+            "SIMD",
+            Warn,
+            "neither AVX2 nor AVX-512",
+            "small packets are sealed one by one; in a virtual machine, pass the host's CPU through",
+        ),
+        false => Finding::ok("SIMD", kernels.join(", ")),
+    }
+}
+
+pub(super) fn cores() -> Finding {
+    match core_count() {
+        1 => Finding::new("cores", Warn, "1", "with more cores there are more workers"),
+        cores => Finding::ok("cores", cores.to_string()),
+    }
+}
+
+pub(super) fn locked_memory() -> Finding {
+    match getrlimit(Resource::Memlock).current {
+        None => Finding::ok("locked memory", "unlimited"),
+        Some(limit) if limit >= LOCKED_MEMORY => Finding::ok("locked memory", format!("{} KiB", limit >> 10)),
+        Some(limit) => {
+            let charged = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+                .is_ok_and(|release| version(&release).is_some_and(|version| version < (5, 12)));
+            let found = format!("{} KiB", limit >> 10);
+            match charged {
+                true => Finding::new(
+                    "locked memory",
+                    Warn,
+                    found,
+                    "ulimit -l unlimited (LimitMEMLOCK=infinity in a unit)",
+                ),
+                false => Finding::ok(
+                    "locked memory",
+                    format!("{found} (this kernel charges rings to the memory group)"),
+                ),
+            }
+        }
+    }
+}

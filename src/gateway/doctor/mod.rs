@@ -1,0 +1,156 @@
+//! What this host offers a tunnel, and the remedy for what it lacks. Nothing of the host is changed by looking.
+
+mod host;
+mod network;
+mod parse;
+
+use crate::gateway::tunnel::BUFFERS;
+use crate::index::MAX_WORKERS;
+use crate::io::slab::BUF_SIZE;
+use crate::io::uring::Uring;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// How things stand with one thing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Could not be looked at.
+    Unknown,
+    /// A tunnel runs, but not as well as it could.
+    Warn,
+    /// Absent; a tunnel runs without it.
+    Missing,
+    /// No tunnel can run.
+    Fatal,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    /// What.
+    pub what: String,
+    /// How it stands.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, level: Level, found: impl Into<String>, remedy: &str) -> Finding {
+        let remedy = (level != Level::Ok && !remedy.is_empty()).then(|| remedy.to_owned());
+        Finding { what: what.into(), level, found: found.into(), remedy }
+    }
+
+    fn ok(what: impl Into<String>, found: impl Into<String>) -> Finding {
+        Finding::new(what, Level::Ok, found, "")
+    }
+}
+
+/// Everything that was looked at, and what a tunnel would get.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    /// Whether a tunnel can run at all.
+    pub can_run: bool,
+    /// `io_uring` or `syscalls`.
+    pub io: &'static str,
+    /// Workers, unless the command line says otherwise.
+    pub workers: usize,
+    /// Packet buffers of each, bytes, at most.
+    pub buffer_bytes_per_worker: usize,
+    /// In the order in which they are read best.
+    pub findings: Vec<Finding>,
+}
+
+/// Looks at everything.
+pub fn examine() -> Report {
+    let uring = Uring::probe();
+    let mut findings = vec![host::kernel()];
+    findings.push(host::io_uring(&uring));
+    findings.extend(host::tun());
+    findings.push(host::udp());
+    findings.push(host::cpu());
+    findings.push(host::cores());
+    findings.push(host::locked_memory());
+    findings.extend(network::socket_buffers());
+    findings.extend(network::cards());
+    findings.extend(network::forwarding());
+    findings.extend(network::firewall());
+    Report {
+        can_run: findings.iter().all(|finding| finding.level != Level::Fatal),
+        io: if uring.is_ok() { "io_uring" } else { "syscalls" },
+        workers: host::core_count().clamp(1, MAX_WORKERS),
+        buffer_bytes_per_worker: BUFFERS * BUF_SIZE,
+        findings,
+    }
+}
+
+impl Report {
+    /// As lines for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for finding in &self.findings {
+            let level = match finding.level {
+                Level::Ok => "ok",
+                Level::Unknown => "unknown",
+                Level::Warn => "warn",
+                Level::Missing => "missing",
+                Level::Fatal => "FATAL",
+            };
+            // Writing to a string cannot fail, here and below.
+            let _ = writeln!(text, "{level:<8} {:<20} {}", finding.what, finding.found);
+            if let Some(remedy) = &finding.remedy {
+                let _ = writeln!(text, "{:<8} {:<20} -> {remedy}", "", "");
+            }
+        }
+        let mebibytes = self.buffer_bytes_per_worker as f64 / f64::from(1 << 20);
+        let io = if self.io == "io_uring" { "io_uring" } else { "epoll and plain system calls" };
+        let _ = match self.can_run {
+            true => writeln!(
+                text,
+                "\nA tunnel would get {} worker(s) on {io}, with at most {mebibytes:.2} MiB of packet buffers each.",
+                self.workers
+            ),
+            false => writeln!(text, "\nNo tunnel can run here: see FATAL above."),
+        };
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_finds_something_about_everything_and_ends() {
+        let report = examine();
+        for what in
+            ["kernel", "io_uring", "UDP offloads", "SIMD", "cores", "locked memory", "IPv4 forwarding"]
+        {
+            assert!(report.findings.iter().any(|finding| finding.what == what), "{what}: {report:?}");
+        }
+        assert!(report.workers >= 1 && report.buffer_bytes_per_worker > 1 << 20);
+        let text = report.text();
+        assert!(report.findings.iter().all(|finding| text.contains(&finding.what)), "{text}");
+    }
+
+    #[test]
+    fn what_is_well_needs_no_remedy_and_what_is_fatal_says_so() {
+        assert_eq!(Finding::new("x", Level::Ok, "", "do this").remedy, None);
+        let fatal = Finding::new("x", Level::Fatal, "gone", "do this");
+        let report = Report {
+            can_run: false,
+            io: "syscalls",
+            workers: 1,
+            buffer_bytes_per_worker: 0,
+            findings: vec![fatal],
+        };
+        assert!(report.text().contains("FATAL"), "{}", report.text());
+        assert!(report.text().contains("-> do this"));
+        assert!(serde_json::to_string(&report).unwrap().contains("\"level\":\"fatal\""));
+    }
+}

@@ -1,0 +1,131 @@
+//! Sockets, network cards, forwarding, firewall.
+
+use super::Finding;
+use super::Level::{Missing, Unknown, Warn};
+use super::parse::{ethtool_feature, input_drops};
+use crate::io::udp::SOCKET_BUFFER;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Cards that are looked at, at most.
+const MAX_CARDS: usize = 16;
+
+fn sysctl(name: &str) -> Option<u64> {
+    let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+}
+
+/// What a tool printed, if it is there and succeeded.
+fn output(name: &str, arguments: &[&str]) -> Option<String> {
+    let done = Command::new(program(name)?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// The limits that bind a program without CAP_NET_ADMIN; with it, SO_RCVBUFFORCE passes them.
+pub(super) fn socket_buffers() -> Vec<Finding> {
+    let wanted = SOCKET_BUFFER as u64;
+    let one = |name: &str| {
+        let what = format!("net.core.{name}");
+        match sysctl(&what) {
+            Some(limit) if limit >= wanted => Finding::ok(what, format!("{} KiB", limit >> 10)),
+            Some(limit) => Finding::ok(
+                what,
+                format!("{} KiB (root's sockets take {} KiB all the same)", limit >> 10, wanted >> 10),
+            ),
+            None => Finding::new(what, Unknown, "cannot be read", "mount /proc/sys"),
+        }
+    };
+    vec![one("rmem_max"), one("wmem_max")]
+}
+
+/// Cards: interfaces with a device behind them.
+pub(super) fn cards() -> Vec<Finding> {
+    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let cards = entries.filter(|entry| entry.path().join("device").exists()).take(MAX_CARDS);
+    let mut names: Vec<String> = cards.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    if !names.is_empty() && program("ethtool").is_none() {
+        return vec![Finding::new(
+            "NIC GRO",
+            Unknown,
+            "ethtool is not installed",
+            "apt-get install ethtool, then look again",
+        )];
+    }
+    names.iter().map(|name| card(name)).collect()
+}
+
+fn card(name: &str) -> Finding {
+    let what = format!("NIC {name}");
+    let Some(features) = output("ethtool", &["-k", name]) else {
+        return Finding::new(what, Unknown, "ethtool -k failed", "");
+    };
+    let has = |feature| ethtool_feature(&features, feature);
+    let word = |feature: &str, state: Option<bool>| match state {
+        Some(true) => format!("{feature} on"),
+        Some(false) => format!("{feature} off"),
+        None => format!("{feature} unknown"),
+    };
+    let (gro, udp_gso) = (has("generic-receive-offload"), has("tx-udp-segmentation"));
+    let found = [word("GRO", gro), word("UDP segmentation", udp_gso)].join(", ");
+    match gro {
+        Some(false) => Finding::new(
+            what,
+            Warn,
+            found,
+            &format!("ethtool -K {name} gro on: datagrams come one by one until then"),
+        ),
+        _ => Finding::ok(what, found),
+    }
+}
+
+pub(super) fn forwarding() -> Vec<Finding> {
+    let one = |what: &str, name: &str| match sysctl(name) {
+        Some(0) => Finding::new(
+            what,
+            Warn,
+            "off",
+            &format!("to route for others (not for a client alone): sysctl -w {name}=1"),
+        ),
+        Some(_) => Finding::ok(what, "on"),
+        None => Finding::new(what, Missing, format!("there is no {name}"), ""),
+    };
+    vec![
+        one("IPv4 forwarding", "net.ipv4.ip_forward"),
+        one("IPv6 forwarding", "net.ipv6.conf.all.forwarding"),
+    ]
+}
+
+pub(super) fn firewall() -> Vec<Finding> {
+    let tool = match program("nft") {
+        None => Finding::new(
+            "nftables",
+            Missing,
+            "nft is not installed",
+            "apt-get install nftables: default routes through a tunnel and MSS clamping need it",
+        ),
+        Some(_) => match output("nft", &["list", "chains"]) {
+            None => {
+                Finding::new("nftables", Unknown, "installed; its rules cannot be read", "look again as root")
+            }
+            Some(chains) if input_drops(&chains) => Finding::new(
+                "nftables",
+                Warn,
+                "an input chain drops by default",
+                "open the tunnel's port, as in: nft add rule inet filter input udp dport 51820 accept",
+            ),
+            Some(_) => Finding::ok("nftables", "installed; no input chain drops by default"),
+        },
+    };
+    vec![tool]
+}

@@ -1,0 +1,191 @@
+//! Counters of running devices: as a table, and in Prometheus' text form.
+
+use crate::device::status::{Counters, Status};
+use crate::gateway::control::DeviceState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// A device with its counters.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The interface's name.
+    pub name: String,
+    /// Its counters; `None`: another implementation, which does not tell.
+    pub status: Option<Status>,
+    /// Its peers.
+    pub device: DeviceState,
+}
+
+/// What is worth reading first: a word, the counter that is the part, and the counters that are the whole.
+const SHARES: [(&str, &str, &[&str]); 4] = [
+    ("data that arrived on its owner's core", "rx_owned", &["rx_owned", "strays_out", "strays_dropped"]),
+    ("data handed to its owner", "strays_out", &["rx_owned", "strays_out", "strays_dropped"]),
+    (
+        "data dropped, its owner's mailbox being full",
+        "strays_dropped",
+        &["rx_owned", "strays_out", "strays_dropped"],
+    ),
+    ("frames read from their owner's TUN queue", "tx_frames_own", &["tx_frames_own", "tx_frames_other"]),
+];
+
+/// The table of one device; counters that are zero everywhere are left out.
+pub fn table(measured: &Measured) -> String {
+    let mut text = format!("interface: {}\n", measured.name);
+    let Some(status) = &measured.status else {
+        text.push_str("  another implementation than ringtun, which tells no more than `ringtun show`\n");
+        return text;
+    };
+    let steered = |by: Option<bool>| match by {
+        None => "not bound",
+        Some(true) => "by BPF",
+        Some(false) => "by the kernel's hash",
+    };
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(text, "  program: ringtun {}, process {}, {}", status.version, status.pid, status.io);
+    let _ = writeln!(
+        text,
+        "  steering: TUN {}, UDP {}",
+        steered(Some(status.tun_steering)),
+        steered(status.udp_steering)
+    );
+    let _ = writeln!(text, "  peers: {}, on {} worker(s)\n", status.peers.len(), status.workers.len());
+    for (what, part, whole) in SHARES {
+        let sum = |names: &[&str]| status.workers.iter().map(|worker| total(worker, names)).sum::<u64>();
+        let (part, whole) = (sum(&[part]), sum(whole));
+        let share =
+            if whole == 0 { "-".to_owned() } else { format!("{:.2} %", part as f64 * 100.0 / whole as f64) };
+        let _ = writeln!(text, "  {what:<46} {part:>14} {share:>10}");
+    }
+    text.push('\n');
+    put_workers(&mut text, &status.workers);
+    text.push_str("\n  slow path\n");
+    for (name, value) in status.handshakes.iter().filter(|(_, value)| **value > 0) {
+        let _ = writeln!(text, "    {name:<22} {value:>14}");
+    }
+    text
+}
+
+fn total(counters: &Counters, names: &[&str]) -> u64 {
+    names.iter().filter_map(|name| counters.get(*name)).sum()
+}
+
+fn put_workers(text: &mut String, workers: &[Counters]) {
+    let names: BTreeSet<&String> = workers.iter().flat_map(|worker| worker.keys()).collect();
+    let _ = write!(text, "  {:<24} {:>14}", "worker", "all");
+    let row = |values: &mut dyn Iterator<Item = u64>| {
+        values.map(|value| format!(" {value:>14}")).collect::<String>()
+    };
+    let _ = writeln!(text, "{}", row(&mut (0..workers.len() as u64)));
+    for name in names {
+        let values: Vec<u64> = workers.iter().map(|worker| worker.get(name).copied().unwrap_or(0)).collect();
+        let sum = values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value));
+        if sum > 0 {
+            let _ = writeln!(text, "    {name:<22} {sum:>14}{}", row(&mut values.into_iter()));
+        }
+    }
+}
+
+/// Samples by metric: all of one metric stand together, after its type.
+#[derive(Default)]
+struct Samples(BTreeMap<String, (&'static str, Vec<String>)>);
+
+impl Samples {
+    fn add(&mut self, metric: &str, kind: &'static str, labels: &[(&str, &str)], value: u64) {
+        let labels: Vec<String> =
+            labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escaped(text))).collect();
+        let sample = format!("{metric}{{{}}} {value}\n", labels.join(","));
+        self.0.entry(metric.to_owned()).or_insert((kind, Vec::new())).1.push(sample);
+    }
+}
+
+/// A label's value: backslash, quote and newline are escaped.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// All devices in Prometheus' text exposition format, version 0.0.4; peers' metrics are named as the usual exporter names
+/// them.
+pub fn prometheus(devices: &[Measured]) -> String {
+    let mut samples = Samples::default();
+    for measured in devices {
+        let interface = ("interface", measured.name.as_str());
+        for peer in &measured.device.peers {
+            let key = peer.public_key.to_base64();
+            let labels = [interface, ("public_key", key.as_str())];
+            samples.add("wireguard_received_bytes_total", "counter", &labels, peer.rx_bytes);
+            samples.add("wireguard_sent_bytes_total", "counter", &labels, peer.tx_bytes);
+            samples.add(
+                "wireguard_latest_handshake_seconds",
+                "gauge",
+                &labels,
+                peer.last_handshake.as_secs(),
+            );
+        }
+        let Some(status) = &measured.status else { continue };
+        samples.add("ringtun_up", "gauge", &[interface], status.up.into());
+        for (name, value) in &status.handshakes {
+            samples.add(&format!("ringtun_slow_path_{name}_total"), "counter", &[interface], *value);
+        }
+        for (id, worker) in status.workers.iter().enumerate() {
+            let id = id.to_string();
+            for (name, value) in worker {
+                let labels = [interface, ("worker", id.as_str())];
+                samples.add(&format!("ringtun_worker_{name}_total"), "counter", &labels, *value);
+            }
+        }
+    }
+    let lines = samples
+        .0
+        .into_iter()
+        .map(|(metric, (kind, samples))| format!("# TYPE {metric} {kind}\n{}", samples.concat()));
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::x25519::PublicKey;
+    use crate::gateway::control::PeerState;
+
+    fn measured(name: &str) -> Measured {
+        let worker = |owned, strays| {
+            let counters = [("rx_owned", owned), ("strays_out", strays), ("rx_replayed", 0)];
+            counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        };
+        let status = Status { workers: vec![worker(60, 10), worker(30, 0)], up: true, ..Status::default() };
+        let peer = PeerState { rx_bytes: 5, ..PeerState::new(PublicKey([1; 32])) };
+        let device = DeviceState { peers: vec![peer], ..DeviceState::default() };
+        Measured { name: name.to_owned(), status: Some(status), device }
+    }
+
+    #[test]
+    fn the_table_gives_shares_of_the_whole_and_leaves_out_what_never_happened() {
+        let text = table(&measured("wg0"));
+        let line = text.lines().find(|line| line.contains("owner's core")).unwrap();
+        assert!(line.ends_with("90    90.00 %"), "{line}");
+        assert!(
+            text.lines().any(|line| line.split_whitespace().eq(["rx_owned", "90", "60", "30"])),
+            "{text}"
+        );
+        assert!(!text.contains("rx_replayed"), "{text}");
+        assert!(table(&Measured { status: None, ..measured("wg0") }).contains("another implementation"));
+    }
+
+    #[test]
+    fn samples_of_one_metric_stand_together_after_its_type() {
+        let text = prometheus(&[measured("wg0"), measured("w\"1")]);
+        let from = text.find("# TYPE ringtun_worker_rx_owned_total counter\n").unwrap();
+        let block: Vec<&str> =
+            text[from..].lines().skip(1).take_while(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            block,
+            [
+                "ringtun_worker_rx_owned_total{interface=\"wg0\",worker=\"0\"} 60",
+                "ringtun_worker_rx_owned_total{interface=\"wg0\",worker=\"1\"} 30",
+                "ringtun_worker_rx_owned_total{interface=\"w\\\"1\",worker=\"0\"} 60",
+                "ringtun_worker_rx_owned_total{interface=\"w\\\"1\",worker=\"1\"} 30",
+            ]
+        );
+        assert_eq!(text.matches("# TYPE wireguard_received_bytes_total").count(), 1);
+    }
+}

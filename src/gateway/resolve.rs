@@ -1,0 +1,232 @@
+//! Looks after a running tunnel's endpoints: a name is resolved again when its peer does not answer, so that a peer whose
+//! address changed is found; and the interface's MTU follows that of the paths.
+//!
+//! One thread, which speaks to its own process as anybody would: through the configuration socket. It reads the file
+//! again when that changes, as `reload` does. A thread because the system's resolver blocks.
+
+use crate::crypto::x25519::PublicKey;
+use crate::device::uapi::{PeerRequest, SetRequest};
+use crate::gateway::config::{Config, Document, Endpoint, Mtu};
+use crate::gateway::control::{Control, DeviceState, PeerState};
+use crate::gateway::mtu::IPV6_MINIMUM;
+use crate::gateway::up::apply::{self, Resolved};
+use crate::gateway::up::host::Host;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How often the tunnel is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// A session is renewed after 120 s (REKEY_AFTER_TIME) and initiations go out every 5 s: a peer that was sent to and has
+/// shaken no hands for so long does not answer where it was.
+const SILENCE: Duration = Duration::from_secs(150);
+/// Pause after the first resolution in vain; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Starts the thread; it ends with the process. `mtu` is what the paths gave when the interface was made.
+pub(super) fn start(interface: String, file: PathBuf, mtu: u32) -> std::io::Result<()> {
+    let look_after = move || {
+        let mut keeper = Keeper {
+            interface,
+            file,
+            read: None,
+            config: Config::default(),
+            waits: Waits::default(),
+            path: mtu,
+        };
+        loop {
+            std::thread::sleep(LOOK);
+            keeper.look();
+        }
+    };
+    std::thread::Builder::new().name("ringtun-names".into()).spawn(look_after).map(drop)
+}
+
+struct Keeper {
+    interface: String,
+    file: PathBuf,
+    /// When the file that was read had been changed.
+    read: Option<SystemTime>,
+    config: Config,
+    waits: Waits,
+    /// The MTU that the paths gave when last asked.
+    path: u32,
+}
+
+impl Keeper {
+    fn look(&mut self) {
+        self.reread();
+        let Some(control) = Control::find(&self.interface) else { return };
+        let Ok(device) = control.get() else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for (key, endpoint) in self.waits.due(&self.config, &device, now) {
+            let held = device.peers.iter().find(|peer| peer.public_key == key).and_then(|peer| peer.endpoint);
+            match endpoint.resolve() {
+                Ok(address) if held != Some(address) => self.move_to(&control, key, &endpoint, address),
+                Ok(_) => {}
+                Err(error) => log::info!("{endpoint}: {error}"),
+            }
+        }
+        if let Err(error) = self.follow_path(&device) {
+            log::debug!("the paths' MTU: {error}");
+        }
+    }
+
+    /// A file that is away or makes no sense just now leaves what was read before.
+    fn reread(&mut self) {
+        let changed = modified(&self.file);
+        if changed.is_none() || changed == self.read {
+            return;
+        }
+        let Ok(bytes) = std::fs::read(&self.file).map(zeroize::Zeroizing::new) else { return };
+        if let Ok((config, _)) = Document::new(&bytes).parse() {
+            self.read = changed;
+            self.config = config;
+        }
+    }
+
+    fn move_to(&self, control: &Control, key: PublicKey, endpoint: &Endpoint, address: SocketAddr) {
+        let peer = PeerRequest { update_only: true, endpoint: Some(address), ..PeerRequest::new(key) };
+        match control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() }) {
+            Ok(()) => log::info!("{endpoint} is {address} now"),
+            Err(error) => log::warn!("{endpoint}: cannot set {address}: {error}"),
+        }
+    }
+
+    /// Sets the interface's MTU when that of the paths to the file's endpoints changed; what somebody set by hand stays until
+    /// then. Not from above to below what IPv6 needs, since the kernel would take the interface's IPv6 addresses away.
+    fn follow_path(&mut self, device: &DeviceState) -> std::io::Result<()> {
+        if self.read.is_none() || matches!(self.config.interface.mtu, Some(Mtu::Bytes(_))) {
+            return Ok(());
+        }
+        let host = Host::new()?;
+        let Some(link) = host.link(&self.interface)? else { return Ok(()) };
+        let has_endpoint = |key: PublicKey| {
+            self.config.peers.iter().any(|peer| peer.public_key == key && peer.endpoint.is_some())
+        };
+        let endpoints = device.peers.iter().filter(|peer| has_endpoint(peer.public_key));
+        let current: Resolved =
+            endpoints.filter_map(|peer| peer.endpoint.map(|at| (Endpoint::from(at), at))).collect();
+        let mark = device.fwmark;
+        let Ok(mtu) = apply::mtu_for(&self.interface, &self.config, &current, mark, &host) else {
+            return Ok(());
+        };
+        if std::mem::replace(&mut self.path, mtu) == mtu {
+            return Ok(());
+        }
+        let mtu = if link.mtu < IPV6_MINIMUM { mtu } else { mtu.max(IPV6_MINIMUM) };
+        host.set_mtu(link.index, mtu, false)?;
+        log::info!("{}: MTU {} becomes {mtu}, as the path to an endpoint changed", self.interface, link.mtu);
+        Ok(())
+    }
+}
+
+fn modified(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
+}
+
+/// Which names to resolve when. Times are since the epoch, as the device's are.
+#[derive(Default)]
+struct Waits(HashMap<PublicKey, Wait>);
+
+struct Wait {
+    /// Bytes sent when last looked.
+    sent: u64,
+    /// Not before this.
+    next: Duration,
+    pause: Duration,
+}
+
+impl Waits {
+    /// The peers given by name that are silent though they were sent something, and whose pause is over.
+    fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, Endpoint)> {
+        self.0.retain(|key, _| device.peers.iter().any(|peer| peer.public_key == *key));
+        let named = config.peers.iter().filter_map(|peer| Some((peer.public_key, peer.endpoint.as_ref()?)));
+        let mut due = Vec::new();
+        for (key, endpoint) in named.filter(|(_, endpoint)| endpoint.address().is_none()) {
+            let Some(peer) = device.peers.iter().find(|peer| peer.public_key == key) else { continue };
+            if self.is_due(peer, now) {
+                due.push((key, endpoint.clone()));
+            }
+        }
+        due
+    }
+
+    fn is_due(&mut self, peer: &PeerState, now: Duration) -> bool {
+        let fresh = Wait { sent: peer.tx_bytes, next: now + FIRST_PAUSE, pause: FIRST_PAUSE };
+        let Some(wait) = self.0.get_mut(&peer.public_key) else {
+            self.0.insert(peer.public_key, fresh);
+            return false;
+        };
+        let silent = now.saturating_sub(peer.last_handshake) > SILENCE;
+        if !silent {
+            *wait = fresh;
+            return false;
+        }
+        // A peer with nothing to say to is silent, too; what went out waits with the pause.
+        if now < wait.next || peer.tx_bytes == wait.sent {
+            return false;
+        }
+        wait.sent = peer.tx_bytes;
+        wait.next = now + wait.pause;
+        wait.pause = (wait.pause * 2).min(LONGEST_PAUSE);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::config::Peer;
+
+    const NOW: Duration = Duration::from_secs(1_000_000);
+
+    fn world(host: &str) -> (Config, DeviceState) {
+        let key = PublicKey([7; 32]);
+        let endpoint = Some(Endpoint { host: host.into(), port: 51820 });
+        let config = Config { peers: vec![Peer { endpoint, ..Peer::new(key) }], ..Config::default() };
+        (config, DeviceState { peers: vec![PeerState::new(key)], ..DeviceState::default() })
+    }
+
+    /// How often a name was due in `seconds` while each look finds more bytes sent.
+    fn resolutions(config: &Config, device: &mut DeviceState, seconds: u64) -> Vec<u64> {
+        let mut waits = Waits::default();
+        let looks = (0..seconds).step_by(5);
+        looks
+            .filter(|&at| {
+                device.peers[0].tx_bytes += 148;
+                !waits.due(config, device, NOW + Duration::from_secs(at)).is_empty()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_silent_peers_name_is_resolved_with_growing_pauses() {
+        let (config, mut device) = world("gateway.example.org");
+        assert_eq!(resolutions(&config, &mut device, 1200), [15, 30, 60, 120, 240, 480, 780, 1080]);
+    }
+
+    #[test]
+    fn a_peer_given_by_address_is_left_alone() {
+        let (config, mut device) = world("192.0.2.1");
+        assert!(resolutions(&config, &mut device, 600).is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_answers_is_left_alone_until_it_falls_silent() {
+        let (config, mut device) = world("gateway.example.org");
+        device.peers[0].last_handshake = NOW;
+        assert_eq!(resolutions(&config, &mut device, 180).first(), Some(&165));
+    }
+
+    #[test]
+    fn a_peer_that_is_sent_nothing_is_left_alone() {
+        let (config, device) = world("gateway.example.org");
+        let mut waits = Waits::default();
+        for at in (0..600).step_by(5) {
+            assert!(waits.due(&config, &device, NOW + Duration::from_secs(at)).is_empty());
+        }
+    }
+}

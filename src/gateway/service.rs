@@ -1,0 +1,176 @@
+//! A tunnel under a service manager: up, ready, looked after, and down again.
+//!
+//! Each change of the host is a run of this very program (`up`, `reload`, `down`) of its own: what a person does by hand and
+//! what the manager does is the same, and its output is the journal's.
+
+use crate::device::runtime::REPORT_INTERVAL;
+use crate::device::status::{SESSION_LIFE, Summary};
+use crate::gateway::client;
+use crate::gateway::config::Place;
+use crate::gateway::control::DeviceState;
+use crate::gateway::notify::{Notify, describe};
+use rustix::process::{Pid, Signal as Kill, kill_process};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// How often a run that is under way is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs until SIGTERM or SIGINT (`Ok`), or until the tunnel did not come up or ended by itself. SIGHUP: `reload`.
+pub fn run(given: &str) -> Result<(), String> {
+    let interface = Place::find(given).map_err(|error| error.to_string())?.interface;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot wait for signals: {error}"))?;
+    runtime.block_on(async {
+        let catch = |kind| signal(kind).map_err(|error| format!("cannot catch signals: {error}"));
+        let service = Service {
+            given,
+            interface,
+            manager: Notify::from_env(),
+            stop: [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?],
+            reload: catch(SignalKind::hangup())?,
+        };
+        service.live().await
+    })
+}
+
+struct Service<'a> {
+    given: &'a str,
+    interface: String,
+    manager: Option<Notify>,
+    stop: [Signal; 2],
+    reload: Signal,
+}
+
+impl Service<'_> {
+    async fn live(mut self) -> Result<(), String> {
+        if let Stopped(true) = self.verb("up").await? {
+            self.tell(Notify::stopping);
+            return Ok(());
+        }
+        self.tell(|manager| manager.ready("The tunnel is up"));
+        let ended = self.look_after().await;
+        self.tell(Notify::stopping);
+        // Also where the tunnel ended by itself: routes, rules and hooks are still to be undone.
+        let down = self.verb("down").await.map(drop);
+        ended.and(down)
+    }
+
+    /// Until a signal (`Ok`) or the tunnel's end.
+    async fn look_after(&mut self) -> Result<(), String> {
+        let mut tick = interval(REPORT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = None;
+        loop {
+            let [terminate, interrupt] = &mut self.stop;
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = self.reload.recv() => self.reload_now().await?,
+                _ = tick.tick() => {
+                    let device = client::get(&self.interface)
+                        .map_err(|error| format!("the tunnel ended by itself: {error}"))?;
+                    let now = summary(&device, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+                    self.tell(|manager| manager.status(&describe(last.replace(now), now)));
+                }
+            }
+        }
+    }
+
+    /// A file that cannot be taken over leaves the tunnel as it is.
+    async fn reload_now(&mut self) -> Result<(), String> {
+        self.tell(Notify::reloading);
+        let done = self.verb("reload").await;
+        let status =
+            if done.is_ok() { "Reloaded" } else { "Running; its configuration could not be reloaded" };
+        if let Err(error) = done {
+            log::error!("{error}");
+        }
+        self.tell(|manager| manager.ready(status));
+        Ok(())
+    }
+
+    /// Runs `ringtun VERB GIVEN`. A signal is passed on once to `up`, which then undoes what it did; the others end soon
+    /// and must not be cut short.
+    async fn verb(&mut self, verb: &str) -> Result<Stopped, String> {
+        let failed = |error: std::io::Error| format!("cannot run `ringtun {verb}`: {error}");
+        let program = std::env::current_exe().map_err(failed)?;
+        let mut command = Command::new(program);
+        // The tunnel's own process is not the one the manager listens to.
+        command.args([verb, self.given]).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+        let mut child = command.spawn().map_err(failed)?;
+        let mut stopped = false;
+        let status: ExitStatus = loop {
+            if let Some(status) = child.try_wait().map_err(failed)? {
+                break status;
+            }
+            let [terminate, interrupt] = &mut self.stop;
+            tokio::select! {
+                _ = terminate.recv(), if verb == "up" && !stopped => stopped = true,
+                _ = interrupt.recv(), if verb == "up" && !stopped => stopped = true,
+                _ = sleep(LOOK) => continue,
+            }
+            // Fails only where it ended meanwhile, which the next look tells.
+            let _ = kill_process(Pid::from_child(&child), Kill::TERM);
+        };
+        match (status.success(), stopped) {
+            (true, false) => Ok(Stopped(false)),
+            // The signal came when all was done: take it down as if it had come a moment later.
+            (true, true) => {
+                Box::pin(self.verb("down")).await?;
+                Ok(Stopped(true))
+            }
+            (false, true) => Ok(Stopped(true)),
+            (false, false) => Err(format!("`ringtun {verb} {}` failed ({status})", self.given)),
+        }
+    }
+
+    fn tell(&self, what: impl FnOnce(&Notify)) {
+        if let Some(manager) = &self.manager {
+            what(manager);
+        }
+    }
+}
+
+/// Whether a signal asked for the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stopped(bool);
+
+fn summary(device: &DeviceState, wall: Duration) -> Summary {
+    let never = Duration::ZERO;
+    let alive = |at: Duration| at != never && wall.saturating_sub(at) < SESSION_LIFE;
+    Summary {
+        peers: device.peers.len(),
+        alive: device.peers.iter().filter(|peer| alive(peer.last_handshake)).count(),
+        rx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.rx_bytes)),
+        tx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.tx_bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::x25519::PublicKey;
+    use crate::gateway::control::PeerState;
+
+    #[test]
+    fn a_peer_without_a_young_handshake_has_no_session() {
+        let peer = |seconds, bytes| PeerState {
+            last_handshake: Duration::from_secs(seconds),
+            rx_bytes: bytes,
+            ..PeerState::new(PublicKey([1; 32]))
+        };
+        let device =
+            DeviceState { peers: vec![peer(0, 1), peer(900, 2), peer(700, 4)], ..DeviceState::default() };
+        let summary = summary(&device, Duration::from_secs(1000));
+        assert_eq!(summary, Summary { peers: 3, alive: 1, rx_bytes: 7, tx_bytes: 0 });
+    }
+
+    #[test]
+    fn a_tunnel_without_a_file_is_refused_before_anything_is_done() {
+        assert!(run("/nonexistent/wg0.conf").unwrap_err().contains("/nonexistent/wg0.conf"));
+    }
+}

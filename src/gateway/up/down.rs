@@ -1,0 +1,147 @@
+//! `down` and `save`.
+
+use super::journal::Trace;
+use super::{Console, Failure, Result, Session, dns, firewall, load, policy};
+use crate::gateway::config::{FileLock, Loaded, Permissions, Runtime, Table, write_private};
+use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::socket;
+use std::time::{Duration, Instant};
+
+/// How long the background process may take to end once its interface is gone.
+const END: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Takes the tunnel down: hooks, the file saved where it says so, and everything that `up` made removed.
+pub fn down(given: &str, mut console: Console<'_>) -> Result<()> {
+    let loaded = load(given, Permissions::Warn, &mut console)?;
+    let mut session = Session::new(&loaded.place.interface, console)?;
+    let interface = &loaded.config.interface;
+    let Some(control) = Control::find(&session.name) else { return remove_remains(&mut session) };
+    session.hooks(&interface.pre_down)?;
+    if interface.save_config {
+        save_to(&mut session, &control, loaded.clone())?;
+    }
+    let device = control.get().map_err(Failure::of(control.path().display()))?;
+    for trace in remains(&session, &device, interface.table) {
+        match trace {
+            // Without the interface there is no tunnel any more; everything else is no reason to leave it.
+            Trace::Interface => undo(&mut session, &trace)?,
+            _ => {
+                if let Err(error) = undo(&mut session, &trace) {
+                    session.console.remark(&error.to_string());
+                }
+            }
+        }
+    }
+    session.journal.forget();
+    session.hooks(&interface.post_down)
+}
+
+/// The process is gone, and with it the interface; what a killed one left elsewhere is removed.
+fn remove_remains(session: &mut Session<'_>) -> Result<()> {
+    let name = session.name.clone();
+    if session.index()?.is_some() {
+        return Err(Failure::new(format!(
+            "`{name}' is an interface, but no process of it answers here: ip link delete dev {name} removes it"
+        )));
+    }
+    if session.journal.traces().is_empty() {
+        return Err(Failure::new(format!("`{name}' is not up")));
+    }
+    session.console.remark(&format!("the process of {name} was killed; what it left behind is removed"));
+    session.undo_all();
+    Ok(())
+}
+
+/// What is to be undone, in wg-quick's order: what was noted, and what wg-quick would have made of the same file.
+fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Trace> {
+    let noted = session.journal.traces();
+    let of_wg_quick = noted.is_empty() && table == Table::Auto && device.fwmark != 0;
+    let mut traces = noted;
+    // Other tunnels may rely on it by now.
+    traces.retain(|trace| !matches!(trace, Trace::ValidMark | Trace::Finished));
+    let default = |v6: bool| {
+        let zero = |prefix: &crate::routing::Prefix| prefix.len() == 0 && prefix.addr().is_ipv6() == v6;
+        device.peers.iter().flat_map(|peer| &peer.allowed_ips).any(zero)
+    };
+    for v6 in [false, true] {
+        // Without notes it was wg-quick that brought the tunnel up.
+        if of_wg_quick && default(v6) {
+            traces.push(Trace::Rules { v6, table: device.fwmark });
+        }
+    }
+    traces.extend([Trace::Spoof, Trace::Interface]);
+    let rank = |trace: &Trace| match trace {
+        Trace::Dns(_) => 0,
+        Trace::Clamp => 1,
+        Trace::Spoof => 2,
+        Trace::Rules { v6, .. } => 3 + u8::from(*v6),
+        Trace::ValidMark | Trace::Interface | Trace::Finished => 9,
+    };
+    traces.sort_by_key(rank);
+    traces.dedup();
+    traces
+}
+
+/// Undoes one step; one that was noted and never taken is none.
+pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
+    let name = session.name.clone();
+    match trace {
+        Trace::Interface => remove_interface(session),
+        Trace::ValidMark => policy::forget_marked_answers(session),
+        Trace::Rules { v6, table } => policy::remove_rules(session, *v6, *table),
+        Trace::Spoof => firewall::remove_spoof(&name, None, &mut session.console),
+        Trace::Clamp => firewall::remove_clamp(&name, &mut session.console),
+        Trace::Dns(manager) => dns::unset(manager, &name, &mut session.console),
+        Trace::Finished => Ok(()),
+    }
+}
+
+/// Deletes the interface; its process ends by itself, and this waits for that.
+fn remove_interface(session: &mut Session<'_>) -> Result<()> {
+    let name = session.name.clone();
+    if let Some(index) = session.index()? {
+        let command = format!("ip link delete dev {name}");
+        session.console.command(&command);
+        session.host.delete_link(index).map_err(Failure::of(&command))?;
+    }
+    let begun = Instant::now();
+    while Control::find(&name).is_some() || session.index()?.is_some() {
+        if begun.elapsed() > END {
+            return Err(Failure::new(format!("the process of {name} does not end: see its log")));
+        }
+        std::thread::sleep(LOOK);
+    }
+    // A process that was killed could not remove it, and nobody listens on it any more.
+    let _ = std::fs::remove_file(socket::path(&name));
+    Ok(())
+}
+
+/// Writes what the tunnel is now to its file; what is the same keeps its bytes, comments included.
+pub fn save(given: &str, mut console: Console<'_>) -> Result<()> {
+    let loaded = load(given, Permissions::Warn, &mut console)?;
+    let mut session = Session::new(&loaded.place.interface, console)?;
+    let control = session.control()?;
+    save_to(&mut session, &control, loaded)
+}
+
+fn save_to(session: &mut Session<'_>, control: &Control, loaded: Loaded) -> Result<()> {
+    let name = session.name.clone();
+    let file = loaded.place.file.clone();
+    let _lock = FileLock::take(&file).map_err(Failure::of(file.display()))?;
+    // Another process may have changed it since it was read.
+    let mut loaded = loaded.place.load(Permissions::Warn)?;
+    session.console.command(&format!("wg showconf {name}"));
+    let device = control.get().map_err(Failure::of(control.path().display()))?;
+    let link = session.host.link(&name).map_err(Failure::of(&name))?;
+    let addresses = match link {
+        Some(link) => Some(session.host.addresses(link.index).map_err(Failure::of(&name))?),
+        None => None,
+    };
+    let mtu = link.and_then(|link| u16::try_from(link.mtu).ok());
+    let runtime = Runtime { device: &device, addresses: addresses.as_deref(), mtu };
+    if let Err(errors) = loaded.document.save(&runtime) {
+        return Err(Failure::new(loaded.place.errors(errors).to_string()));
+    }
+    write_private(&file, &loaded.document.bytes()).map_err(Failure::of(file.display()))
+}

@@ -1,0 +1,101 @@
+//! PreUp, PostUp, PreDown, PostDown: the administrator's own commands, as wg-quick(8) runs them.
+
+use super::interrupt::Interrupt;
+use super::{Console, Failure, Result};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+/// How often a running hook is looked after.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Runs the hooks one after the other; the first that fails ends it. A signal is passed on to the hook at hand.
+pub(super) fn run(
+    hooks: &[String],
+    interface: &str,
+    console: &mut Console<'_>,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    for hook in hooks {
+        interrupt.check()?;
+        let hook = expand(hook, interface);
+        console.command(&hook);
+        let child =
+            shell(&hook).spawn().map_err(|error| Failure::new(format!("cannot run `{hook}`: {error}")))?;
+        let status = wait(child, interrupt).map_err(|error| Failure::new(format!("`{hook}`: {error}")))?;
+        interrupt.check()?;
+        if !status.success() {
+            return Err(Failure::new(format!("`{hook}`: {status}")));
+        }
+    }
+    Ok(())
+}
+
+fn expand(hook: &str, interface: &str) -> String {
+    hook.replace("%i", interface)
+}
+
+/// bash with the options that wg-quick evaluates hooks under; sh where there is no bash.
+fn shell(hook: &str) -> Command {
+    let mut command;
+    match find("bash") {
+        Some(bash) => {
+            command = Command::new(bash);
+            command.args(["-e", "-o", "pipefail", "-O", "extglob", "-c", hook]);
+        }
+        None => {
+            command = Command::new("sh");
+            command.args(["-e", "-c", hook]);
+        }
+    }
+    command.env("LC_ALL", "C");
+    command
+}
+
+fn wait(mut child: Child, interrupt: &Interrupt) -> std::io::Result<ExitStatus> {
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if interrupt.came() && !told {
+            told = true;
+            // It may have ended just now.
+            let _ = rustix::process::kill_process(
+                rustix::process::Pid::from_child(&child),
+                rustix::process::Signal::TERM,
+            );
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The path of a program that PATH, or an administrator's PATH, finds.
+pub(super) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
+    path.split(':').map(|directory| Path::new(directory).join(program)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_percent_i_becomes_the_interface() {
+        assert_eq!(
+            expand("ip route add 1.2.3.4 dev %i; echo %i%i %d", "wg0"),
+            "ip route add 1.2.3.4 dev wg0; echo wg0wg0 %d"
+        );
+    }
+
+    #[test]
+    fn a_hook_fails_where_any_of_its_commands_does() {
+        for (hook, good) in [("true", true), ("false; true", false), ("exit 3", false)] {
+            assert_eq!(shell(hook).status().unwrap().success(), good, "{hook}");
+        }
+        if find("bash").is_some() {
+            assert!(!shell("false | true").status().unwrap().success());
+            assert!(shell("[[ wg0 == +(wg)0 ]]").status().unwrap().success());
+        }
+    }
+}

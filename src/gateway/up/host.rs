@@ -1,0 +1,334 @@
+//! The host's links, addresses, routes and rules, through netlink, in this thread's network namespace.
+
+use crate::gateway::config::Address;
+use crate::gateway::route;
+use crate::routing::Prefix;
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::{Handle, IpVersion};
+use std::io::{Error, Result};
+use std::net::IpAddr;
+use tokio::runtime::Runtime;
+
+/// The main routing table.
+pub(super) const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// An interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::gateway) struct Link {
+    pub(in crate::gateway) index: u32,
+    pub(in crate::gateway) mtu: u32,
+}
+
+/// A policy rule of a default route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rule {
+    /// What does not carry this mark looks into the table of the same number.
+    NotMarked(u32),
+    /// The main table first, its default routes left out.
+    MainWithoutDefault,
+}
+
+/// A connection to the kernel.
+pub(in crate::gateway) struct Host {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl Host {
+    /// Connects.
+    pub(in crate::gateway) fn new() -> Result<Host> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (connection, handle, _) = {
+            let _inside = runtime.enter();
+            rtnetlink::new_connection()?
+        };
+        runtime.spawn(connection);
+        Ok(Host { runtime, handle })
+    }
+
+    /// The interface of this name.
+    pub(in crate::gateway) fn link(&self, name: &str) -> Result<Option<Link>> {
+        let request = self.handle.link().get().match_name(name.to_owned()).execute();
+        match self.runtime.block_on(async { std::pin::pin!(request).try_next().await }).map_err(into_io) {
+            Ok(Some(message)) => Ok(Some(Link { index: message.header.index, mtu: mtu_of(&message) })),
+            Ok(None) => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `ip link set mtu MTU dev …`, and `up` where told.
+    pub(in crate::gateway) fn set_mtu(&self, index: u32, mtu: u32, up: bool) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        if up {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.runtime.block_on(self.handle.link().set(message).execute()).map_err(into_io)
+    }
+
+    /// `ip link delete dev …`
+    pub(super) fn delete_link(&self, index: u32) -> Result<()> {
+        self.runtime.block_on(self.handle.link().del(index).execute()).map_err(into_io)
+    }
+
+    /// The interface's addresses, in the kernel's order.
+    pub(super) fn addresses(&self, index: u32) -> Result<Vec<Address>> {
+        let request = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<AddressMessage> = self.runtime.block_on(request.try_collect()).map_err(into_io)?;
+        let local = |message: &AddressMessage| {
+            let of = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Local(addr) => Some(*addr),
+                _ => None,
+            };
+            let plain = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Address(addr) => Some(*addr),
+                _ => None,
+            };
+            message.attributes.iter().find_map(of).or_else(|| message.attributes.iter().find_map(plain))
+        };
+        let ours = messages.iter().filter(|message| message.header.index == index);
+        Ok(ours
+            .filter_map(|message| Some(Address { addr: local(message)?, len: message.header.prefix_len }))
+            .collect())
+    }
+
+    /// `ip address add ADDRESS dev …`
+    pub(super) fn add_address(&self, index: u32, address: Address) -> Result<()> {
+        let mut request = self.handle.address().add(index, address.addr, address.len);
+        // ip(8) gives an address without broadcast address, unless told.
+        *request.message_mut() = address_message(index, address);
+        self.runtime.block_on(request.execute()).map_err(into_io)
+    }
+
+    /// `ip address del ADDRESS dev …`
+    pub(super) fn remove_address(&self, index: u32, address: Address) -> Result<()> {
+        let request = self.handle.address().del(address_message(index, address));
+        self.runtime.block_on(request.execute()).map_err(into_io)
+    }
+
+    /// `ip route add PREFIX dev … table TABLE`
+    pub(super) fn add_route(&self, index: u32, prefix: Prefix, table: u32) -> Result<()> {
+        let request = self.handle.route().add(route_message(index, prefix, table));
+        self.runtime.block_on(request.execute()).map_err(into_io)
+    }
+
+    /// `ip route del PREFIX dev … table TABLE`; one that is gone already is no error.
+    pub(super) fn remove_route(&self, index: u32, prefix: Prefix, table: u32) -> Result<()> {
+        let request = self.handle.route().del(route_message(index, prefix, table));
+        match self.runtime.block_on(request.execute()).map_err(into_io) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Whether the main table has a route by this interface that covers all of `prefix`, such as its own network.
+    pub(super) fn covers(&self, index: u32, prefix: Prefix) -> Result<bool> {
+        self.any_route(prefix.addr(), |route| {
+            table_of(route) == MAIN
+                && outgoing(route) == Some(index)
+                && destination(route)
+                    .is_some_and(|held| held.len() <= prefix.len() && held.contains(prefix.addr()))
+        })
+    }
+
+    /// Whether a routing table holds nothing, in either family.
+    pub(super) fn table_is_empty(&self, table: u32) -> Result<bool> {
+        for family in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            if self.any_route(family, |route| table_of(route) == table)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The MTU of the path that a tunnel's own packets, which carry `mark`, take to an address. `None`: there is no such
+    /// path, or it would lead into the tunnel itself.
+    pub(in crate::gateway) fn path_mtu(&self, tunnel: &str, mark: u32, to: IpAddr) -> Option<u32> {
+        let route = self.runtime.block_on(route::find_marked(&self.handle, to, mark)).ok()?;
+        (route.interface != tunnel).then_some(route.mtu)
+    }
+
+    /// Whether any route of the family of `of` fulfils the condition.
+    fn any_route(&self, of: IpAddr, holds: impl Fn(&RouteMessage) -> bool) -> Result<bool> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(of);
+        self.runtime.block_on(async {
+            // Read to the end: what is left unread would be taken for the next answer.
+            let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
+            let mut found = false;
+            while let Some(route) = routes.try_next().await.map_err(into_io)? {
+                found |= holds(&route);
+            }
+            Ok(found)
+        })
+    }
+
+    /// `ip rule add …`, before those that are there.
+    pub(super) fn add_rule(&self, v6: bool, rule: Rule) -> Result<()> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule_message(v6, rule);
+        self.runtime.block_on(request.execute()).map_err(into_io)
+    }
+
+    /// Removes the rule of this mark, and the main table's that stands directly before it: further ones are other
+    /// tunnels'. Says which of them there were.
+    pub(super) fn remove_rules(&self, v6: bool, table: u32) -> Result<Vec<Rule>> {
+        let rules = self.rules(v6)?;
+        let mut removed = Vec::new();
+        let Some(at) = rules.iter().position(|message| is(message, Rule::NotMarked(table))) else {
+            return Ok(removed);
+        };
+        let before = at.checked_sub(1).and_then(|before| rules.get(before));
+        for (message, rule) in [(rules.get(at), Rule::NotMarked(table)), (before, Rule::MainWithoutDefault)] {
+            let Some(message) = message.filter(|message| is(message, rule)) else { continue };
+            self.runtime.block_on(self.handle.rule().del(message.clone()).execute()).map_err(into_io)?;
+            removed.push(rule);
+        }
+        Ok(removed)
+    }
+
+    /// By priority.
+    fn rules(&self, v6: bool) -> Result<Vec<RuleMessage>> {
+        let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
+        let request = self.handle.rule().get(version).execute();
+        match self.runtime.block_on(request.try_collect()).map_err(into_io) {
+            // No policy routing in this family: no rules.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+                Ok(Vec::new())
+            }
+            done => done,
+        }
+    }
+}
+
+fn into_io(error: rtnetlink::Error) -> Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => Error::other(other.to_string()),
+    }
+}
+
+fn family(of: IpAddr) -> AddressFamily {
+    if of.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn mtu_of(message: &LinkMessage) -> u32 {
+    let mtu = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    };
+    message.attributes.iter().find_map(mtu).unwrap_or(0)
+}
+
+/// As ip(8) writes it: both ends are ours.
+fn address_message(index: u32, address: Address) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.addr);
+    message.header.prefix_len = address.len;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Local(address.addr), AddressAttribute::Address(address.addr)];
+    message
+}
+
+/// As ip(8) writes it: of an administrator, and for IPv4 with the scope of what needs no gateway.
+fn route_message(index: u32, prefix: Prefix, table: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(prefix.addr());
+    message.header.destination_prefix_length = prefix.len();
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = if prefix.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+    message.header.kind = RouteType::Unicast;
+    message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    if prefix.len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(prefix.addr().into()));
+    }
+    message.attributes.push(RouteAttribute::Oif(index));
+    message.attributes.push(RouteAttribute::Table(table));
+    message
+}
+
+fn table_of(route: &RouteMessage) -> u32 {
+    let table = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    };
+    route.attributes.iter().find_map(table).unwrap_or(route.header.table.into())
+}
+
+fn outgoing(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn destination(route: &RouteMessage) -> Option<Prefix> {
+    use netlink_packet_route::route::RouteAddress;
+    let held = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    });
+    let any = if route.header.address_family == AddressFamily::Inet6 {
+        IpAddr::from([0; 16])
+    } else {
+        [0; 4].into()
+    };
+    Prefix::new(held.unwrap_or(any), route.header.destination_prefix_length)
+}
+
+fn rule_message(v6: bool, rule: Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.action = RuleAction::ToTable;
+    let table = match rule {
+        Rule::NotMarked(number) => {
+            message.header.flags = RuleFlags::Invert;
+            message.attributes.push(RuleAttribute::FwMark(number));
+            number
+        }
+        Rule::MainWithoutDefault => {
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+            MAIN
+        }
+    };
+    message.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    message.attributes.push(RuleAttribute::Table(table));
+    message
+}
+
+fn mark(message: &RuleMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::FwMark(mark) if *mark != 0 => Some(*mark),
+        _ => None,
+    })
+}
+
+/// Whether a rule that the kernel told is of this kind.
+fn is(message: &RuleMessage, rule: Rule) -> bool {
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let table = table.unwrap_or(message.header.table.into());
+    let inverted = message.header.flags.contains(RuleFlags::Invert);
+    match rule {
+        Rule::NotMarked(number) => inverted && mark(message) == Some(number) && table == number,
+        Rule::MainWithoutDefault => {
+            table == MAIN
+                && !inverted
+                && mark(message).is_none()
+                && message.attributes.contains(&RuleAttribute::SuppressPrefixLen(0))
+        }
+    }
+}

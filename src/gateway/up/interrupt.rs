@@ -1,0 +1,49 @@
+//! Being told to stop in the middle: the step at hand ends, and what was done is undone.
+
+use super::{Failure, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Whether SIGINT, SIGTERM or SIGHUP came.
+#[derive(Clone)]
+pub(super) struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// From now on these signals do not end the process.
+    pub(super) fn catch() -> Result<Interrupt> {
+        let failed = |error| Failure::new(format!("cannot catch signals: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let mut signals = Vec::new();
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            let _inside = runtime.enter();
+            signals.push(signal(kind).map_err(failed)?);
+        }
+        let told = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&told);
+        let wait = move || {
+            runtime.block_on(any(signals));
+            tell.store(true, Relaxed);
+        };
+        std::thread::Builder::new().name("ringtun-signals".into()).spawn(wait).map_err(failed)?;
+        Ok(Interrupt(told))
+    }
+
+    /// Whether one came.
+    pub(super) fn came(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+
+    /// An error once one came.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.came() { Err(Failure::new("interrupted")) } else { Ok(()) }
+    }
+}
+
+async fn any(mut signals: Vec<Signal>) {
+    std::future::poll_fn(|context| {
+        let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if came { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}

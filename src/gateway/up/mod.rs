@@ -1,0 +1,229 @@
+//! `up`, `down`, `save`, `reload`: a configuration becomes a tunnel of this host, and is taken back.
+//!
+//! ```text
+//!   PreUp > resolve names > choose MTU > ringtun NAME > keys and peers > addresses > MTU, up > DNS > routes, rules, nft > PostUp
+//! ```
+//!
+//! Order and effect are wg-quick(8)'s. Each step that outlives the interface is noted in the [`journal`] before it is
+//! done; where a step fails, or a signal comes, what was noted is undone from the last to the first. A tunnel whose
+//! `up` was killed is healed from the same notes, by `down` or by the next `up`.
+
+pub(in crate::gateway) mod apply;
+mod dns;
+mod down;
+mod firewall;
+mod hooks;
+pub(in crate::gateway) mod host;
+mod interrupt;
+mod journal;
+mod policy;
+mod reload;
+
+pub use down::{down, save};
+pub use reload::reload;
+
+use crate::gateway::config::{LoadError, Loaded, Permissions, Place};
+use crate::gateway::control::Control;
+use host::Host;
+use interrupt::Interrupt;
+use journal::Journal;
+use std::fmt;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// What went wrong, for a person.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl Failure {
+    fn new(text: impl Into<String>) -> Failure {
+        Failure(text.into())
+    }
+
+    /// Names what failed before an error of the system.
+    fn of(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Failure {
+        move |error| Failure(format!("{what}: {error}"))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Failure {
+        Failure(error.to_string())
+    }
+}
+
+type Result<T> = std::result::Result<T, Failure>;
+
+/// Where steps are told, a line each.
+pub struct Console<'a>(&'a mut dyn FnMut(&str));
+
+impl<'a> Console<'a> {
+    /// Calls `say` for each line.
+    pub fn new(say: &'a mut dyn FnMut(&str)) -> Console<'a> {
+        Console(say)
+    }
+
+    /// A step, as the command that would do the same.
+    fn command(&mut self, text: &str) {
+        (self.0)(&format!("[#] {text}"));
+    }
+
+    /// Something to know.
+    fn remark(&mut self, text: &str) {
+        (self.0)(&format!("[!] {text}"));
+    }
+}
+
+/// What the command line adds to the file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Clamp the MSS of forwarded TCP connections.
+    pub clamp_mss: bool,
+}
+
+/// One run over one interface.
+struct Session<'a> {
+    name: String,
+    host: Host,
+    console: Console<'a>,
+    interrupt: Interrupt,
+    journal: Journal,
+}
+
+impl<'a> Session<'a> {
+    fn new(name: &str, console: Console<'a>) -> Result<Session<'a>> {
+        Ok(Session {
+            name: name.to_owned(),
+            host: Host::new().map_err(Failure::of("cannot speak netlink"))?,
+            console,
+            interrupt: Interrupt::catch()?,
+            journal: Journal::open(name),
+        })
+    }
+
+    /// Says and does one step, unless a signal came.
+    fn step<T>(&mut self, command: &str, act: impl FnOnce(&Host) -> std::io::Result<T>) -> Result<T> {
+        self.interrupt.check()?;
+        self.console.command(command);
+        act(&self.host).map_err(Failure::of(command))
+    }
+
+    fn hooks(&mut self, hooks: &[String]) -> Result<()> {
+        hooks::run(hooks, &self.name, &mut self.console, &self.interrupt)
+    }
+
+    fn index(&self) -> Result<Option<u32>> {
+        let link = self.host.link(&self.name).map_err(Failure::of(&self.name))?;
+        Ok(link.map(|link| link.index))
+    }
+
+    fn control(&self) -> Result<Control> {
+        Control::find(&self.name)
+            .ok_or_else(|| Failure::new(format!("`{0}' is not up: ringtun up {0}", self.name)))
+    }
+
+    /// Undoes what was noted, from the last to the first. All of it is tried; what fails is told.
+    fn undo_all(&mut self) {
+        for trace in self.journal.traces().into_iter().rev() {
+            if let Err(error) = down::undo(self, &trace) {
+                self.console.remark(&error.to_string());
+            }
+        }
+        self.journal.forget();
+    }
+}
+
+/// Runs a program with `input`, after telling so.
+fn program(console: &mut Console<'_>, name: &str, arguments: &[&str], input: &str) -> Result<()> {
+    let said = format!("{name} {}", arguments.join(" "));
+    console.command(&said);
+    let path = hooks::find(name).ok_or_else(|| Failure::new(format!("{name} is not installed")))?;
+    let mut command = Command::new(path);
+    let mut child = command.args(arguments).stdin(Stdio::piped()).spawn().map_err(Failure::of(&said))?;
+    if let Some(mut pipe) = child.stdin.take() {
+        pipe.write_all(input.as_bytes()).map_err(Failure::of(&said))?;
+    }
+    let status = child.wait().map_err(Failure::of(&said))?;
+    if status.success() { Ok(()) } else { Err(Failure::new(format!("{said}: {status}"))) }
+}
+
+fn load(given: &str, permissions: Permissions, console: &mut Console<'_>) -> Result<Loaded> {
+    let loaded = Place::find(given)?.load(permissions)?;
+    for warning in &loaded.warnings {
+        console.remark(&warning.describe(&loaded.place.file));
+    }
+    Ok(loaded)
+}
+
+/// Whether the file asks for clamping by a comment `# ClampMSS = true`.
+fn asks_to_clamp(loaded: &Loaded) -> bool {
+    let bytes = loaded.document.bytes();
+    bytes.split(|&byte| byte == b'\n').any(is_clamp_line)
+}
+
+fn is_clamp_line(line: &[u8]) -> bool {
+    let Some(comment) = line.trim_ascii().strip_prefix(b"#") else { return false };
+    let mut parts = comment.splitn(2, |&byte| byte == b'=').map(<[u8]>::trim_ascii);
+    let (key, value) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    key.eq_ignore_ascii_case(b"ClampMSS") && value.eq_ignore_ascii_case(b"true")
+}
+
+/// Brings the tunnel up, or leaves the host as it was.
+pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()> {
+    let loaded = load(given, Permissions::Refuse, &mut console)?;
+    let mut session = Session::new(&loaded.place.interface, console)?;
+    refuse_what_is_there(&session)?;
+    if !session.journal.traces().is_empty() {
+        session.console.remark("what a tunnel that was killed left behind is removed first");
+        session.undo_all();
+    }
+    let clamp = options.clamp_mss || asks_to_clamp(&loaded);
+    let done = apply::bring_up(&mut session, &loaded, clamp);
+    if done.is_err() {
+        session.undo_all();
+    }
+    done
+}
+
+fn refuse_what_is_there(session: &Session<'_>) -> Result<()> {
+    let name = &session.name;
+    let (link, process) = (session.index()?.is_some(), Control::find(name).is_some());
+    match (link, process) {
+        (false, false) => Ok(()),
+        (false, true) => Err(Failure::new(format!(
+            "`{name}' is up in another network namespace, or was renamed: expected a name that no process serves"
+        ))),
+        (true, true) if session.journal.is_unfinished() => Err(Failure::new(format!(
+            "`{name}' is half up, since `ringtun up` was killed: ringtun down {name} removes what is there"
+        ))),
+        (true, true) => Err(Failure::new(format!(
+            "`{name}' already exists: ringtun reload {name} changes it, ringtun down {name} removes it"
+        ))),
+        (true, false) => Err(Failure::new(format!(
+            "`{name}' already exists, and is none of ringtun's: ip link delete dev {name} removes it"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clamping_is_asked_for_by_a_comment() {
+        for line in ["# ClampMSS = true", "#clampmss=TRUE", "  ## ClampMSS = true"] {
+            assert_eq!(is_clamp_line(line.as_bytes()), !line.contains("##"), "{line}");
+        }
+        for line in ["# ClampMSS = false", "ClampMSS = true", "# about ClampMSS = true", "#", ""] {
+            assert!(!is_clamp_line(line.as_bytes()), "{line}");
+        }
+    }
+}

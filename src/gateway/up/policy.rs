@@ -1,0 +1,123 @@
+//! Default routes that spare the tunnel's own packets: by mark, table and rule, as wg-quick(8) makes them.
+//!
+//! The socket marks what it sends. What is not marked looks into a table of its own, where the default route leads into the
+//! tunnel; a rule before that takes any better route of the main table.
+
+use super::host::Rule;
+use super::journal::Trace;
+use super::{Failure, Result, Session, firewall};
+use crate::device::uapi::SetRequest;
+use crate::gateway::control::Control;
+use crate::routing::Prefix;
+use std::net::IpAddr;
+
+/// The first table tried, and the mark that goes with it.
+const FIRST_TABLE: u32 = 51820;
+/// Tables tried until one is empty.
+const TABLES: u32 = 10_000;
+const VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
+
+/// `0.0.0.0/0` or `::/0` through the interface.
+pub(super) fn add_default(
+    session: &mut Session<'_>,
+    control: &Control,
+    index: u32,
+    prefix: Prefix,
+) -> Result<()> {
+    let table = table(session, control)?;
+    let v6 = prefix.addr().is_ipv6();
+    let (proto, name) = (proto(v6), session.name.clone());
+    session.step(&format!("ip {proto} route add {prefix} dev {name} table {table}"), |host| {
+        host.add_route(index, prefix, table)
+    })?;
+    add_rules(session, v6, table)?;
+    if !v6 {
+        accept_marked_answers(session)?;
+    }
+    session.interrupt.check()?;
+    guard(session, index, v6, table)
+}
+
+/// Both rules: the main table's goes before the other, and so is added after it.
+fn add_rules(session: &mut Session<'_>, v6: bool, table: u32) -> Result<()> {
+    session.journal.note(&Trace::Rules { v6, table })?;
+    for rule in [Rule::NotMarked(table), Rule::MainWithoutDefault] {
+        let command = match rule {
+            Rule::NotMarked(table) => format!("ip {} rule add not fwmark {table} table {table}", proto(v6)),
+            Rule::MainWithoutDefault => {
+                format!("ip {} rule add table main suppress_prefixlength 0", proto(v6))
+            }
+        };
+        session.step(&command, |host| host.add_rule(v6, rule))?;
+    }
+    Ok(())
+}
+
+/// Undoes [`add_rules`], saying so of what there was.
+pub(super) fn remove_rules(session: &mut Session<'_>, v6: bool, table: u32) -> Result<()> {
+    let removed = session.host.remove_rules(v6, table).map_err(Failure::of("ip rule delete"))?;
+    for rule in removed {
+        session.console.command(&match rule {
+            Rule::NotMarked(table) => format!("ip {} rule delete table {table}", proto(v6)),
+            Rule::MainWithoutDefault => {
+                format!("ip {} rule delete table main suppress_prefixlength 0", proto(v6))
+            }
+        });
+    }
+    Ok(())
+}
+
+/// ip(8)'s option for a family.
+pub(super) fn proto(v6: bool) -> &'static str {
+    if v6 { "-6" } else { "-4" }
+}
+
+/// The rules against spoofing, for the addresses that the interface has now.
+pub(super) fn guard(session: &mut Session<'_>, index: u32, v6: bool, table: u32) -> Result<()> {
+    let addresses = session.host.addresses(index).map_err(Failure::of(&session.name))?;
+    session.journal.note(&Trace::Spoof)?;
+    firewall::against_spoofing(&session.name, v6, table, &addresses, &mut session.console)
+}
+
+/// The mark that the device has; else the first number whose table is empty, which the device is then given.
+fn table(session: &mut Session<'_>, control: &Control) -> Result<u32> {
+    let failed = || Failure::of("looking for a routing table");
+    let mark = control.get().map_err(failed())?.fwmark;
+    if mark != 0 {
+        return Ok(mark);
+    }
+    for table in FIRST_TABLE..FIRST_TABLE + TABLES {
+        if session.host.table_is_empty(table).map_err(failed())? {
+            let request = SetRequest { fwmark: Some(table), ..SetRequest::default() };
+            session.step(&format!("wg set {} fwmark {table}", session.name.clone()), |_| {
+                control.set(&request)
+            })?;
+            return Ok(table);
+        }
+    }
+    Err(Failure::new(format!(
+        "no routing table from {FIRST_TABLE} on is empty: expected `Table = NUMBER` or `Table = off`"
+    )))
+}
+
+/// The reverse path filter is to look with the mark that connection tracking restored.
+fn accept_marked_answers(session: &mut Session<'_>) -> Result<()> {
+    let was_off = std::fs::read_to_string(VALID_MARK).is_ok_and(|text| text.trim() == "0");
+    if was_off {
+        session.journal.note(&Trace::ValidMark)?;
+    }
+    session.step("sysctl -q net.ipv4.conf.all.src_valid_mark=1", |_| std::fs::write(VALID_MARK, "1"))
+}
+
+/// Undoes [`accept_marked_answers`].
+pub(super) fn forget_marked_answers(session: &mut Session<'_>) -> Result<()> {
+    let command = "sysctl -q net.ipv4.conf.all.src_valid_mark=0";
+    session.console.command(command);
+    std::fs::write(VALID_MARK, "0").map_err(Failure::of(command))
+}
+
+/// An address that only a default route reaches: those of documentation (RFC 5737, RFC 3849).
+pub(super) const FAR: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];

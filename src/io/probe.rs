@@ -1,0 +1,46 @@
+//! What TUN devices can do here, found out where nobody is disturbed.
+
+use crate::io::steer::TunSteering;
+use crate::io::tun::{Tun, TunConfig, TunOffloads};
+use std::io::{Error, Result};
+use std::os::fd::AsFd;
+
+/// What the kernel took.
+#[derive(Debug)]
+pub struct TunFeatures {
+    /// Offloads of the device.
+    pub offloads: TunOffloads,
+    /// Whether the queues can be steered by an eBPF program; why not.
+    pub steering: Result<()>,
+}
+
+/// Makes a TUN device, asks it, and removes it again, in a network namespace of a thread of its own: interfaces, addresses
+/// and routes of this host stay as they are, and nobody hears of it. Needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
+pub fn tun_features() -> Result<TunFeatures> {
+    let probe = || {
+        // SAFETY: unshare takes no pointers; CLONE_NEWNET changes the calling thread alone, which ends below.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(Error::last_os_error());
+        }
+        let config = TunConfig { name: "ringtun-probe".into(), queues: 1, mtu: 1420, offloads: true };
+        let tun = Tun::create(&config)?;
+        let steering = TunSteering::attach(tun.queues[0].as_fd(), 1).map(drop);
+        Ok(TunFeatures { offloads: tun.offloads, steering })
+    };
+    let ended = std::thread::Builder::new().name("ringtun-probe".into()).spawn(probe)?.join();
+    ended.unwrap_or_else(|_| Err(Error::other("the probe panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_leaves_no_interface_behind_in_this_namespace() {
+        match tun_features() {
+            Ok(features) => assert!(features.offloads.csum || !features.offloads.tso),
+            Err(error) => eprintln!("not run: {error}"),
+        }
+        assert!(!std::path::Path::new("/sys/class/net/ringtun-probe").exists());
+    }
+}

@@ -1,0 +1,18 @@
+//! What `ringtun` tells of running devices, compared with what `wg` tells of them byte by byte; doctor; the service manager.
+//!
+//! The comparisons need root, /dev/net/tun and `wg`; where something is missing a test says `SKIPPED: … because …` on standard
+//! error and passes: `scripts/test` counts those lines.
+
+#[path = "../netns/guest.rs"]
+#[allow(dead_code)]
+mod guest;
+#[path = "../netns/implementation.rs"]
+#[allow(dead_code)]
+mod implementation;
+#[path = "../netns/lab.rs"]
+#[allow(dead_code)]
+mod lab;
+
+mod doctor;
+mod service;
+mod show;
