@@ -111,6 +111,7 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
         uring,
         gso: config.gso,
         pin: config.pin,
+        first_core: tun.name.bytes().map(usize::from).sum(),
         mtu: config.mtu,
         coalesce: tun.offloads.coalesce(),
     };
@@ -193,6 +194,8 @@ struct WorkerPlan {
     uring: bool,
     gso: bool,
     pin: bool,
+    /// Core of worker 0. Tunnels of one host start on different ones, as the first peer of each goes to its worker 0.
+    first_core: usize,
     mtu: u32,
     coalesce: crate::offload::coalesce::CoalesceOptions,
 }
@@ -206,7 +209,7 @@ fn start_workers(
     let (started, starts) = mpsc::channel();
     let mut threads = Vec::with_capacity(queues.len());
     for (id, queue) in queues.into_iter().enumerate() {
-        let core = (!cores.is_empty()).then(|| cores[id % cores.len()]);
+        let core = (!cores.is_empty()).then(|| cores[(id + plan.first_core) % cores.len()]);
         let (links, plan, started) = (links.clone(), *plan, started.clone());
         let work = move || {
             if let Some(core) = core
