@@ -23,5 +23,6 @@ mod memory;
 mod pair;
 mod rekey;
 mod reload;
+mod story;
 mod tool;
 mod updown;

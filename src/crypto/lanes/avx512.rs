@@ -8,16 +8,12 @@
 //!
 //! Nothing here depends on secret bytes but data: no branch, no address.
 
-use super::Unit;
+use super::{BLOCK, Unit, initial_words};
 use bytemuck::must_cast;
 use std::arch::x86_64::*;
 
 /// Packets in a unit.
 pub(super) const LANES: usize = 16;
-/// Bytes of a ChaCha20 block.
-const BLOCK: usize = 64;
-/// "expand 32-byte k" (RFC 8439, section 2.3).
-const SIGMA: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 const MASK44: i64 = (1 << 44) - 1;
 const MASK42: i64 = (1 << 42) - 1;
 /// Bit 128 of each full Poly1305 block, in the third limb.
@@ -204,7 +200,7 @@ fn widen<const HALF: i32>(low: __m512i, high: __m512i) -> __m512i {
 /// Encrypts (`SEAL`) or decrypts the text of each packet of `unit` in place and returns the tags over the ciphertexts.
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
-    let initial = initial_state(key, &unit.counters);
+    let initial: [__m512i; 16] = initial_words(key, &unit.counters).map(must_cast);
     let keys = chacha20(&initial, 0);
     let mut polys = [
         Poly::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
@@ -231,22 +227,6 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
         poly.absorb(_mm512_setzero_si512(), length);
     }
     finish(&polys, &keys)
-}
-
-#[target_feature(enable = "avx512f,avx512ifma")]
-#[inline]
-fn initial_state(key: &[u32; 8], counters: &[u64; LANES]) -> [__m512i; 16] {
-    let mut state = [_mm512_setzero_si512(); 16];
-    for i in 0..4 {
-        state[i] = _mm512_set1_epi32(SIGMA[i] as i32);
-    }
-    for i in 0..8 {
-        state[4 + i] = _mm512_set1_epi32(key[i] as i32);
-    }
-    // Word 13 stays zero: the nonce is four zero bytes, then the counter.
-    state[14] = must_cast(counters.map(|counter| counter as u32));
-    state[15] = must_cast(counters.map(|counter| (counter >> 32) as u32));
-    state
 }
 
 /// XORs up to 64 bytes of one packet with its key stream and returns the ciphertext, padded with zeros.

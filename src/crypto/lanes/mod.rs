@@ -113,6 +113,24 @@ const fn text_len(stride: usize) -> usize {
     stride - HEADER_LEN - TAG_LEN
 }
 
+/// Bytes of a ChaCha20 block.
+const BLOCK: usize = 64;
+/// "expand 32-byte k" (RFC 8439, section 2.3).
+const SIGMA: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+
+/// ChaCha20's initial state of `N` packets, words across lanes, block number zero. Word 13 stays zero: the nonce is four zero
+/// bytes, then the counter.
+#[inline(always)]
+fn initial_words<const N: usize>(key: &[u32; 8], counters: &[u64; N]) -> [[u32; N]; 16] {
+    let mut words = [[0; N]; 16];
+    for (word, &constant) in words.iter_mut().zip(SIGMA.iter().chain(key)) {
+        *word = [constant; N];
+    }
+    words[14] = counters.map(|counter| counter as u32);
+    words[15] = counters.map(|counter| (counter >> 32) as u32);
+    words
+}
+
 /// Packets on their way through a kernel, one a lane; `packets` of the `N` lanes are in use.
 struct Unit<'a, const N: usize> {
     train: &'a mut [u8],
