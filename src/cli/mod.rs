@@ -71,7 +71,7 @@ fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
             Err(error) => finish(Err(format!("cannot start the background process: {error}"))),
         };
     }
-    logger::init(daemon::is_child());
+    logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
     let config = match args.into_config() {
         Ok(config) => config,
         Err(message) => {

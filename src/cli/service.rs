@@ -18,6 +18,6 @@ pub(super) struct ServiceArgs {
 }
 
 pub(super) fn run(args: &ServiceArgs) -> Result<(), String> {
-    logger::init(false);
+    logger::init(false, &args.config);
     service::run(&args.config)
 }
