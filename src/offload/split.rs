@@ -108,6 +108,11 @@ impl<'a> Splitter<'a> {
         &self.info
     }
 
+    /// The (super-)packet, from its IP header to the end that it states.
+    pub fn packet(&self) -> &[u8] {
+        self.packet
+    }
+
     /// Number of segments still to be written.
     pub fn remaining(&self) -> usize {
         self.segments - self.next
@@ -127,7 +132,7 @@ impl<'a> Splitter<'a> {
         limits: &TrainLimits,
     ) -> Progress {
         while self.next < self.segments {
-            let inner_len = self.inner_len();
+            let inner_len = self.next_len();
             let size = message_len(inner_len, mtu);
             if !train.fits(size, limits) || size > out.len().saturating_sub(train.len()) {
                 return if train.is_empty() { Progress::Done } else { Progress::Full };
@@ -146,8 +151,8 @@ impl<'a> Splitter<'a> {
         Progress::Done
     }
 
-    /// Length of the next segment's IP packet.
-    fn inner_len(&self) -> usize {
+    /// Length of the next segment's IP packet, in bytes.
+    pub fn next_len(&self) -> usize {
         match &self.shape {
             Shape::Plain(_) => self.packet.len(),
             Shape::Super(prototype) => {

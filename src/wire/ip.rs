@@ -150,6 +150,28 @@ pub fn transport(packet: &[u8]) -> Option<Transport> {
     }
 }
 
+/// A hash of a TCP or UDP packet's addresses, ports and protocol: equal for all packets of a flow. `None`: another protocol, or a
+/// header that only [`transport`] would find its way through (options, extension headers, fragments).
+#[inline]
+pub fn flow(packet: &[u8]) -> Option<u32> {
+    let (protocol, hosts, ports) = match *packet.first()? {
+        0x45 if be16(packet.get(..V4_HEADER_LEN)?, 6) & 0x3fff == 0 => {
+            (packet[9], u64::from(be32(packet, 12)) << 32 | u64::from(be32(packet, 16)), packet.get(20..24)?)
+        }
+        first if first >> 4 == 6 => {
+            let words = packet
+                .get(8..V6_HEADER_LEN)?
+                .chunks_exact(8)
+                .map(|word| u64::from(be32(word, 0)) << 32 | u64::from(be32(word, 4)));
+            // Rotated, so that a prefix that both addresses share does not cancel itself out.
+            (packet[6], words.fold(0, |sum: u64, word| sum.rotate_left(13) ^ word), packet.get(40..44)?)
+        }
+        _ => return None,
+    };
+    let mixed = (hosts ^ u64::from(be32(ports, 0)).rotate_left(16)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    matches!(protocol, TCP | UDP).then_some((mixed >> 32) as u32 ^ u32::from(protocol))
+}
+
 /// Walks the extension headers. Each is at least eight bytes long, so the walk ends with the packet.
 fn transport_v6(packet: &[u8]) -> Option<Transport> {
     let protocol = packet.first_chunk::<V6_HEADER_LEN>()?[6];
@@ -226,6 +248,35 @@ mod tests {
         packet[39] = 2;
         packet.extend(payload);
         packet
+    }
+
+    #[test]
+    fn a_flow_is_known_by_addresses_ports_and_protocol_of_a_plain_header() {
+        let ports = |packet: &[u8], at: usize, ports: [u8; 4]| {
+            let mut packet = packet.to_vec();
+            packet[at..at + 4].copy_from_slice(&ports);
+            packet
+        };
+        for (packet, at) in [(v4(0, 40), 20), (v6(0, TCP, &[0; 20]), 40)] {
+            let one = ports(&packet, at, [1, 2, 3, 4]);
+            let hash = flow(&one).unwrap();
+            assert_eq!(flow(&[&one[..], &[7; 16]].concat()), Some(hash), "whatever comes behind");
+            assert_ne!(flow(&ports(&packet, at, [1, 2, 3, 5])), Some(hash));
+            assert_eq!(flow(&one[..at + 3]), None, "truncated");
+            let protocol = if at == 20 { 9 } else { 6 };
+            let mut other = one.clone();
+            other[protocol] = UDP;
+            assert_ne!(flow(&other), Some(hash));
+            other[protocol] = 1;
+            assert_eq!(flow(&other), None, "neither TCP nor UDP");
+        }
+        let mut fragment = v4(0, 40);
+        fragment[6] = 0x20;
+        assert_eq!(flow(&fragment), None, "the rest of it has no ports");
+        let mut options = v4(0, 40);
+        options[0] = 0x46;
+        assert_eq!(flow(&options), None);
+        assert_eq!((flow(&[]), flow(&[0x45; 19])), (None, None));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod refuse;
 mod rx;
 #[cfg(test)]
 mod tests;
+mod trains;
 mod tx;
 
 use crate::dataplane::stats::{WorkerStats, add};

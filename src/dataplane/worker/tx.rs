@@ -1,33 +1,26 @@
-//! TUN frame to UDP train: route, split into the peer's open train, seal, queue.
+//! TUN frame to UDP train: route, split into an open train of the peer's, seal, queue.
 //!
-//! Order (rule 3 of the design): a peer has at most one open train, and what it has staged goes before anything newer; so packets
-//! leave in the order in which they came. A [`Sender`] lives for part of one turn and leaves no train open behind it.
+//! Order (rule 3 of the design): packets of one flow leave in the order in which they came ([`super::trains`] says how), and
+//! what a peer has staged goes before anything newer. A [`Sender`] lives for part of one turn and leaves no train open behind
+//! it.
 
 use super::outbox::Outbox;
 use super::peers::Peers;
 use super::refuse::Refuser;
+use super::trains::{OpenTrain, OpenTrains, Place, Ticket};
 use crate::dataplane::stats::add;
 use crate::dataplane::{HandshakeDatagram, PeerId};
 use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, SendTrain};
 use crate::offload::split::{Progress, Splitter};
-use crate::offload::train::{Train, TrainLimits};
+use crate::offload::train::TrainLimits;
 use crate::time::Instant;
+use crate::wire::ip;
 use crate::wire::message::DATA_OVERHEAD;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Peers with a train under construction at a time: 8 × 68 KiB of the worker's slab. One more closes the oldest.
-const MAX_OPEN_TRAINS: usize = 8;
 /// Frames of a given-up peer that are answered with ICMP: their flows repeat, so a few reach every sender.
 const PURGE_ICMP: usize = 4;
-
-/// A train under construction.
-struct OpenTrain {
-    slot: u32,
-    ecn: u8,
-    train: Train,
-    buf: Buf,
-}
 
 /// The sending side of a turn.
 pub(super) struct Sender<'a, I: Io> {
@@ -38,34 +31,6 @@ pub(super) struct Sender<'a, I: Io> {
     pub(super) mtu: usize,
     pub(super) now: Instant,
     open: OpenTrains,
-}
-
-/// The open trains, oldest first, in the first `len` places.
-#[derive(Default)]
-struct OpenTrains {
-    trains: [Option<OpenTrain>; MAX_OPEN_TRAINS],
-    len: usize,
-}
-
-impl OpenTrains {
-    fn find(&self, slot: u32) -> Option<usize> {
-        self.trains[..self.len].iter().position(|open| open.as_ref().is_some_and(|open| open.slot == slot))
-    }
-
-    /// Takes one out; the younger ones move up.
-    fn remove(&mut self, index: usize) -> Option<OpenTrain> {
-        let open = self.trains.get_mut(index)?.take()?;
-        self.trains[index..self.len].rotate_left(1);
-        self.len -= 1;
-        Some(open)
-    }
-
-    /// Adds one, for which there must be room.
-    fn push(&mut self, open: OpenTrain) -> usize {
-        self.trains[self.len] = Some(open);
-        self.len += 1;
-        self.len - 1
-    }
 }
 
 impl<'a, I: Io> Sender<'a, I> {
@@ -115,9 +80,7 @@ impl<'a, I: Io> Sender<'a, I> {
 
     /// Closes and queues all open trains: the end of the sender.
     pub(super) fn finish(mut self) {
-        while self.open.len > 0 {
-            self.close(0);
-        }
+        self.close_all();
     }
 
     /// Sends what the peer has staged, in order, or asks for the handshake without which that cannot be.
@@ -133,7 +96,7 @@ impl<'a, I: Io> Sender<'a, I> {
                 self.pack(slot, &mut splitter);
             }
         }
-        if let Some(index) = self.open.find(slot) {
+        while let Some(index) = self.open.first_of(slot) {
             self.close(index);
         }
     }
@@ -195,7 +158,7 @@ impl<'a, I: Io> Sender<'a, I> {
         self.refuser.refuse(self.io, &self.outbox.stats, frame, self.now);
     }
 
-    /// Splits a frame into the peer's open train, and further ones as each is full.
+    /// Splits a frame into an open train of the peer's, and further ones as each is full.
     fn pack(&mut self, slot: u32, splitter: &mut Splitter<'_>) {
         let limits = match self.io.gso() {
             true => TrainLimits::default(),
@@ -203,11 +166,12 @@ impl<'a, I: Io> Sender<'a, I> {
         };
         // RFC 6040, section 4.1, normal mode: the outer header carries the inner ECN bits.
         let ecn = splitter.info().ecn;
+        let ticket = Ticket::new(slot, ecn, splitter.next_len(), ip::flow(splitter.packet()));
         loop {
-            let Some(index) = self.open_train(slot, ecn) else {
+            let Some(index) = self.open_train(ticket) else {
                 return add(&self.outbox.stats.tx_no_buffer, splitter.remaining());
             };
-            let Some(OpenTrain { train, buf, .. }) = &mut self.open.trains[index] else { return };
+            let Some(OpenTrain { train, buf, .. }) = self.open.get_mut(index) else { return };
             match splitter.write_into(buf, train, self.mtu, &limits) {
                 Progress::Done => return,
                 Progress::Full if train.is_empty() => {
@@ -218,33 +182,32 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
-    /// The place of the peer's open train for `ecn`, begun if need be. `None`: no buffer is free.
-    fn open_train(&mut self, slot: u32, ecn: u8) -> Option<usize> {
-        if let Some(index) = self.open.find(slot) {
-            if self.open.trains[index].as_ref().is_some_and(|open| open.ecn == ecn) {
-                return Some(index);
-            }
-            self.close(index); // One train a peer: an older packet's must leave first.
-        }
-        if self.open.len == MAX_OPEN_TRAINS {
-            self.close(0);
-        }
-        let buf = match alloc(self.io) {
-            Some(buf) => buf,
-            None => {
-                // Our own open trains hold buffers too.
-                while self.open.len > 0 {
-                    self.close(0);
+    /// The place of the train that packets of `ticket` join, begun if need be. `None`: no buffer is free.
+    fn open_train(&mut self, ticket: Ticket) -> Option<usize> {
+        loop {
+            match self.open.place(ticket) {
+                Place::Join(index) => return Some(index),
+                Place::Close(index) => self.close(index),
+                Place::Begin => {
+                    let buf = alloc(self.io).or_else(|| {
+                        self.close_all(); // Our own open trains hold buffers too.
+                        alloc(self.io)
+                    })?;
+                    self.open.begin(ticket, buf);
                 }
-                alloc(self.io)?
             }
-        };
-        Some(self.open.push(OpenTrain { slot, ecn, train: Train::default(), buf }))
+        }
     }
 
-    /// Seals and queues an open train.
+    fn close_all(&mut self) {
+        while !self.open.is_empty() {
+            self.close(0);
+        }
+    }
+
+    /// Seals and queues the open train at `index`, or an older one that has to leave before it.
     fn close(&mut self, index: usize) {
-        let Some(OpenTrain { slot, ecn, train, mut buf }) = self.open.remove(index) else { return };
+        let Some(OpenTrain { slot, ecn, train, mut buf, .. }) = self.open.take(index) else { return };
         let (len, stride, count) = (train.len(), train.stride(), train.count());
         let Some(peer) = self.peers.at(slot) else { return };
         if count == 0 {

@@ -89,22 +89,23 @@ fn without_segmentation_offload_every_train_is_one_datagram() {
 }
 
 #[test]
-fn no_packet_overtakes_another_of_its_peer_whatever_sizes_and_ecn_bits_mix() {
-    let peers = 12; // more than may have a train open at a time
+fn no_packet_overtakes_another_of_its_flow_whatever_sizes_and_ecn_bits_mix() {
+    let (peers, flows) = (12, 4); // more peers than may have a train open at a time
     let mut rig = Rig::with_peers(peers);
     let mut remotes: Vec<_> = (0..peers).map(|slot| rig.connect(slot)).collect();
-    let mut expected = vec![Vec::new(); peers as usize];
-    let mut received = vec![Vec::new(); peers as usize];
+    let mut expected = vec![Vec::new(); (peers * flows) as usize];
+    let mut received = expected.clone();
     let mut random = 12345_u32;
-    for round in 0..20 {
+    for round in 0..100 {
+        let busy = [1, 2, peers][round as usize % 3];
         for i in 0..50 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let slot = (random >> 8) % peers;
+            let (slot, flow) = ((random >> 8) % busy, random >> 24 & (flows - 1));
             let (size, ecn) =
-                ([16, 16, 16, 200, 1392][(random >> 16) as usize % 5], (random >> 20) as u8 % 3);
+                ([16, 16, 16, 200, 1392][(random >> 16) as usize % 5], (random >> 20) as u8 % 8 / 7);
             let tag = round * 1000 + i;
-            rig.push_frame(&frame(ME, &format!("10.{slot}.0.1"), tag, size, ecn));
-            expected[slot as usize].push((tag, ecn));
+            rig.push_frame(&frame(&format!("10.99.0.{flow}"), &format!("10.{slot}.0.1"), tag, size, ecn));
+            expected[(slot * flows + flow) as usize].push((tag, ecn));
         }
         rig.turn();
         for train in rig.sent() {
@@ -112,12 +113,41 @@ fn no_packet_overtakes_another_of_its_peer_whatever_sizes_and_ecn_bits_mix() {
             let slot = usize::from(to.ip().octets()[3]);
             for packet in remotes[slot].open(&train) {
                 assert_eq!(packet[1] & 3, train.ecn, "outer ECN bits are the inner ones");
-                received[slot].push((tag(&packet), train.ecn));
+                received[slot * flows as usize + usize::from(packet[15])].push((tag(&packet), train.ecn));
             }
         }
     }
     assert_eq!(received, expected);
-    assert!(rig.count(|stats| &stats.tx_trains) < 1000, "some packets share a train");
+    assert!(rig.count(|stats| &stats.tx_trains) < 4000, "some packets share a train");
+}
+
+#[test]
+fn small_packets_between_those_of_another_flow_do_not_end_its_train() {
+    let mut rig = Rig::with_peers(1);
+    let mut remote = rig.connect(0);
+    for tag in 0..4 {
+        rig.push_frame(&frame("10.99.0.1", "10.0.0.1", 10 + tag, 1392, 0));
+        rig.push_frame(&frame("10.99.0.2", "10.0.0.1", 20 + tag, 12, 0));
+    }
+    rig.turn();
+    let trains = rig.sent();
+    assert_eq!(tags(&mut remote, &trains[..1]), [10, 11, 12, 13]);
+    assert_eq!(tags(&mut remote, &trains[1..]), [20, 21, 22, 23]);
+}
+
+#[test]
+fn packets_whose_flow_is_not_known_keep_their_place_among_all() {
+    let mut rig = Rig::with_peers(1);
+    let mut remote = rig.connect(0);
+    for tag in 0..3 {
+        rig.push_frame(&frame("10.99.0.1", "10.0.0.1", 10 + tag, 1392, 0));
+        let mut ping = frame("10.99.0.2", "10.0.0.1", 20 + tag, 12, 0);
+        ping[VNET_HDR_LEN + 9] = 1; // ICMP
+        rig.push_frame(&ping);
+    }
+    rig.turn();
+    let trains = rig.sent();
+    assert_eq!(tags(&mut remote, &trains), [10, 20, 11, 21, 12, 22]);
 }
 
 #[test]

@@ -1,0 +1,131 @@
+//! The trains under construction of one turn, and which of them a packet may join.
+//!
+//! A peer may have two: one of small packets, one of larger ones. Acknowledgments that run between full-size segments would
+//! otherwise end each other's trains, as a train's segments are of one size. Packets of one flow leave in the order in which
+//! they came (rule 3 of the design), because
+//! - a packet joins a train only if none of its flow is in a younger train of its peer, and
+//! - a train that shares a flow with an older one of its peer does not leave before that.
+
+use crate::io::slab::Buf;
+use crate::offload::train::Train;
+
+/// Trains under construction at a time: 8 × 68 KiB of the worker's slab.
+const MAX_OPEN: usize = 8;
+/// Bytes up to which a packet is small: an acknowledgment over IPv6 with all the options that fit.
+const SMALL_MAX: usize = 128;
+
+/// What decides on the train that a packet joins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Ticket {
+    /// The peer.
+    pub(super) slot: u32,
+    /// The packet's ECN bits: they go to the outer header, which is the train's.
+    pub(super) ecn: u8,
+    small: bool,
+    flow: Flows,
+}
+
+impl Ticket {
+    /// For packets of `len` bytes to the peer in `slot`. `flow`: see [`crate::wire::ip::flow`].
+    pub(super) fn new(slot: u32, ecn: u8, len: usize, flow: Option<u32>) -> Ticket {
+        Ticket { slot, ecn, small: len <= SMALL_MAX, flow: Flows::of(flow) }
+    }
+}
+
+/// A set of flows: a Bloom filter of one hash, so that two sets may seem to share a flow that they do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Flows(u64);
+
+impl Flows {
+    /// One flow; if it is not known which, then any.
+    fn of(flow: Option<u32>) -> Flows {
+        Flows(flow.map_or(u64::MAX, |flow| 1 << (flow % u64::BITS)))
+    }
+
+    fn shares(self, other: Flows) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// A train under construction.
+pub(super) struct OpenTrain {
+    pub(super) slot: u32,
+    pub(super) ecn: u8,
+    pub(super) train: Train,
+    pub(super) buf: Buf,
+    small: bool,
+    flows: Flows,
+}
+
+/// What has to happen before a packet is written.
+pub(super) enum Place {
+    /// It joins this train.
+    Join(usize),
+    /// The train there has to leave; then ask again.
+    Close(usize),
+    /// It needs a train of its own.
+    Begin,
+}
+
+/// All of a turn, oldest first, in the first `len` places.
+#[derive(Default)]
+pub(super) struct OpenTrains {
+    trains: [Option<OpenTrain>; MAX_OPEN],
+    len: usize,
+}
+
+impl OpenTrains {
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut OpenTrain> {
+        self.trains[index].as_mut()
+    }
+
+    /// The oldest train of a peer.
+    pub(super) fn first_of(&self, slot: u32) -> Option<usize> {
+        self.position(|open| open.slot == slot)
+    }
+
+    /// Where packets of `ticket` go; a train that they join counts them to its flows.
+    pub(super) fn place(&mut self, ticket: Ticket) -> Place {
+        let Ticket { slot, ecn, small, flow } = ticket;
+        let mine = self.position(|open| open.slot == slot && open.small == small);
+        let other = self.position(|open| open.slot == slot && open.small != small && open.flows.shares(flow));
+        match (mine, other) {
+            (Some(mine), Some(other)) if mine < other => Place::Close(other),
+            (Some(mine), _) => match &mut self.trains[mine] {
+                Some(open) if open.ecn == ecn => {
+                    open.flows.0 |= flow.0;
+                    Place::Join(mine)
+                }
+                _ => Place::Close(mine),
+            },
+            (None, _) if self.len == MAX_OPEN => Place::Close(0),
+            (None, _) => Place::Begin,
+        }
+    }
+
+    /// Begins a train in `buf` for packets of `ticket`, which [`Self::place`] allowed.
+    pub(super) fn begin(&mut self, ticket: Ticket, buf: Buf) {
+        let Ticket { slot, ecn, small, flow } = ticket;
+        self.trains[self.len] =
+            Some(OpenTrain { slot, ecn, train: Train::default(), buf, small, flows: flow });
+        self.len += 1;
+    }
+
+    /// Takes a train out: the one at `index`, or an older one that has to leave before it.
+    pub(super) fn take(&mut self, index: usize) -> Option<OpenTrain> {
+        let (slot, flows) = self.trains.get(index)?.as_ref().map(|open| (open.slot, open.flows))?;
+        let first = self.position(|open| open.slot == slot && open.flows.shares(flows))?;
+        let open = self.trains[first].take();
+        self.trains[first..self.len].rotate_left(1);
+        self.len -= 1;
+        open
+    }
+
+    fn position(&self, is: impl Fn(&OpenTrain) -> bool) -> Option<usize> {
+        self.trains[..self.len].iter().position(|open| open.as_ref().is_some_and(&is))
+    }
+}
