@@ -137,6 +137,10 @@ counters! {
     controls,
     /// Turns made.
     turns,
+    /// Times that the loop polled for an answer before it slept.
+    polls,
+    /// Those of them in which something came.
+    polls_answered,
 
     /// [`IoStats::udp_sends`].
     io_udp_sends,

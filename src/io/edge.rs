@@ -88,6 +88,8 @@ impl Edge {
 
     pub(super) fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
         self.tun.write(buf, pieces, &mut self.stats);
+        // The write ran the receive path of this host's own stack, which may have answered: an echo reply, an acknowledgment.
+        self.tun.set_ready();
     }
 
     pub(super) fn send_udp(&mut self, train: SendTrain) {

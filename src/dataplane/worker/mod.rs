@@ -12,6 +12,7 @@
 
 mod control;
 mod outbox;
+mod patience;
 mod peers;
 mod refuse;
 mod rx;
@@ -26,10 +27,13 @@ use crate::io::{Endpoint, Io};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
 use outbox::Outbox;
+use patience::{Did, Patience};
 use peers::Peers;
 use refuse::Refuser;
 use rx::{Receiver, Rx};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 use tx::Sender;
 
 /// Controls a turn: a bulk configuration change must not keep packets waiting for long.
@@ -111,6 +115,8 @@ impl Worker {
     /// Turns until stopped (`Ok`) or until the TUN device is gone, of which the slow path is told.
     pub fn run<I: Io>(mut self, io: &mut I) -> std::io::Result<()> {
         let mut until = Some(Instant::START);
+        let mut patience = Patience::default();
+        let (mut done, mut slept) = (self.done(), 0);
         loop {
             let now = match io.wait(until) {
                 Ok(now) => now,
@@ -120,19 +126,32 @@ impl Worker {
                     return Err(error);
                 }
             };
-            until = match self.turn(io, now) {
+            let turn = self.turn(io, now);
+            let (before, earlier) = (std::mem::replace(&mut done, self.done()), slept);
+            slept = io.stats().slept_nanos;
+            until = match turn {
                 Turn::Busy => Some(now),
-                Turn::Idle => None,
+                Turn::Idle => {
+                    let did = Did { sent: done.0 != before.0, received: done.1 != before.1 };
+                    patience.wait_until(now, Duration::from_nanos(slept - earlier), did, &self.outbox.stats)
+                }
                 Turn::Stop => return Ok(()),
             };
         }
     }
 
+    /// Trains of data sent and received so far.
+    fn done(&self) -> (u64, u64) {
+        let stats = &self.outbox.stats;
+        (stats.tx_trains.load(Relaxed), stats.rx_trains.load(Relaxed))
+    }
+
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
         let Some(controls) = self.take_controls(io, now) else { return Turn::Stop };
         let strays = self.take_strays(io, now);
-        let frames = self.take_frames(io, now);
+        // Frames last: what is written to the TUN device is often answered there at once.
         let trains = self.take_trains(io, now);
+        let frames = self.take_frames(io, now);
         if controls || strays || frames || trains { Turn::Busy } else { Turn::Idle }
     }
 

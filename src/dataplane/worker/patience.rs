@@ -1,0 +1,134 @@
+//! Whether to poll a moment longer before going to sleep.
+//!
+//! A packet that leaves a quiet worker is often a question whose answer is back within a few hundred microseconds. To sleep
+//! meanwhile costs more than that answer's own work: the core goes idle, is woken by an interrupt from another one, and its
+//! caches have gone cold. So a worker that sent after a long sleep polls for a while. Where no answer comes in that time, as with
+//! one-way or distant traffic, it tries ever more rarely; under load, when sleeps are short, it never does.
+
+use crate::dataplane::stats::{WorkerStats, add};
+use crate::time::Instant;
+use std::time::Duration;
+
+/// How long to poll, counted from the wake-up before the send.
+const PATIENCE: Duration = Duration::from_micros(500);
+/// A worker that slept this long is quiet. With [`PATIENCE`], polling takes at most a third of a core.
+const QUIET: Duration = Duration::from_millis(1);
+/// After `n` polls in vain, the next 2^n chances are let go by; `n` grows up to this.
+const MAX_VAIN: u32 = 8;
+
+/// What a turn did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Did {
+    /// Sent data.
+    pub(super) sent: bool,
+    /// Received anything.
+    pub(super) received: bool,
+}
+
+/// What one worker remembers.
+#[derive(Default)]
+pub(super) struct Patience {
+    /// When to give up polling.
+    deadline: Option<Instant>,
+    vain: u32,
+    skip: u32,
+}
+
+impl Patience {
+    /// What [`crate::io::Io::wait`] is to be called with after a turn that began at `now`, after a sleep of `slept`, and left
+    /// nothing to do.
+    pub(super) fn wait_until(
+        &mut self,
+        now: Instant,
+        slept: Duration,
+        did: Did,
+        stats: &WorkerStats,
+    ) -> Option<Instant> {
+        if let Some(deadline) = self.deadline {
+            if !did.received && now < deadline {
+                return Some(now);
+            }
+            *self = match did.received {
+                true => Patience::default(),
+                false => {
+                    let vain = (self.vain + 1).min(MAX_VAIN);
+                    Patience { deadline: None, vain, skip: 1 << vain }
+                }
+            };
+            add(&stats.polls_answered, usize::from(did.received));
+            return None;
+        }
+        if slept < QUIET || !did.sent || did.received {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        add(&stats.polls, 1);
+        self.deadline = Some(now + PATIENCE);
+        Some(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SENT: Did = Did { sent: true, received: false };
+    const RECEIVED: Did = Did { sent: false, received: true };
+    const NOTHING: Did = Did { sent: false, received: false };
+    const LONG: Duration = Duration::from_millis(2);
+
+    fn at(micros: u64) -> Instant {
+        Instant::START + Duration::from_micros(micros)
+    }
+
+    #[test]
+    fn a_quiet_worker_polls_for_the_answer_and_then_sleeps() {
+        let (mut patience, stats) = (Patience::default(), WorkerStats::default());
+        for round in 0..10 {
+            let start = 10_000 * round;
+            assert_eq!(patience.wait_until(at(start), LONG, SENT, &stats), Some(at(start)));
+            assert_eq!(
+                patience.wait_until(at(start + 100), Duration::ZERO, NOTHING, &stats),
+                Some(at(start + 100))
+            );
+            assert_eq!(patience.wait_until(at(start + 200), Duration::ZERO, RECEIVED, &stats), None);
+            assert_eq!(patience.wait_until(at(start + 5000), LONG, RECEIVED, &stats), None, "no question");
+        }
+        assert_eq!((stats.polls.into_inner(), stats.polls_answered.into_inner()), (10, 10));
+    }
+
+    #[test]
+    fn it_tries_ever_more_rarely_where_no_answer_comes_and_again_where_one_does() {
+        let (mut patience, stats) = (Patience::default(), WorkerStats::default());
+        let mut tries = |rounds: u64, answered: bool| {
+            (0..rounds)
+                .filter(|round| {
+                    let start = 10_000 * round;
+                    let polls = patience.wait_until(at(start), LONG, SENT, &stats).is_some();
+                    let then = if answered { RECEIVED } else { NOTHING };
+                    assert_eq!(patience.wait_until(at(start + 600), Duration::ZERO, then, &stats), None);
+                    polls
+                })
+                .count()
+        };
+        assert_eq!(tries(10_000, false), 45, "1 + 2 + 4 … + 256 let go, then every 257th");
+        assert!(tries(1000, true) > 700);
+        assert_eq!(tries(100, true), 100);
+    }
+
+    #[test]
+    fn it_never_polls_under_load() {
+        let (mut patience, stats) = (Patience::default(), WorkerStats::default());
+        for slept in [0, 10, 500, 999].map(Duration::from_micros) {
+            assert_eq!(patience.wait_until(at(1000), slept, SENT, &stats), None);
+        }
+        assert_eq!(
+            patience.wait_until(at(1000), LONG, Did { sent: true, received: true }, &stats),
+            None,
+            "its own answer"
+        );
+    }
+}
