@@ -40,7 +40,7 @@ macro_rules! quarter_round {
 /// Block `number` of all packets, words across lanes.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
-fn chacha20(initial: &[__m512i; 16], number: u32) -> [__m512i; 16] {
+fn chacha20(initial: &[__m512i; 16], number: u32, out: &mut [__m512i; 16]) {
     let mut v = *initial;
     v[12] = _mm512_set1_epi32(number as i32);
     for _ in 0..10 {
@@ -54,20 +54,16 @@ fn chacha20(initial: &[__m512i; 16], number: u32) -> [__m512i; 16] {
         quarter_round!(v, 3, 4, 9, 14);
     }
     for i in 0..16 {
-        v[i] = if i == 12 {
-            _mm512_add_epi32(v[i], _mm512_set1_epi32(number as i32))
-        } else {
-            _mm512_add_epi32(v[i], initial[i])
-        };
+        out[i] = _mm512_add_epi32(v[i], initial[i]);
     }
-    v
+    out[12] = _mm512_add_epi32(v[12], _mm512_set1_epi32(number as i32));
 }
 
 /// Words across lanes to one 64-byte row a lane.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
-fn transpose16(v: [__m512i; 16]) -> [__m512i; 16] {
-    let mut a = v;
+fn transpose16(v: &mut [__m512i; 16]) {
+    let mut a = *v;
     for i in 0..8 {
         a[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
         a[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
@@ -80,24 +76,22 @@ fn transpose16(v: [__m512i; 16]) -> [__m512i; 16] {
         b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
     }
     // b[4i + j] holds words 4i..4i+4 of lanes j, j+4, j+8, j+12, one 128-bit quarter each.
-    let mut rows = v;
     for j in 0..4 {
         let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(b[j], b[4 + j]);
         let odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(b[j], b[4 + j]);
         let even2 = _mm512_shuffle_i32x4::<0b10_00_10_00>(b[8 + j], b[12 + j]);
         let odd2 = _mm512_shuffle_i32x4::<0b11_01_11_01>(b[8 + j], b[12 + j]);
-        rows[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even, even2);
-        rows[j + 8] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even, even2);
-        rows[j + 4] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd, odd2);
-        rows[j + 12] = _mm512_shuffle_i32x4::<0b11_01_11_01>(odd, odd2);
+        v[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(even, even2);
+        v[j + 8] = _mm512_shuffle_i32x4::<0b11_01_11_01>(even, even2);
+        v[j + 4] = _mm512_shuffle_i32x4::<0b10_00_10_00>(odd, odd2);
+        v[j + 12] = _mm512_shuffle_i32x4::<0b11_01_11_01>(odd, odd2);
     }
-    rows
 }
 
 /// Eight 64-byte rows to 64-bit words across lanes.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
-fn transpose8(r: &[__m512i]) -> [__m512i; 8] {
+fn transpose8(r: &[__m512i], words: &mut [__m512i; 8]) {
     let a = [
         _mm512_unpacklo_epi64(r[0], r[1]),
         _mm512_unpackhi_epi64(r[0], r[1]),
@@ -108,7 +102,6 @@ fn transpose8(r: &[__m512i]) -> [__m512i; 8] {
         _mm512_unpacklo_epi64(r[6], r[7]),
         _mm512_unpackhi_epi64(r[6], r[7]),
     ];
-    let mut words = a;
     for odd in 0..2 {
         let low = _mm512_shuffle_i64x2::<0b10_00_10_00>(a[odd], a[2 + odd]);
         let high = _mm512_shuffle_i64x2::<0b11_01_11_01>(a[odd], a[2 + odd]);
@@ -119,15 +112,78 @@ fn transpose8(r: &[__m512i]) -> [__m512i; 8] {
         words[2 + odd] = _mm512_shuffle_i64x2::<0b10_00_10_00>(high, high2);
         words[6 + odd] = _mm512_shuffle_i64x2::<0b11_01_11_01>(high, high2);
     }
-    words
 }
 
 /// Poly1305 of eight packets.
 struct Poly {
-    r: [__m512i; 3],
-    /// 20 r1 and 20 r2: 5 for the reduction modulo 2^130 - 5, 4 for the limbs' 132 bits.
-    s: [__m512i; 2],
+    r: Factor,
+    /// r squared, for two blocks at once.
+    square: Factor,
     h: [__m512i; 3],
+}
+
+/// What sums are multiplied by.
+#[derive(Clone, Copy)]
+struct Factor {
+    limbs: [__m512i; 3],
+    /// 20 times the second and the third limb: 5 for the reduction modulo 2^130 - 5, 4 for the limbs' 132 bits.
+    times20: [__m512i; 2],
+}
+
+impl Factor {
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn new(limbs: [__m512i; 3]) -> Factor {
+        let times20 = |v| _mm512_add_epi64(_mm512_slli_epi64::<4>(v), _mm512_slli_epi64::<2>(v));
+        Factor { limbs, times20: [times20(limbs[1]), times20(limbs[2])] }
+    }
+}
+
+/// A product before its carries: sums of the low 52 bits of the partial products, and sums of the rest, for each limb.
+struct Product {
+    low: [__m512i; 3],
+    high: [__m512i; 3],
+}
+
+impl Product {
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn zero() -> Product {
+        Product { low: [_mm512_setzero_si512(); 3], high: [_mm512_setzero_si512(); 3] }
+    }
+
+    /// Adds `a` times `b`.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn add(&mut self, a: &[__m512i; 3], b: &Factor) {
+        let ([r0, r1, r2], [s1, s2]) = (b.limbs, b.times20);
+        for (i, factors) in [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]].into_iter().enumerate() {
+            for (&a, b) in a.iter().zip(factors) {
+                self.low[i] = _mm512_madd52lo_epu64(self.low[i], a, b);
+                self.high[i] = _mm512_madd52hi_epu64(self.high[i], a, b);
+            }
+        }
+    }
+
+    /// The value in limbs of 44, 44 and 42 bits, of which the second may be a little more.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn carried(self) -> [__m512i; 3] {
+        let Product { low: [l0, l1, l2], high: [u0, u1, u2] } = self;
+        let mask44 = _mm512_set1_epi64(MASK44);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l0), _mm512_slli_epi64::<8>(u0));
+        let l1 = _mm512_add_epi64(l1, carry);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l1), _mm512_slli_epi64::<8>(u1));
+        let l2 = _mm512_add_epi64(l2, carry);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<42>(l2), _mm512_slli_epi64::<10>(u2));
+        let times5 = _mm512_add_epi64(_mm512_slli_epi64::<2>(carry), carry);
+        let l0 = _mm512_add_epi64(_mm512_and_si512(l0, mask44), times5);
+        [
+            _mm512_and_si512(l0, mask44),
+            _mm512_add_epi64(_mm512_and_si512(l1, mask44), _mm512_srli_epi64::<44>(l0)),
+            _mm512_and_si512(l2, _mm512_set1_epi64(MASK42)),
+        ]
+    }
 }
 
 impl Poly {
@@ -137,36 +193,46 @@ impl Poly {
     fn new(low: __m512i, high: __m512i) -> Poly {
         let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
         let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
-        let r = limbs(low, high);
-        let times20 = |v| _mm512_add_epi64(_mm512_slli_epi64::<4>(v), _mm512_slli_epi64::<2>(v));
-        Poly { r, s: [times20(r[1]), times20(r[2])], h: [_mm512_setzero_si512(); 3] }
+        let r = Factor::new(limbs(low, high));
+        let mut square = Product::zero();
+        square.add(&r.limbs, &r);
+        Poly { r, square: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
     }
 
     /// One full 16-byte block of each packet: h = (h + m) r mod 2^130 - 5, partially reduced.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     fn absorb(&mut self, low: __m512i, high: __m512i) {
-        let m = limbs(low, high);
-        let [r0, r1, r2] = self.r;
-        let [s1, s2] = self.s;
-        let h0 = _mm512_add_epi64(self.h[0], m[0]);
-        let h1 = _mm512_add_epi64(self.h[1], m[1]);
-        let h2 = _mm512_add_epi64(self.h[2], _mm512_or_si512(m[2], _mm512_set1_epi64(HIBIT)));
-        let (l0, u0) = products(h0, r0, h1, s2, h2, s1);
-        let (l1, u1) = products(h0, r1, h1, r0, h2, s2);
-        let (l2, u2) = products(h0, r2, h1, r1, h2, r0);
-        let mask44 = _mm512_set1_epi64(MASK44);
-        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l0), _mm512_slli_epi64::<8>(u0));
-        let l1 = _mm512_add_epi64(l1, carry);
-        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l1), _mm512_slli_epi64::<8>(u1));
-        let l2 = _mm512_add_epi64(l2, carry);
-        let carry = _mm512_add_epi64(_mm512_srli_epi64::<42>(l2), _mm512_slli_epi64::<10>(u2));
-        let times5 = _mm512_add_epi64(_mm512_slli_epi64::<2>(carry), carry);
-        let l0 = _mm512_add_epi64(_mm512_and_si512(l0, mask44), times5);
-        self.h[0] = _mm512_and_si512(l0, mask44);
-        self.h[1] = _mm512_add_epi64(_mm512_and_si512(l1, mask44), _mm512_srli_epi64::<44>(l0));
-        self.h[2] = _mm512_and_si512(l2, _mm512_set1_epi64(MASK42));
+        let mut product = Product::zero();
+        product.add(&self.plus(low, high), &self.r);
+        self.h = product.carried();
     }
+
+    /// Two full blocks of each packet, with one carry for both: h = (h + m) r^2 + n r. `words`: m low, m high, n low, n high.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn absorb_two(&mut self, words: &[__m512i]) {
+        let mut product = Product::zero();
+        product.add(&full_block(words[2], words[3]), &self.r);
+        product.add(&self.plus(words[0], words[1]), &self.square);
+        self.h = product.carried();
+    }
+
+    /// h plus a full block.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn plus(&self, low: __m512i, high: __m512i) -> [__m512i; 3] {
+        let [m0, m1, m2] = full_block(low, high);
+        [_mm512_add_epi64(self.h[0], m0), _mm512_add_epi64(self.h[1], m1), _mm512_add_epi64(self.h[2], m2)]
+    }
+}
+
+/// The limbs of a block of sixteen bytes: its number plus 2^128.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn full_block(low: __m512i, high: __m512i) -> [__m512i; 3] {
+    let [m0, m1, m2] = limbs(low, high);
+    [m0, m1, _mm512_or_si512(m2, _mm512_set1_epi64(HIBIT))]
 }
 
 /// Sixteen bytes as limbs of 44, 44 and 40 bits.
@@ -176,16 +242,6 @@ fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
     let mask44 = _mm512_set1_epi64(MASK44);
     let middle = _mm512_or_si512(_mm512_srli_epi64::<44>(low), _mm512_slli_epi64::<20>(high));
     [_mm512_and_si512(low, mask44), _mm512_and_si512(middle, mask44), _mm512_srli_epi64::<24>(high)]
-}
-
-/// a b + c d + e f as (low 52 bits, the rest) sums.
-#[target_feature(enable = "avx512f,avx512ifma")]
-#[inline]
-fn products(a: __m512i, b: __m512i, c: __m512i, d: __m512i, e: __m512i, f: __m512i) -> (__m512i, __m512i) {
-    let zero = _mm512_setzero_si512();
-    let low = _mm512_madd52lo_epu64(_mm512_madd52lo_epu64(zero, a, b), c, d);
-    let high = _mm512_madd52hi_epu64(_mm512_madd52hi_epu64(zero, a, b), c, d);
-    (_mm512_madd52lo_epu64(low, e, f), _mm512_madd52hi_epu64(high, e, f))
 }
 
 /// The low (`HALF` 0) or high eight of sixteen 32-bit lanes, of a low and a high word, as 64-bit lanes.
@@ -201,26 +257,36 @@ fn widen<const HALF: i32>(low: __m512i, high: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
     let initial: [__m512i; 16] = initial_words(key, &unit.counters).map(must_cast);
-    let keys = chacha20(&initial, 0);
+    let mut keys = initial;
+    chacha20(&initial, 0, &mut keys);
     let mut polys = [
         Poly::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
         Poly::new(widen::<1>(keys[0], keys[1]), widen::<1>(keys[2], keys[3])),
     ];
-    let mut done = 0;
-    while done < unit.text_len {
-        let size = BLOCK.min(unit.text_len - done);
-        let mut rows = transpose16(chacha20(&initial, (done / BLOCK) as u32 + 1));
+    let mut words = [[_mm512_setzero_si512(); 8]; 2];
+    let mut rows = initial;
+    for (number, start) in (0..unit.text_len).step_by(BLOCK).enumerate() {
+        let size = BLOCK.min(unit.text_len - start);
+        chacha20(&initial, number as u32 + 1, &mut rows);
+        transpose16(&mut rows);
         for (lane, row) in rows.iter_mut().enumerate().take(unit.packets) {
-            let text = unit.text(lane, done, size);
+            let text = unit.text(lane, start, size);
             *row = cipher::<SEAL>(text, *row);
         }
-        let words = [transpose8(&rows[..8]), transpose8(&rows[8..])];
-        for block in 0..size.div_ceil(16) {
+        transpose8(&rows[..8], &mut words[0]);
+        transpose8(&rows[8..], &mut words[1]);
+        // Half by half: neither waits for its own carries meanwhile.
+        let whole = if size == BLOCK { BLOCK / 16 } else { 0 };
+        for pair in 0..whole / 2 {
+            for (poly, words) in polys.iter_mut().zip(&words) {
+                poly.absorb_two(&words[4 * pair..4 * pair + 4]);
+            }
+        }
+        for block in whole..size.div_ceil(16) {
             for (poly, words) in polys.iter_mut().zip(&words) {
                 poly.absorb(words[2 * block], words[2 * block + 1]);
             }
         }
-        done += size;
     }
     let length = _mm512_set1_epi64(unit.text_len as i64);
     for poly in &mut polys {
