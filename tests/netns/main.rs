@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // the helpers of a test are tests
 
 mod bulk;
+mod dns;
 mod failures;
 mod fallbacks;
 mod guest;
