@@ -14,6 +14,11 @@ fn clamp_table(interface: &str) -> String {
     format!("ringtun-clamp-{interface}")
 }
 
+/// An empty table in the place of the one that may be there, as part of what nft does whole or not at all.
+fn fresh_table(family: &str, name: &str) -> String {
+    format!("add table {family} {name}\ndelete table {family} {name}\nadd table {family} {name}\n")
+}
+
 /// Packets from elsewhere to the tunnel's addresses are dropped, and the mark of the tunnel's own UDP follows the answers,
 /// so that the reverse path filter finds them good: the rules of wg-quick(8).
 pub(super) fn spoof_rules(interface: &str, v6: bool, table: u32, addresses: &[Address]) -> String {
@@ -21,7 +26,7 @@ pub(super) fn spoof_rules(interface: &str, v6: bool, table: u32, addresses: &[Ad
     let chain = |chain: &str, hook: &str, priority: i32| {
         format!("add chain {family} {name} {chain} {{ type filter hook {hook} priority {priority}; }}\n")
     };
-    let mut text = format!("add table {family} {name}\n");
+    let mut text = fresh_table(family, &name);
     text += &chain("preraw", "prerouting", -300);
     text += &chain("premangle", "prerouting", -150);
     text += &chain("postmangle", "postrouting", -150);
@@ -42,16 +47,16 @@ fn clamp_rules(interface: &str, mtu: u32) -> String {
     let name = clamp_table(interface);
     let syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set";
     let (mss4, mss6) = (mss(mtu, Family::Ipv4), mss(mtu, Family::Ipv6));
-    format!(
-        "add table inet {name}\n\
-         add chain inet {name} forward {{ type filter hook forward priority -150; }}\n\
+    fresh_table("inet", &name)
+        + &format!(
+            "add chain inet {name} forward {{ type filter hook forward priority -150; }}\n\
          add rule inet {name} forward oifname \"{interface}\" {syn} rt mtu\n\
          add rule inet {name} forward iifname \"{interface}\" meta nfproto ipv4 {syn} {mss4}\n\
          add rule inet {name} forward iifname \"{interface}\" meta nfproto ipv6 {syn} {mss6}\n"
-    )
+        )
 }
 
-/// Adds [`spoof_rules`].
+/// Adds [`spoof_rules`] in the place of earlier ones.
 pub(super) fn against_spoofing(
     interface: &str,
     v6: bool,
@@ -67,7 +72,7 @@ pub(super) fn against_spoofing(
     program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses))
 }
 
-/// Adds [`clamp_rules`].
+/// Adds [`clamp_rules`] in the place of earlier ones.
 pub(super) fn clamp(interface: &str, mtu: u32, console: &mut Console<'_>) -> Result<()> {
     if hooks::find("nft").is_none() {
         return Err(Failure::new("clamping the MSS needs nft(8): install nftables"));
