@@ -118,16 +118,20 @@ fn capabilities() -> String {
     format!("-all{}", names.collect::<String>())
 }
 
+fn service(host: &Host, manager: &Manager, name: &str, text: &str) -> (PathBuf, Process) {
+    service_by(&ringtun(), host, manager, name, text)
+}
+
 /// A configuration in a directory of its own, and the service that runs it in a namespace with no more than the unit's
 /// capabilities.
-fn service(host: &Host, manager: &Manager, name: &str, text: &str) -> (PathBuf, Process) {
+fn service_by(program: &Path, host: &Host, manager: &Manager, name: &str, text: &str) -> (PathBuf, Process) {
     let directory = std::env::temp_dir().join(format!("rt-service-{name}"));
     std::fs::create_dir_all(&directory).expect("a directory");
     let file = directory.join(format!("{name}.conf"));
     std::fs::write(&file, text).expect("a file");
     sh(&format!("chmod 600 {}", file.display())).expect("chmod");
     let file_name = file.display().to_string();
-    let (program, bounds) = (ringtun().display().to_string(), capabilities());
+    let (program, bounds) = (program.display().to_string(), capabilities());
     let words = ["--bounding-set", &bounds, "--no-new-privs", &program, "service", &file_name];
     let mut command = host.command("setpriv", &words);
     command.env("NOTIFY_SOCKET", &manager.path);
@@ -181,6 +185,33 @@ fn a_service_whose_tunnel_ends_by_itself_fails() {
     assert!(process.wait(PATIENCE).is_some_and(|status| !status.success()), "{}", process.said());
     assert!(process.said().contains("the tunnel ended by itself"), "{}", process.said());
     std::fs::remove_dir_all(file.parent().expect("a directory")).expect("the directory");
+}
+
+#[test]
+fn a_service_whose_program_was_replaced_or_removed_takes_its_tunnel_down() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    for upgrade in [true, false] {
+        let (host, manager) = (Host::namespace(), Manager::new());
+        let name = format!("rt{}u{}", std::process::id() % 10_000_000, serial());
+        let program = std::env::temp_dir().join(format!("rt-program-{name}"));
+        std::fs::copy(ringtun(), &program).expect("a copy");
+        let key = sh("wg genkey").expect("wg genkey");
+        let text = format!("[Interface]\nPrivateKey = {key}Address = 192.168.96.1/24\n");
+        let (file, mut process) = service_by(&program, &host, &manager, &name, &text);
+        manager.hear_of("READY=1");
+        std::fs::remove_file(&program).expect("the copy");
+        if upgrade {
+            std::fs::copy("/bin/true", &program).expect("another");
+        }
+        process.signal("TERM");
+        assert!(process.wait(PATIENCE).is_some_and(|status| status.success()), "{}", process.said());
+        assert!(process.said().contains(&format!("ip link delete dev {name}")), "{}", process.said());
+        assert!(host.try_run(&format!("ip link show {name}")).is_err(), "the interface is still there");
+        let _ = std::fs::remove_file(&program);
+        std::fs::remove_dir_all(file.parent().expect("a directory")).expect("the directory");
+    }
 }
 
 /// A short field as systemd-journald takes it.

@@ -4,6 +4,7 @@ use super::journal::Trace;
 use super::{Failure, Result, Session, dns, firewall, policy};
 use crate::gateway::config::{Address, Config, Endpoint, Loaded, Table};
 use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::itself;
 use crate::gateway::mtu::{self, Family, Path};
 use crate::gateway::up::host::{Host, MAIN};
 use crate::routing::Prefix;
@@ -158,7 +159,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded, mtu: u32) -> Result<Control
     let said = format!("ringtun --mtu {mtu} {name}");
     session.console.command(&said);
     session.journal.note(&Trace::Interface)?;
-    let program = std::env::current_exe().map_err(Failure::of(&said))?;
+    let program = itself::program().map_err(Failure::of(&said))?;
     let mut command = Command::new(program);
     command.args(["--mtu", &mtu.to_string(), "--config"]).arg(&loaded.place.file).args(["--", &name]);
     let status = command.stdin(Stdio::null()).status().map_err(Failure::of(&said))?;
