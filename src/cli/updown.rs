@@ -19,7 +19,7 @@ pub(super) struct UpArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
     #[arg(value_name = "NAME|FILE")]
     config: String,
-    /// Clamp the segment size of forwarded TCP connections to what the tunnel holds (needs nft)
+    /// Clamp the segment size of forwarded TCP connections to what the tunnel holds (needs nft or iptables)
     #[arg(long)]
     clamp_mss: bool,
 }

@@ -12,6 +12,7 @@ mod bulk;
 mod dns;
 mod failures;
 mod fallbacks;
+mod firewall;
 mod guest;
 mod hostile;
 mod implementation;

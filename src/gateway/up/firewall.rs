@@ -1,8 +1,10 @@
-//! Rules of nft(8): against spoofing where a default route leads into the tunnel, and to clamp TCP's segments.
+//! Rules of nft(8), or else of iptables(8): against spoofing where a default route leads into the tunnel, and to clamp TCP's
+//! segments.
 
-use super::{Console, Failure, Result, hooks, program};
+use super::{Console, Failure, Result, hooks, iptables, program};
 use crate::gateway::config::Address;
 use crate::gateway::mtu::{Family, mss};
+use std::path::Path;
 use std::process::Command;
 
 /// The table of wg-quick(8) for an interface, by which both programs can remove it.
@@ -64,32 +66,44 @@ pub(super) fn against_spoofing(
     addresses: &[Address],
     console: &mut Console<'_>,
 ) -> Result<()> {
-    if hooks::find("nft").is_none() {
-        return Err(Failure::new(
-            "a default route needs nft(8) to guard the tunnel's addresses: install nftables, or set `Table = off`",
-        ));
+    if hooks::find("nft").is_some() {
+        return program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses));
     }
-    program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses))
+    if iptables::is_here(v6) {
+        return iptables::against_spoofing(interface, v6, table, addresses, console);
+    }
+    Err(Failure::new(
+        "a default route needs nft(8) or iptables(8) to guard the tunnel's addresses: install nftables, or set `Table = off`",
+    ))
 }
 
 /// Adds [`clamp_rules`] in the place of earlier ones.
 pub(super) fn clamp(interface: &str, mtu: u32, console: &mut Console<'_>) -> Result<()> {
-    if hooks::find("nft").is_none() {
-        return Err(Failure::new("clamping the MSS needs nft(8): install nftables"));
+    if hooks::find("nft").is_some() {
+        return program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu));
     }
-    program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu))
+    if !iptables::is_here(false) {
+        return Err(Failure::new("clamping the MSS needs nft(8) or iptables(8): install nftables"));
+    }
+    // Without IPv6 in the kernel ip6tables fails, and has nothing to clamp.
+    let has_v6 = Path::new("/proc/net/if_inet6").exists() && iptables::is_here(true);
+    iptables::clamp(interface, false, mtu, console)?;
+    if has_v6 { iptables::clamp(interface, true, mtu, console) } else { Ok(()) }
 }
 
 /// Removes the rules against spoofing, of one family or of both.
 pub(super) fn remove_spoof(interface: &str, only_v6: Option<bool>, console: &mut Console<'_>) -> Result<()> {
     let name = spoof_table(interface);
-    remove(console, |family, table| table == name && only_v6.is_none_or(|v6| (family == "ip6") == v6))
+    remove(console, |family, table| table == name && only_v6.is_none_or(|v6| (family == "ip6") == v6))?;
+    let mut families = [false, true].into_iter().filter(|v6| only_v6.is_none_or(|only| only == *v6));
+    families.try_for_each(|v6| iptables::remove_spoof(interface, v6, console))
 }
 
 /// Removes the clamping rules.
 pub(super) fn remove_clamp(interface: &str, console: &mut Console<'_>) -> Result<()> {
     let name = clamp_table(interface);
-    remove(console, |_, table| table == name)
+    remove(console, |_, table| table == name)?;
+    [false, true].into_iter().try_for_each(|v6| iptables::remove_clamp(interface, v6, console))
 }
 
 /// Deletes the tables chosen by family and name, if there are some.

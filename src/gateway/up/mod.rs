@@ -15,6 +15,7 @@ mod firewall;
 mod hooks;
 pub(in crate::gateway) mod host;
 mod interrupt;
+mod iptables;
 mod journal;
 mod policy;
 mod putback;
