@@ -79,10 +79,11 @@ fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let name = config.name.clone();
     match tunnel::run(config, daemon::ready) {
         // Nobody waits for a background process, and to delete its interface is how it is told to end.
         Err(error) if daemon::is_child() && error.is_deletion() => {
-            log::info!("{error}");
+            log::info!("{name}: the interface was deleted, and the tunnel ends");
             ExitCode::SUCCESS
         }
         outcome => finish(outcome.map_err(|error: TunnelError| error.to_string())),
