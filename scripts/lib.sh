@@ -88,7 +88,7 @@ install_debian_packages() {
 # Packages to build, to make a lab of namespaces, and to test.
 BUILD_PACKAGES=(gcc=gcc /usr/include/stdio.h=libc6-dev)
 LAB_PACKAGES=(ip=iproute2 wg=wireguard-tools iperf3=iperf3 ping=iputils-ping ethtool=ethtool python3=python3 setpriv=util-linux)
-TEST_PACKAGES=(nft=nftables systemd-analyze=systemd qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod)
+TEST_PACKAGES=(nft=nftables iptables-restore=iptables systemd-analyze=systemd qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod)
 
 need_rust() {
     local wanted have

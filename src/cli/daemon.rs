@@ -4,6 +4,7 @@
 //! writes [`READY`] and drops its standard files; anything else on the pipe's end means that it failed, and its
 //! message already stands on standard error.
 
+use crate::gateway::itself;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
@@ -23,7 +24,7 @@ pub(super) fn told_foreground() -> bool {
 
 /// Starts the child with the same arguments and waits for its word.
 pub(super) fn spawn_and_wait() -> std::io::Result<ExitCode> {
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(itself::program()?)
         .args(std::env::args_os().skip(1))
         .env(CHILD, "1")
         .stdin(Stdio::null())

@@ -1,14 +1,27 @@
-//! The log's backend: standard error in the foreground, the journal with its fields where that reads standard error anyway,
-//! syslog for a process in the background.
+//! What this process has to say. To the journal with fields, where systemd's journal is what reads it; else to standard error
+//! in the foreground, and to syslog in the background.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::OnceLock;
 
-/// RFC 3164: facility daemon (3).
-const FACILITY: u8 = 3 << 3;
+/// RFC 3164: facility daemon.
+const FACILITY: u8 = 3;
+/// RFC 3164's severities.
+const ERROR: u8 = 3;
+const WARNING: u8 = 4;
+const INFO: u8 = 6;
+const DEBUG: u8 = 7;
 
 /// Where systemd-journald takes entries with fields (systemd.journal-fields(7), "Native Journal Protocol").
 const JOURNAL: &str = "/run/systemd/journal/socket";
+const SYSLOG: &str = "/dev/log";
+/// What [`SYSLOG`] is a link to where systemd-journald serves it.
+const JOURNALS_SYSLOG: &str = "/run/systemd/journal/dev-log";
+
+/// This process's; none in commands that only print.
+static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 enum Sink {
     StandardError,
@@ -20,6 +33,8 @@ struct Logger {
     sink: Sink,
     /// The tunnel that this process is about.
     interface: String,
+    /// Standard error leads into the journal: what is written there for a person may as well have fields.
+    is_stderr_journals: bool,
 }
 
 impl Log for Logger {
@@ -32,18 +47,21 @@ impl Log for Logger {
             return;
         }
         let (severity, word) = match record.level() {
-            Level::Error => (3, "error"),
-            Level::Warn => (4, "warning"),
-            Level::Info => (6, "info"),
-            Level::Debug | Level::Trace => (7, "debug"),
+            Level::Error => (ERROR, "error"),
+            Level::Warn => (WARNING, "warning"),
+            Level::Info => (INFO, "info"),
+            Level::Debug | Level::Trace => (DEBUG, "debug"),
         };
         let message = record.args();
         match &self.sink {
             Sink::StandardError => eprintln!("ringtun: {word}: {message}"),
             // A daemon that went away leaves nowhere to say so, here and below.
-            Sink::Journal(socket) => drop(socket.send(&self.entry(severity, record))),
+            Sink::Journal(socket) => {
+                drop(socket.send(&self.entry(severity, &message.to_string(), record.target())));
+            }
             Sink::Syslog(socket) => {
-                let line = format!("<{}>ringtun[{}]: {message}", FACILITY | severity, std::process::id());
+                let priority = FACILITY << 3 | severity;
+                let line = format!("<{priority}>ringtun[{}]: {message}", std::process::id());
                 drop(socket.send(line.as_bytes()));
             }
         }
@@ -53,15 +71,52 @@ impl Log for Logger {
 }
 
 impl Logger {
+    fn new(background: bool, interface: String) -> Logger {
+        let is_stderr_journals = is_stderr_journals();
+        let sink = match (background, is_stderr_journals) {
+            (_, true) => connect(JOURNAL).map(Sink::Journal),
+            (true, false) if is_journals_syslog(Path::new(SYSLOG)) => connect(JOURNAL).map(Sink::Journal),
+            (true, false) => connect(SYSLOG).map(Sink::Syslog),
+            (false, false) => None,
+        };
+        Logger { sink: sink.unwrap_or(Sink::StandardError), interface, is_stderr_journals }
+    }
+
     /// `journalctl RINGTUN_INTERFACE=wg0` finds it.
-    fn entry(&self, severity: u8, record: &Record<'_>) -> Vec<u8> {
+    fn entry(&self, severity: u8, message: &str, module: &str) -> Vec<u8> {
         let mut entry = Vec::new();
-        field(&mut entry, "MESSAGE", &record.args().to_string());
+        field(&mut entry, "MESSAGE", message);
         field(&mut entry, "PRIORITY", &severity.to_string());
+        field(&mut entry, "SYSLOG_FACILITY", &FACILITY.to_string());
         field(&mut entry, "SYSLOG_IDENTIFIER", "ringtun");
         field(&mut entry, "RINGTUN_INTERFACE", &self.interface);
-        field(&mut entry, "CODE_MODULE", record.target());
+        field(&mut entry, "CODE_MODULE", module);
         entry
+    }
+
+    /// Whether a line that was meant for standard error went to the journal.
+    fn tell_journal(&self, severity: u8, line: &str) -> bool {
+        match &self.sink {
+            Sink::Journal(socket) if self.is_stderr_journals => {
+                socket.send(&self.entry(severity, line, module_path!())).is_ok()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A line for a person, on standard error: a step of `up` and its like, or `[!]` and a remark.
+pub(super) fn say(line: &str) {
+    let severity = if line.starts_with("[!]") { WARNING } else { INFO };
+    if !LOGGER.get().is_some_and(|logger| logger.tell_journal(severity, line)) {
+        eprintln!("{line}");
+    }
+}
+
+/// What this process fails with.
+pub(super) fn fail(message: &str) {
+    if !LOGGER.get().is_some_and(|logger| logger.tell_journal(ERROR, message)) {
+        eprintln!("ringtun: {message}");
     }
 }
 
@@ -84,19 +139,17 @@ fn level() -> LevelFilter {
     }
 }
 
-/// Installs the backend of a process that is about `interface`.
-pub(super) fn init(background: bool, interface: &str) {
-    let sink = if background {
-        connect("/dev/log").map(Sink::Syslog)
-    } else if journal_reads_stderr() {
-        connect(JOURNAL).map(Sink::Journal)
-    } else {
-        None
-    };
-    let logger = Logger { sink: sink.unwrap_or(Sink::StandardError), interface: interface.to_owned() };
+/// Begins the log of a process that is about one tunnel, given by its name or its file.
+pub(super) fn init(background: bool, given: &str) {
+    let logger = LOGGER.get_or_init(|| Logger::new(background, interface_of(given)));
     log::set_max_level(level());
     // Fails only where a logger stands already, and this is the first.
-    let _ = log::set_boxed_logger(Box::new(logger));
+    let _ = log::set_logger(logger);
+}
+
+fn interface_of(given: &str) -> String {
+    let file = Path::new(given).file_name().and_then(|name| name.to_str()).unwrap_or(given);
+    file.strip_suffix(".conf").unwrap_or(file).to_owned()
 }
 
 fn connect(path: &str) -> Option<UnixDatagram> {
@@ -106,9 +159,14 @@ fn connect(path: &str) -> Option<UnixDatagram> {
 }
 
 /// Whether JOURNAL_STREAM names the very file that standard error is: it is inherited by those whose standard error is not.
-fn journal_reads_stderr() -> bool {
+fn is_stderr_journals() -> bool {
     let Ok(stat) = rustix::fs::fstat(rustix::stdio::stderr()) else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, stat.st_dev, stat.st_ino))
+}
+
+/// Whether what is written there reaches the journal: then it may have fields as well.
+fn is_journals_syslog(path: &Path) -> bool {
+    std::fs::canonicalize(path).is_ok_and(|target| target == Path::new(JOURNALS_SYSLOG))
 }
 
 /// `DEVICE:INODE` in decimal (systemd.exec(5)).
@@ -121,14 +179,35 @@ fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
 mod tests {
     use super::*;
 
+    fn logger(sink: Sink, is_stderr_journals: bool) -> Logger {
+        Logger { sink, interface: "wg0".to_owned(), is_stderr_journals }
+    }
+
     #[test]
     fn an_entry_names_the_tunnel_and_a_message_keeps_its_lines() {
-        let logger = Logger { sink: Sink::StandardError, interface: "wg0".to_owned() };
-        let record = Record::builder().args(format_args!("two\nlines")).target("ringtun::x").build();
-        let entry = logger.entry(4, &record);
+        let entry = logger(Sink::StandardError, false).entry(4, "two\nlines", "ringtun::x");
         assert!(entry.starts_with(b"MESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\nPRIORITY\n\x01\0\0\0\0\0\0\0"));
         let interface = b"RINGTUN_INTERFACE\n\x03\0\0\0\0\0\0\0wg0\n";
         assert!(entry.windows(interface.len()).any(|part| part == interface));
+    }
+
+    #[test]
+    fn what_a_person_is_to_read_goes_to_the_journal_only_where_that_reads_standard_error() {
+        let (ours, journal) = UnixDatagram::pair().unwrap();
+        let mut logger = logger(Sink::Journal(ours), true);
+        assert!(logger.tell_journal(ERROR, "a step"));
+        let mut entry = [0; 512];
+        let len = journal.recv(&mut entry).unwrap();
+        assert_eq!(entry[..len], logger.entry(ERROR, "a step", module_path!().trim_end_matches("::tests")));
+        logger.is_stderr_journals = false;
+        assert!(!logger.tell_journal(ERROR, "a step"));
+    }
+
+    #[test]
+    fn a_tunnel_is_named_by_its_interface_or_its_file() {
+        for given in ["wg0", "wg0.conf", "/etc/wireguard/wg0.conf", "./wg0.conf"] {
+            assert_eq!(interface_of(given), "wg0", "{given}");
+        }
     }
 
     #[test]

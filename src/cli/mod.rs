@@ -75,19 +75,26 @@ fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
     let config = match args.into_config() {
         Ok(config) => config,
         Err(message) => {
-            eprintln!("ringtun: {message}");
+            logger::fail(&message);
             return ExitCode::from(2);
         }
     };
-    let outcome = tunnel::run(config, daemon::ready).map_err(|error: TunnelError| error.to_string());
-    finish(outcome)
+    let name = config.name.clone();
+    match tunnel::run(config, daemon::ready) {
+        // Nobody waits for a background process, and to delete its interface is how it is told to end.
+        Err(error) if daemon::is_child() && error.is_deletion() => {
+            log::info!("{name}: the interface was deleted, and the tunnel ends");
+            ExitCode::SUCCESS
+        }
+        outcome => finish(outcome.map_err(|error: TunnelError| error.to_string())),
+    }
 }
 
 fn finish(outcome: Result<(), String>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("ringtun: {message}");
+            logger::fail(&message);
             ExitCode::FAILURE
         }
     }

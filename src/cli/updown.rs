@@ -1,5 +1,6 @@
 //! `up`, `down`, `save`, `reload`.
 
+use super::logger;
 use crate::gateway::up::{self, Console, Failure, Options};
 use clap::Args;
 
@@ -18,7 +19,7 @@ pub(super) struct UpArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
     #[arg(value_name = "NAME|FILE")]
     config: String,
-    /// Clamp the segment size of forwarded TCP connections to what the tunnel holds (needs nft)
+    /// Clamp the segment size of forwarded TCP connections to what the tunnel holds (needs nft or iptables)
     #[arg(long)]
     clamp_mss: bool,
 }
@@ -44,7 +45,8 @@ pub(super) struct SaveArgs {
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  ringtun reload wg0                  after a change of /etc/wireguard/wg0.conf\n\n\
-        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is."
+        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is.\n\
+        Where a step fails, or Ctrl-C is pressed, everything is left as it was."
 )]
 pub(super) struct ReloadArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
@@ -53,23 +55,23 @@ pub(super) struct ReloadArgs {
 }
 
 pub(super) fn up(args: &UpArgs) -> Result<(), String> {
-    told(|console| up::up(&args.config, Options { clamp_mss: args.clamp_mss }, console))
+    told(&args.config, |console| up::up(&args.config, Options { clamp_mss: args.clamp_mss }, console))
 }
 
 pub(super) fn down(args: &DownArgs) -> Result<(), String> {
-    told(|console| up::down(&args.config, console))
+    told(&args.config, |console| up::down(&args.config, console))
 }
 
 pub(super) fn save(args: &SaveArgs) -> Result<(), String> {
-    told(|console| up::save(&args.config, console))
+    told(&args.config, |console| up::save(&args.config, console))
 }
 
 pub(super) fn reload(args: &ReloadArgs) -> Result<(), String> {
-    told(|console| up::reload(&args.config, console))
+    told(&args.config, |console| up::reload(&args.config, console))
 }
 
 /// Steps go to standard error, as wg-quick's do.
-fn told(act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
-    let mut say = |line: &str| eprintln!("{line}");
-    act(Console::new(&mut say)).map_err(|failure| failure.to_string())
+fn told(config: &str, act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
+    logger::init(false, config);
+    act(Console::new(&mut logger::say)).map_err(|failure| failure.to_string())
 }

@@ -4,6 +4,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod doctor;
+pub mod itself;
 pub mod metrics;
 pub mod mtu;
 pub mod notify;

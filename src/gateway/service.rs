@@ -8,6 +8,7 @@ use crate::device::status::{SESSION_LIFE, Summary};
 use crate::gateway::client;
 use crate::gateway::config::Place;
 use crate::gateway::control::DeviceState;
+use crate::gateway::itself;
 use crate::gateway::notify::{Notify, describe};
 use rustix::process::{Pid, Signal as Kill, kill_process};
 use std::process::{Command, ExitStatus, Stdio};
@@ -97,7 +98,7 @@ impl Service<'_> {
     /// and must not be cut short.
     async fn verb(&mut self, verb: &str) -> Result<Stopped, String> {
         let failed = |error: std::io::Error| format!("cannot run `ringtun {verb}`: {error}");
-        let program = std::env::current_exe().map_err(failed)?;
+        let program = itself::program().map_err(failed)?;
         let mut command = Command::new(program);
         // The tunnel's own process is not the one the manager listens to.
         command.args([verb, self.given]).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());

@@ -72,12 +72,18 @@ pub struct TunnelConfig {
 pub struct TunnelError {
     doing: String,
     source: std::io::Error,
+    deleted: bool,
 }
 
 impl TunnelError {
     fn new(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> TunnelError {
         let doing = doing.into();
-        move |source| TunnelError { doing, source }
+        move |source| TunnelError { doing, source, deleted: false }
+    }
+
+    /// Whether the tunnel ran, and ended since somebody deleted its interface: what `down` does, too.
+    pub fn is_deletion(&self) -> bool {
+        self.deleted
     }
 }
 
@@ -149,7 +155,15 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
         manager.stopping();
     }
     stop_workers(&links, running);
-    ended.map_err(failed("the tunnel ended"))
+    ended
+        .map_err(failed("the tunnel ended"))
+        .map_err(|error| TunnelError { deleted: !is_interface(&tun.name), ..error })
+}
+
+fn is_interface(name: &str) -> bool {
+    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None);
+    socket.is_ok_and(|socket| netdevice::name_to_index(socket, name).is_ok())
 }
 
 /// True: io_uring. The error is why it cannot be used where it was demanded.

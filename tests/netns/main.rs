@@ -9,8 +9,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // the helpers of a test are tests
 
 mod bulk;
+mod dns;
 mod failures;
 mod fallbacks;
+mod firewall;
 mod guest;
 mod hostile;
 mod implementation;

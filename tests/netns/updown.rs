@@ -336,40 +336,6 @@ fn what_a_killed_device_left_is_removed_by_the_next_up_or_down() {
 }
 
 #[test]
-fn resolvers_are_set_through_resolvconf_as_wg_quick_does_and_unset_when_a_later_step_fails() {
-    use std::os::unix::fs::PermissionsExt;
-    let Some(site) = Site::new() else { return };
-    let (program, log) = (site.directory.join("resolvconf"), site.directory.join("log"));
-    let script = format!("#!/bin/sh\n{{ echo \"$*\"; [ \"$1\" != -a ] || cat; }} >>{}\n", log.display());
-    std::fs::write(&program, script).expect("a program");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("its mode");
-    let path = format!("PATH={}:$PATH", site.directory.display());
-    let (binary, file) = (ringtun(), site.file());
-    let said = |commands: &str| {
-        let _ = std::fs::remove_file(&log);
-        let done = site.host.try_run(&format!("{path}; export PATH; {commands}"));
-        (done.is_ok(), std::fs::read_to_string(&log).unwrap_or_default())
-    };
-    let dns = "DNS = 9.9.9.9, 2620:fe::fe, example.org\nDNS = lan";
-    site.write(dns, "");
-    let (binary, file) = (binary.display(), file.display());
-    let (_, ours) = said(&format!("{binary} up {file} && {binary} down {file}"));
-    let name = &site.name;
-    let set =
-        format!("-a {name} -m 0 -x\nnameserver 9.9.9.9\nnameserver 2620:fe::fe\nsearch example.org lan\n");
-    assert_eq!(ours, format!("{set}-d {name} -f\n"));
-    if find_program("wg-quick").is_some() {
-        let quick = format!("WG_QUICK_USERSPACE_IMPLEMENTATION={binary} wg-quick");
-        let (_, theirs) = said(&format!("{quick} up {file} && {quick} down {file}"));
-        assert_eq!(ours, theirs);
-    }
-    site.write(&format!("{dns}\nPostUp = false"), "");
-    let (up, said) = said(&format!("{binary} up {file}"));
-    assert!(!up);
-    assert_eq!(said, ours, "a failed up does not take its resolvers back");
-}
-
-#[test]
 fn clamping_is_there_from_up_to_down_where_it_is_asked_for() {
     let Some(site) = Site::new() else { return };
     let before = site.look();

@@ -118,16 +118,20 @@ fn capabilities() -> String {
     format!("-all{}", names.collect::<String>())
 }
 
+fn service(host: &Host, manager: &Manager, name: &str, text: &str) -> (PathBuf, Process) {
+    service_by(&ringtun(), host, manager, name, text)
+}
+
 /// A configuration in a directory of its own, and the service that runs it in a namespace with no more than the unit's
 /// capabilities.
-fn service(host: &Host, manager: &Manager, name: &str, text: &str) -> (PathBuf, Process) {
+fn service_by(program: &Path, host: &Host, manager: &Manager, name: &str, text: &str) -> (PathBuf, Process) {
     let directory = std::env::temp_dir().join(format!("rt-service-{name}"));
     std::fs::create_dir_all(&directory).expect("a directory");
     let file = directory.join(format!("{name}.conf"));
     std::fs::write(&file, text).expect("a file");
     sh(&format!("chmod 600 {}", file.display())).expect("chmod");
     let file_name = file.display().to_string();
-    let (program, bounds) = (ringtun().display().to_string(), capabilities());
+    let (program, bounds) = (program.display().to_string(), capabilities());
     let words = ["--bounding-set", &bounds, "--no-new-privs", &program, "service", &file_name];
     let mut command = host.command("setpriv", &words);
     command.env("NOTIFY_SOCKET", &manager.path);
@@ -181,4 +185,83 @@ fn a_service_whose_tunnel_ends_by_itself_fails() {
     assert!(process.wait(PATIENCE).is_some_and(|status| !status.success()), "{}", process.said());
     assert!(process.said().contains("the tunnel ended by itself"), "{}", process.said());
     std::fs::remove_dir_all(file.parent().expect("a directory")).expect("the directory");
+}
+
+#[test]
+fn a_service_whose_program_was_replaced_or_removed_takes_its_tunnel_down() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    for upgrade in [true, false] {
+        let (host, manager) = (Host::namespace(), Manager::new());
+        let name = format!("rt{}u{}", std::process::id() % 10_000_000, serial());
+        let program = std::env::temp_dir().join(format!("rt-program-{name}"));
+        std::fs::copy(ringtun(), &program).expect("a copy");
+        let key = sh("wg genkey").expect("wg genkey");
+        let text = format!("[Interface]\nPrivateKey = {key}Address = 192.168.96.1/24\n");
+        let (file, mut process) = service_by(&program, &host, &manager, &name, &text);
+        manager.hear_of("READY=1");
+        std::fs::remove_file(&program).expect("the copy");
+        if upgrade {
+            std::fs::copy("/bin/true", &program).expect("another");
+        }
+        process.signal("TERM");
+        assert!(process.wait(PATIENCE).is_some_and(|status| status.success()), "{}", process.said());
+        assert!(process.said().contains(&format!("ip link delete dev {name}")), "{}", process.said());
+        assert!(host.try_run(&format!("ip link show {name}")).is_err(), "the interface is still there");
+        let _ = std::fs::remove_file(&program);
+        std::fs::remove_dir_all(file.parent().expect("a directory")).expect("the directory");
+    }
+}
+
+/// A short field as systemd-journald takes it.
+fn field(name: &str, value: &str) -> String {
+    let len = char::from(u8::try_from(value.len()).expect("a short value"));
+    format!("{name}\n{len}\0\0\0\0\0\0\0{value}\n")
+}
+
+#[test]
+fn the_journal_hears_of_every_step_and_which_tunnel_it_is_about() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let (host, journal) = (Host::namespace(), Manager::new());
+    let name = format!("rt{}j{}", std::process::id() % 10_000_000, serial());
+    let directory = std::env::temp_dir().join(format!("rt-journal-{name}"));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let file = directory.join(format!("{name}.conf"));
+    let key = sh("wg genkey").expect("wg genkey");
+    std::fs::write(&file, format!("[Interface]\nPrivateKey = {key}PostUp = exit 3\n")).expect("a file");
+    // A /run of its own, where the test listens in the journal's place, and a file that is said to be the journal's stream.
+    let script = format!(
+        "chmod 600 {file}; mount -t tmpfs none /run; mkdir -p /run/systemd/journal; touch /run/systemd/journal/socket; \
+         mount --bind {socket} /run/systemd/journal/socket; touch {stream}; \
+         JOURNAL_STREAM=$(stat -c %d:%i {stream}) LOG_LEVEL=info {program} up {file} 2>{stream}",
+        file = file.display(),
+        socket = journal.path.display(),
+        stream = directory.join("stream").display(),
+        program = ringtun().display(),
+    );
+    assert!(host.try_run(&format!("unshare -m sh -ec '{script}'")).is_err(), "PostUp fails, and up does not");
+    let expected = [
+        (format!("[#] ringtun --mtu 1420 {name}"), "6"),
+        (format!("[#] wg setconf {name} <(ringtun strip {})", file.display()), "6"),
+        (format!("[#] ip link set mtu 1420 up dev {name}"), "6"),
+        ("[#] exit 3".to_owned(), "6"),
+        (format!("[#] ip link delete dev {name}"), "6"),
+        ("`exit 3`: exit status: 3".to_owned(), "3"),
+    ];
+    let mut expected =
+        expected.iter().map(|(message, severity)| field("MESSAGE", message) + &field("PRIORITY", severity));
+    let mut wanted = expected.next();
+    // Words of the tunnel's own process come between those of `up`.
+    while let Some(beginning) = &wanted {
+        let heard = journal.hear();
+        assert!(heard.contains(&field("RINGTUN_INTERFACE", &name)), "{heard}");
+        if heard.starts_with(beginning) {
+            wanted = expected.next();
+        }
+    }
+    assert_eq!(std::fs::read_to_string(directory.join("stream")).expect("a stream"), "", "told twice");
+    std::fs::remove_dir_all(&directory).expect("the directory");
 }

@@ -1,13 +1,14 @@
 //! `show`, `showconf` and `status` of a device with traffic.
 
 use crate::implementation::{Device, Implementation, Io, RINGTUN_TWO, ringtun, ringtun_itself};
-use crate::lab::{Host, eventually, join, ready, sh};
+use crate::lab::{Host, eventually, join, ready, sh, skip};
 use std::sync::Arc;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Attempts before two outputs must agree: the second may turn between them, or a timer send a keepalive.
 const ATTEMPTS: usize = 10;
+const DEBIAN_12: &str = "v1.0.20210914";
 const FIELDS: [&str; 12] = [
     "public-key",
     "private-key",
@@ -144,35 +145,63 @@ fn a_device_without_key_or_peers_is_shown_as_wg_does() {
     }
 }
 
+/// Devices without key, without peers, with one and with three, one after the other.
 #[test]
 fn all_devices_are_shown_as_wg_shows_them() {
     if !ready() || !ringtun_itself() {
         return;
     }
     let host = Arc::new(Host::namespace());
-    let (one, two) = (Device::start(&host, RINGTUN_TWO), Device::start(&host, RINGTUN_TWO));
-    let text = format!("[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\n", key().0, key().1);
-    host.try_run_with_file(&text, &format!("wg setconf {} $FILE", two.name)).expect("a good configuration");
-    let names = [one.name.as_str(), two.name.as_str()];
-    let agree_on = |words: &str| agree_as(&host, words, |command| seeing(&names, command));
-    assert_eq!(agree_on("show").matches("interface: ").count(), 2);
+    let mut devices: Vec<Device> = Vec::new();
+    let rich = |number: usize| {
+        let psk = sh("wg genpsk").expect("wg genpsk");
+        format!(
+            "[Peer]\nPublicKey = {}\nPresharedKey = {psk}Endpoint = 192.0.2.{number}:4500\n\
+             AllowedIPs = 10.{number}.0.0/16, fd00:{number}::/32\nPersistentKeepalive = {number}\n",
+            key().1
+        )
+    };
+    let plain = || format!("[Peer]\nPublicKey = {}\n", key().1);
+    let interface = || format!("[Interface]\nPrivateKey = {}\n", key().0);
+    let texts = [
+        None,
+        Some(interface()),
+        Some(interface() + &plain()),
+        Some(interface() + "ListenPort = 4500\nFwMark = 0x10\n" + &rich(1) + &plain() + &rich(2)),
+    ];
+    for text in texts {
+        let device = Device::start(&host, RINGTUN_TWO);
+        if let Some(text) = text {
+            host.try_run_with_file(&text, &format!("wg setconf {} $FILE", device.name))
+                .expect("a good configuration");
+        }
+        devices.push(device);
+        let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+        all_agree(&host, &names);
+    }
+    all_agree(&host, &[]);
+}
+
+/// `show`, `show all` and `show all FIELD` of the devices of these names.
+#[track_caller]
+fn all_agree(host: &Host, names: &[&str]) {
+    let agree_on = |words: &str| agree_as(host, words, |command| seeing(names, command));
+    assert_eq!(agree_on("show").matches("interface: ").count(), names.len());
     assert_eq!(agree_on("show all"), agree_on("show"));
-    assert_eq!(agree_on("show interfaces").split_whitespace().count(), 2);
-    // Older ones of wg name the interface once a device here, not once a line.
-    let interfaces = agree_on("show interfaces");
-    let endpoints = interfaces.split_whitespace().map(|name| {
-        let lines = agree(&host, "", &format!("show {name} endpoints"));
-        lines.lines().map(|line| format!("{name}\t{line}\n")).collect::<String>()
-    });
-    let ours = format!("{} show all endpoints", ringtun().display());
-    assert_eq!(host.run(&seeing(&names, &ours)), endpoints.collect::<String>());
-    for field in FIELDS.into_iter().filter(|field| *field != "endpoints") {
+    assert_eq!(agree_on("show interfaces").split_whitespace().count(), names.len());
+    for field in FIELDS {
+        if field == "endpoints" && !sh("wg --version").expect("wg").contains(DEBIAN_12) {
+            skip("wg is another one than Debian 12's, and names the interface in each line of all endpoints");
+            continue;
+        }
         let shown = agree_on(&format!("show all {field}"));
-        assert!(shown.lines().all(|line| names.iter().any(|name| line.starts_with(name))), "{shown}");
+        assert!(names.iter().all(|name| per_peer(field) || shown.contains(name)), "{field}: {shown}");
     }
-    for words in ["show", "show interfaces", "show all dump"] {
-        assert_eq!(agree_as(&host, words, |command| seeing(&[], command)), "", "{words}");
-    }
+}
+
+/// Whether a device without peers has no line of it.
+fn per_peer(field: &str) -> bool {
+    !["public-key", "private-key", "listen-port", "fwmark", "endpoints", "dump"].contains(&field)
 }
 
 #[test]

@@ -49,6 +49,12 @@ struct Wanted {
     allowed: BTreeSet<Prefix>,
 }
 
+/// Every allowed IP that a device has once it is as `config` says.
+pub fn allowed_ips(config: &Config) -> BTreeSet<Prefix> {
+    let (_, wanted) = wanted_peers(config, &mut |_, _| None);
+    wanted.into_values().flat_map(|peer| peer.allowed).collect()
+}
+
 /// Turns `device` into what `config` says with the fewest words: a peer that is as it should be is not mentioned and keeps its
 /// session, one that the file lacks is removed. A key, port or mark that the file leaves open stays as it is, since a hook
 /// or `up` may have set it.

@@ -108,6 +108,9 @@ pub(super) fn forwarding() -> Vec<Finding> {
 
 pub(super) fn firewall() -> Vec<Finding> {
     let tool = match program("nft") {
+        None if program("iptables-restore").is_some() => {
+            Finding::ok("nftables", "not installed; iptables stands in for it")
+        }
         None => Finding::new(
             "nftables",
             Missing,

@@ -87,8 +87,12 @@ pub(super) fn put(text: &mut Text, what: impl Display) {
 /// One field of an interface, or of each of its peers a line; `prefix` puts the interface's name first.
 pub fn field(view: &View, field: Field, prefix: bool) -> Text {
     let mut text = text_for(view);
-    if field == Field::Dump {
-        dump_interface(&mut text, view, prefix);
+    // For the peers' endpoints wg(8) 1.0.20210914, which is Debian 12's, names the interface once a device, also where that
+    // has no peers, and so no line to end; later ones name it in each line.
+    let once = field == Field::Endpoints;
+    match field {
+        Field::Dump => dump_interface(&mut text, view, prefix),
+        _ => put_prefix(&mut text, view, prefix && once),
     }
     match of_interface(view, field) {
         Some(value) => {
@@ -96,7 +100,7 @@ pub fn field(view: &View, field: Field, prefix: bool) -> Text {
             put(&mut text, format_args!("{}\n", *value));
         }
         None => view.device.peers.iter().for_each(|peer| {
-            put_prefix(&mut text, view, prefix);
+            put_prefix(&mut text, view, prefix && !once);
             put(&mut text, peer.public_key.to_base64());
             of_peer(&mut text, peer, field);
             put(&mut text, "\n");

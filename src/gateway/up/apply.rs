@@ -4,6 +4,7 @@ use super::journal::Trace;
 use super::{Failure, Result, Session, dns, firewall, policy};
 use crate::gateway::config::{Address, Config, Endpoint, Loaded, Table};
 use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::itself;
 use crate::gateway::mtu::{self, Family, Path};
 use crate::gateway::up::host::{Host, MAIN};
 use crate::routing::Prefix;
@@ -51,7 +52,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     }
     let device = control.get().map_err(Failure::of(&name))?;
     for prefix in prefixes(&device) {
-        add_route(session, &control, index, interface.table, prefix)?;
+        add_route(session, &control, index, interface.table, prefix, &BTreeSet::new())?;
     }
     if clamp {
         session.interrupt.check()?;
@@ -140,7 +141,7 @@ pub(in crate::gateway) fn mtu_for(
 }
 
 /// The device would only log that it cannot have the port; so ask first.
-fn is_free(port: u16) -> Result<()> {
+pub(super) fn is_free(port: u16) -> Result<()> {
     for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
         if let Err(error) = UdpSocket::bind((any, port))
             && error.kind() == std::io::ErrorKind::AddrInUse
@@ -158,7 +159,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded, mtu: u32) -> Result<Control
     let said = format!("ringtun --mtu {mtu} {name}");
     session.console.command(&said);
     session.journal.note(&Trace::Interface)?;
-    let program = std::env::current_exe().map_err(Failure::of(&said))?;
+    let program = itself::program().map_err(Failure::of(&said))?;
     let mut command = Command::new(program);
     command.args(["--mtu", &mtu.to_string(), "--config"]).arg(&loaded.place.file).args(["--", &name]);
     let status = command.stdin(Stdio::null()).status().map_err(Failure::of(&said))?;
@@ -181,36 +182,43 @@ pub(super) fn add_address(session: &mut Session<'_>, index: u32, address: Addres
 
 /// All allowed IPs of the device, the longest first and then by text, as wg-quick's `sort -nr` has them.
 pub(super) fn prefixes(device: &DeviceState) -> Vec<Prefix> {
-    let all: BTreeSet<Prefix> =
-        device.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
+    in_order(device.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect())
+}
+
+/// The order of [`prefixes`].
+pub(super) fn in_order(all: BTreeSet<Prefix>) -> Vec<Prefix> {
     let mut all: Vec<Prefix> = all.into_iter().collect();
     all.sort_by_cached_key(|prefix| std::cmp::Reverse((prefix.len(), prefix.to_string())));
     all
 }
 
-/// A route to an allowed IP, as `Table` has it.
+/// A route to an allowed IP, as `Table` has it, unless there is one that covers it and is not `going`; and where it was added.
 pub(super) fn add_route(
     session: &mut Session<'_>,
     control: &Control,
     index: u32,
     table: Table,
     prefix: Prefix,
-) -> Result<()> {
+    going: &BTreeSet<Prefix>,
+) -> Result<Option<u32>> {
     let proto = policy::proto(prefix.addr().is_ipv6());
     let command = format!("ip {proto} route add {prefix} dev {}", session.name);
-    match table {
-        Table::Off => Ok(()),
+    let table = match table {
+        Table::Off => return Ok(None),
         Table::Number(table) => {
-            session.step(&format!("{command} table {table}"), |host| host.add_route(index, prefix, table))
+            session.step(&format!("{command} table {table}"), |host| host.add_route(index, prefix, table))?;
+            table
         }
-        Table::Auto if prefix.len() == 0 => policy::add_default(session, control, index, prefix),
+        Table::Auto if prefix.len() == 0 => policy::add_default(session, control, index, prefix)?,
         Table::Auto => {
-            if session.host.covers(index, prefix).map_err(Failure::of(&command))? {
-                return Ok(());
+            if session.host.covers(index, prefix, going).map_err(Failure::of(&command))? {
+                return Ok(None);
             }
-            session.step(&command, |host| host.add_route(index, prefix, MAIN))
+            session.step(&command, |host| host.add_route(index, prefix, MAIN))?;
+            MAIN
         }
-    }
+    };
+    Ok(Some(table))
 }
 
 #[cfg(test)]

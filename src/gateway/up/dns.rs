@@ -13,18 +13,26 @@ pub(super) enum Manager {
     Resolved,
 }
 
-/// Finds one. resolvconf first, since where both are, it is systemd's own front end.
+/// Finds one. resolvconf first, unless that is systemd-resolved's front end by another name.
 pub(super) fn manager(interface: &str) -> Result<Manager> {
-    if hooks::find("resolvconf").is_some() {
-        let order = std::fs::read_to_string("/etc/resolvconf/interface-order").unwrap_or_default();
-        return Ok(Manager::Resolvconf(prefix(&order) + interface));
+    match hooks::find("resolvconf") {
+        // It takes a record's name for the interface's, and so knows no prefix.
+        Some(program) if is_resolvectl(&program) => Ok(Manager::Resolved),
+        Some(_) => {
+            let order = std::fs::read_to_string("/etc/resolvconf/interface-order").unwrap_or_default();
+            Ok(Manager::Resolvconf(prefix(&order) + interface))
+        }
+        None if hooks::find("resolvectl").is_some() && Path::new("/run/systemd/resolve").exists() => {
+            Ok(Manager::Resolved)
+        }
+        None => Err(Failure::new(
+            "DNS: neither resolvconf(8) nor systemd-resolved is here: install one of them, or remove DNS from the file",
+        )),
     }
-    if hooks::find("resolvectl").is_some() && Path::new("/run/systemd/resolve").exists() {
-        return Ok(Manager::Resolved);
-    }
-    Err(Failure::new(
-        "DNS: neither resolvconf(8) nor systemd-resolved is here: install one of them, or remove DNS from the file",
-    ))
+}
+
+fn is_resolvectl(program: &Path) -> bool {
+    std::fs::canonicalize(program).is_ok_and(|target| target.ends_with("resolvectl"))
 }
 
 /// The first pattern `PREFIX*` in resolvconf's order, with a dot: a record of that name comes first.

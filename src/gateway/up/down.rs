@@ -1,5 +1,6 @@
 //! `down` and `save`.
 
+use super::dns::Manager;
 use super::journal::Trace;
 use super::{Console, Failure, Result, Session, dns, firewall, load, policy};
 use crate::gateway::config::{FileLock, Loaded, Permissions, Runtime, Table, write_private};
@@ -92,6 +93,8 @@ pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
         Trace::Rules { v6, table } => policy::remove_rules(session, *v6, *table),
         Trace::Spoof => firewall::remove_spoof(&name, None, &mut session.console),
         Trace::Clamp => firewall::remove_clamp(&name, &mut session.console),
+        // systemd-resolved forgot the link as that went, and knows no such name any more.
+        Trace::Dns(Manager::Resolved) if session.index()?.is_none() => Ok(()),
         Trace::Dns(manager) => dns::unset(manager, &name, &mut session.console),
         Trace::Finished => Ok(()),
     }

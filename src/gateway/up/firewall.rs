@@ -1,8 +1,10 @@
-//! Rules of nft(8): against spoofing where a default route leads into the tunnel, and to clamp TCP's segments.
+//! Rules of nft(8), or else of iptables(8): against spoofing where a default route leads into the tunnel, and to clamp TCP's
+//! segments.
 
-use super::{Console, Failure, Result, hooks, program};
+use super::{Console, Failure, Result, hooks, iptables, program};
 use crate::gateway::config::Address;
 use crate::gateway::mtu::{Family, mss};
+use std::path::Path;
 use std::process::Command;
 
 /// The table of wg-quick(8) for an interface, by which both programs can remove it.
@@ -14,6 +16,11 @@ fn clamp_table(interface: &str) -> String {
     format!("ringtun-clamp-{interface}")
 }
 
+/// An empty table in the place of the one that may be there, as part of what nft does whole or not at all.
+fn fresh_table(family: &str, name: &str) -> String {
+    format!("add table {family} {name}\ndelete table {family} {name}\nadd table {family} {name}\n")
+}
+
 /// Packets from elsewhere to the tunnel's addresses are dropped, and the mark of the tunnel's own UDP follows the answers,
 /// so that the reverse path filter finds them good: the rules of wg-quick(8).
 pub(super) fn spoof_rules(interface: &str, v6: bool, table: u32, addresses: &[Address]) -> String {
@@ -21,7 +28,7 @@ pub(super) fn spoof_rules(interface: &str, v6: bool, table: u32, addresses: &[Ad
     let chain = |chain: &str, hook: &str, priority: i32| {
         format!("add chain {family} {name} {chain} {{ type filter hook {hook} priority {priority}; }}\n")
     };
-    let mut text = format!("add table {family} {name}\n");
+    let mut text = fresh_table(family, &name);
     text += &chain("preraw", "prerouting", -300);
     text += &chain("premangle", "prerouting", -150);
     text += &chain("postmangle", "postrouting", -150);
@@ -42,16 +49,16 @@ fn clamp_rules(interface: &str, mtu: u32) -> String {
     let name = clamp_table(interface);
     let syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set";
     let (mss4, mss6) = (mss(mtu, Family::Ipv4), mss(mtu, Family::Ipv6));
-    format!(
-        "add table inet {name}\n\
-         add chain inet {name} forward {{ type filter hook forward priority -150; }}\n\
+    fresh_table("inet", &name)
+        + &format!(
+            "add chain inet {name} forward {{ type filter hook forward priority -150; }}\n\
          add rule inet {name} forward oifname \"{interface}\" {syn} rt mtu\n\
          add rule inet {name} forward iifname \"{interface}\" meta nfproto ipv4 {syn} {mss4}\n\
          add rule inet {name} forward iifname \"{interface}\" meta nfproto ipv6 {syn} {mss6}\n"
-    )
+        )
 }
 
-/// Adds [`spoof_rules`].
+/// Adds [`spoof_rules`] in the place of earlier ones.
 pub(super) fn against_spoofing(
     interface: &str,
     v6: bool,
@@ -59,32 +66,44 @@ pub(super) fn against_spoofing(
     addresses: &[Address],
     console: &mut Console<'_>,
 ) -> Result<()> {
-    if hooks::find("nft").is_none() {
-        return Err(Failure::new(
-            "a default route needs nft(8) to guard the tunnel's addresses: install nftables, or set `Table = off`",
-        ));
+    if hooks::find("nft").is_some() {
+        return program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses));
     }
-    program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses))
+    if iptables::is_here(v6) {
+        return iptables::against_spoofing(interface, v6, table, addresses, console);
+    }
+    Err(Failure::new(
+        "a default route needs nft(8) or iptables(8) to guard the tunnel's addresses: install nftables, or set `Table = off`",
+    ))
 }
 
-/// Adds [`clamp_rules`].
+/// Adds [`clamp_rules`] in the place of earlier ones.
 pub(super) fn clamp(interface: &str, mtu: u32, console: &mut Console<'_>) -> Result<()> {
-    if hooks::find("nft").is_none() {
-        return Err(Failure::new("clamping the MSS needs nft(8): install nftables"));
+    if hooks::find("nft").is_some() {
+        return program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu));
     }
-    program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu))
+    if !iptables::is_here(false) {
+        return Err(Failure::new("clamping the MSS needs nft(8) or iptables(8): install nftables"));
+    }
+    // Without IPv6 in the kernel ip6tables fails, and has nothing to clamp.
+    let has_v6 = Path::new("/proc/net/if_inet6").exists() && iptables::is_here(true);
+    iptables::clamp(interface, false, mtu, console)?;
+    if has_v6 { iptables::clamp(interface, true, mtu, console) } else { Ok(()) }
 }
 
 /// Removes the rules against spoofing, of one family or of both.
 pub(super) fn remove_spoof(interface: &str, only_v6: Option<bool>, console: &mut Console<'_>) -> Result<()> {
     let name = spoof_table(interface);
-    remove(console, |family, table| table == name && only_v6.is_none_or(|v6| (family == "ip6") == v6))
+    remove(console, |family, table| table == name && only_v6.is_none_or(|v6| (family == "ip6") == v6))?;
+    let mut families = [false, true].into_iter().filter(|v6| only_v6.is_none_or(|only| only == *v6));
+    families.try_for_each(|v6| iptables::remove_spoof(interface, v6, console))
 }
 
 /// Removes the clamping rules.
 pub(super) fn remove_clamp(interface: &str, console: &mut Console<'_>) -> Result<()> {
     let name = clamp_table(interface);
-    remove(console, |_, table| table == name)
+    remove(console, |_, table| table == name)?;
+    [false, true].into_iter().try_for_each(|v6| iptables::remove_clamp(interface, v6, console))
 }
 
 /// Deletes the tables chosen by family and name, if there are some.

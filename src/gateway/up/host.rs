@@ -12,6 +12,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::{Handle, IpVersion};
+use std::collections::BTreeSet;
 use std::io::{Error, Result};
 use std::net::IpAddr;
 use tokio::runtime::Runtime;
@@ -131,13 +132,23 @@ impl Host {
         }
     }
 
-    /// Whether the main table has a route by this interface that covers all of `prefix`, such as its own network.
-    pub(super) fn covers(&self, index: u32, prefix: Prefix) -> Result<bool> {
+    /// Whether the main table has a route by this interface that covers all of `prefix`, such as its own network. Routes to
+    /// what is `going` do not count.
+    pub(super) fn covers(&self, index: u32, prefix: Prefix, going: &BTreeSet<Prefix>) -> Result<bool> {
         self.any_route(prefix.addr(), |route| {
+            let covers = |held: Prefix| {
+                held.len() <= prefix.len() && held.contains(prefix.addr()) && !going.contains(&held)
+            };
             table_of(route) == MAIN
                 && outgoing(route) == Some(index)
-                && destination(route)
-                    .is_some_and(|held| held.len() <= prefix.len() && held.contains(prefix.addr()))
+                && destination(route).is_some_and(covers)
+        })
+    }
+
+    /// Whether a table has this very route by this interface.
+    pub(super) fn has_route(&self, index: u32, prefix: Prefix, table: u32) -> Result<bool> {
+        self.any_route(prefix.addr(), |route| {
+            table_of(route) == table && outgoing(route) == Some(index) && destination(route) == Some(prefix)
         })
     }
 

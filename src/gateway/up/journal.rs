@@ -100,8 +100,17 @@ impl Journal {
 
     /// Takes back one note, where there is such.
     pub(super) fn retract(&self, gone: &Trace) -> Result<()> {
-        let left = self.traces().into_iter().filter(|trace| trace != gone);
-        let text: String = left.map(|trace| format!("{trace}\n")).collect();
+        let left: Vec<Trace> = self.traces().into_iter().filter(|trace| trace != gone).collect();
+        self.rewrite(&left)
+    }
+
+    /// These, and no others.
+    pub(super) fn rewrite(&self, traces: &[Trace]) -> Result<()> {
+        if traces.is_empty() {
+            self.forget();
+            return Ok(());
+        }
+        let text: String = traces.iter().map(|trace| format!("{trace}\n")).collect();
         std::fs::write(&self.path, text).map_err(Failure::of(self.path.display()))
     }
 

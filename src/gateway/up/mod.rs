@@ -15,8 +15,10 @@ mod firewall;
 mod hooks;
 pub(in crate::gateway) mod host;
 mod interrupt;
+mod iptables;
 mod journal;
 mod policy;
+mod putback;
 mod reload;
 
 pub use down::{down, save};
@@ -114,6 +116,18 @@ impl<'a> Session<'a> {
         self.interrupt.check()?;
         self.console.command(command);
         act(&self.host).map_err(Failure::of(command))
+    }
+
+    /// Says and does one step that no signal is to keep from being done. What fails is told; whether nothing did.
+    fn regardless(&mut self, command: &str, act: impl FnOnce(&Host) -> std::io::Result<()>) -> bool {
+        self.console.command(command);
+        let done = act(&self.host);
+        self.told(done.map_err(Failure::of(command)))
+    }
+
+    /// Tells of a failure; whether there was none.
+    fn told(&mut self, done: Result<()>) -> bool {
+        done.map_err(|failure| self.console.remark(&failure.to_string())).is_ok()
     }
 
     fn hooks(&mut self, hooks: &[String]) -> Result<()> {

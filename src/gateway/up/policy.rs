@@ -17,13 +17,13 @@ const FIRST_TABLE: u32 = 51820;
 const TABLES: u32 = 10_000;
 const VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
-/// `0.0.0.0/0` or `::/0` through the interface.
+/// `0.0.0.0/0` or `::/0` through the interface; and in which table.
 pub(super) fn add_default(
     session: &mut Session<'_>,
     control: &Control,
     index: u32,
     prefix: Prefix,
-) -> Result<()> {
+) -> Result<u32> {
     let table = table(session, control)?;
     let v6 = prefix.addr().is_ipv6();
     let (proto, name) = (proto(v6), session.name.clone());
@@ -35,7 +35,8 @@ pub(super) fn add_default(
         accept_marked_answers(session)?;
     }
     session.interrupt.check()?;
-    guard(session, index, v6, table)
+    guard(session, index, v6, table)?;
+    Ok(table)
 }
 
 /// Both rules: the main table's goes before the other, and so is added after it.
