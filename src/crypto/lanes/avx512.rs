@@ -116,9 +116,8 @@ fn transpose8(r: &[__m512i], words: &mut [__m512i; 8]) {
 
 /// Poly1305 of eight packets.
 struct Poly {
-    r: Factor,
-    /// r squared, for two blocks at once.
-    square: Factor,
+    /// r and its square.
+    powers: [Factor; 2],
     h: [__m512i; 3],
 }
 
@@ -196,34 +195,60 @@ impl Poly {
         let r = Factor::new(limbs(low, high));
         let mut square = Product::zero();
         square.add(&r.limbs, &r);
-        Poly { r, square: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
+        Poly { powers: [r, Factor::new(square.carried())], h: [_mm512_setzero_si512(); 3] }
     }
 
-    /// One full 16-byte block of each packet: h = (h + m) r mod 2^130 - 5, partially reduced.
+    /// One or two full 16-byte blocks of each packet (low and high words in turn), with one carry for both: h = (h + m) r, or
+    /// (h + m) r^2 + n r, mod 2^130 - 5, partially reduced.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
-    fn absorb(&mut self, low: __m512i, high: __m512i) {
+    fn absorb<const N: usize>(&mut self, blocks: &[__m512i]) {
         let mut product = Product::zero();
-        product.add(&self.plus(low, high), &self.r);
+        for i in 0..N {
+            let mut block = full_block(blocks[2 * i], blocks[2 * i + 1]);
+            if i == 0 {
+                for (limb, h) in block.iter_mut().zip(self.h) {
+                    *limb = _mm512_add_epi64(*limb, h);
+                }
+            }
+            product.add(&block, &self.powers[N - 1 - i]);
+        }
         self.h = product.carried();
     }
+}
 
-    /// Two full blocks of each packet, with one carry for both: h = (h + m) r^2 + n r. `words`: m low, m high, n low, n high.
+impl Poly {
+    /// The tags as low and high words: h, fully reduced, plus the second half of the one-time key modulo 2^128 (RFC 8439,
+    /// section 2.5), as [`super::poly_tag`] does it for one packet.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
-    fn absorb_two(&mut self, words: &[__m512i]) {
-        let mut product = Product::zero();
-        product.add(&full_block(words[2], words[3]), &self.r);
-        product.add(&self.plus(words[0], words[1]), &self.square);
-        self.h = product.carried();
-    }
-
-    /// h plus a full block.
-    #[target_feature(enable = "avx512f,avx512ifma")]
-    #[inline]
-    fn plus(&self, low: __m512i, high: __m512i) -> [__m512i; 3] {
-        let [m0, m1, m2] = full_block(low, high);
-        [_mm512_add_epi64(self.h[0], m0), _mm512_add_epi64(self.h[1], m1), _mm512_add_epi64(self.h[2], m2)]
+    fn tags(&self, pad: (__m512i, __m512i)) -> (__m512i, __m512i) {
+        let (mask44, mask42) = (_mm512_set1_epi64(MASK44), _mm512_set1_epi64(MASK42));
+        let [mut h0, mut h1, mut h2] = self.h;
+        for _ in 0..2 {
+            h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+            h0 = _mm512_and_si512(h0, mask44);
+            h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
+            h1 = _mm512_and_si512(h1, mask44);
+            let carry = _mm512_srli_epi64::<42>(h2);
+            h0 = _mm512_add_epi64(h0, _mm512_add_epi64(_mm512_slli_epi64::<2>(carry), carry));
+            h2 = _mm512_and_si512(h2, mask42);
+        }
+        h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+        h0 = _mm512_and_si512(h0, mask44);
+        // h + 5 carries into bit 130 exactly where h is not below 2^130 - 5.
+        let g0 = _mm512_add_epi64(h0, _mm512_set1_epi64(5));
+        let g1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(g0));
+        let g2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(g1));
+        let reduce = _mm512_cmpgt_epu64_mask(g2, mask42);
+        h0 = _mm512_mask_and_epi64(h0, reduce, g0, mask44);
+        h1 = _mm512_mask_and_epi64(h1, reduce, g1, mask44);
+        h2 = _mm512_mask_and_epi64(h2, reduce, g2, mask42);
+        let low = _mm512_or_si512(h0, _mm512_slli_epi64::<44>(h1));
+        let high = _mm512_or_si512(_mm512_srli_epi64::<20>(h1), _mm512_slli_epi64::<24>(h2));
+        let (low, high) = (_mm512_add_epi64(low, pad.0), _mm512_add_epi64(high, pad.1));
+        let carry = _mm512_cmplt_epu64_mask(low, pad.0);
+        (low, _mm512_mask_add_epi64(high, carry, high, _mm512_set1_epi64(1)))
     }
 }
 
@@ -269,70 +294,100 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
         let size = BLOCK.min(unit.text_len - start);
         chacha20(&initial, number as u32 + 1, &mut rows);
         transpose16(&mut rows);
-        for (lane, row) in rows.iter_mut().enumerate().take(unit.packets) {
-            let text = unit.text(lane, start, size);
-            *row = cipher::<SEAL>(text, *row);
+        match size {
+            BLOCK => cipher_rows::<SEAL>(unit, start, &mut rows),
+            _ => cipher_last_rows::<SEAL>(unit, start, size, &mut rows),
         }
         transpose8(&rows[..8], &mut words[0]);
         transpose8(&rows[8..], &mut words[1]);
-        // Half by half: neither waits for its own carries meanwhile.
-        let whole = if size == BLOCK { BLOCK / 16 } else { 0 };
-        for pair in 0..whole / 2 {
-            for (poly, words) in polys.iter_mut().zip(&words) {
-                poly.absorb_two(&words[4 * pair..4 * pair + 4]);
+        if size == BLOCK {
+            // Half by half: neither waits for its own carries meanwhile.
+            for pair in 0..2 {
+                for (poly, words) in polys.iter_mut().zip(&words) {
+                    poly.absorb::<2>(&words[4 * pair..4 * pair + 4]);
+                }
             }
+            continue;
         }
-        for block in whole..size.div_ceil(16) {
-            for (poly, words) in polys.iter_mut().zip(&words) {
-                poly.absorb(words[2 * block], words[2 * block + 1]);
+        for (poly, words) in polys.iter_mut().zip(&words) {
+            for block in words.chunks_exact(2).take(size.div_ceil(16)) {
+                poly.absorb::<1>(block);
             }
         }
     }
-    let length = _mm512_set1_epi64(unit.text_len as i64);
+    let length = [_mm512_setzero_si512(), _mm512_set1_epi64(unit.text_len as i64)];
     for poly in &mut polys {
-        poly.absorb(_mm512_setzero_si512(), length);
+        poly.absorb::<1>(&length);
     }
     finish(&polys, &keys)
 }
 
-/// XORs up to 64 bytes of one packet with its key stream and returns the ciphertext, padded with zeros.
+/// XORs the key stream in `rows` to a whole block of each packet's text, and leaves the ciphertext there.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
-fn cipher<const SEAL: bool>(text: &mut [u8], stream: __m512i) -> __m512i {
-    if let Ok(text) = <&mut [u8; BLOCK]>::try_from(&mut *text) {
-        let before: __m512i = must_cast(*text);
-        let after = _mm512_xor_si512(before, stream);
-        *text = must_cast(after);
-        return if SEAL { after } else { before };
+fn cipher_rows<const SEAL: bool>(unit: &mut Unit<'_, LANES>, start: usize, rows: &mut [__m512i; LANES]) {
+    for (lane, row) in rows.iter_mut().enumerate().take(unit.packets) {
+        if let Ok(block) = unit.text(lane, start, BLOCK).try_into() {
+            *row = cipher::<SEAL>(block, *row);
+        }
     }
-    let mut block = [0; BLOCK];
-    block[..text.len()].copy_from_slice(text);
-    let before: __m512i = must_cast(block);
-    let after: [u8; BLOCK] = must_cast(_mm512_xor_si512(before, stream));
-    text.copy_from_slice(&after[..text.len()]);
-    if !SEAL {
-        return before;
-    }
-    block[..text.len()].copy_from_slice(text);
-    must_cast(block)
 }
 
-/// Fully reduces each packet's sum and adds the second half of its one-time key.
+/// As [`cipher_rows`] for the last `size` bytes of each packet's text; the ciphertext is padded with zeros.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn cipher_last_rows<const SEAL: bool>(
+    unit: &mut Unit<'_, LANES>,
+    start: usize,
+    size: usize,
+    rows: &mut [__m512i; LANES],
+) {
+    let mut mask = [0_u8; BLOCK];
+    mask[..size].fill(0xff);
+    let mask: __m512i = must_cast(mask);
+    for (lane, row) in rows.iter_mut().enumerate().take(unit.packets) {
+        let stream = _mm512_and_si512(*row, mask);
+        let ciphertext = match unit.block(lane, start) {
+            // What follows the text is written back as it was.
+            Some(block) => cipher::<SEAL>(block, stream),
+            None => {
+                let text = unit.text(lane, start, size);
+                let mut block = [0; BLOCK];
+                block[..size].copy_from_slice(text);
+                let ciphertext = cipher::<SEAL>(&mut block, stream);
+                text.copy_from_slice(&block[..size]);
+                ciphertext
+            }
+        };
+        *row = _mm512_and_si512(ciphertext, mask);
+    }
+}
+
+/// XORs a key stream to 64 bytes and returns what of before and after is the ciphertext.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn cipher<const SEAL: bool>(block: &mut [u8; BLOCK], stream: __m512i) -> __m512i {
+    let before: __m512i = must_cast(*block);
+    let after = _mm512_xor_si512(before, stream);
+    *block = must_cast(after);
+    if SEAL { after } else { before }
+}
+
+/// The tags of all packets.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn finish(polys: &[Poly; 2], keys: &[__m512i; 16]) -> [[u8; 16]; LANES] {
+    let pads = [
+        (widen::<0>(keys[4], keys[5]), widen::<0>(keys[6], keys[7])),
+        (widen::<1>(keys[4], keys[5]), widen::<1>(keys[6], keys[7])),
+    ];
     let mut tags = [[0; 16]; LANES];
-    for (half, poly) in polys.iter().enumerate() {
-        let (low, high) = if half == 0 {
-            (widen::<0>(keys[4], keys[5]), widen::<0>(keys[6], keys[7]))
-        } else {
-            (widen::<1>(keys[4], keys[5]), widen::<1>(keys[6], keys[7]))
-        };
-        let h: [[u64; 8]; 3] = [must_cast(poly.h[0]), must_cast(poly.h[1]), must_cast(poly.h[2])];
-        let (low, high): ([u64; 8], [u64; 8]) = (must_cast(low), must_cast(high));
-        for lane in 0..8 {
-            let pad = u128::from(low[lane]) | u128::from(high[lane]) << 64;
-            tags[8 * half + lane] = super::poly_tag([h[0][lane], h[1][lane], h[2][lane]], pad);
+    for ((poly, pad), tags) in polys.iter().zip(pads).zip(tags.chunks_exact_mut(8)) {
+        let (low, high) = poly.tags(pad);
+        let (low, high): ([[u8; 8]; 8], [[u8; 8]; 8]) = (must_cast(low), must_cast(high));
+        for (tag, (low, high)) in tags.iter_mut().zip(low.iter().zip(high)) {
+            tag[..8].copy_from_slice(low);
+            tag[8..].copy_from_slice(&high);
         }
     }
     tags

@@ -92,7 +92,7 @@ pub fn open(
     key: &Key,
     train: &mut [u8],
     stride: usize,
-    mut verdict: impl FnMut(usize, &[u8; TAG_LEN], &[u8]),
+    mut verdict: impl FnMut(usize, &[u8; TAG_LEN], &[u8; TAG_LEN]),
 ) -> usize {
     let mut done = 0;
     for unit in train.chunks_mut(stride * kernel.lanes()) {
@@ -102,7 +102,9 @@ pub fn open(
         }
         let tags = Tags::of::<false>(kernel, key, unit, stride, packets);
         for (lane, (segment, tag)) in unit.chunks_exact(stride).zip(tags.iter()).enumerate() {
-            verdict(done + lane, tag, &segment[stride - TAG_LEN..]);
+            if let Some(found) = segment.last_chunk() {
+                verdict(done + lane, tag, found);
+            }
         }
         done += packets;
     }
@@ -148,6 +150,12 @@ impl<'a, const N: usize> Unit<'a, N> {
             *counter = super::aead::counter(segment).unwrap_or_default();
         }
         Unit { train, stride, packets, text_len: text_len(stride), counters }
+    }
+
+    /// A block of one packet's text and, where the text ends in it, of what follows. `None`: the unit ends in it.
+    #[inline(always)]
+    fn block(&mut self, lane: usize, offset: usize) -> Option<&mut [u8; BLOCK]> {
+        self.train.get_mut(lane * self.stride + HEADER_LEN + offset..)?.first_chunk_mut()
     }
 
     /// `size` bytes of one packet's text.

@@ -91,7 +91,7 @@ fn whole_trains_are_sealed_and_opened_as_far_as_that_pays() {
             assert_eq!(sealed > 0, kernel.pays(packets.min(kernel.lanes()), len));
             let mut good = 0;
             let opened = open(kernel, &Key::new(&KEY), &mut expected, stride, |i, tag, found| {
-                assert_eq!((i, tag.as_slice()), (good, found));
+                assert_eq!((i, tag), (good, found));
                 good += 1;
             });
             assert_eq!(opened, good);
