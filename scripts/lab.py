@@ -28,19 +28,22 @@ class LabError(Exception):
 
 
 class Cpu:
-    """Jiffies of /proc/stat: `busy` without what the host stole, `stolen`, `total`."""
+    """Processor time by /proc/stat. What is busy is what is neither idle nor stolen by the host: the kernel measures idle time,
+    while it only samples the rest at its ticks, which a load paced by timers falls between."""
 
     def __init__(self):
         with open("/proc/stat", encoding="ascii") as stat:
-            field = [int(word) for word in stat.readline().split()[1:]]
-        user, nice, system, _idle, _iowait, irq, softirq, self.stolen = field[:8]
-        self.busy = user + nice + system + irq + softirq
+            lines = stat.readlines()
+        field = [int(word) for word in lines[0].split()[1:]]
+        self.idle, self.stolen = field[3] + field[4], field[7]
+        self.cores = sum(line.startswith("cpu") for line in lines) - 1
         self.at = time.monotonic()
 
     def since(self, earlier):
         """Busy cores and stolen cores, on average since `earlier`."""
         ticks = (self.at - earlier.at) * os.sysconf("SC_CLK_TCK")
-        return (self.busy - earlier.busy) / ticks, (self.stolen - earlier.stolen) / ticks
+        idle, stolen = (self.idle - earlier.idle) / ticks, (self.stolen - earlier.stolen) / ticks
+        return max(0.0, self.cores - idle - stolen), stolen
 
 
 def process_seconds(pid):
