@@ -139,9 +139,9 @@ impl Control {
         }
     }
 
-    /// The ECN bits, with DSCP 0, as IP_TOS or IPV6_TCLASS: an int for both.
-    pub(super) fn push_ecn(&mut self, to: &SocketAddr, ecn: u8) {
-        let value = i32::from(ecn & 3).to_ne_bytes();
+    /// DSCP and ECN bits as IP_TOS or IPV6_TCLASS: an int for both.
+    pub(super) fn push_tos(&mut self, to: &SocketAddr, tos: u8) {
+        let value = i32::from(tos).to_ne_bytes();
         match to {
             SocketAddr::V4(_) => self.push(libc::IPPROTO_IP, libc::IP_TOS, &value),
             SocketAddr::V6(_) => self.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &value),
@@ -216,11 +216,11 @@ mod tests {
         }
 
         #[test]
-        fn source_and_ecn_that_are_encoded_are_decoded(ip: IpAddr, interface: u32, ecn in 0u8..4) {
+        fn source_and_ecn_that_are_encoded_are_decoded(ip: IpAddr, interface: u32, ecn in 0u8..4, dscp in 0u8..64) {
             let mut control = Control::EMPTY;
             control.push_segment(1452);
             control.push_source(&local(ip, interface));
-            control.push_ecn(&SocketAddr::new(ip, 1), ecn);
+            control.push_tos(&SocketAddr::new(ip, 1), dscp << 2 | ecn);
             let told = decode_control(control.bytes(control.len()));
             prop_assert_eq!(told, Some(Told { stride: None, to: Some(local(ip, interface)), ecn }));
         }
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_message_that_claims_more_than_there_is_makes_no_sense() {
         let mut control = Control::EMPTY;
-        control.push_ecn(&"[::1]:1".parse().unwrap(), 1);
+        control.push_tos(&"[::1]:1".parse().unwrap(), 1);
         control.bytes[..8].copy_from_slice(&usize::MAX.to_ne_bytes());
         assert_eq!(decode_control(control.bytes(control.len())), None);
     }

@@ -91,8 +91,8 @@ pub struct SendTrain {
     pub stride: usize,
     /// Destination and source.
     pub to: Endpoint,
-    /// Outer ECN bits.
-    pub ecn: u8,
+    /// Outer TOS or traffic class: DSCP, and ECN in the low two bits.
+    pub tos: u8,
 }
 
 /// One frame read from the TUN device: virtio-net header and (super-)packet in the first `len` bytes.

@@ -210,7 +210,7 @@ impl SendQueue {
             if Family::of(&out.train.to.addr) != family {
                 break;
             }
-            let SendTrain { buf, len, stride, to, ecn } = &out.train;
+            let SendTrain { buf, len, stride, to, tos } = &out.train;
             let size = if out.singly { *stride } else { *len };
             for message in buf[out.sent..*len].chunks(size) {
                 if count == self.batch.capacity() {
@@ -223,8 +223,8 @@ impl SendQueue {
                     if let Some(from) = &to.from {
                         control.push_source(from);
                     }
-                    if *ecn != 0 {
-                        control.push_ecn(&to.addr, *ecn);
+                    if *tos != 0 {
+                        control.push_tos(&to.addr, *tos);
                     }
                 });
                 count += 1;

@@ -173,7 +173,7 @@ impl SimIo {
         for segment in bytes.chunks(train.stride.max(1)) {
             self.stats.udp_sent_datagrams += 1;
             self.fragmented += u64::from(segment.len() + headers > self.link_mtu);
-            self.udp_out.push(Outgoing { to: train.to, ecn: train.ecn, bytes: segment.into() });
+            self.udp_out.push(Outgoing { to: train.to, ecn: train.tos & 3, bytes: segment.into() });
         }
     }
 

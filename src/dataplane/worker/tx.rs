@@ -19,6 +19,8 @@ use crate::wire::ip;
 use crate::wire::message::DATA_OVERHEAD;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// DSCP AF41, not ECN-capable: what handshake messages bear (kernel `HANDSHAKE_DSCP`).
+const HANDSHAKE_TOS: u8 = 0x88;
 /// Frames of a given-up peer that are answered with ICMP: their flows repeat, so a few reach every sender.
 const PURGE_ICMP: usize = 4;
 
@@ -116,7 +118,7 @@ impl<'a, I: Io> Sender<'a, I> {
         };
         session.seal_train(first, &mut buf[..DATA_OVERHEAD], DATA_OVERHEAD);
         let rekey = session.wants_rekey(self.now);
-        self.io.send_udp(SendTrain { buf, len: DATA_OVERHEAD, stride: DATA_OVERHEAD, to, ecn: 0 });
+        self.io.send_udp(SendTrain { buf, len: DATA_OVERHEAD, stride: DATA_OVERHEAD, to, tos: 0 });
         add(&self.outbox.stats.tx_keepalives, 1);
         peer.shared.tx_bytes.fetch_add(DATA_OVERHEAD as u64, Relaxed);
         peer.shared.authenticated_sent(self.now);
@@ -131,7 +133,7 @@ impl<'a, I: Io> Sender<'a, I> {
         let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
         let bytes = datagram.bytes();
         buf[..bytes.len()].copy_from_slice(bytes);
-        self.io.send_udp(SendTrain { buf, len: bytes.len(), stride: bytes.len(), to, ecn: 0 });
+        self.io.send_udp(SendTrain { buf, len: bytes.len(), stride: bytes.len(), to, tos: HANDSHAKE_TOS });
         add(&self.outbox.stats.tx_handshakes, 1);
     }
 
@@ -222,7 +224,7 @@ impl<'a, I: Io> Sender<'a, I> {
         };
         session.seal_train(first, &mut buf[..len], stride);
         let rekey = session.wants_rekey(self.now);
-        self.io.send_udp(SendTrain { buf, len, stride, to, ecn });
+        self.io.send_udp(SendTrain { buf, len, stride, to, tos: ecn });
         add(&self.outbox.stats.tx_trains, 1);
         add(&self.outbox.stats.tx_packets, count);
         peer.shared.tx_bytes.fetch_add(len as u64, Relaxed);

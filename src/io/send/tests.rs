@@ -6,7 +6,7 @@ fn queue_of(trains: &[(usize, usize, Endpoint)]) -> (SendQueue, IoStats) {
     let (pool, mut stats) = (Pool::new(SEND_QUEUE + 8).unwrap(), IoStats::default());
     let mut queue = SendQueue::new();
     for &(len, stride, to) in trains {
-        let train = SendTrain { buf: pool.take().unwrap(), len, stride, to, ecn: 0 };
+        let train = SendTrain { buf: pool.take().unwrap(), len, stride, to, tos: 0 };
         queue.push(train, &UdpSockets::default(), &mut stats);
     }
     (queue, stats)
@@ -112,7 +112,7 @@ fn a_full_queue_drops_the_newest_and_counts_its_datagrams() {
     assert!(queue.refused(libc::EAGAIN, Family::V4, &mut stats).is_break());
     let pool = Pool::new(SEND_QUEUE).unwrap();
     for _ in 0..SEND_QUEUE {
-        let train = SendTrain { buf: pool.take().unwrap(), len: 300, stride: 100, to: peer(1), ecn: 0 };
+        let train = SendTrain { buf: pool.take().unwrap(), len: 300, stride: 100, to: peer(1), tos: 0 };
         queue.push(train, &UdpSockets::default(), &mut stats);
     }
     assert_eq!((queue.queue.len(), stats.udp_send_errors), (SEND_QUEUE, 3));

@@ -103,6 +103,7 @@ fn handshake_messages_of_the_slow_path_are_sent_as_they_are() {
     let sent = rig.sent();
     assert_eq!(sent[0].buf[..sent[0].len], message);
     assert_eq!((sent[0].to, sent[0].stride), (to, INITIATION_LEN));
+    assert_eq!(sent[0].tos, 0x88, "as the kernel marks them");
 }
 
 #[test]

@@ -112,8 +112,8 @@ fn no_packet_overtakes_another_of_its_flow_whatever_sizes_and_ecn_bits_mix() {
             let SocketAddr::V4(to) = train.to.addr else { panic!("IPv4") };
             let slot = usize::from(to.ip().octets()[3]);
             for packet in remotes[slot].open(&train) {
-                assert_eq!(packet[1] & 3, train.ecn, "outer ECN bits are the inner ones");
-                received[slot * flows as usize + usize::from(packet[15])].push((tag(&packet), train.ecn));
+                assert_eq!(packet[1] & 3, train.tos, "outer ECN bits are the inner ones");
+                received[slot * flows as usize + usize::from(packet[15])].push((tag(&packet), train.tos));
             }
         }
     }
