@@ -9,8 +9,9 @@ use crate::device::uapi::{PeerRequest, SetRequest};
 use crate::gateway::config::{Config, Document, Endpoint, Mtu};
 use crate::gateway::control::{Control, DeviceState, PeerState};
 use crate::gateway::mtu::IPV6_MINIMUM;
-use crate::gateway::up::apply::{self, Resolved};
+use crate::gateway::up::apply::Resolved;
 use crate::gateway::up::host::Host;
+use crate::gateway::up::{self, apply};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -119,7 +120,7 @@ impl Keeper {
         let mtu = if link.mtu < IPV6_MINIMUM { mtu } else { mtu.max(IPV6_MINIMUM) };
         host.set_mtu(link.index, mtu, false)?;
         log::info!("{}: MTU {} becomes {mtu}, as the path to an endpoint changed", self.interface, link.mtu);
-        Ok(())
+        up::clamp_anew(&self.interface, mtu).map_err(|failure| std::io::Error::other(failure.to_string()))
     }
 }
 

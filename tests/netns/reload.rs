@@ -26,11 +26,14 @@ fn the_mtu_comes_from_the_route_to_the_endpoint_and_its_family() {
         site.done("down");
     }
     site.host.run("ip link set wire mtu 1500 && ip route add 10.99.7.0/24 via 10.99.0.2 mtu 1400");
-    site.write("", &peer("Endpoint = 10.99.7.1:51820"));
+    site.write("# ClampMSS = true", &peer("Endpoint = 10.99.7.1:51820"));
     site.done("up");
     assert_eq!(site.mtu(), "1320", "a route's own MTU");
+    let clamps_to = |mss: &str| site.host.run("nft list ruleset").contains(&format!("maxseg size set {mss}"));
+    assert!(clamps_to("1280"));
     site.host.run("ip route change 10.99.7.0/24 via 10.99.0.2 mtu 1380");
     eventually("the MTU follows the route's", Duration::from_secs(30), || site.mtu() == "1300");
+    eventually("and the MSS the MTU", Duration::from_secs(5), || clamps_to("1260"));
 }
 
 #[test]

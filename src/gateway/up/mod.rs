@@ -28,7 +28,7 @@ use crate::gateway::config::{LoadError, Loaded, Permissions, Place};
 use crate::gateway::control::Control;
 use host::Host;
 use interrupt::Interrupt;
-use journal::Journal;
+use journal::{Journal, Trace};
 use std::fmt;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -89,6 +89,14 @@ impl<'a> Console<'a> {
 pub struct Options {
     /// Clamp the MSS of forwarded TCP connections.
     pub clamp_mss: bool,
+}
+
+/// Clamps to another MTU, where `up` was asked to clamp.
+pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
+    if !Journal::open(interface).traces().contains(&Trace::Clamp) {
+        return Ok(());
+    }
+    firewall::clamp(interface, mtu, &mut Console::new(&mut |line| log::debug!("{line}")))
 }
 
 /// One run over one interface.
