@@ -195,6 +195,17 @@ class Implementation:
                 "; scripts/peers installs it" if words[0] != "ringtun" else "; cargo build --release makes it"))
 
 
+# iperf3's options by the name of the load.
+LOADS = {
+    "tcp1": ["-P", "1"],
+    "tcp8": ["-P", "8"],
+    "reverse": ["-R"],
+    "bidir": ["--bidir"],
+    "udp1372": ["-u", "-b", "0", "-l", "1372"],
+    "udp16": ["-u", "-b", "0", "-l", "16"],
+    "udp16x64": ["-u", "-b", "0", "-l", "16", "-P", "64"],
+}
+
 WIRES = {
     "gso": "veth as it is: a train crosses as one buffer, as on a card that segments and merges in hardware",
     "segmented": "veth that segments in software and merges again on receipt (GRO)",

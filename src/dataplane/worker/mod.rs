@@ -27,13 +27,11 @@ use crate::io::{Endpoint, Io};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
 use outbox::Outbox;
-use patience::{Did, Patience};
+use patience::{Done, Patience};
 use peers::Peers;
 use refuse::Refuser;
 use rx::{Receiver, Rx};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 use tx::Sender;
 
 /// Controls a turn: a bulk configuration change must not keep packets waiting for long.
@@ -116,7 +114,7 @@ impl Worker {
     pub fn run<I: Io>(mut self, io: &mut I) -> std::io::Result<()> {
         let mut until = Some(Instant::START);
         let mut patience = Patience::default();
-        let (mut done, mut slept) = (self.done(), 0);
+        let mut done = Done::by(&self.outbox.stats);
         loop {
             let now = match io.wait(until) {
                 Ok(now) => now,
@@ -126,24 +124,16 @@ impl Worker {
                     return Err(error);
                 }
             };
-            let turn = self.turn(io, now);
-            let (before, earlier) = (std::mem::replace(&mut done, self.done()), slept);
-            slept = io.stats().slept_nanos;
-            until = match turn {
+            until = match self.turn(io, now) {
                 Turn::Busy => Some(now),
                 Turn::Idle => {
-                    let did = Did { sent: done.0 != before.0, received: done.1 != before.1 };
-                    patience.wait_until(now, Duration::from_nanos(slept - earlier), did, &self.outbox.stats)
+                    let stats = &self.outbox.stats;
+                    let before = std::mem::replace(&mut done, Done::by(stats));
+                    patience.wait_until(now, done.since(before), stats)
                 }
                 Turn::Stop => return Ok(()),
             };
         }
-    }
-
-    /// Trains of data sent and received so far.
-    fn done(&self) -> (u64, u64) {
-        let stats = &self.outbox.stats;
-        (stats.tx_trains.load(Relaxed), stats.rx_trains.load(Relaxed))
     }
 
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {

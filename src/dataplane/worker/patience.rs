@@ -7,6 +7,7 @@
 
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::time::Instant;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// How long to poll, counted from the wake-up before the send.
@@ -16,13 +17,32 @@ const QUIET: Duration = Duration::from_millis(1);
 /// After `n` polls in vain, the next 2^n chances are let go by; `n` grows up to this.
 const MAX_VAIN: u32 = 8;
 
-/// What a turn did.
+/// What a worker did so far: trains of data sent and trains received; and how long it slept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Did {
-    /// Sent data.
-    pub(super) sent: bool,
-    /// Received anything.
-    pub(super) received: bool,
+pub(super) struct Done {
+    sent: u64,
+    received: u64,
+    slept: Duration,
+}
+
+impl Done {
+    /// As its counters tell.
+    pub(super) fn by(stats: &WorkerStats) -> Done {
+        Done {
+            sent: stats.tx_trains.load(Relaxed),
+            received: stats.rx_trains.load(Relaxed),
+            slept: Duration::from_nanos(stats.io_slept_nanos.load(Relaxed)),
+        }
+    }
+
+    /// What of it came after `before`.
+    pub(super) fn since(self, before: Done) -> Done {
+        Done {
+            sent: self.sent - before.sent,
+            received: self.received - before.received,
+            slept: self.slept - before.slept,
+        }
+    }
 }
 
 /// What one worker remembers.
@@ -35,30 +55,25 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// What [`crate::io::Io::wait`] is to be called with after a turn that began at `now`, after a sleep of `slept`, and left
-    /// nothing to do.
-    pub(super) fn wait_until(
-        &mut self,
-        now: Instant,
-        slept: Duration,
-        did: Did,
-        stats: &WorkerStats,
-    ) -> Option<Instant> {
+    /// What [`crate::io::Io::wait`] is to be called with after a turn that began at `now` and left nothing to do. `done`: since
+    /// the last such turn.
+    pub(super) fn wait_until(&mut self, now: Instant, done: Done, stats: &WorkerStats) -> Option<Instant> {
+        let is_answered = done.received > 0;
         if let Some(deadline) = self.deadline {
-            if !did.received && now < deadline {
+            if !is_answered && now < deadline {
                 return Some(now);
             }
-            *self = match did.received {
+            *self = match is_answered {
                 true => Patience::default(),
                 false => {
                     let vain = (self.vain + 1).min(MAX_VAIN);
                     Patience { deadline: None, vain, skip: 1 << vain }
                 }
             };
-            add(&stats.polls_answered, usize::from(did.received));
+            add(&stats.polls_answered, usize::from(is_answered));
             return None;
         }
-        if slept < QUIET || !did.sent || did.received {
+        if done.slept < QUIET || done.sent == 0 || is_answered {
             return None;
         }
         if self.skip > 0 {
@@ -75,10 +90,10 @@ impl Patience {
 mod tests {
     use super::*;
 
-    const SENT: Did = Did { sent: true, received: false };
-    const RECEIVED: Did = Did { sent: false, received: true };
-    const NOTHING: Did = Did { sent: false, received: false };
     const LONG: Duration = Duration::from_millis(2);
+    const SENT: Done = Done { sent: 1, received: 0, slept: LONG };
+    const RECEIVED: Done = Done { sent: 0, received: 1, slept: Duration::ZERO };
+    const NOTHING: Done = Done { sent: 0, received: 0, slept: Duration::ZERO };
 
     fn at(micros: u64) -> Instant {
         Instant::START + Duration::from_micros(micros)
@@ -89,13 +104,14 @@ mod tests {
         let (mut patience, stats) = (Patience::default(), WorkerStats::default());
         for round in 0..10 {
             let start = 10_000 * round;
-            assert_eq!(patience.wait_until(at(start), LONG, SENT, &stats), Some(at(start)));
+            assert_eq!(patience.wait_until(at(start), SENT, &stats), Some(at(start)));
+            assert_eq!(patience.wait_until(at(start + 100), NOTHING, &stats), Some(at(start + 100)));
+            assert_eq!(patience.wait_until(at(start + 200), RECEIVED, &stats), None);
             assert_eq!(
-                patience.wait_until(at(start + 100), Duration::ZERO, NOTHING, &stats),
-                Some(at(start + 100))
+                patience.wait_until(at(start + 5000), Done { slept: LONG, ..RECEIVED }, &stats),
+                None,
+                "no question"
             );
-            assert_eq!(patience.wait_until(at(start + 200), Duration::ZERO, RECEIVED, &stats), None);
-            assert_eq!(patience.wait_until(at(start + 5000), LONG, RECEIVED, &stats), None, "no question");
         }
         assert_eq!((stats.polls.into_inner(), stats.polls_answered.into_inner()), (10, 10));
     }
@@ -107,9 +123,9 @@ mod tests {
             (0..rounds)
                 .filter(|round| {
                     let start = 10_000 * round;
-                    let polls = patience.wait_until(at(start), LONG, SENT, &stats).is_some();
+                    let polls = patience.wait_until(at(start), SENT, &stats).is_some();
                     let then = if answered { RECEIVED } else { NOTHING };
-                    assert_eq!(patience.wait_until(at(start + 600), Duration::ZERO, then, &stats), None);
+                    assert_eq!(patience.wait_until(at(start + 600), then, &stats), None);
                     polls
                 })
                 .count()
@@ -123,10 +139,10 @@ mod tests {
     fn it_never_polls_under_load() {
         let (mut patience, stats) = (Patience::default(), WorkerStats::default());
         for slept in [0, 10, 500, 999].map(Duration::from_micros) {
-            assert_eq!(patience.wait_until(at(1000), slept, SENT, &stats), None);
+            assert_eq!(patience.wait_until(at(1000), Done { slept, ..SENT }, &stats), None);
         }
         assert_eq!(
-            patience.wait_until(at(1000), LONG, Did { sent: true, received: true }, &stats),
+            patience.wait_until(at(1000), Done { received: 1, ..SENT }, &stats),
             None,
             "its own answer"
         );

@@ -14,7 +14,7 @@ const MAX_OPEN: usize = 8;
 /// Bytes up to which a packet is small: an acknowledgment over IPv6 with all the options that fit.
 const SMALL_MAX: usize = 128;
 
-/// What decides on the train that a packet joins.
+/// What decides on the train that a packet joins; a train's tells what it takes, and the flows of all that it has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Ticket {
     /// The peer.
@@ -22,13 +22,13 @@ pub(super) struct Ticket {
     /// The packet's ECN bits: they go to the outer header, which is the train's.
     pub(super) ecn: u8,
     small: bool,
-    flow: Flows,
+    flows: Flows,
 }
 
 impl Ticket {
     /// For packets of `len` bytes to the peer in `slot`. `flow`: see [`crate::wire::ip::flow`].
     pub(super) fn new(slot: u32, ecn: u8, len: usize, flow: Option<u32>) -> Ticket {
-        Ticket { slot, ecn, small: len <= SMALL_MAX, flow: Flows::of(flow) }
+        Ticket { slot, ecn, small: len <= SMALL_MAX, flows: Flows::of(flow) }
     }
 }
 
@@ -49,12 +49,9 @@ impl Flows {
 
 /// A train under construction.
 pub(super) struct OpenTrain {
-    pub(super) slot: u32,
-    pub(super) ecn: u8,
+    pub(super) ticket: Ticket,
     pub(super) train: Train,
     pub(super) buf: Buf,
-    small: bool,
-    flows: Flows,
 }
 
 /// What has to happen before a packet is written.
@@ -90,14 +87,15 @@ impl OpenTrains {
 
     /// Where packets of `ticket` go; a train that they join counts them to its flows.
     pub(super) fn place(&mut self, ticket: Ticket) -> Place {
-        let Ticket { slot, ecn, small, flow } = ticket;
+        let Ticket { slot, ecn, small, flows } = ticket;
         let mine = self.position(|open| open.slot == slot && open.small == small);
-        let other = self.position(|open| open.slot == slot && open.small != small && open.flows.shares(flow));
+        let other =
+            self.position(|open| open.slot == slot && open.small != small && open.flows.shares(flows));
         match (mine, other) {
             (Some(mine), Some(other)) if mine < other => Place::Close(other),
             (Some(mine), _) => match &mut self.trains[mine] {
-                Some(open) if open.ecn == ecn => {
-                    open.flows.0 |= flow.0;
+                Some(open) if open.ticket.ecn == ecn => {
+                    open.ticket.flows.0 |= flows.0;
                     Place::Join(mine)
                 }
                 _ => Place::Close(mine),
@@ -109,15 +107,13 @@ impl OpenTrains {
 
     /// Begins a train in `buf` for packets of `ticket`, which [`Self::place`] allowed.
     pub(super) fn begin(&mut self, ticket: Ticket, buf: Buf) {
-        let Ticket { slot, ecn, small, flow } = ticket;
-        self.trains[self.len] =
-            Some(OpenTrain { slot, ecn, train: Train::default(), buf, small, flows: flow });
+        self.trains[self.len] = Some(OpenTrain { ticket, train: Train::default(), buf });
         self.len += 1;
     }
 
     /// Takes a train out: the one at `index`, or an older one that has to leave before it.
     pub(super) fn take(&mut self, index: usize) -> Option<OpenTrain> {
-        let (slot, flows) = self.trains.get(index)?.as_ref().map(|open| (open.slot, open.flows))?;
+        let Ticket { slot, flows, .. } = self.trains.get(index)?.as_ref()?.ticket;
         let first = self.position(|open| open.slot == slot && open.flows.shares(flows))?;
         let open = self.trains[first].take();
         self.trains[first..self.len].rotate_left(1);
@@ -125,7 +121,7 @@ impl OpenTrains {
         open
     }
 
-    fn position(&self, is: impl Fn(&OpenTrain) -> bool) -> Option<usize> {
-        self.trains[..self.len].iter().position(|open| open.as_ref().is_some_and(&is))
+    fn position(&self, is: impl Fn(&Ticket) -> bool) -> Option<usize> {
+        self.trains[..self.len].iter().position(|open| open.as_ref().is_some_and(|open| is(&open.ticket)))
     }
 }

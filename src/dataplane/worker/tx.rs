@@ -209,9 +209,9 @@ impl<'a, I: Io> Sender<'a, I> {
 
     /// Seals and queues the open train at `index`, or an older one that has to leave before it.
     fn close(&mut self, index: usize) {
-        let Some(OpenTrain { slot, ecn, train, mut buf, .. }) = self.open.take(index) else { return };
+        let Some(OpenTrain { ticket, train, mut buf }) = self.open.take(index) else { return };
         let (len, stride, count) = (train.len(), train.stride(), train.count());
-        let Some(peer) = self.peers.at(slot) else { return };
+        let Some(peer) = self.peers.at(ticket.slot) else { return };
         if count == 0 {
             return;
         }
@@ -224,7 +224,7 @@ impl<'a, I: Io> Sender<'a, I> {
         };
         session.seal_train(first, &mut buf[..len], stride);
         let rekey = session.wants_rekey(self.now);
-        self.io.send_udp(SendTrain { buf, len, stride, to, tos: ecn });
+        self.io.send_udp(SendTrain { buf, len, stride, to, tos: ticket.ecn });
         add(&self.outbox.stats.tx_trains, 1);
         add(&self.outbox.stats.tx_packets, count);
         peer.shared.tx_bytes.fetch_add(len as u64, Relaxed);
