@@ -124,7 +124,9 @@ pub fn prometheus(devices: &[Measured]) -> String {
         let Some(status) = &measured.status else { continue };
         samples.add("ringtun_up", "gauge", &[interface], status.up.into());
         for (name, value) in &status.handshakes {
-            samples.add(&format!("ringtun_slow_path_{name}_total"), "counter", &[interface], *value);
+            // What may fall again is named so; all the rest only counts up.
+            let (suffix, kind) = if name.ends_with("_now") { ("", "gauge") } else { ("_total", "counter") };
+            samples.add(&format!("ringtun_slow_path_{name}{suffix}"), kind, &[interface], *value);
         }
         for (id, worker) in status.workers.iter().enumerate() {
             let id = id.to_string();
@@ -152,7 +154,10 @@ mod tests {
             let counters = [("rx_owned", owned), ("strays_out", strays), ("rx_replayed", 0)];
             counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
         };
-        let status = Status { workers: vec![worker(60, 10), worker(30, 0)], up: true, ..Status::default() };
+        let slow = [("peers_spread", 3), ("peers_spread_now", 1)];
+        let handshakes = slow.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let workers = vec![worker(60, 10), worker(30, 0)];
+        let status = Status { workers, handshakes, up: true, ..Status::default() };
         let peer = PeerState { rx_bytes: 5, ..PeerState::new(PublicKey([1; 32])) };
         let device = DeviceState { peers: vec![peer], ..DeviceState::default() };
         Measured { name: name.to_owned(), status: Some(status), device }
@@ -169,6 +174,14 @@ mod tests {
         );
         assert!(!text.contains("rx_replayed"), "{text}");
         assert!(table(&Measured { status: None, ..measured("wg0") }).contains("another implementation"));
+    }
+
+    #[test]
+    fn what_is_so_now_is_a_gauge_and_what_ever_happened_a_counter() {
+        let text = prometheus(&[measured("wg0")]);
+        for metric in ["peers_spread_total counter", "peers_spread_now gauge"] {
+            assert!(text.contains(&format!("# TYPE ringtun_slow_path_{metric}\n")), "{metric}: {text}");
+        }
     }
 
     #[test]
