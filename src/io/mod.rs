@@ -209,7 +209,8 @@ pub trait Io {
     fn send_udp(&mut self, train: SendTrain);
 
     /// Queues one packet or super-packet: `pieces` of `buf`, the first beginning with a virtio-net header. The backend keeps
-    /// its clone of `buf` until the write is done. A super-packet that the kernel refuses is split and written again.
+    /// its clone of `buf` until the write is done. A super-packet that the kernel refuses is split and written again, after what
+    /// was flushed with it.
     fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]);
 
     /// Hands everything queued to the kernel.

@@ -1,7 +1,6 @@
 //! One queue of the TUN device: reads until it is empty, writes at once.
 //!
-//! A write runs the kernel's receive path on the caller's core and never waits (`tun_get_user`, Linux `drivers/net/tun.c`),
-//! so there is nothing to gain from queueing it: the packet leaves while it is still in the cache.
+//! A write runs the kernel's receive path on the caller's core and never waits (`tun_get_user`, Linux `drivers/net/tun.c`).
 
 use crate::io::IoStats;
 use crate::io::slab::{BUF_SIZE, SharedBuf};
@@ -100,25 +99,25 @@ impl TunQueue {
 
     /// Writes one packet or super-packet.
     pub(super) fn write(&mut self, buf: &SharedBuf, pieces: &[Range<usize>], stats: &mut IoStats) {
-        self.vectors.clear();
-        for piece in pieces {
-            let Some(bytes) = buf.get(piece.clone()) else {
-                debug_assert!(false, "a piece beyond its buffer");
-                stats.tun_write_errors += 1;
-                return;
-            };
-            self.vectors
-                .push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
-        }
-        if self.vectors.is_empty() || self.vectors.len() > MAX_PIECES {
+        if !point_at(&mut self.vectors, buf, pieces) {
             stats.tun_write_errors += 1;
             return;
         }
-        let kind = gso_kind(buf, pieces);
         // SAFETY: each vector is a part of `buf`, which is borrowed during the call.
-        let written = retry(|| unsafe { sys::writev(self.fd.as_fd(), &self.vectors) });
-        match (written, kind) {
-            (Ok(_), kind) => {
+        let outcome = retry(|| unsafe { sys::writev(self.fd.as_fd(), &self.vectors) });
+        self.wrote(outcome.map(drop), buf, pieces, stats);
+    }
+
+    /// Accounts for the outcome of a write; a super-packet that the kernel refused is split and written again.
+    pub(super) fn wrote(
+        &mut self,
+        outcome: sys::Result<()>,
+        buf: &SharedBuf,
+        pieces: &[Range<usize>],
+        stats: &mut IoStats,
+    ) {
+        match (outcome, gso_kind(buf, pieces)) {
+            (Ok(()), kind) => {
                 stats.tun_writes += 1;
                 if let Some(kind) = kind {
                     self.refused[kind] = 0;
@@ -166,6 +165,19 @@ impl TunQueue {
             }
         }
     }
+}
+
+/// Points `vectors` at `pieces` of `buf`. False: there are none or too many, or one lies beyond the buffer.
+pub(super) fn point_at(vectors: &mut Vec<libc::iovec>, buf: &SharedBuf, pieces: &[Range<usize>]) -> bool {
+    vectors.clear();
+    for piece in pieces {
+        let Some(bytes) = buf.get(piece.clone()) else {
+            debug_assert!(false, "a piece beyond its buffer");
+            return false;
+        };
+        vectors.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+    }
+    (1..=MAX_PIECES).contains(&vectors.len())
 }
 
 impl AsFd for TunQueue {

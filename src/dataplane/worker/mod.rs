@@ -139,7 +139,6 @@ impl Worker {
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
         let Some(controls) = self.take_controls(io, now) else { return Turn::Stop };
         let strays = self.take_strays(io, now);
-        // Frames last: what is written to the TUN device is often answered there at once.
         let trains = self.take_trains(io, now);
         let frames = self.take_frames(io, now);
         if controls || strays || frames || trains { Turn::Busy } else { Turn::Idle }
@@ -187,6 +186,8 @@ impl Worker {
             budget = budget.saturating_sub(cost(train.len));
             receiver.train(train);
         }
+        // Before the frames: what is written to the TUN device is often answered there at once.
+        receiver.io.flush();
         budget == 0
     }
 

@@ -103,6 +103,7 @@ fn a_super_packet_of_many_pieces_arrives_as_its_datagrams() {
         make_super(&mut packet, 1300);
         let cuts: Vec<usize> = (1..=40).map(|n| 38 + n * 1300).collect();
         write(&mut bench, &packet, &cuts);
+        bench.io.flush();
         let mut bytes = [0; 2000];
         for segment in payload.chunks(1300) {
             let len = socket.recv(&mut bytes).unwrap();
@@ -174,11 +175,13 @@ fn an_interface_that_is_down_costs_the_packets_only() {
         let (socket, port) = listener();
         ip("link set t0 down");
         write(&mut bench, &udp_packet(port, b"lost"), &[]);
+        bench.io.flush();
         assert_eq!(bench.io.stats().tun_write_errors, 1);
         bench.io.wait(Some(Instant::START)).unwrap();
         assert!(bench.io.recv_tun().is_none());
         ip("link set t0 up");
         write(&mut bench, &udp_packet(port, b"kept"), &[]);
+        bench.io.flush();
         assert_eq!(socket.recv(&mut [0; 100]).unwrap(), 4);
         socket.send_to(b"out", "10.9.0.2:9").unwrap();
         while bench.io.recv_tun().is_none_or(|frame| frame.buf[38..frame.len] != *b"out") {
@@ -235,6 +238,7 @@ fn tcp_flows_in_super_packets_both_ways() {
                 supers[1] += u32::from(len > 5000);
                 write(&mut bench, &frame[..len], &[10, len.min(600)]);
             }
+            bench.io.flush();
         }
         assert!(stream.join().unwrap() == pattern(BYTES, 1));
         echo.join().unwrap();
@@ -256,6 +260,7 @@ fn a_super_packet_that_the_kernel_refuses_is_split_and_then_no_more_are_wanted()
             let mut packet = udp_packet(port, &payload);
             make_super(&mut packet, 0xffff);
             write(&mut bench, &packet, &[38, 700]);
+            bench.io.flush();
             let len = socket.recv(&mut bytes).unwrap();
             assert_eq!(&bytes[..len], payload);
         }
@@ -264,5 +269,38 @@ fn a_super_packet_that_the_kernel_refuses_is_split_and_then_no_more_are_wanted()
         assert_eq!(bench.io.take_notice(), None);
         let stats = bench.io.stats();
         assert_eq!((stats.offload_fallbacks, stats.tun_writes, stats.tun_write_errors), (8, 8, 0));
+    });
+}
+
+#[test]
+fn a_super_packet_refused_among_others_costs_none_of_them() {
+    in_namespace(|backend| {
+        let mut bench = backend.bench();
+        let (socket, port) = listener();
+        bench.wait_until_quiet();
+        let free = bench.pool.free();
+        for n in 0..20 {
+            let mut packet = udp_packet(port, &pattern(1200, n));
+            if n % 7 == 3 {
+                make_super(&mut packet, 0xffff);
+            }
+            write(&mut bench, &packet, &[38, 700]);
+        }
+        bench.io.flush();
+        let mut bytes = [0; 2000];
+        let mut came: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..20 {
+            let len = socket.recv(&mut bytes).unwrap();
+            came.push(bytes[..len].to_vec());
+        }
+        let sent = |n: usize| pattern(1200, n);
+        // The refused ones may come after what was flushed with them; the others keep their order.
+        let whole: Vec<usize> = (0..20).filter(|n| n % 7 != 3).collect();
+        let places = whole.iter().map(|&n| came.iter().position(|packet| *packet == sent(n)).unwrap());
+        assert!(places.is_sorted());
+        assert!([3, 10, 17].into_iter().all(|n| came.contains(&sent(n))));
+        let stats = bench.io.stats();
+        assert_eq!((stats.offload_fallbacks, stats.tun_writes, stats.tun_write_errors), (3, 20, 0));
+        assert_eq!(bench.pool.free(), free);
     });
 }

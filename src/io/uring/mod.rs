@@ -2,10 +2,11 @@
 //!
 //! Datagrams come by multishot receives into provided buffers, so that one enter a turn brings many trains; the TUN queue is
 //! watched by a multishot poll and read until it is empty (several plain reads in flight would be handed to kernel threads);
-//! sends are one sendmmsg a turn and TUN writes are immediate, both in order and with their errors at once.
+//! sends are one sendmmsg a turn and TUN writes one enter, both in order and with their errors at once.
 
 mod buffers;
 mod ring;
+mod writes;
 
 use crate::io::edge::Edge;
 use crate::io::send::Family;
@@ -20,6 +21,7 @@ use std::collections::VecDeque;
 use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use writes::Writes;
 
 /// Failures of a socket's receive in a row that end the worker: it will not mend.
 const RECEIVE_FAILURES: u32 = 1024;
@@ -29,9 +31,12 @@ const CANCEL_ENTERS: usize = 64;
 const PROBE_BUFFERS: usize = 4;
 
 /// One worker's ring.
+///
+/// Fields drop in this order: the ring is closed before what its writes point at goes.
 pub struct Uring {
     ring: Ring,
     edge: Edge,
+    writes: Writes,
     waker: Waker,
     /// Received and not yet taken: at most one a provided buffer.
     came: VecDeque<(Buf, u32)>,
@@ -68,6 +73,7 @@ impl Uring {
             ring,
             came: VecDeque::with_capacity(Edge::receive_buffers(&pool)),
             edge: Edge::new(tun, pool),
+            writes: Writes::new(),
             waker,
             generation: 0,
             armed: Armed::default(),
@@ -127,6 +133,7 @@ impl Uring {
                     self.edge.flush();
                 }
                 Kind::Room => {}
+                Kind::Write => self.wrote(event.generation, event.outcome.map(drop)),
                 Kind::ReceiveV4 => self.take_receive(Family::V4, event),
                 Kind::ReceiveV6 => self.take_receive(Family::V6, event),
             }
@@ -190,6 +197,41 @@ impl Uring {
         }
     }
 
+    /// Hands the queued TUN writes to the kernel and hears what became of them: none waits (see [`crate::io::tunqueue`]).
+    fn flush_writes(&mut self) {
+        match self.writes.queued() {
+            0 => (),
+            // A system call of its own costs one write less than the way through the ring.
+            1 => {
+                let Uring { edge, writes, .. } = self;
+                if let Some(number) = writes.next() {
+                    writes.end(number, |buf, pieces| edge.write_tun(buf, pieces));
+                }
+            }
+            _ => self.submit_writes(),
+        }
+    }
+
+    fn submit_writes(&mut self) {
+        while let Some(number) = self.writes.next() {
+            let vectors = self.writes.vectors(number);
+            // SAFETY: `writes` keeps both until the outcome is told, and is dropped after the ring.
+            let pushed = unsafe { self.ring.write(number, self.edge.tun.as_fd(), vectors) };
+            if pushed.is_err() {
+                self.wrote(number, Err(libc::EAGAIN));
+            }
+        }
+        self.ring.submit();
+        self.take_events();
+        self.edge.tun.set_ready();
+    }
+
+    /// The outcome of TUN write `number` is known.
+    fn wrote(&mut self, number: u32, outcome: std::result::Result<(), i32>) {
+        let Uring { edge, writes, .. } = self;
+        writes.end(number, |buf, pieces| edge.tun.wrote(outcome, buf, pieces, &mut edge.stats));
+    }
+
     /// Polls, or sleeps; tells since when it slept.
     fn wake_or_sleep(&mut self, until: Option<Instant>) -> Result<Option<Instant>> {
         let polls = self.is_ready() || self.ring.has_events();
@@ -245,10 +287,16 @@ impl Io for Uring {
     }
 
     fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
-        self.edge.write_tun(buf, pieces);
+        if self.writes.is_full() {
+            self.flush_writes();
+        }
+        if !self.writes.push(buf, pieces) {
+            self.edge.stats.tun_write_errors += 1;
+        }
     }
 
     fn flush(&mut self) {
+        self.flush_writes();
         self.edge.flush();
     }
 

@@ -10,15 +10,16 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Requests between two enters, at most: two receives, three polls, and room.
-const SUBMISSIONS: u32 = 16;
+/// Requests between two enters, at most: two receives, three polls, and a batch of writes; a power of two.
+const SUBMISSIONS: u32 = 32;
 /// Completions: one a provided buffer and one a poll; beyond it the kernel queues them itself (NODROP).
 const COMPLETIONS: u32 = 256;
 
 /// Where a received train begins: `io_uring_recvmsg_out`, name and control data come before it.
 pub(super) const START: usize = 16 + NAME_LEN + CONTROL_LEN;
 
-/// What a completion is about. In `user_data`: this in the low byte, a generation above.
+/// What a completion is about. In `user_data`: this in the low byte, above it the generation of
+/// the sockets or, of a write, its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -27,11 +28,12 @@ pub(super) enum Kind {
     Room = 3,
     ReceiveV4 = 4,
     ReceiveV6 = 5,
+    Write = 6,
 }
 
 impl Kind {
     fn of(user_data: u64) -> Option<Kind> {
-        [Kind::Tun, Kind::Waker, Kind::Room, Kind::ReceiveV4, Kind::ReceiveV6]
+        [Kind::Tun, Kind::Waker, Kind::Room, Kind::ReceiveV4, Kind::ReceiveV6, Kind::Write]
             .into_iter()
             .find(|&kind| kind as u64 == user_data & 0xff)
     }
@@ -122,9 +124,28 @@ impl Ring {
         self.push(entry.user_data(kind.tag(generation)))
     }
 
+    /// Writes to `fd` what `vectors` point at.
+    ///
+    /// # Safety
+    /// The vectors and the bytes stay where they are until the completion is taken or the ring is gone.
+    pub(super) unsafe fn write(
+        &mut self,
+        number: u32,
+        fd: BorrowedFd<'_>,
+        vectors: &[libc::iovec],
+    ) -> Result<()> {
+        let entry = opcode::Writev::new(Fd(fd.as_raw_fd()), vectors.as_ptr(), vectors.len() as u32).build();
+        self.push(entry.user_data(Kind::Write.tag(number)))
+    }
+
+    /// Submits what is pushed. A failure leaves it there for the next enter.
+    pub(super) fn submit(&mut self) {
+        let _ = self.uring.submit();
+    }
+
     fn push(&mut self, entry: squeue::Entry) -> Result<()> {
         // SAFETY: polls point to nothing; a receive points to `header`, which lives as long as the ring, and to provided
-        // buffers, which `buffers` owns until a completion names them.
+        // buffers, which `buffers` owns until a completion names them; a write to what its caller vouches for.
         if unsafe { self.uring.submission().push(&entry) }.is_ok() {
             return Ok(());
         }
