@@ -6,7 +6,7 @@
 //! what it showed.
 //!
 //! This is the one place outside the I/O room with `unsafe`: a function compiled for a CPU feature may be called only where
-//! the CPU has it. The kernels themselves are safe code.
+//! the CPU has it, and ChaCha20's rounds are in assembly for AVX-512. The kernels are safe code else.
 
 #![allow(unsafe_code)]
 

@@ -1,0 +1,180 @@
+//! Poly1305 of eight packets at a time: radix-2^44 limbs and the 52-bit multiply-add of AVX-512 IFMA (the split of
+//! Bernstein's "poly1305-donna-64").
+
+use super::rounds::double_round_beside_product;
+use std::arch::x86_64::*;
+
+const MASK44: i64 = (1 << 44) - 1;
+const MASK42: i64 = (1 << 42) - 1;
+/// Bit 128 of each full Poly1305 block, in the third limb.
+const HIBIT: i64 = 1 << 40;
+
+/// Poly1305 of eight packets.
+pub(super) struct Poly {
+    r: Factor,
+    r_squared: Factor,
+    h: [__m512i; 3],
+}
+
+/// What sums are multiplied by: three limbs, then 20 times the second and the third: 5 for the reduction modulo 2^130 - 5, 4 for
+/// the limbs' 132 bits.
+struct Factor([__m512i; 5]);
+
+impl Factor {
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn new([r0, r1, r2]: [__m512i; 3]) -> Factor {
+        let times20 = |v| _mm512_add_epi64(_mm512_slli_epi64::<4>(v), _mm512_slli_epi64::<2>(v));
+        Factor([r0, r1, r2, times20(r1), times20(r2)])
+    }
+}
+
+/// A product before its carries: sums of the low 52 bits of the partial products, and sums of the rest, for each limb.
+struct Product {
+    low: [__m512i; 3],
+    high: [__m512i; 3],
+}
+
+impl Product {
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn zero() -> Product {
+        Product { low: [_mm512_setzero_si512(); 3], high: [_mm512_setzero_si512(); 3] }
+    }
+
+    /// Adds `a` times `b`.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn add(&mut self, a: &[__m512i; 3], b: &Factor) {
+        let [r0, r1, r2, s1, s2] = b.0;
+        for (i, factors) in [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]].into_iter().enumerate() {
+            for (&a, b) in a.iter().zip(factors) {
+                self.low[i] = _mm512_madd52lo_epu64(self.low[i], a, b);
+                self.high[i] = _mm512_madd52hi_epu64(self.high[i], a, b);
+            }
+        }
+    }
+
+    /// As [`Self::add`], beside two of ChaCha20's rounds on `v`.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn add_beside_rounds(&mut self, a: &[__m512i; 3], b: &Factor, v: &mut [__m512i; 16]) {
+        double_round_beside_product(v, &mut self.low, &mut self.high, a, &b.0);
+    }
+
+    /// The value in limbs of 44, 44 and 42 bits, of which the second may be a little more.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn carried(self) -> [__m512i; 3] {
+        let Product { low: [l0, l1, l2], high: [u0, u1, u2] } = self;
+        let mask44 = _mm512_set1_epi64(MASK44);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l0), _mm512_slli_epi64::<8>(u0));
+        let l1 = _mm512_add_epi64(l1, carry);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l1), _mm512_slli_epi64::<8>(u1));
+        let l2 = _mm512_add_epi64(l2, carry);
+        let carry = _mm512_add_epi64(_mm512_srli_epi64::<42>(l2), _mm512_slli_epi64::<10>(u2));
+        let times5 = _mm512_add_epi64(_mm512_slli_epi64::<2>(carry), carry);
+        let l0 = _mm512_add_epi64(_mm512_and_si512(l0, mask44), times5);
+        [
+            _mm512_and_si512(l0, mask44),
+            _mm512_add_epi64(_mm512_and_si512(l1, mask44), _mm512_srli_epi64::<44>(l0)),
+            _mm512_and_si512(l2, _mm512_set1_epi64(MASK42)),
+        ]
+    }
+}
+
+impl Poly {
+    /// From the one-time keys' first sixteen bytes as two 64-bit words across lanes.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    pub(super) fn new(low: __m512i, high: __m512i) -> Poly {
+        let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
+        let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
+        let limbs = limbs(low, high);
+        let r = Factor::new(limbs);
+        let mut square = Product::zero();
+        square.add(&limbs, &r);
+        Poly { r, r_squared: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
+    }
+
+    /// One full 16-byte block of each packet (low and high words): h = (h + m) r mod 2^130 - 5, partially reduced.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    pub(super) fn absorb(&mut self, low: __m512i, high: __m512i) {
+        let mut product = Product::zero();
+        product.add(&self.sum(low, high), &self.r);
+        self.h = product.carried();
+    }
+
+    /// Two blocks (low and high words in turn) with one carry for both, h = (h + m) r^2 + n r, beside four of ChaCha20's
+    /// rounds on `v`.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    pub(super) fn absorb_two_beside_rounds(&mut self, blocks: &[__m512i], v: &mut [__m512i; 16]) {
+        let mut product = Product::zero();
+        product.add_beside_rounds(&self.sum(blocks[0], blocks[1]), &self.r_squared, v);
+        product.add_beside_rounds(&full_block(blocks[2], blocks[3]), &self.r, v);
+        self.h = product.carried();
+    }
+
+    /// h + m.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    fn sum(&self, low: __m512i, high: __m512i) -> [__m512i; 3] {
+        let mut limbs = full_block(low, high);
+        for (limb, h) in limbs.iter_mut().zip(self.h) {
+            *limb = _mm512_add_epi64(*limb, h);
+        }
+        limbs
+    }
+
+    /// The tags as low and high words: h, fully reduced, plus the second half of the one-time key modulo 2^128 (RFC 8439,
+    /// section 2.5), as [`super::poly_tag`] does it for one packet.
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[inline]
+    pub(super) fn tags(&self, pad: (__m512i, __m512i)) -> (__m512i, __m512i) {
+        let (mask44, mask42) = (_mm512_set1_epi64(MASK44), _mm512_set1_epi64(MASK42));
+        let [mut h0, mut h1, mut h2] = self.h;
+        for _ in 0..2 {
+            h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+            h0 = _mm512_and_si512(h0, mask44);
+            h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
+            h1 = _mm512_and_si512(h1, mask44);
+            let carry = _mm512_srli_epi64::<42>(h2);
+            h0 = _mm512_add_epi64(h0, _mm512_add_epi64(_mm512_slli_epi64::<2>(carry), carry));
+            h2 = _mm512_and_si512(h2, mask42);
+        }
+        h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
+        h0 = _mm512_and_si512(h0, mask44);
+        // h + 5 carries into bit 130 exactly where h is not below 2^130 - 5.
+        let g0 = _mm512_add_epi64(h0, _mm512_set1_epi64(5));
+        let g1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(g0));
+        let g2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(g1));
+        let reduce = _mm512_cmpgt_epu64_mask(g2, mask42);
+        h0 = _mm512_mask_and_epi64(h0, reduce, g0, mask44);
+        h1 = _mm512_mask_and_epi64(h1, reduce, g1, mask44);
+        h2 = _mm512_mask_and_epi64(h2, reduce, g2, mask42);
+        let low = _mm512_or_si512(h0, _mm512_slli_epi64::<44>(h1));
+        let high = _mm512_or_si512(_mm512_srli_epi64::<20>(h1), _mm512_slli_epi64::<24>(h2));
+        let (low, high) = (_mm512_add_epi64(low, pad.0), _mm512_add_epi64(high, pad.1));
+        let carry = _mm512_cmplt_epu64_mask(low, pad.0);
+        (low, _mm512_mask_add_epi64(high, carry, high, _mm512_set1_epi64(1)))
+    }
+}
+
+/// The limbs of a block of sixteen bytes: its number plus 2^128.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn full_block(low: __m512i, high: __m512i) -> [__m512i; 3] {
+    let [m0, m1, m2] = limbs(low, high);
+    [m0, m1, _mm512_or_si512(m2, _mm512_set1_epi64(HIBIT))]
+}
+
+/// Sixteen bytes as limbs of 44, 44 and 40 bits.
+#[target_feature(enable = "avx512f,avx512ifma")]
+#[inline]
+fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
+    let mask44 = _mm512_set1_epi64(MASK44);
+    let middle = _mm512_or_si512(_mm512_srli_epi64::<44>(low), _mm512_slli_epi64::<20>(high));
+    [_mm512_and_si512(low, mask44), _mm512_and_si512(middle, mask44), _mm512_srli_epi64::<24>(high)]
+}
