@@ -3,7 +3,8 @@
 //! The rounds of one block are four chains of additions, exclusive ors and rotations that wait for each other; a CPU that
 //! starts two such instructions a cycle, one of them a rotation at most (Zen 4), is idle a fifth of the time. The
 //! multiply-adds of Poly1305 fill the gaps, if they stand between the rounds: far ahead of or behind them they are out of
-//! the CPU's sight, and there a compiler puts them, as it needs fewer registers so.
+//! the CPU's sight, and there a compiler puts them, as it needs fewer registers so. For the same reason neither piece of
+//! assembly is declared `pure`: it would be moved.
 
 use std::arch::asm;
 use std::arch::x86_64::__m512i;
@@ -71,6 +72,7 @@ macro_rules! multiply_add {
 }
 
 /// Two of the twenty rounds on all sixteen lanes.
+#[rustfmt::skip] // it would give each operand a line of its own
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 pub(super) fn double_round(v: &mut [__m512i; 16]) {
@@ -79,22 +81,11 @@ pub(super) fn double_round(v: &mut [__m512i; 16]) {
     unsafe {
         asm!(
             double_round!("", "", "", "", "", "", "", "", ""; "", "", "", "", "", "", "", "", ""),
-            v0 = inout(zmm_reg) * v0,
-            v1 = inout(zmm_reg) * v1,
-            v2 = inout(zmm_reg) * v2,
-            v3 = inout(zmm_reg) * v3,
-            v4 = inout(zmm_reg) * v4,
-            v5 = inout(zmm_reg) * v5,
-            v6 = inout(zmm_reg) * v6,
-            v7 = inout(zmm_reg) * v7,
-            v8 = inout(zmm_reg) * v8,
-            v9 = inout(zmm_reg) * v9,
-            v10 = inout(zmm_reg) * v10,
-            v11 = inout(zmm_reg) * v11,
-            v12 = inout(zmm_reg) * v12,
-            v13 = inout(zmm_reg) * v13,
-            v14 = inout(zmm_reg) * v14,
-            v15 = inout(zmm_reg) * v15,
+            v0 = inout(zmm_reg) *v0, v1 = inout(zmm_reg) *v1, v2 = inout(zmm_reg) *v2, v3 = inout(zmm_reg) *v3,
+            v4 = inout(zmm_reg) *v4, v5 = inout(zmm_reg) *v5, v6 = inout(zmm_reg) *v6, v7 = inout(zmm_reg) *v7,
+            v8 = inout(zmm_reg) *v8, v9 = inout(zmm_reg) *v9, v10 = inout(zmm_reg) *v10, v11 = inout(zmm_reg) *v11,
+            v12 = inout(zmm_reg) *v12, v13 = inout(zmm_reg) *v13, v14 = inout(zmm_reg) *v14,
+            v15 = inout(zmm_reg) *v15,
             options(nomem, nostack, preserves_flags)
         );
     }
