@@ -70,7 +70,22 @@ fn open_tun(name: &str) -> OwnedFd {
     fd
 }
 
-/// A device of one queue with all offloads, down, without addresses.
+/// TUNSETOFFLOAD: CSUM, TSO4, TSO6, USO4, USO6.
+const ALL_OFFLOADS: libc::c_uint = 0x67;
+/// CSUM, TSO4, TSO6: what there was before Linux 6.2.
+const TCP_OFFLOADS: libc::c_uint = 0x07;
+
+fn set_offloads(device: &OwnedFd, offloads: libc::c_uint) -> bool {
+    // SAFETY: the argument is a number.
+    unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD as _, offloads) == 0 }
+}
+
+/// Whether UDP super-packets pass through a TUN device of this kernel.
+fn has_udp_offload() -> bool {
+    set_offloads(&open_device("uso0", libc::IFF_TUN), ALL_OFFLOADS)
+}
+
+/// A device of one queue with all offloads that the kernel has, down, without addresses.
 fn open_device(name: &str, kind: i32) -> OwnedFd {
     // SAFETY: a constant C string.
     let fd =
@@ -84,8 +99,7 @@ fn open_device(name: &str, kind: i32) -> OwnedFd {
     request[16..18].copy_from_slice(&(flags as u16).to_ne_bytes());
     // SAFETY: an ifreq is 40 bytes.
     assert_eq!(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, request.as_mut_ptr()) }, 0);
-    // SAFETY: the argument is a number: CSUM, TSO4, TSO6, USO4, USO6.
-    assert_eq!(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, 0x67) }, 0);
+    assert!(set_offloads(&fd, ALL_OFFLOADS) || set_offloads(&fd, TCP_OFFLOADS), "{}", Error::last_os_error());
     std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/router_solicitations"), "0").ok();
     ip(&format!("link set {name} addrgenmode none"));
     fd

@@ -109,7 +109,8 @@ fn a_super_packet_of_many_pieces_arrives_as_its_datagrams() {
             let len = socket.recv(&mut bytes).unwrap();
             assert_eq!(&bytes[..len], segment);
         }
-        assert_eq!(bench.io.stats().tun_writes, 1);
+        let writes = if has_udp_offload() { 1 } else { 41 };
+        assert_eq!(bench.io.stats().tun_writes, writes);
     });
 }
 
@@ -135,6 +136,10 @@ fn packets_to_the_tunnel_are_read_in_order_at_the_start_of_the_buffer() {
 #[test]
 fn a_super_packet_of_the_kernel_is_read_whole() {
     in_namespace(|backend| {
+        if !has_udp_offload() {
+            let _ = std::io::stderr().write_all(b"skipped: no UDP super-packets through TUN (Linux 6.2)\n");
+            return;
+        }
         let mut bench = backend.bench();
         bench.wait_until_quiet();
         let (socket, _) = listener();
