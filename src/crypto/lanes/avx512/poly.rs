@@ -129,7 +129,7 @@ impl Poly {
     }
 
     /// The tags as low and high words: h, fully reduced, plus the second half of the one-time key modulo 2^128 (RFC 8439,
-    /// section 2.5), as [`super::poly_tag`] does it for one packet.
+    /// section 2.5), as [`crate::crypto::lanes::poly_tag`] does it for one packet.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn tags(&self, pad: (__m512i, __m512i)) -> (__m512i, __m512i) {

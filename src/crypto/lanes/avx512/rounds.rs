@@ -1,7 +1,7 @@
 //! ChaCha20's rounds in AVX-512, in assembly for the order of instructions.
 //!
-//! The rounds of one block are four chains of additions, exclusive ors and rotations that wait for each other; a CPU that
-//! starts two such instructions a cycle, one of them a rotation at most (Zen 4), is idle a fifth of the time. The
+//! The rounds of one block are four chains of additions, exclusive ors and rotations that wait for each other, which leaves a
+//! CPU idle now and then that starts two such instructions a cycle, one of them a rotation at most (Zen 4). The
 //! multiply-adds of Poly1305 fill the gaps, if they stand between the rounds: far ahead of or behind them they are out of
 //! the CPU's sight, and there a compiler puts them, as it needs fewer registers so. For the same reason neither piece of
 //! assembly is declared `pure`: it would be moved.
