@@ -14,6 +14,7 @@
 //! | [`routing`] | AllowedIPs: longest-prefix match |
 //! | [`index`] | receiver index to worker |
 //! | [`offload`] | split a super-packet, coalesce a run, build trains |
+//! | [`sys`] | thin safe wrappers of the kernel: ioctl, bpf(2), control messages, eventfd, clock |
 //! | [`io`] | the I/O trait and its backends, TUN, UDP sockets, steering |
 //! | [`dataplane`] | the worker, its mailboxes and statistics |
 //! | [`device`] | the slow path: peers, handshakes, timers, UAPI, netlink |
@@ -32,5 +33,6 @@ pub mod noise;
 pub mod offload;
 pub mod routing;
 pub mod sim;
+pub mod sys;
 pub mod time;
 pub mod wire;

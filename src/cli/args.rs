@@ -11,7 +11,8 @@ use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
 use crate::gateway::tunnel::{IoChoice, TunnelConfig};
-use crate::io::{inherit, tun};
+use crate::io::tun;
+use crate::sys::inherit;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 

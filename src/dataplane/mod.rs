@@ -8,12 +8,12 @@ pub mod worker;
 
 use crate::dataplane::stats::WorkerStats;
 use crate::io::udp::UdpSockets;
-use crate::io::waker::Waker;
 use crate::io::{Endpoint, LocalAddr, Notice};
 use crate::noise::cookie::Mac1Key;
 use crate::noise::session::{RecvSession, SendSession};
 use crate::noise::timers::Activity;
 use crate::routing::RouteTable;
+use crate::sys::waker::Waker;
 use crate::time::Instant;
 use crate::wire::message::MAX_HANDSHAKE_LEN;
 use crossbeam::queue::ArrayQueue;

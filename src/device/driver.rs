@@ -6,11 +6,11 @@ use crate::device::netlink::LinkEvent;
 use crate::device::status::Status;
 use crate::device::uapi::{self, Operation, SetRequest};
 use crate::device::{BindRequest, Device, Now, Output};
-use crate::io::clock::Clock;
-use crate::io::source;
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
+use crate::sys::clock::Clock;
+use crate::sys::source;
 use std::collections::VecDeque;
 use std::io::Error;
 use std::sync::Arc;
@@ -252,7 +252,7 @@ impl Driver {
             }
         }
         if shrunk {
-            crate::io::memory::give_back();
+            crate::sys::memory::give_back();
         }
         stuck
     }
@@ -284,7 +284,7 @@ fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec
     let config = UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro };
     udp::bind(&config).map_err(|error| {
         log::error!("cannot bind UDP port {}: {error}", wanted.port);
-        crate::io::error::errno(&error).unwrap_or(libc::EIO)
+        crate::sys::error::errno(&error).unwrap_or(libc::EIO)
     })
 }
 

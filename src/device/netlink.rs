@@ -3,7 +3,7 @@
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
 
-use crate::io::tun_namespace;
+use crate::sys::tun_namespace;
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};

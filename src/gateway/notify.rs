@@ -2,7 +2,7 @@
 
 use crate::device::runtime::{REPORT_INTERVAL, Reporter};
 use crate::device::status::Summary;
-use crate::io::clock::Clock;
+use crate::sys::clock::Clock;
 use std::ffi::OsStr;
 use std::io::{Error, ErrorKind, Result};
 use std::os::linux::net::SocketAddrExt;

@@ -1,6 +1,6 @@
 //! The UAPI socket's place in the file system: /var/run/wireguard/NAME.sock, umask 077, as wg(8) expects it.
 
-use crate::io::error::explain;
+use crate::sys::error::explain;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use std::io::{Error, ErrorKind, Result};
 use std::mem::MaybeUninit;

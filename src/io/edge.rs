@@ -1,12 +1,12 @@
 //! What both system-call backends have in common: everything but how they wait and how UDP comes in.
 
-use crate::io::clock::Clock;
-use crate::io::cmsg::{decode_control, decode_name};
 use crate::io::send::SendQueue;
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::tunqueue::TunQueue;
 use crate::io::udp::UdpSockets;
 use crate::io::{IoStats, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::sys::clock::Clock;
+use crate::sys::cmsg::{decode_control, decode_name};
 use crate::time::Instant;
 use std::ops::Range;
 use std::os::fd::OwnedFd;

@@ -3,14 +3,16 @@
 //! Everything is watched edge-triggered: what was ready stays marked so until a read finds it empty, and a full UDP socket,
 //! which stops the reading of the TUN, does not make the loop spin on it.
 
+#![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
+
 use crate::io::edge::{Edge, Received, shape};
 use crate::io::send::Family;
 use crate::io::slab::{Buf, Pool, SharedBuf};
-use crate::io::sys::Batch;
 use crate::io::udp::UdpSockets;
-use crate::io::waker::Waker;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
+use crate::sys::calls::Batch;
+use crate::sys::waker::Waker;
 use crate::time::Instant;
 use std::io::{Error, Result};
 use std::ops::Range;

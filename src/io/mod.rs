@@ -4,51 +4,28 @@
 //! All buffers come from one bounded [`slab::Pool`] a worker; a [`slab::Buf`] is owned by whoever holds it and returns to the
 //! pool on drop, so nothing here borrows from the backend.
 
-#![allow(unsafe_code)] // the I/O room: each block carries its SAFETY line
+#![cfg_attr(test, allow(unsafe_code))] // tests speak to the kernel by themselves
 
-mod bpf;
-mod cmsg;
 mod edge;
-pub mod error;
-pub mod inherit;
-mod ioctl;
-pub mod link;
 mod refusals;
 mod send;
-mod sys;
 mod tunqueue;
 
-pub mod clock;
-pub mod memory;
 pub mod mmsg;
-#[cfg(test)]
-mod netns;
 pub mod probe;
 pub mod slab;
-mod sockopt;
-pub mod source;
 pub mod steer;
 pub mod tun;
-pub mod tun_namespace;
 pub mod udp;
 pub mod uring;
-pub mod waker;
 
 use crate::io::slab::{Buf, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::offload::coalesce::CoalesceOptions;
+pub use crate::sys::cmsg::LocalAddr;
 use crate::time::Instant;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
-
-/// A local address to send from: what IP_PKTINFO / IPV6_PKTINFO told on receive.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LocalAddr {
-    /// The local IP address.
-    pub ip: IpAddr,
-    /// The interface's index; 0: any.
-    pub interface: u32,
-}
 
 /// Where a peer is, and from which local address to speak to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,7 +2,8 @@
 
 use crate::io::steer::TunSteering;
 use crate::io::tun::{Tun, TunConfig, TunOffloads};
-use std::io::{Error, Result};
+use crate::sys::namespace::in_new_network;
+use std::io::Result;
 use std::os::fd::AsFd;
 
 /// What the kernel took.
@@ -17,18 +18,12 @@ pub struct TunFeatures {
 /// Makes a TUN device, asks it, and removes it again, in a network namespace of a thread of its own: interfaces, addresses
 /// and routes of this host stay as they are, and nobody hears of it. Needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
 pub fn tun_features() -> Result<TunFeatures> {
-    let probe = || {
-        // SAFETY: unshare takes no pointers; CLONE_NEWNET changes the calling thread alone, which ends below.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return Err(Error::last_os_error());
-        }
+    in_new_network("ringtun-probe", || {
         let config = TunConfig { name: "ringtun-probe".into(), queues: 1, mtu: 1420, offloads: true };
         let tun = Tun::create(&config)?;
         let steering = TunSteering::attach(tun.queues[0].as_fd(), 1).map(drop);
         Ok(TunFeatures { offloads: tun.offloads, steering })
-    };
-    let ended = std::thread::Builder::new().name("ringtun-probe".into()).spawn(probe)?.join();
-    ended.unwrap_or_else(|_| Err(Error::other("the probe panicked")))
+    })
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@
 //! | EMSGSIZE | one datagram | that datagram is dropped |
 //! | any other | anything | the rest of the train is dropped |
 
+#![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
+
 use crate::io::refusals::Refusals;
-use crate::io::sys::Batch;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, IoStats, Notice, SendTrain};
 use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
+use crate::sys::calls::Batch;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::ControlFlow::{self, Break, Continue};

@@ -5,6 +5,8 @@
 //!   | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |            holders: [1, 3, 0, …]   (1: a Buf or a lone SharedBuf, 0: free)
 //! ```
 
+#![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
+
 use std::cell::{Cell, RefCell};
 use std::io::{Error, ErrorKind};
 use std::ptr::NonNull;

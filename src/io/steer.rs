@@ -7,9 +7,9 @@
 mod program;
 
 use crate::index::MAX_WORKERS;
-use crate::io::error::{explain, invalid};
-use crate::io::{bpf, ioctl, sockopt};
 use crate::routing::Prefix;
+use crate::sys::error::{explain, invalid};
+use crate::sys::{bpf, ioctl, sockopt};
 use crate::wire::message::DATA_OVERHEAD;
 use std::io;
 use std::net::IpAddr;

@@ -4,9 +4,9 @@
 //! one write takes one. Closing a queue moves the last one into its slot, so the number of queues never changes.
 
 use crate::index::MAX_WORKERS;
-use crate::io::error::{errno, explain, invalid};
-use crate::io::{ioctl, link};
 use crate::offload::coalesce::CoalesceOptions;
+use crate::sys::error::{errno, explain, invalid};
+use crate::sys::{ioctl, link};
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::fs::OpenOptions;
 use std::io;
@@ -189,7 +189,7 @@ fn set_offloads(queue: BorrowedFd<'_>, wanted: bool) -> io::Result<TunOffloads> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::netns::{eventually, in_netns, ip};
+    use crate::sys::netns::{eventually, in_netns, ip};
     use std::os::fd::AsRawFd;
 
     fn config(name: &str, queues: usize) -> TunConfig {

@@ -2,12 +2,14 @@
 //!
 //! A write runs the kernel's receive path on the caller's core and never waits (`tun_get_user`, Linux `drivers/net/tun.c`).
 
+#![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
+
 use crate::io::IoStats;
 use crate::io::slab::{BUF_SIZE, SharedBuf};
-use crate::io::sys;
 use crate::io::{CoalesceOptions, Notice};
 use crate::offload::split::{Progress, Splitter};
 use crate::offload::train::{Train, TrainLimits};
+use crate::sys::calls;
 use crate::wire::ip;
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::ops::Range;
@@ -85,7 +87,7 @@ impl TunQueue {
     /// Reads one frame; `None`: the queue is empty (or gone).
     pub(super) fn read(&mut self, into: &mut [u8]) -> Option<usize> {
         loop {
-            match sys::read(self.fd.as_fd(), into) {
+            match calls::read(self.fd.as_fd(), into) {
                 Ok(len) => return Some(len),
                 Err(libc::EINTR) => continue,
                 Err(libc::EAGAIN) => self.ready = false,
@@ -104,14 +106,14 @@ impl TunQueue {
             return;
         }
         // SAFETY: each vector is a part of `buf`, which is borrowed during the call.
-        let outcome = retry(|| unsafe { sys::writev(self.fd.as_fd(), &self.vectors) });
+        let outcome = retry(|| unsafe { calls::writev(self.fd.as_fd(), &self.vectors) });
         self.wrote(outcome.map(drop), buf, pieces, stats);
     }
 
     /// Accounts for the outcome of a write; a super-packet that the kernel refused is split and written again.
     pub(super) fn wrote(
         &mut self,
-        outcome: sys::Result<()>,
+        outcome: calls::Result<()>,
         buf: &SharedBuf,
         pieces: &[Range<usize>],
         stats: &mut IoStats,
@@ -154,7 +156,7 @@ impl TunQueue {
             let mut train = Train::default();
             let progress = splitter.write_into(&mut out, &mut train, 0, &TrainLimits::default());
             for segment in out[..train.len()].chunks_mut(train.stride().max(1)) {
-                match plain_packet(segment).map(|packet| retry(|| sys::write(self.fd.as_fd(), packet))) {
+                match plain_packet(segment).map(|packet| retry(|| calls::write(self.fd.as_fd(), packet))) {
                     Some(Ok(_)) => stats.tun_writes += 1,
                     Some(Err(errno)) => self.write_failed(errno, stats),
                     None => stats.tun_write_errors += 1,
@@ -203,7 +205,7 @@ fn gso_kind(buf: &SharedBuf, pieces: &[Range<usize>]) -> Option<usize> {
     }
 }
 
-fn retry(mut call: impl FnMut() -> sys::Result<usize>) -> sys::Result<usize> {
+fn retry(mut call: impl FnMut() -> calls::Result<usize>) -> calls::Result<usize> {
     loop {
         match call() {
             Err(libc::EINTR) => {}

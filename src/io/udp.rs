@@ -5,8 +5,9 @@
 //! the group stays whole until it and every worker have let go. Only then is the port free again.
 
 use crate::index::MAX_WORKERS;
-use crate::io::error::{errno, explain, invalid};
-use crate::io::{sockopt, steer};
+use crate::io::steer;
+use crate::sys::error::{errno, explain, invalid};
+use crate::sys::sockopt;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

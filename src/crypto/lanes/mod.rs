@@ -5,7 +5,7 @@
 //! included, and Poly1305 needs no powers of r. `benches/aead.rs` measures both against each other; [`Kernel::pays`] holds
 //! what it showed.
 //!
-//! This is the one place outside the I/O room with `unsafe`: a function compiled for a CPU feature may be called only where
+//! `unsafe` stands here for two reasons: a function compiled for a CPU feature may be called only where
 //! the CPU has it, and ChaCha20's rounds are in assembly for AVX-512. The kernels are safe code else.
 
 #![allow(unsafe_code)]

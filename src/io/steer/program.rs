@@ -10,7 +10,7 @@
 //! ```
 
 use crate::index::MAX_WORKERS;
-use crate::io::bpf::{Assembler, Helper, If, Insn, Label, Op, Reg, Width};
+use crate::sys::bpf::{Assembler, Helper, If, Insn, Label, Op, Reg, Width};
 use crate::wire::ip;
 use std::os::fd::BorrowedFd;
 

@@ -1,7 +1,7 @@
 use super::*;
-use crate::io::netns::{eventually, in_netns, ip};
 use crate::io::tun::{Tun, TunConfig, TunOffloads};
 use crate::io::udp::{UdpConfig, UdpSockets, bind};
+use crate::sys::netns::{eventually, in_netns, ip};
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::fs::File;
 use std::io::{ErrorKind, Read};

@@ -237,9 +237,9 @@ fn tcp_flows_in_super_packets_both_ways() {
             bench.io.wait(Some(Clock.now() + Duration::from_millis(1))).unwrap();
             while let Some(frame) = bench.io.recv_tun() {
                 supers[0] += u32::from(frame.len > 5000);
-                let _ = crate::io::sys::write(far_fd, &frame.buf[..frame.len]);
+                let _ = crate::sys::calls::write(far_fd, &frame.buf[..frame.len]);
             }
-            while let Ok(len) = crate::io::sys::read(far_fd, &mut frame) {
+            while let Ok(len) = crate::sys::calls::read(far_fd, &mut frame) {
                 supers[1] += u32::from(len > 5000);
                 write(&mut bench, &frame[..len], &[10, len.min(600)]);
             }

@@ -1,4 +1,5 @@
 use super::*;
+use std::net::IpAddr;
 
 #[test]
 fn a_train_arrives_with_its_stride_sender_local_address_and_ecn() {
@@ -340,7 +341,7 @@ fn a_full_socket_keeps_order_and_stops_the_reading_of_the_tun() {
         }
         let mut frame = [0; 2000];
         let mut order = Vec::new();
-        while let Ok(len) = crate::io::sys::read(std::os::fd::AsFd::as_fd(&outer), &mut frame) {
+        while let Ok(len) = crate::sys::calls::read(std::os::fd::AsFd::as_fd(&outer), &mut frame) {
             if len == 10 + 14 + 28 + 600 {
                 order.push(frame[52]);
             }

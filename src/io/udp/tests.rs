@@ -1,5 +1,5 @@
 use super::*;
-use crate::io::netns::{eventually, in_netns, ip};
+use crate::sys::netns::{eventually, in_netns, ip};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::os::fd::BorrowedFd;

@@ -4,6 +4,8 @@
 //! watched by a multishot poll and read until it is empty (several plain reads in flight would be handed to kernel threads);
 //! sends are one sendmmsg a turn and TUN writes one enter, both in order and with their errors at once.
 
+#![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
+
 mod buffers;
 mod ring;
 mod writes;
@@ -12,9 +14,9 @@ use crate::io::edge::Edge;
 use crate::io::send::Family;
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::io::waker::Waker;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
+use crate::sys::waker::Waker;
 use crate::time::Instant;
 use ring::{Event, Kind, Ring, START};
 use std::collections::VecDeque;

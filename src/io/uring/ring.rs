@@ -1,9 +1,9 @@
 //! The ring itself: set-up in steps, multishot requests and their completions as events.
 
 use super::buffers::{BufferRing, GROUP};
-use crate::io::cmsg::{CONTROL_LEN, NAME_LEN};
 use crate::io::edge::{Edge, Received, Shape, shape};
 use crate::io::slab::{Buf, Pool};
+use crate::sys::cmsg::{CONTROL_LEN, NAME_LEN};
 use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use std::io::{Error, ErrorKind, Result};

@@ -1,6 +1,6 @@
 //! Wakes a sleeping worker or the slow path: an eventfd.
 
-use crate::io::sys;
+use crate::sys::calls;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
@@ -24,13 +24,13 @@ impl Waker {
     /// Wakes the sleeper, now or when it next sleeps.
     pub fn wake(&self) {
         // The one possible failure is EAGAIN of a counter at its maximum, and then the sleeper is awake already.
-        let _ = sys::write(self.0.as_fd(), &1u64.to_ne_bytes());
+        let _ = calls::write(self.0.as_fd(), &1u64.to_ne_bytes());
     }
 
     /// Takes the ring back, after waking. Look at the queues after it, not before.
     pub fn clear(&self) {
         // EAGAIN: nobody rang.
-        let _ = sys::read(self.0.as_fd(), &mut [0; 8]);
+        let _ = calls::read(self.0.as_fd(), &mut [0; 8]);
     }
 
     /// The sleeper's end on a tokio runtime (of the calling thread): readable once the waker was rung.

@@ -25,7 +25,7 @@ pub fn explain(error: io::Error, what: impl Display) -> io::Error {
     io::Error::new(error.kind(), Explained { errno: errno(&error), message })
 }
 
-/// The error number of an error of the I/O room, explained or bare. [`io::Error::raw_os_error`] knows only the bare ones.
+/// The error number of an error, explained or bare. [`io::Error::raw_os_error`] knows only the bare ones.
 pub fn errno(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or_else(|| error.get_ref()?.downcast_ref::<Explained>()?.errno)
 }

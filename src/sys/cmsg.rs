@@ -1,13 +1,21 @@
 //! Names and control messages of UDP sockets, as bytes (Linux `include/linux/socket.h`, `net/ipv4/udp.c`,
 //! `net/ipv4/ip_sockglue.c`, `net/ipv6/datagram.c`). Both backends encode and decode through this file.
 
-use crate::io::LocalAddr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
+/// A local address to send from: what IP_PKTINFO / IPV6_PKTINFO told on receive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalAddr {
+    /// The local IP address.
+    pub ip: IpAddr,
+    /// The interface's index; 0: any.
+    pub interface: u32,
+}
+
 /// Room for a name: sockaddr_in6 takes 28; 48 puts the payload of an io_uring receive at a multiple of 64.
-pub(super) const NAME_LEN: usize = 48;
+pub(crate) const NAME_LEN: usize = 48;
 /// Room for control data. Largest receive: UDP_GRO 24 + IPV6_PKTINFO 40 + IPV6_TCLASS 24; largest send the same.
-pub(super) const CONTROL_LEN: usize = 128;
+pub(crate) const CONTROL_LEN: usize = 128;
 
 /// `struct cmsghdr`: length (a size_t), level and type (ints).
 const HEADER: usize = size_of::<usize>() + 8;
@@ -17,13 +25,13 @@ const ALIGN: usize = size_of::<usize>();
 /// A socket address as the kernel reads and writes it.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Name([u8; NAME_LEN]);
+pub(crate) struct Name([u8; NAME_LEN]);
 
 impl Name {
-    pub(super) const EMPTY: Name = Name([0; NAME_LEN]);
+    pub(crate) const EMPTY: Name = Name([0; NAME_LEN]);
 
     /// Writes `to` and returns its length.
-    pub(super) fn set(&mut self, to: &SocketAddr) -> usize {
+    pub(crate) fn set(&mut self, to: &SocketAddr) -> usize {
         let bytes = &mut self.0;
         bytes[2..4].copy_from_slice(&to.port().to_be_bytes());
         match to {
@@ -43,18 +51,18 @@ impl Name {
         }
     }
 
-    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.0.as_mut_ptr()
     }
 
     /// The first `len` bytes, or all.
-    pub(super) fn bytes(&self, len: usize) -> &[u8] {
+    pub(crate) fn bytes(&self, len: usize) -> &[u8] {
         self.0.get(..len).unwrap_or(&self.0)
     }
 }
 
 /// Reads a sockaddr_in or sockaddr_in6.
-pub(super) fn decode_name(name: &[u8]) -> Option<SocketAddr> {
+pub(crate) fn decode_name(name: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(*name.first_chunk()?));
     let port = u16::from_be_bytes(*name.get(2..)?.first_chunk()?);
     match family {
@@ -74,30 +82,30 @@ pub(super) fn decode_name(name: &[u8]) -> Option<SocketAddr> {
 /// Control data under construction, or received.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Control {
+pub(crate) struct Control {
     bytes: [u8; CONTROL_LEN],
     len: usize,
 }
 
 impl Control {
-    pub(super) const EMPTY: Control = Control { bytes: [0; CONTROL_LEN], len: 0 };
+    pub(crate) const EMPTY: Control = Control { bytes: [0; CONTROL_LEN], len: 0 };
 
     /// Forgets all messages.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.len = 0;
     }
 
     /// Bytes of all messages appended.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.bytes.as_mut_ptr()
     }
 
     /// The first `len` bytes, or all.
-    pub(super) fn bytes(&self, len: usize) -> &[u8] {
+    pub(crate) fn bytes(&self, len: usize) -> &[u8] {
         self.bytes.get(..len).unwrap_or(&self.bytes)
     }
 
@@ -117,12 +125,12 @@ impl Control {
     }
 
     /// UDP_SEGMENT: exactly a u16 (`udp_cmsg_send` refuses any other length).
-    pub(super) fn push_segment(&mut self, size: u16) {
+    pub(crate) fn push_segment(&mut self, size: u16) {
         self.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
     }
 
     /// The source address: struct in_pktinfo (index, source, unused) or in6_pktinfo (source, index).
-    pub(super) fn push_source(&mut self, from: &LocalAddr) {
+    pub(crate) fn push_source(&mut self, from: &LocalAddr) {
         match from.ip {
             IpAddr::V4(ip) => {
                 let mut data = [0; 12];
@@ -140,7 +148,7 @@ impl Control {
     }
 
     /// DSCP and ECN bits as IP_TOS or IPV6_TCLASS: an int for both.
-    pub(super) fn push_tos(&mut self, to: &SocketAddr, tos: u8) {
+    pub(crate) fn push_tos(&mut self, to: &SocketAddr, tos: u8) {
         let value = i32::from(tos).to_ne_bytes();
         match to {
             SocketAddr::V4(_) => self.push(libc::IPPROTO_IP, libc::IP_TOS, &value),
@@ -151,17 +159,17 @@ impl Control {
 
 /// What control data told about a received train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// UDP_GRO's segment size; `None`: one datagram.
-    pub(super) stride: Option<usize>,
+    pub(crate) stride: Option<usize>,
     /// Local address.
-    pub(super) to: Option<LocalAddr>,
+    pub(crate) to: Option<LocalAddr>,
     /// ECN bits.
-    pub(super) ecn: u8,
+    pub(crate) ecn: u8,
 }
 
 /// Reads control data. `None`: it made no sense.
-pub(super) fn decode_control(mut control: &[u8]) -> Option<Told> {
+pub(crate) fn decode_control(mut control: &[u8]) -> Option<Told> {
     let mut told = Told::default();
     while control.len() >= HEADER {
         let len = usize::from_ne_bytes(*control.first_chunk()?);

@@ -1,24 +1,24 @@
 //! The few system calls of the data path, as functions over slices; errors are the bare errno, cheap to match.
 
-use crate::io::cmsg::{CONTROL_LEN, Control, NAME_LEN, Name};
+use crate::sys::cmsg::{CONTROL_LEN, Control, NAME_LEN, Name};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A system call's outcome.
-pub(super) type Result<T> = std::result::Result<T, i32>;
+pub(crate) type Result<T> = std::result::Result<T, i32>;
 
 fn outcome(value: isize) -> Result<usize> {
     usize::try_from(value).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// read(2).
-pub(super) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
+pub(crate) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes at most `len` bytes into this exclusively borrowed slice.
     outcome(unsafe { libc::read(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len()) })
 }
 
 /// write(2).
-pub(super) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
+pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the kernel reads `len` bytes of this borrowed slice.
     outcome(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
 }
@@ -27,7 +27,7 @@ pub(super) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
 ///
 /// # Safety
 /// Every vector points to readable bytes.
-pub(super) unsafe fn writev(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> Result<usize> {
+pub(crate) unsafe fn writev(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> Result<usize> {
     // SAFETY: the vectors are valid by this function's contract; their count is that of the slice.
     outcome(unsafe { libc::writev(fd.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) })
 }
@@ -35,7 +35,7 @@ pub(super) unsafe fn writev(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> Resu
 /// Names, control data and vectors for one sendmmsg or recvmmsg, kept from call to call.
 ///
 /// The headers point into the other boxes, which never move or change size.
-pub(super) struct Batch {
+pub(crate) struct Batch {
     headers: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     names: Box<[Name]>,
@@ -44,7 +44,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Room for `count` messages.
-    pub(super) fn new(count: usize) -> Batch {
+    pub(crate) fn new(count: usize) -> Batch {
         // SAFETY: mmsghdr is plain data for which all zeros (null pointers, zero lengths) is a valid value.
         let empty: libc::mmsghdr = unsafe { std::mem::zeroed() };
         let vector = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -57,12 +57,12 @@ impl Batch {
     }
 
     /// How many messages fit.
-    pub(super) fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.headers.len()
     }
 
     /// Makes message `n` one that sends `bytes`; the control data is built by `control`.
-    pub(super) fn set_send(
+    pub(crate) fn set_send(
         &mut self,
         n: usize,
         bytes: &[u8],
@@ -78,7 +78,7 @@ impl Batch {
     }
 
     /// Makes message `n` one that receives into `bytes`.
-    pub(super) fn set_receive(&mut self, n: usize, bytes: &mut [u8]) {
+    pub(crate) fn set_receive(&mut self, n: usize, bytes: &mut [u8]) {
         self.vectors[n] = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         self.set_header(n, NAME_LEN, CONTROL_LEN);
     }
@@ -102,7 +102,7 @@ impl Batch {
     ///
     /// # Safety
     /// The bytes given to [`Self::set_send`] for these messages are still there.
-    pub(super) unsafe fn send(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
+    pub(crate) unsafe fn send(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
         let headers = &mut self.headers[..count];
         // SAFETY: the headers point into this batch's boxes and to bytes that live by this function's contract.
         let sent = unsafe {
@@ -115,7 +115,7 @@ impl Batch {
     ///
     /// # Safety
     /// The bytes given to [`Self::set_receive`] for these messages are still there, borrowed by nobody.
-    pub(super) unsafe fn receive(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
+    pub(crate) unsafe fn receive(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
         let headers = &mut self.headers[..count];
         // SAFETY: as for `send`; the kernel writes within the lengths that the headers state.
         let came = unsafe {
@@ -131,7 +131,7 @@ impl Batch {
     }
 
     /// What message `n` brought: bytes, flags, name, control data.
-    pub(super) fn received(&self, n: usize) -> (usize, i32, &[u8], &[u8]) {
+    pub(crate) fn received(&self, n: usize) -> (usize, i32, &[u8], &[u8]) {
         let header = &self.headers[n];
         let name = self.names[n].bytes(header.msg_hdr.msg_namelen as usize);
         let control = self.controls[n].bytes(header.msg_hdr.msg_controllen as _);

@@ -3,7 +3,7 @@
 //! All of this acts in the calling thread's network namespace. An interface that was moved to another one is not found
 //! there (ENODEV); its queues work on, so callers report such an error and go on.
 
-use crate::io::error::invalid;
+use crate::sys::error::invalid;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
@@ -77,7 +77,7 @@ fn set(index: u32, flags: LinkFlags, mask: LinkFlags, attributes: Vec<LinkAttrib
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::netns::in_netns;
+    use crate::sys::netns::in_netns;
 
     #[test]
     fn an_interface_that_is_gone_is_reported() {

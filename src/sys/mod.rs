@@ -1,0 +1,21 @@
+//! Thin safe wrappers of the kernel: one system interface a file, without policy. What a call needs to be sound stands in its
+//! file; what it is for is the caller's to decide.
+
+#![allow(unsafe_code)] // the floor that speaks to the kernel: each block carries its SAFETY line
+
+pub(crate) mod bpf;
+pub(crate) mod calls;
+pub mod clock;
+pub(crate) mod cmsg;
+pub mod error;
+pub mod inherit;
+pub(crate) mod ioctl;
+pub mod link;
+pub mod memory;
+pub mod namespace;
+#[cfg(test)]
+pub(crate) mod netns;
+pub(crate) mod sockopt;
+pub mod source;
+pub mod tun_namespace;
+pub mod waker;
