@@ -17,7 +17,8 @@
 //! | [`sys`] | thin safe wrappers of the kernel: ioctl, bpf(2), control messages, eventfd, clock |
 //! | [`io`] | the I/O trait and its backends, TUN, UDP sockets, steering |
 //! | [`dataplane`] | the worker, its mailboxes and statistics |
-//! | [`device`] | the slow path: peers, handshakes, timers, UAPI, netlink |
+//! | [`device`] | peers, handshakes, timers, UAPI: what the slow path decides, sans-IO |
+//! | [`slowpath`] | the thread that drives a device: runtime, netlink, control socket |
 //! | [`gateway`] | a tunnel's whole life: device, workers, slow path, end |
 //! | [`cli`] | arguments, output, exit codes |
 //! | [`sim`] | whole devices in one thread from one seed |
@@ -33,6 +34,7 @@ pub mod noise;
 pub mod offload;
 pub mod routing;
 pub mod sim;
+pub mod slowpath;
 pub mod sys;
 pub mod time;
 pub mod wire;

@@ -19,13 +19,30 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dataplane", &["io", "sys", "offload", "index", "routing", "noise", "crypto", "wire"]),
     ("device", &["dataplane", "io", "sys", "offload", "index", "routing", "noise", "crypto", "wire"]),
     (
-        "gateway",
+        "slowpath",
         &["device", "dataplane", "io", "sys", "offload", "index", "routing", "noise", "crypto", "wire"],
+    ),
+    (
+        "gateway",
+        &[
+            "slowpath",
+            "device",
+            "dataplane",
+            "io",
+            "sys",
+            "offload",
+            "index",
+            "routing",
+            "noise",
+            "crypto",
+            "wire",
+        ],
     ),
     (
         "cli",
         &[
             "gateway",
+            "slowpath",
             "device",
             "dataplane",
             "io",

@@ -1,4 +1,5 @@
-//! The slow path: peers, handshakes, timers, cookies under load, UAPI. [`Device`] is sans-IO; [`runtime`] drives it.
+//! What the slow path decides: peers, handshakes, timers, cookies under load, UAPI. All of it is sans-IO; [`crate::slowpath`]
+//! drives a [`Device`].
 //!
 //! ```text
 //!   handle_handshake ──> handshakes ─┐                    ┌─> Output::Control(worker, …)
@@ -8,20 +9,17 @@
 //!   apply, set_up ─────> config ─────┘
 //! ```
 //!
-//! One thread calls it. After every `handle_*`, `set_*`, `bound` and `apply` the driver drains [`Device::poll_output`] and
+//! One thread calls it. After every `handle_*`, `set_*`, `bound` and `apply` that thread drains [`Device::poll_output`] and
 //! asks [`Device::poll_timeout`] again.
 
 mod allowed;
 mod balance;
 mod config;
-mod driver;
 mod handshakes;
 mod indices;
 mod lifecycle;
-pub mod netlink;
 mod outbox;
 mod peer;
-pub mod runtime;
 mod stats;
 pub mod status;
 mod table;

@@ -1,7 +1,7 @@
 //! What a service manager is told: sd_notify(3), which is a datagram of lines to the socket that NOTIFY_SOCKET names.
 
-use crate::device::runtime::{REPORT_INTERVAL, Reporter};
 use crate::device::status::Summary;
+use crate::slowpath::runtime::{REPORT_INTERVAL, Reporter};
 use crate::sys::clock::Clock;
 use std::ffi::OsStr;
 use std::io::{Error, ErrorKind, Result};

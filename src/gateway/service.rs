@@ -3,13 +3,13 @@
 //! Each change of the host is a run of this very program (`up`, `reload`, `down`) of its own: what a person does by hand and
 //! what the manager does is the same, and its output is the journal's.
 
-use crate::device::runtime::REPORT_INTERVAL;
 use crate::device::status::{SESSION_LIFE, Summary};
 use crate::gateway::client;
 use crate::gateway::config::Place;
 use crate::gateway::control::DeviceState;
 use crate::gateway::itself;
 use crate::gateway::notify::{Notify, describe};
+use crate::slowpath::runtime::REPORT_INTERVAL;
 use rustix::process::{Pid, Signal as Kill, kill_process};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -2,13 +2,13 @@
 //! operations. [`super::runtime`] calls it from its loop.
 
 use crate::dataplane::{Control, Event, Links};
-use crate::device::netlink::LinkEvent;
 use crate::device::status::Status;
 use crate::device::uapi::{self, Operation, SetRequest};
 use crate::device::{BindRequest, Device, Now, Output};
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
+use crate::slowpath::netlink::LinkEvent;
 use crate::sys::clock::Clock;
 use crate::sys::source;
 use std::collections::VecDeque;

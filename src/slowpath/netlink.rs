@@ -23,7 +23,7 @@ const RELISTEN: Duration = Duration::from_millis(200);
 
 /// What netlink told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LinkEvent {
+pub(super) enum LinkEvent {
     /// The interface's state; sent once at first, then at each change.
     State {
         /// IFF_UP.
@@ -36,7 +36,7 @@ pub enum LinkEvent {
 }
 
 /// Starts the thread that follows the interface of `queue` until the device is gone or the receiver is dropped.
-pub fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
+pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
     std::thread::Builder::new().name("ringtun-link".into()).spawn(move || {
         while tun_namespace::interface_name(queue.as_fd()).is_ok() && !events.is_closed() {
             if let Err(error) = listen_where_it_lives(&queue, &events) {
@@ -49,7 +49,7 @@ pub fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
 }
 
 /// Starts the thread that reports local addresses which go away in the namespace of this process.
-pub fn follow_addresses(events: Sender<LinkEvent>) -> Result<()> {
+pub(super) fn follow_addresses(events: Sender<LinkEvent>) -> Result<()> {
     std::thread::Builder::new().name("ringtun-addr".into()).spawn(move || {
         while !events.is_closed() {
             if let Err(error) = block_on(listen_for_addresses(&events)) {

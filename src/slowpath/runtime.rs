@@ -5,11 +5,11 @@
 
 use crate::dataplane::Links;
 use crate::device::Device;
-use crate::device::driver::Driver;
-use crate::device::netlink;
 use crate::device::status::Summary;
 use crate::device::uapi::{self, Framer, Operation};
 use crate::io::steer::TunSteering;
+use crate::slowpath::driver::Driver;
+use crate::slowpath::netlink;
 use std::io::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;

@@ -1,0 +1,11 @@
+//! The slow path's thread: it drives a [`crate::device::Device`], which decides, and touches the world for it.
+//!
+//! ```text
+//!   UAPI connections ─┐                                 ┌─> mailboxes of the workers
+//!   workers' queues ──┼─> runtime ─> driver ─> Device ──┼─> sockets: bind, mark
+//!   netlink, timers ──┘                                 └─> TUN steering
+//! ```
+
+mod driver;
+mod netlink;
+pub mod runtime;
