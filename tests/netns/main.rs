@@ -8,17 +8,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // the helpers of a test are tests
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod bulk;
 mod dns;
 mod failures;
 mod fallbacks;
 mod firewall;
-mod guest;
 mod hostile;
-mod implementation;
 mod interop;
 mod keys;
-mod lab;
 mod lifecycle;
 mod load;
 mod memory;
@@ -28,3 +28,5 @@ mod reload;
 mod story;
 mod tool;
 mod updown;
+
+use common::{implementation, lab};

@@ -3,16 +3,11 @@
 //! The comparisons need root, /dev/net/tun and `wg`; where something is missing a test says `SKIPPED: … because …` on standard
 //! error and passes: `scripts/test` counts those lines.
 
-#[path = "../netns/guest.rs"]
-#[allow(dead_code)]
-mod guest;
-#[path = "../netns/implementation.rs"]
-#[allow(dead_code)]
-mod implementation;
-#[path = "../netns/lab.rs"]
-#[allow(dead_code)]
-mod lab;
+#[path = "../common/mod.rs"]
+mod common;
 
 mod doctor;
 mod service;
 mod show;
+
+use common::{implementation, lab};

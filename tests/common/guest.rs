@@ -1,8 +1,8 @@
 //! A guest in QEMU whose kernel brings its own WireGuard; `scripts/peers kernel` makes its image. Its card hangs on a TAP
 //! device in a namespace; commands go through its second serial line (see `scripts/guest-image`).
 
-use crate::implementation::peers_directory;
-use crate::lab::{Host, Process, find_program};
+use crate::common::implementation::peers_directory;
+use crate::common::lab::{Host, Process, find_program};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::io::{BufRead, BufReader, Write};

@@ -1,7 +1,7 @@
 //! Hosts (a namespace, or a guest with a kernel of its own), processes in them, and wires between them. Everything made
 //! here goes away with its owner, also when a test panics.
 
-use crate::guest::Guest;
+use crate::common::guest::Guest;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

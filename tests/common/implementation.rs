@@ -1,7 +1,7 @@
 //! The WireGuard implementations, and a running device of one.
 
-use crate::guest;
-use crate::lab::{Host, Process, eventually, serial, skip, wait_for};
+use crate::common::guest;
+use crate::common::lab::{Host, Process, eventually, serial, skip, wait_for};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
