@@ -1,7 +1,6 @@
 //! `generate`: man pages and completions, for packages.
 
-use super::args::Cli;
-use clap::{CommandFactory, Subcommand};
+use clap::Subcommand;
 use clap_complete::Shell;
 use std::path::{Path, PathBuf};
 
@@ -19,18 +18,19 @@ pub(super) enum GenerateCommand {
     },
 }
 
-pub(super) fn run(command: &GenerateCommand) -> Result<(), String> {
-    let (directory, write): (_, fn(&Path) -> std::io::Result<()>) = match command {
+/// Writes what `command` asks for; `program` describes the whole command line.
+pub(super) fn run(command: &GenerateCommand, program: clap::Command) -> Result<(), String> {
+    let (directory, write): (_, fn(clap::Command, &Path) -> std::io::Result<()>) = match command {
         GenerateCommand::Man { directory } => (directory, man),
         GenerateCommand::Completions { directory } => (directory, completions),
     };
-    let done = std::fs::create_dir_all(directory).and_then(|()| write(directory));
+    let done = std::fs::create_dir_all(directory).and_then(|()| write(program, directory));
     done.map_err(|error| format!("{}: {error}", directory.display()))
 }
 
-fn man(directory: &Path) -> std::io::Result<()> {
+fn man(program: clap::Command, directory: &Path) -> std::io::Result<()> {
     // What stands in the environment of whoever builds the package is no part of the manual.
-    let mut command = Cli::command().disable_help_subcommand(true).mut_args(|arg| arg.hide_env_values(true));
+    let mut command = program.disable_help_subcommand(true).mut_args(|arg| arg.hide_env_values(true));
     // Gives each subcommand its full name.
     command.build();
     write_pages(command, directory)
@@ -47,9 +47,9 @@ fn write_pages(command: clap::Command, directory: &Path) -> std::io::Result<()> 
     children.into_iter().try_for_each(|child| write_pages(child, directory))
 }
 
-fn completions(directory: &Path) -> std::io::Result<()> {
+fn completions(mut program: clap::Command, directory: &Path) -> std::io::Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "ringtun", directory)?;
+        clap_complete::generate_to(shell, &mut program, "ringtun", directory)?;
     }
     Ok(())
 }
@@ -57,12 +57,14 @@ fn completions(directory: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::Cli;
+    use clap::CommandFactory;
 
     #[test]
     fn every_subcommand_has_a_page_and_every_shell_its_completions() {
         let directory = std::env::temp_dir().join(format!("rt-generate-{}", std::process::id()));
-        run(&GenerateCommand::Man { directory: directory.clone() }).unwrap();
-        run(&GenerateCommand::Completions { directory: directory.clone() }).unwrap();
+        run(&GenerateCommand::Man { directory: directory.clone() }, Cli::command()).unwrap();
+        run(&GenerateCommand::Completions { directory: directory.clone() }, Cli::command()).unwrap();
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             let page =
                 std::fs::read_to_string(directory.join(format!("ringtun-{}.8", command.get_name()))).unwrap();

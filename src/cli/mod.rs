@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
         Some(Command::Show(args)) => show::show(&args),
         Some(Command::Showconf(args)) => show::showconf(&args),
         Some(Command::Status(args)) => show::status(&args),
-        Some(Command::Generate(command)) => generate::run(&command),
+        Some(Command::Generate(command)) => generate::run(&command, Cli::command()),
         Some(Command::Doctor(args)) => match doctor::run(&args) {
             Ok(code) => return code,
             Err(message) => Err(message),

@@ -10,16 +10,14 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::crypto::lanes;
+pub(crate) use crate::crypto::segment::counter;
+pub use crate::crypto::segment::{HEADER_LEN, TAG_LEN};
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
 #[cfg(target_arch = "x86_64")]
 use subtle::ConstantTimeEq;
 
-/// Bytes before the text of each segment.
-pub const HEADER_LEN: usize = 16;
-/// Bytes after the text of each segment.
-pub const TAG_LEN: usize = 16;
 /// Largest number of segments in a train: one bit each in [`Opened`].
 pub const MAX_SEGMENTS: usize = 128;
 /// Bytes of an XChaCha20-Poly1305 nonce.
@@ -156,12 +154,6 @@ fn expand(key: &[u8; 32]) -> LessSafeKey {
 #[cfg(target_arch = "x86_64")]
 fn equal_segments(len: usize, stride: usize) -> Option<usize> {
     (stride >= HEADER_LEN + TAG_LEN).then_some(len / stride * stride)
-}
-
-/// The counter in the header of one segment.
-pub(crate) fn counter(segment: &[u8]) -> Option<u64> {
-    let (_, counter) = segment.first_chunk::<HEADER_LEN>()?.split_last_chunk()?;
-    Some(u64::from_le_bytes(*counter))
 }
 
 type Parts<'a> = (&'a mut [u8; HEADER_LEN], &'a mut [u8], &'a mut [u8; TAG_LEN]);

@@ -34,7 +34,7 @@ pub fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
     state.finalize_fixed().into()
 }
 
-/// HMAC-BLAKE2s-256.
+/// HMAC-BLAKE2s-256 of the concatenated `parts` under `key` (RFC 2104).
 pub fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut padded = Zeroizing::new([0; BLOCK_LEN]);
     match padded.get_mut(..key.len()) {

@@ -5,6 +5,7 @@ pub mod hash;
 #[cfg(target_arch = "x86_64")]
 pub mod lanes;
 pub mod random;
+mod segment;
 pub mod x25519;
 
 /// What the tests of this room and of the next one share.

@@ -16,7 +16,7 @@ pub const ETHERNET: u32 = 1500;
 pub const UDP: u32 = 8;
 /// Type, receiver index and counter.
 pub const WIREGUARD_HEADER: u32 = 16;
-/// Poly1305.
+/// Poly1305's tag.
 pub const TAG: u32 = 16;
 /// TCP's header without options.
 const TCP: u32 = 20;

@@ -16,15 +16,22 @@ pub const TCP_HEADER_LEN: usize = 20;
 pub const UDP_HEADER_LEN: usize = 8;
 
 /// The flags byte of a TCP header (RFC 9293 section 3.1, RFC 3168 section 6.1).
-#[allow(missing_docs)]
 pub mod tcp_flags {
+    /// The sender has no more data.
     pub const FIN: u8 = 0x01;
+    /// Sequence numbers are synchronized.
     pub const SYN: u8 = 0x02;
+    /// The connection is reset.
     pub const RST: u8 = 0x04;
+    /// Data is to be handed over at once.
     pub const PSH: u8 = 0x08;
+    /// The acknowledgment number counts.
     pub const ACK: u8 = 0x10;
+    /// The urgent pointer counts.
     pub const URG: u8 = 0x20;
+    /// Congestion was experienced (RFC 3168).
     pub const ECE: u8 = 0x40;
+    /// The congestion window was reduced (RFC 3168).
     pub const CWR: u8 = 0x80;
 }
 

@@ -13,7 +13,7 @@
 mod avx2;
 mod avx512;
 
-use super::aead::{HEADER_LEN, TAG_LEN};
+use super::segment::{HEADER_LEN, TAG_LEN};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// What this CPU offers.
@@ -147,7 +147,7 @@ impl<'a, const N: usize> Unit<'a, N> {
     fn new(train: &'a mut [u8], stride: usize, packets: usize) -> Unit<'a, N> {
         let mut counters = [0; N];
         for (counter, segment) in counters.iter_mut().zip(train.chunks_exact(stride)) {
-            *counter = super::aead::counter(segment).unwrap_or_default();
+            *counter = super::segment::counter(segment).unwrap_or_default();
         }
         Unit { train, stride, packets, text_len: text_len(stride), counters }
     }

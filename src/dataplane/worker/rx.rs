@@ -257,7 +257,7 @@ impl<I: Io> Receiver<'_, I> {
                 add(&stats.rx_bad_inner, 1);
                 continue;
             };
-            // Device-wide longest prefix: a peer cannot speak from a subnet of another's (rule 9 of the design).
+            // Device-wide longest prefix: a peer cannot speak from a subnet of another's (rule 9).
             if self.peers.route(info.source) != Some(slot) {
                 add(&stats.rx_bad_source, 1);
                 continue;
@@ -318,7 +318,7 @@ struct Opened {
     accepted: usize,
 }
 
-/// The peer speaks from `origin`, authentically: that is where it is now (rule 7 of the design; kernel
+/// The peer speaks from `origin`, authentically: that is where it is now (rule 7; kernel
 /// `wg_socket_set_endpoint_from_skb`). This worker believes it at once; others hear of it from the slow path, which also decides
 /// whether our address need be pinned: where no address was pinned so far, none is until it says so.
 fn roam(peer: &mut Peer, outbox: &mut Outbox, origin: Origin) {

@@ -2,7 +2,7 @@
 //!
 //! A peer may have two: one of small packets, one of larger ones. Acknowledgments that run between full-size segments would
 //! otherwise end each other's trains, as a train's segments are of one size. Packets of one flow leave in the order in which
-//! they came (rule 3 of the design), because
+//! they came (rule 3), because
 //! - a packet joins a train only if none of its flow is in a younger train of its peer, and
 //! - a train that shares a flow with an older one of its peer does not leave before that.
 

@@ -1,6 +1,6 @@
 //! TUN frame to UDP train: route, split into an open train of the peer's, seal, queue.
 //!
-//! Order (rule 3 of the design): packets of one flow leave in the order in which they came ([`super::trains`] says how), and
+//! Order (rule 3): packets of one flow leave in the order in which they came ([`super::trains`] says how), and
 //! what a peer has staged goes before anything newer. A [`Sender`] lives for part of one turn and leaves no train open behind
 //! it.
 

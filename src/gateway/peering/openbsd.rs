@@ -361,5 +361,4 @@ fn split(line: &str) -> Result<Vec<Zeroizing<String>>, String> {
 }
 
 #[cfg(test)]
-#[path = "openbsd_tests.rs"]
 mod tests;

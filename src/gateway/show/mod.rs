@@ -1,11 +1,13 @@
 //! A running device as text, to the letter of wg(8)'s `show` and `showconf`, and as JSON.
 
 mod json;
+mod paint;
 mod pretty;
 mod units;
 
 pub use json::{InterfaceJson, json};
-pub use pretty::{Paint, pretty};
+pub use paint::Paint;
+pub use pretty::pretty;
 
 use crate::crypto::x25519::SharedSecret;
 use crate::gateway::control::{DeviceState, PeerState};

@@ -1,57 +1,10 @@
 //! The form for people.
 
+use super::paint::{GREEN, Paint, RESET, YELLOW};
 use super::units::{ago, bytes, duration};
 use super::{Text, View, address, endpoint, none, public_key, put, text_for};
 use crate::gateway::control::PeerState;
 use std::cmp::Reverse;
-
-/// Whether to colour, and how.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Paint {
-    /// Escape sequences, as on a terminal.
-    pub colours: bool,
-}
-
-const RESET: &str = "\x1b[0m";
-const BOLD: &str = "\x1b[1m";
-const RED: &str = "\x1b[31m";
-const GREEN: &str = "\x1b[32m";
-const YELLOW: &str = "\x1b[33m";
-const CYAN: &str = "\x1b[36m";
-
-impl Paint {
-    /// WG_COLOR_MODE: `always`, `never`, else only on a terminal.
-    pub fn chosen(mode: Option<&str>, terminal: bool) -> Paint {
-        Paint { colours: mode == Some("always") || (mode != Some("never") && terminal) }
-    }
-
-    fn code(self, code: &'static str) -> &'static str {
-        if self.colours { code } else { "" }
-    }
-
-    fn wrap(self, code: &'static str, text: &str) -> String {
-        format!("{}{text}{}", self.code(code), self.code(RESET))
-    }
-
-    pub(super) fn cyan(self, text: &str) -> String {
-        self.wrap(CYAN, text)
-    }
-
-    pub(super) fn red(self, text: &str) -> String {
-        self.wrap(RED, text)
-    }
-
-    /// `interface: wg0`.
-    fn heading(self, colour: &'static str, what: &str, name: &str) -> String {
-        let (colour, bold, reset) = (self.code(colour), self.code(BOLD), self.code(RESET));
-        format!("{colour}{bold}{what}{reset}: {colour}{name}{reset}\n")
-    }
-
-    /// `  endpoint: `.
-    fn label(self, what: &str) -> String {
-        format!("  {}: ", self.wrap(BOLD, what))
-    }
-}
 
 /// `wg show NAME`. `verbose` adds each peer's name and owning worker.
 pub fn pretty(view: &View, paint: Paint, verbose: bool) -> Text {

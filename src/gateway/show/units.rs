@@ -1,6 +1,6 @@
 //! Times and amounts in words, as wg(8) has them.
 
-use super::pretty::Paint;
+use super::paint::Paint;
 
 /// `1 minute, 3 seconds`; nothing for zero.
 pub(super) fn duration(paint: Paint, seconds: u64) -> String {

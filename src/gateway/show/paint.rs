@@ -1,0 +1,49 @@
+//! Colours of what people read on a terminal.
+
+/// Whether to colour, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Paint {
+    /// Escape sequences, as on a terminal.
+    pub colours: bool,
+}
+
+pub(super) const RESET: &str = "\x1b[0m";
+const BOLD: &str = "\x1b[1m";
+const RED: &str = "\x1b[31m";
+pub(super) const GREEN: &str = "\x1b[32m";
+pub(super) const YELLOW: &str = "\x1b[33m";
+const CYAN: &str = "\x1b[36m";
+
+impl Paint {
+    /// WG_COLOR_MODE: `always`, `never`, else only on a terminal.
+    pub fn chosen(mode: Option<&str>, terminal: bool) -> Paint {
+        Paint { colours: mode == Some("always") || (mode != Some("never") && terminal) }
+    }
+
+    pub(super) fn code(self, code: &'static str) -> &'static str {
+        if self.colours { code } else { "" }
+    }
+
+    pub(super) fn wrap(self, code: &'static str, text: &str) -> String {
+        format!("{}{text}{}", self.code(code), self.code(RESET))
+    }
+
+    pub(super) fn cyan(self, text: &str) -> String {
+        self.wrap(CYAN, text)
+    }
+
+    pub(super) fn red(self, text: &str) -> String {
+        self.wrap(RED, text)
+    }
+
+    /// `interface: wg0`.
+    pub(super) fn heading(self, colour: &'static str, what: &str, name: &str) -> String {
+        let (colour, bold, reset) = (self.code(colour), self.code(BOLD), self.code(RESET));
+        format!("{colour}{bold}{what}{reset}: {colour}{name}{reset}\n")
+    }
+
+    /// `  endpoint: `.
+    pub(super) fn label(self, what: &str) -> String {
+        format!("  {}: ", self.wrap(BOLD, what))
+    }
+}
