@@ -1,9 +1,15 @@
-//! The house stays as drawn: who may import whom, where `unsafe` may stand, how long a file may be.
+//! The house stays as drawn: who may import whom, where `unsafe` may stand, how long a file and a function may be, that every
+//! file is part of the program, and that the documentation says what is there.
 
 #![allow(clippy::unwrap_used)] // all of it is test code
 
+mod documents;
+mod functions;
+mod modules;
+mod source;
+
+use source::sources;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 
 /// The rooms, from the ground floor up, and what each may import besides itself and `time`.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -75,71 +81,6 @@ const UNSAFE_OUTSIDE_SYS: &[&str] = &[
 const MAX_LINES: usize = 600;
 /// Lines above an `unsafe` within which its SAFETY comment stands.
 const SAFETY_LINES: usize = 3;
-
-struct Source {
-    /// Path below `src`.
-    path: String,
-    lines: Vec<String>,
-    /// Lines before the tests at the end of the file; 0 for a file of tests.
-    code: usize,
-}
-
-impl Source {
-    fn room(&self) -> &str {
-        self.path.split('/').next().unwrap_or_default().trim_end_matches(".rs")
-    }
-
-    /// Lines of code outside tests: number and text without comments.
-    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines = self.lines.iter().take(self.code).enumerate();
-        lines.map(|(i, line)| (i + 1, without_comment(line)))
-    }
-}
-
-fn without_comment(line: &str) -> &str {
-    match line.trim_start().starts_with("//") {
-        true => "",
-        false => line.split(" // ").next().unwrap_or(line),
-    }
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut found = Vec::new();
-    files(&root, &mut found);
-    found.sort();
-    let source = |path: &PathBuf| {
-        let lines: Vec<String> = std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect();
-        let path = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-        let of_tests = path.ends_with("tests.rs") || path.contains("/tests/");
-        let code = if of_tests { 0 } else { end_of_code(&lines) };
-        Source { path, lines, code }
-    };
-    found.iter().map(source).collect()
-}
-
-/// Where `#[cfg(test)] mod … {` begins, which stands last in a file.
-fn end_of_code(lines: &[String]) -> usize {
-    let begins = |pair: &[String]| {
-        let (cfg, module) = (pair[0].trim(), pair[1].trim());
-        cfg.starts_with("#[cfg(")
-            && cfg.contains("test")
-            && module.starts_with("mod ")
-            && module.ends_with('{')
-    };
-    lines.windows(2).position(begins).unwrap_or(lines.len())
-}
 
 fn is_ident(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
