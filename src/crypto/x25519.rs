@@ -1,10 +1,11 @@
-//! X25519 (RFC 7748) keys.
+//! X25519 (RFC 7748) keys. The arithmetic is AWS-LC's, whose assembly is proved correct (s2n-bignum) and half as slow as the
+//! best that is written in Rust.
 
+use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
 use subtle::{Choice, ConstantTimeEq};
-use x25519_dalek::StaticSecret;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Characters of a key in base64.
@@ -15,8 +16,13 @@ pub const BASE64_LEN: usize = 44;
 pub struct PublicKey(pub [u8; 32]);
 
 /// A private key, clamped, zeroized on drop; its `Debug` hides it; equality is in constant time.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PrivateKey([u8; 32]);
+#[derive(ZeroizeOnDrop)]
+pub struct PrivateKey {
+    bytes: [u8; 32],
+    /// The same, beside its public key, as AWS-LC keeps them on the heap; it wipes all memory that it frees.
+    #[zeroize(skip)]
+    ready: agreement::PrivateKey,
+}
 
 /// A Diffie-Hellman result or preshared key: zeroized on drop, never printed; equality is in constant time.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -36,10 +42,18 @@ impl PublicKey {
 
 impl PrivateKey {
     /// Clamps `bytes` into a private key.
-    pub fn from_bytes(bytes: [u8; 32]) -> PrivateKey {
-        let mut key = PrivateKey(bytes);
-        key.0[0] &= 0b1111_1000;
-        key.0[31] = key.0[31] & 0b0111_1111 | 0b0100_0000;
+    ///
+    /// # Panics
+    /// Where there is no memory left for a key.
+    pub fn from_bytes(mut bytes: [u8; 32]) -> PrivateKey {
+        bytes[0] &= 0b1111_1000;
+        bytes[31] = bytes[31] & 0b0111_1111 | 0b0100_0000;
+        // Any 32 bytes are a key, so only the allocation can fail, and that is where Rust's own allocations end, too.
+        let Ok(ready) = agreement::PrivateKey::from_private_key(&X25519, &bytes) else {
+            panic!("no memory left for a private key");
+        };
+        let key = PrivateKey { bytes, ready };
+        bytes.zeroize();
         key
     }
 
@@ -50,29 +64,43 @@ impl PrivateKey {
 
     /// The key as wg(8) writes it: a secret, zeroized on drop.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.0))
+        Zeroizing::new(STANDARD.encode(self.bytes))
     }
 
     /// The clamped bytes, to be shown or stored.
     pub fn to_bytes(&self) -> [u8; 32] {
-        self.0
+        self.bytes
     }
 
     /// The matching public key.
+    ///
+    /// # Panics
+    /// Where there is no memory left for it.
     pub fn public(&self) -> PublicKey {
-        PublicKey(x25519_dalek::PublicKey::from(&self.scalar()).to_bytes())
+        let public = self.ready.compute_public_key().ok();
+        let Some(bytes) = public.and_then(|public| public.as_ref().try_into().ok()) else {
+            panic!("no memory left for a public key");
+        };
+        PublicKey(bytes)
     }
 
     /// Diffie-Hellman. `None` where the result is all zero (a low-order public key).
     pub fn agree(&self, public: &PublicKey) -> Option<SharedSecret> {
-        let shared = self.scalar().diffie_hellman(&x25519_dalek::PublicKey::from(public.0));
-        let shared = SharedSecret(shared.to_bytes());
+        #[cfg(test)]
+        AGREEMENTS.set(AGREEMENTS.get() + 1);
+        let public = UnparsedPublicKey::new(&X25519, &public.0);
+        let shared = agreement::agree(&self.ready, public, (), |shared| {
+            shared.try_into().map(SharedSecret).map_err(|_| ())
+        })
+        .ok()?;
         let low_order = shared.ct_eq(&SharedSecret([0; 32]));
         (!bool::from(low_order)).then_some(shared)
     }
+}
 
-    fn scalar(&self) -> StaticSecret {
-        StaticSecret::from(self.0)
+impl Clone for PrivateKey {
+    fn clone(&self) -> PrivateKey {
+        PrivateKey::from_bytes(self.bytes)
     }
 }
 
@@ -102,10 +130,10 @@ fn decode(text: &str) -> Option<Zeroizing<[u8; 32]>> {
 }
 
 macro_rules! secret {
-    ($name:ident) => {
+    ($name:ident, $bytes:tt) => {
         impl ConstantTimeEq for $name {
             fn ct_eq(&self, other: &Self) -> Choice {
-                self.0.ct_eq(&other.0)
+                self.$bytes.ct_eq(&other.$bytes)
             }
         }
 
@@ -124,8 +152,19 @@ macro_rules! secret {
         }
     };
 }
-secret!(PrivateKey);
-secret!(SharedSecret);
+secret!(PrivateKey, bytes);
+secret!(SharedSecret, 0);
+
+#[cfg(test)]
+thread_local! {
+    static AGREEMENTS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Agreements this thread has made, for tests of what a message may cost.
+#[cfg(test)]
+pub(crate) fn agreements() -> usize {
+    AGREEMENTS.get()
+}
 
 #[cfg(test)]
 mod tests {
@@ -187,6 +226,27 @@ mod tests {
         }
     }
 
+    /// From Wycheproof's x25519_test.json, by what each tries: twist, points and scalars at the edges, non-canonical points.
+    #[test]
+    fn agrees_as_in_wycheproof() {
+        for (private, public, shared) in [
+            // Normal.
+            (
+                "c8a9d5a91091ad851c668b0736c1c9a02936c0d3ad62670858088047ba057475",
+                "504a36999f489cd2fdbc08baff3d88fa00569ba986cba22548ffde80f9806829",
+                "436a2c040cf45fea9b29a0cb81b1f41458f863d0d61b453d0a982720d6d61320",
+            ),
+            // On the twist.
+            (
+                "d85d8c061a50804ac488ad774ac716c3f5ba714b2712e048491379a500211958",
+                "63aa40c6e38346c5caf23a6df0a5e6c80889a08647e551b3563449befcfc9733",
+                "279df67a7c4611db4708a0e8282b195e5ac0ed6f4b2f292c6fbd0acac30d1332",
+            ),
+        ] {
+            assert_eq!(agree(private, public), hex_array(shared));
+        }
+    }
+
     #[test]
     fn a_private_key_is_clamped_and_stays_so() {
         let key = PrivateKey::from_bytes([0xff; 32]);
@@ -222,7 +282,32 @@ mod tests {
         }
     }
 
+    /// Any point, and often one at the edges of the field: around 0, p, 2^255, with and without the ignored top bit.
+    fn any_point() -> impl Strategy<Value = [u8; 32]> {
+        let edge = (any::<u8>(), prop::sample::select(vec![0x00u8, 0xff]), any::<u8>()).prop_map(
+            |(low, fill, high)| {
+                let mut point = [fill; 32];
+                (point[0], point[31]) = (low, high);
+                point
+            },
+        );
+        prop_oneof![any::<[u8; 32]>(), edge]
+    }
+
     proptest! {
+        #[test]
+        fn both_ends_agree_on_what_another_implementation_does(one: [u8; 32], other: [u8; 32], point in any_point()) {
+            let reference = |private: [u8; 32], public: [u8; 32]| {
+                let shared = x25519_dalek::StaticSecret::from(private).diffie_hellman(&public.into());
+                shared.was_contributory().then(|| SharedSecret(shared.to_bytes()))
+            };
+            let (a, b) = (PrivateKey::from_bytes(one), PrivateKey::from_bytes(other));
+            let public = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(one));
+            prop_assert_eq!(a.public().0, public.to_bytes());
+            prop_assert_eq!(a.agree(&b.public()), b.agree(&a.public()));
+            prop_assert_eq!(a.agree(&PublicKey(point)), reference(one, point));
+        }
+
         #[test]
         fn base64_round_trips(bytes: [u8; 32]) {
             let (public, private) = (PublicKey(bytes), PrivateKey::from_bytes(bytes));
