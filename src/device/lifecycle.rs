@@ -85,7 +85,7 @@ impl Device {
     /// accepted from peers stay, so that no old initiation can be replayed if the key comes back.
     pub(super) fn set_private_key(&mut self, now: Now, key: Option<PrivateKey>) {
         let identity = key.map(Identity::new);
-        // First, so that no handshake with ourselves is ever precomputed.
+        // We are no peer of ours (kernel: `wg_set_device`).
         if let Some(slot) = identity.as_ref().and_then(|identity| self.peers.find(identity.public())) {
             self.remove_peer(slot);
         }
@@ -99,7 +99,7 @@ impl Device {
         for slot in self.peers.slots() {
             self.forget_secrets(slot);
             if let Some(peer) = self.peers.get_mut(slot) {
-                peer.handshake.set_identity(self.identity.as_ref());
+                peer.handshake.identity_changed();
             }
             if self.is_up() {
                 self.restart_timers(now, slot);
@@ -109,7 +109,7 @@ impl Device {
 
     /// Adds a peer.
     pub(super) fn add_peer(&mut self, key: PublicKey, psk: SharedSecret) -> u32 {
-        let handshake = Handshake::new(self.identity.as_ref(), key, psk);
+        let handshake = Handshake::new(key, psk);
         let id = self.peers.insert(key, |id, owner| {
             Peer::new(key, Arc::new(PeerShared::new(id, owner)), handshake, CookieJar::new(&key))
         });

@@ -38,7 +38,7 @@ counters! {
     dropped_malformed,
     /// Dropped: a tag did not verify, or a low-order key.
     dropped_not_authentic,
-    /// Dropped: authentic, but from a static key that is no peer's.
+    /// Dropped: it names a static key that is no peer's.
     dropped_unknown_peer,
     /// Dropped: a timestamp not greater than the last.
     dropped_replayed,

@@ -2,6 +2,9 @@
 //!
 //! Messages leave here with both MACs zero; [`crate::noise::cookie`] fills them in and checks them first.
 //!
+//! An initiation costs one Diffie-Hellman until its sender is known by its static key, and none more until its timestamp is
+//! known to be new: what the local and a peer's static keys agree on is kept from the first time that it is needed.
+//!
 //! Answering an initiation leaves an own outstanding one alone (the kernel gives it up): when both ends start at the
 //! same time, either response completes a session.
 
@@ -13,7 +16,7 @@ use crate::noise::INITIATION_INTERVAL;
 use crate::noise::session::{Role, SessionKeys};
 use crate::noise::tai64n::Tai64N;
 use crate::time::Instant;
-use crate::wire::message::{INITIATION_LEN, Initiation, RESPONSE_LEN, Response};
+use crate::wire::message::{INITIATION_LEN, Initiation, RESPONSE_LEN, Response, TAG_LEN};
 use transcript::Transcript;
 use zeroize::Zeroize;
 
@@ -55,12 +58,11 @@ pub enum HandshakeError {
     Unexpected,
 }
 
-/// An initiation whose static key and timestamp were opened, before a peer accepted it.
+/// An initiation whose static key was opened; whether it holds that key's private half only its peer's [`Handshake`] can say.
 pub struct IncomingInitiation {
-    /// The initiator's static key: find the peer by it.
+    /// The static key it names: find the peer by it.
     pub remote: PublicKey,
-    /// Its timestamp.
-    pub timestamp: Tai64N,
+    timestamp_sealed: [u8; 12 + TAG_LEN],
     transcript: Transcript,
     ephemeral: PublicKey,
     sender: u32,
@@ -76,21 +78,26 @@ impl IncomingInitiation {
         transcript.mix_ephemeral(&ephemeral);
         let key = transcript.mix_agreement_for_key(local.private.agree(&ephemeral))?;
         let remote = PublicKey(transcript.open(&key, &message.static_sealed)?);
-        let key = transcript.mix_agreement_for_key(local.private.agree(&remote))?;
-        let timestamp = Tai64N(transcript.open(&key, &message.timestamp_sealed)?);
-        let (sender, opener) = (message.sender, local.public);
-        Ok(IncomingInitiation { remote, timestamp, transcript, ephemeral, sender, opener })
+        let (timestamp_sealed, sender) = (message.timestamp_sealed, message.sender);
+        let opener = local.public;
+        Ok(IncomingInitiation { remote, timestamp_sealed, transcript, ephemeral, sender, opener })
     }
 }
 
 /// One peer's handshake state.
 pub struct Handshake {
     remote: PublicKey,
-    /// `None`: no local key, or a remote key of low order.
-    static_static: Option<SharedSecret>,
+    static_static: StaticStatic,
     psk: SharedSecret,
     last_accepted: Option<Accepted>,
     outstanding: Option<Outstanding>,
+}
+
+/// What the two static keys agree on: worked out when it is first needed, so that a thousand peers can be added at once.
+enum StaticStatic {
+    Unknown,
+    /// `None`: a remote key of low order.
+    Known(Option<SharedSecret>),
 }
 
 /// The last initiation that was answered.
@@ -109,17 +116,25 @@ struct Outstanding {
 
 impl Handshake {
     /// A peer without any history.
-    pub fn new(local: Option<&Identity>, remote: PublicKey, psk: SharedSecret) -> Handshake {
-        let mut handshake =
-            Handshake { remote, static_static: None, psk, last_accepted: None, outstanding: None };
-        handshake.set_identity(local);
-        handshake
+    pub fn new(remote: PublicKey, psk: SharedSecret) -> Handshake {
+        let static_static = StaticStatic::Unknown;
+        Handshake { remote, static_static, psk, last_accepted: None, outstanding: None }
     }
 
-    /// After a new local private key: recomputes, and forgets the outstanding initiation.
-    pub fn set_identity(&mut self, local: Option<&Identity>) {
-        self.static_static = local.and_then(|local| local.private.agree(&self.remote));
+    /// There is another local private key, or none: forgets what came of the old one, the outstanding initiation, too.
+    pub fn identity_changed(&mut self) {
+        self.static_static = StaticStatic::Unknown;
         self.clear();
+    }
+
+    fn static_static(&mut self, local: &Identity) -> Option<SharedSecret> {
+        if let StaticStatic::Unknown = self.static_static {
+            self.static_static = StaticStatic::Known(local.private.agree(&self.remote));
+        }
+        match &self.static_static {
+            StaticStatic::Known(agreed) => agreed.clone(),
+            StaticStatic::Unknown => None,
+        }
     }
 
     /// Takes effect with the next handshake message.
@@ -156,7 +171,7 @@ impl Handshake {
         transcript.mix_ephemeral(&public);
         let key = transcript.mix_agreement_for_key(ephemeral.agree(&self.remote))?;
         let static_sealed = transcript.seal(&key, local.public.0);
-        let key = transcript.mix_agreement_for_key(self.static_static.clone())?;
+        let key = transcript.mix_agreement_for_key(self.static_static(local))?;
         let timestamp_sealed = transcript.seal(&key, timestamp.0);
         self.outstanding = Some(Outstanding { transcript, ephemeral, index });
         let message = Initiation {
@@ -170,7 +185,8 @@ impl Handshake {
         Ok(message.to_bytes())
     }
 
-    /// Accepts (timestamp, rate) and answers an opened initiation with local index `index`. State changes only on success.
+    /// Accepts (static key, timestamp, rate) and answers an opened initiation with local index `index`. State changes only on
+    /// success.
     pub fn respond(
         &mut self,
         local: &Identity,
@@ -182,9 +198,10 @@ impl Handshake {
         if incoming.remote != self.remote || incoming.opener != local.public {
             return Err(HandshakeError::Unexpected);
         }
-        self.check(&incoming, now)?;
-        let IncomingInitiation { timestamp, mut transcript, ephemeral: remote_ephemeral, sender, .. } =
-            incoming;
+        let IncomingInitiation { mut transcript, ephemeral: remote_ephemeral, sender, .. } = incoming;
+        let key = transcript.mix_agreement_for_key(self.static_static(local))?;
+        let timestamp = Tai64N(transcript.open(&key, &incoming.timestamp_sealed)?);
+        self.check(timestamp, now)?;
         let ephemeral = generate(entropy);
         let public = ephemeral.public();
         transcript.mix_ephemeral(&public);
@@ -205,9 +222,9 @@ impl Handshake {
     }
 
     /// Replay and flood checks of the kernel's `wg_noise_handshake_consume_initiation`.
-    fn check(&self, incoming: &IncomingInitiation, now: Instant) -> Result<(), HandshakeError> {
+    fn check(&self, timestamp: Tai64N, now: Instant) -> Result<(), HandshakeError> {
         match self.last_accepted {
-            Some(last) if incoming.timestamp <= last.timestamp => Err(HandshakeError::Replay),
+            Some(last) if timestamp <= last.timestamp => Err(HandshakeError::Replay),
             Some(last) if now.since(last.at) < INITIATION_INTERVAL => Err(HandshakeError::Flood),
             _ => Ok(()),
         }

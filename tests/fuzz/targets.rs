@@ -72,7 +72,7 @@ pub(crate) fn handshake(data: &[u8]) {
     let local = Identity::new(PrivateKey::from_bytes([7; 32]));
     let remote = *Identity::new(PrivateKey::from_bytes([9; 32])).public();
     let mut entropy = Counting(data.first().copied().unwrap_or_default());
-    let mut peer = Handshake::new(Some(&local), remote, SharedSecret([0; 32]));
+    let mut peer = Handshake::new(remote, SharedSecret([0; 32]));
     let mut jar = CookieJar::new(&remote);
     Mac1Key::new(local.public()).verify(data);
     let mut checker = CookieChecker::new(local.public());

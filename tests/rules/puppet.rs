@@ -51,7 +51,7 @@ impl Puppet {
         Puppet {
             addr,
             jar: CookieJar::new(&remote),
-            handshake: Handshake::new(Some(&identity), remote, SharedSecret([0; 32])),
+            handshake: Handshake::new(remote, SharedSecret([0; 32])),
             identity,
             clock: Tai64NClock::default(),
             index: 0x1000,

@@ -28,8 +28,8 @@ struct Pair {
 impl Pair {
     fn new(psk: [u8; 32]) -> Pair {
         let (a, b) = (identity(1), identity(2));
-        let at_a = Handshake::new(Some(&a), b.public, SharedSecret(psk));
-        let at_b = Handshake::new(Some(&b), a.public, SharedSecret(psk));
+        let at_a = Handshake::new(b.public, SharedSecret(psk));
+        let at_b = Handshake::new(a.public, SharedSecret(psk));
         Pair { a, b, at_a, at_b, entropy: Seeded(7) }
     }
 
@@ -75,7 +75,7 @@ fn both_ends_derive_the_same_keys_with_and_without_psk() {
         let initiation = pair.initiate(0xa1, 1);
         assert_eq!((initiation.mac1, initiation.mac2), ([0; 16], [0; 16]));
         let incoming = pair.open(&initiation).unwrap();
-        assert_eq!((incoming.remote, incoming.timestamp), (pair.a.public, stamp(1)));
+        assert_eq!(incoming.remote, pair.a.public);
         let (response, at_b) = pair.respond(&initiation, 0xb1, 0).unwrap();
         assert_eq!(pair.at_a.pending_index(), Some(0xa1));
         let at_a = pair.complete(&response).unwrap();
@@ -116,9 +116,10 @@ fn every_changed_byte_of_an_initiation_is_noticed() {
     for byte in 8..116 {
         let mut bad = good;
         bad[byte] ^= 1;
-        let refused = pair.open(&Initiation::parse(&bad).unwrap()).err();
+        let refused = pair.respond(&Initiation::parse(&bad).unwrap(), 2, 0).err();
         assert_eq!(refused, Some(HandshakeError::Decrypt), "byte {byte}");
     }
+    assert!(pair.respond(&Initiation::parse(&good).unwrap(), 2, 0).is_ok());
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn an_initiation_to_someone_else_does_not_open() {
 fn an_initiation_goes_only_to_its_own_peer_and_identity() {
     let mut pair = Pair::new([0; 32]);
     let initiation = pair.initiate(1, 1);
-    let mut other = Handshake::new(Some(&pair.b), identity(3).public, SharedSecret([0; 32]));
+    let mut other = Handshake::new(identity(3).public, SharedSecret([0; 32]));
     let incoming = pair.open(&initiation).unwrap();
     let refused = other.respond(&pair.b, incoming, 2, at(0), &mut pair.entropy).err();
     assert_eq!(refused, Some(HandshakeError::Unexpected));
@@ -244,13 +245,10 @@ fn a_new_private_key_forgets_the_outstanding_initiation_and_works_at_once() {
     let initiation = pair.initiate(1, 1);
     let (response, _) = pair.respond(&initiation, 2, 0).unwrap();
     pair.a = identity(9);
-    pair.at_a.set_identity(Some(&pair.a));
+    pair.at_a.identity_changed();
     assert_eq!(pair.complete(&response).unwrap_err(), HandshakeError::Unexpected);
-    pair.at_b = Handshake::new(Some(&pair.b), pair.a.public, SharedSecret([0; 32]));
+    pair.at_b = Handshake::new(pair.a.public, SharedSecret([0; 32]));
     assert_eq!(pair.run(2), Ok(()));
-    pair.at_a.set_identity(None);
-    let refused = pair.at_a.initiate(&pair.a, 1, stamp(3), &mut pair.entropy);
-    assert_eq!(refused, Err(HandshakeError::LowOrder));
 }
 
 #[test]
@@ -258,7 +256,7 @@ fn low_order_keys_are_refused_at_every_step_and_change_nothing() {
     for low in [[0; 32], std::array::from_fn(|i| u8::from(i == 0))] {
         let mut pair = Pair::new([0; 32]);
         // As the peer's static key.
-        let mut peer = Handshake::new(Some(&pair.a), PublicKey(low), SharedSecret([0; 32]));
+        let mut peer = Handshake::new(PublicKey(low), SharedSecret([0; 32]));
         let refused = peer.initiate(&pair.a, 1, stamp(1), &mut pair.entropy);
         assert_eq!(refused, Err(HandshakeError::LowOrder));
         assert_eq!(peer.pending_index(), None);
@@ -273,6 +271,45 @@ fn low_order_keys_are_refused_at_every_step_and_change_nothing() {
         assert_eq!(pair.complete(&response).unwrap_err(), HandshakeError::LowOrder);
         assert!(pair.complete(&genuine).is_ok());
     }
+}
+
+/// Agreements that `work` makes.
+fn agreements<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = crate::crypto::x25519::agreements();
+    let result = work();
+    (result, crate::crypto::x25519::agreements() - before)
+}
+
+#[test]
+fn whose_initiation_it_is_costs_one_agreement() {
+    let mut pair = Pair::new([0; 32]);
+    let initiation = pair.initiate(1, 1);
+    let (opened, cost) = agreements(|| pair.open(&initiation));
+    assert_eq!((opened.unwrap().remote, cost), (pair.a.public, 1));
+}
+
+#[test]
+fn a_replayed_or_a_forged_initiation_costs_one_agreement() {
+    let mut pair = Pair::new([0; 32]);
+    let initiation = pair.initiate(1, 1);
+    assert!(pair.respond(&initiation, 2, 0).is_ok());
+    let (refused, cost) = agreements(|| pair.respond(&initiation, 2, 10_000).unwrap_err());
+    assert_eq!((refused, cost), (HandshakeError::Replay, 1));
+    // Somebody who knows both public keys, but no private one.
+    let mut forger = Handshake::new(pair.b.public, SharedSecret([0; 32]));
+    let nobody = Identity { private: PrivateKey::from_bytes([9; 32]), public: pair.a.public };
+    let bytes = forger.initiate(&nobody, 1, stamp(2), &mut pair.entropy).unwrap();
+    let forged = Initiation::parse(&bytes).unwrap();
+    let (refused, cost) = agreements(|| pair.respond(&forged, 2, 20_000).unwrap_err());
+    assert_eq!((refused, cost), (HandshakeError::Decrypt, 1));
+}
+
+#[test]
+fn peers_are_made_without_an_agreement_and_what_the_static_keys_agree_on_is_kept() {
+    let (mut pair, cost) = agreements(|| Pair::new([0; 32]));
+    assert_eq!(cost, 0);
+    let costs = [1, 2].map(|seconds| agreements(|| pair.initiate(1, seconds)).1);
+    assert_eq!(costs, [2, 1]);
 }
 
 #[test]
