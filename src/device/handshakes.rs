@@ -203,7 +203,9 @@ impl Device {
         let outstanding = peer.handshake.pending_index();
         let index = self.indices.allocate(peer.shared.owner, slot, &mut *self.entropy);
         let timestamp = self.clock.stamp(now.wall);
-        let Ok(mut message) = peer.handshake.initiate(identity, index, timestamp, &mut *self.entropy) else {
+        let Ok(mut message) =
+            peer.handshake.initiate(identity, index, timestamp, now.mono, &mut *self.entropy)
+        else {
             // A low-order public key: no handshake will ever succeed.
             self.indices.free(index);
             self.out.all(Broadcast::PurgeStaged(id));

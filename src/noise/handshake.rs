@@ -5,16 +5,17 @@
 //! An initiation costs one Diffie-Hellman until its sender is known by its static key, and none more until its timestamp is
 //! known to be new: what the local and a peer's static keys agree on is kept from the first time that it is needed.
 //!
-//! Answering an initiation leaves an own outstanding one alone (the kernel gives it up): when both ends start at the
-//! same time, either response completes a session.
+//! Answering an initiation gives up an own outstanding one, as in the kernel, whose peers have one handshake at a time. Where
+//! both ends start at once, that would end both handshakes, until one is tried again five seconds later: so the end with the
+//! smaller public key keeps its own, if both may have started at once, and one session comes of it.
 
 mod transcript;
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
-use crate::noise::INITIATION_INTERVAL;
 use crate::noise::session::{Role, SessionKeys};
 use crate::noise::tai64n::Tai64N;
+use crate::noise::{INITIATION_INTERVAL, REKEY_TIMEOUT};
 use crate::time::Instant;
 use crate::wire::message::{INITIATION_LEN, Initiation, RESPONSE_LEN, Response, TAG_LEN};
 use transcript::Transcript;
@@ -112,6 +113,16 @@ struct Outstanding {
     transcript: Transcript,
     ephemeral: PrivateKey,
     index: u32,
+    sent: Instant,
+}
+
+impl Outstanding {
+    /// Whether an initiation that arrives now may have been sent before this one was received. No implementation sends one
+    /// within REKEY_TIMEOUT of its own response (kernel: `last_sent_handshake`), so a later one may come of an end that has
+    /// answered this, and gone on to another session since.
+    fn may_cross(&self, now: Instant) -> bool {
+        now.since(self.sent) < REKEY_TIMEOUT
+    }
 }
 
 impl Handshake {
@@ -163,6 +174,7 @@ impl Handshake {
         local: &Identity,
         index: u32,
         timestamp: Tai64N,
+        now: Instant,
         entropy: &mut dyn Entropy,
     ) -> Result<[u8; INITIATION_LEN], HandshakeError> {
         let mut transcript = Transcript::new(&self.remote);
@@ -173,7 +185,7 @@ impl Handshake {
         let static_sealed = transcript.seal(&key, local.public.0);
         let key = transcript.mix_agreement_for_key(self.static_static(local))?;
         let timestamp_sealed = transcript.seal(&key, timestamp.0);
-        self.outstanding = Some(Outstanding { transcript, ephemeral, index });
+        self.outstanding = Some(Outstanding { transcript, ephemeral, index, sent: now });
         let message = Initiation {
             sender: index,
             ephemeral: public.0,
@@ -186,7 +198,7 @@ impl Handshake {
     }
 
     /// Accepts (static key, timestamp, rate) and answers an opened initiation with local index `index`. State changes only on
-    /// success.
+    /// success: an outstanding initiation is given up then, unless it crossed this one and goes before it.
     pub fn respond(
         &mut self,
         local: &Identity,
@@ -210,6 +222,7 @@ impl Handshake {
         let key = transcript.mix_psk(&self.psk);
         let empty_sealed = transcript.seal(&key, []);
         self.last_accepted = Some(Accepted { timestamp, at: now });
+        self.outstanding.take_if(|own| local.public.0 > self.remote.0 || !own.may_cross(now));
         let message = Response {
             sender: index,
             receiver: sender,

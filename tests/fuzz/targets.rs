@@ -82,7 +82,7 @@ pub(crate) fn handshake(data: &[u8]) {
         assert!(IncomingInitiation::open(&local, &initiation).is_err());
     }
     if let Some(response) = Response::parse(data) {
-        let sent = peer.initiate(&local, response.receiver, Default::default(), &mut entropy);
+        let sent = peer.initiate(&local, response.receiver, Default::default(), Instant::START, &mut entropy);
         assert!(sent.is_ok() && peer.complete(&local, &response).is_err());
     }
     if let Some(reply) = CookieReply::parse(data) {

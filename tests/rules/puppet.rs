@@ -77,9 +77,10 @@ impl Puppet {
 
     pub(crate) fn initiation_at(&mut self, lab: &mut Lab, timestamp: Tai64N) -> Vec<u8> {
         self.index += 1;
+        let now = lab.world.now();
         let rng = lab.world.rng();
-        let mut message = self.handshake.initiate(&self.identity, self.index, timestamp, rng).unwrap();
-        self.jar.seal(&mut message, lab.world.now());
+        let mut message = self.handshake.initiate(&self.identity, self.index, timestamp, now, rng).unwrap();
+        self.jar.seal(&mut message, now);
         message.to_vec()
     }
 
@@ -128,6 +129,17 @@ impl Puppet {
 
     /// Answers one initiation.
     pub(crate) fn answer(&mut self, lab: &mut Lab, datagram: &Datagram) -> Option<Session> {
+        let (message, session) = self.prepare_answer(lab, datagram)?;
+        self.say(lab, &message);
+        Some(session)
+    }
+
+    /// The answer to an initiation, and the session that comes of it.
+    pub(crate) fn prepare_answer(
+        &mut self,
+        lab: &mut Lab,
+        datagram: &Datagram,
+    ) -> Option<(Vec<u8>, Session)> {
         let initiation = ringtun::wire::message::Initiation::parse(&datagram.bytes)?;
         let incoming =
             ringtun::noise::handshake::IncomingInitiation::open(&self.identity, &initiation).ok()?;
@@ -136,8 +148,7 @@ impl Puppet {
         let (mut message, keys) =
             self.handshake.respond(&identity, incoming, index, now, lab.world.rng()).ok()?;
         self.jar.seal(&mut message, now);
-        self.say(lab, &message);
-        Some(Session::new(keys, lab))
+        Some((message.to_vec(), Session::new(keys, lab)))
     }
 }
 

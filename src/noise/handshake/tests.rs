@@ -34,7 +34,7 @@ impl Pair {
     }
 
     fn initiate(&mut self, index: u32, seconds: u64) -> Initiation {
-        let bytes = self.at_a.initiate(&self.a, index, stamp(seconds), &mut self.entropy).unwrap();
+        let bytes = self.at_a.initiate(&self.a, index, stamp(seconds), at(0), &mut self.entropy).unwrap();
         Initiation::parse(&bytes).unwrap()
     }
 
@@ -179,7 +179,7 @@ fn a_peers_clock_may_jump_forth_and_then_has_to_catch_up() {
     let mut clock = Tai64NClock::default();
     for (n, wall) in [1_000_000, 5, 0, 999_999, 2_000_000].into_iter().enumerate() {
         let stamp = clock.stamp(Duration::from_secs(wall));
-        let bytes = pair.at_a.initiate(&pair.a, 1, stamp, &mut pair.entropy).unwrap();
+        let bytes = pair.at_a.initiate(&pair.a, 1, stamp, at(0), &mut pair.entropy).unwrap();
         assert!(pair.respond(&Initiation::parse(&bytes).unwrap(), 2, n as u64 * 1000).is_ok());
     }
 }
@@ -212,16 +212,31 @@ fn a_response_answers_only_the_outstanding_initiation() {
     assert_eq!(pair.at_a.pending_index(), None);
 }
 
-#[test]
-fn simultaneous_initiations_both_complete() {
+/// Both ends begin, and each answers the other `late` milliseconds after: which of them can complete its own.
+fn cross(late: u64) -> [bool; 2] {
     let mut pair = Pair::new([0; 32]);
     let from_a = pair.initiate(1, 1);
-    let from_b = pair.at_b.initiate(&pair.b, 2, stamp(1), &mut pair.entropy).unwrap();
-    let (to_a, _) = pair.respond(&from_a, 3, 0).unwrap();
+    let from_b = pair.at_b.initiate(&pair.b, 2, stamp(1), at(0), &mut pair.entropy).unwrap();
+    let (to_a, _) = pair.respond(&from_a, 3, late).unwrap();
     let incoming = IncomingInitiation::open(&pair.a, &Initiation::parse(&from_b).unwrap()).unwrap();
-    let (to_b, _) = pair.at_a.respond(&pair.a, incoming, 4, at(0), &mut pair.entropy).unwrap();
-    assert!(pair.complete(&to_a).is_ok());
-    assert!(pair.at_b.complete(&pair.b, &Response::parse(&to_b).unwrap()).is_ok());
+    let (to_b, _) = pair.at_a.respond(&pair.a, incoming, 4, at(late), &mut pair.entropy).unwrap();
+    let at_b = pair.at_b.complete(&pair.b, &Response::parse(&to_b).unwrap());
+    let completed = [pair.complete(&to_a).is_ok(), at_b.is_ok()];
+    assert_eq!((pair.at_a.pending_index(), pair.at_b.pending_index()), (None, None));
+    completed
+}
+
+#[test]
+fn of_initiations_that_cross_one_completes_that_of_the_smaller_key() {
+    let (a, b) = (identity(1).public.0, identity(2).public.0);
+    for late in [0, 30, 4999] {
+        assert_eq!(cross(late), [a < b, a > b], "{late} ms");
+    }
+}
+
+#[test]
+fn an_initiation_is_given_up_once_its_answer_may_be_older_than_the_peers_own() {
+    assert_eq!(cross(5000), [false, false]);
 }
 
 #[test]
@@ -257,7 +272,7 @@ fn low_order_keys_are_refused_at_every_step_and_change_nothing() {
         let mut pair = Pair::new([0; 32]);
         // As the peer's static key.
         let mut peer = Handshake::new(PublicKey(low), SharedSecret([0; 32]));
-        let refused = peer.initiate(&pair.a, 1, stamp(1), &mut pair.entropy);
+        let refused = peer.initiate(&pair.a, 1, stamp(1), at(0), &mut pair.entropy);
         assert_eq!(refused, Err(HandshakeError::LowOrder));
         assert_eq!(peer.pending_index(), None);
         // As an ephemeral key of an initiation, and of a response.
@@ -298,7 +313,7 @@ fn a_replayed_or_a_forged_initiation_costs_one_agreement() {
     // Somebody who knows both public keys, but no private one.
     let mut forger = Handshake::new(pair.b.public, SharedSecret([0; 32]));
     let nobody = Identity { private: PrivateKey::from_bytes([9; 32]), public: pair.a.public };
-    let bytes = forger.initiate(&nobody, 1, stamp(2), &mut pair.entropy).unwrap();
+    let bytes = forger.initiate(&nobody, 1, stamp(2), at(0), &mut pair.entropy).unwrap();
     let forged = Initiation::parse(&bytes).unwrap();
     let (refused, cost) = agreements(|| pair.respond(&forged, 2, 20_000).unwrap_err());
     assert_eq!((refused, cost), (HandshakeError::Decrypt, 1));
