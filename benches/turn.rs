@@ -56,8 +56,7 @@ fn rig(links: &Links, id: u8, shared: Arc<PeerShared>, session: Session) -> Rig 
         Control::AddPeer(shared),
         Control::Endpoint(peer, Some(endpoint)),
         Control::Routes(Arc::new(RouteTable::build(routes))),
-        Control::InstallReceive(peer, session.receive),
-        Control::InstallSend(peer, session.send),
+        Control::Install(peer, session.receive, session.send),
     ] {
         assert!(links.workers[usize::from(id)].controls.push(control).is_ok());
     }

@@ -95,8 +95,7 @@ fn rig() -> Rig {
         Control::AddPeer(Arc::new(PeerShared::new(id, 0))),
         Control::Endpoint(id, Some(endpoint)),
         Control::Routes(Arc::new(RouteTable::build([(prefix, 0)]))),
-        Control::InstallReceive(id, Box::new(receive)),
-        Control::InstallSend(id, send),
+        Control::Install(id, Box::new(receive), send),
     ] {
         assert!(links.workers[0].controls.push(control).is_ok());
     }

@@ -3,9 +3,11 @@
 //! Slow path to worker: a bounded queue of [`Control`] each, delivered in order. Worker to slow path: one bounded queue of
 //! [`Event`]s (never lost: the worker tries again with the next packet) and one of handshake datagrams (dropped when full).
 
+pub mod sending;
 pub mod stats;
 pub mod worker;
 
+use crate::dataplane::sending::Sending;
 use crate::dataplane::stats::WorkerStats;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, LocalAddr, Notice};
@@ -48,7 +50,8 @@ pub struct PeerId {
     pub epoch: u32,
 }
 
-/// What all workers and the slow path share of one peer: counters and time stamps, all relaxed atomics.
+/// What all workers and the slow path share of one peer: counters and time stamps, all relaxed atomics, and the session to send
+/// with.
 #[derive(Debug)]
 pub struct PeerShared {
     /// Who.
@@ -59,6 +62,8 @@ pub struct PeerShared {
     pub rx_bytes: AtomicU64,
     /// Bytes sent, outer UDP payload.
     pub tx_bytes: AtomicU64,
+    /// The session to send with.
+    pub sending: Sending,
     unanswered_since: AtomicU64,
     unacknowledged_since: AtomicU64,
     last_data_received: AtomicU64,
@@ -81,6 +86,7 @@ impl PeerShared {
             owner,
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
+            sending: Sending::default(),
             unanswered_since: AtomicU64::new(0),
             unacknowledged_since: AtomicU64::new(0),
             last_data_received: AtomicU64::new(0),
@@ -186,14 +192,12 @@ pub enum Control {
     RemovePeer(PeerId),
     /// Where a peer is (all workers).
     Endpoint(PeerId, Option<Endpoint>),
-    /// Seal with this session from now on, and send what was staged (all workers).
-    InstallSend(PeerId, Arc<SendSession>),
-    /// No session to send with (all workers).
-    DropSend(PeerId),
-    /// Open what comes for this index (owner only).
-    InstallReceive(PeerId, Box<RecvSession>),
-    /// Forget the session (owner only).
-    DropReceive(u32),
+    /// Open what comes for the session's index, and send with it as soon as its role allows (owner only).
+    Install(PeerId, Box<RecvSession>, Arc<SendSession>),
+    /// Forget the session, both halves (owner only).
+    Drop(u32),
+    /// There is a new session to send with: send what was staged (all workers).
+    SendStaged(PeerId),
     /// Send a keepalive, if there is a session (owner only). Staged packets go instead, if there are any.
     Keepalive(PeerId),
     /// Drop what is staged: the handshake was given up (all workers). The inner sources get ICMP unreachable.
@@ -216,7 +220,8 @@ pub enum Event {
     /// A packet (or keepalive) waits without a usable session, or the session wants a rekey. See
     /// [`PeerShared::handshake_wanted`].
     NeedHandshake(PeerId),
-    /// The first authentic data message on a session we answered for: the initiator has it.
+    /// The session with this index has taken effect: it was installed, where we began it; where we answered, the first
+    /// authentic data message on it came.
     Confirmed(PeerId, u32),
     /// An authentic message came from another address or port, or to another local address.
     Roamed(PeerId, Endpoint),

@@ -9,6 +9,7 @@ use crate::noise::handshake::{HandshakeError, IncomingInitiation};
 use crate::noise::session::SessionKeys;
 use crate::time::Instant;
 use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -160,19 +161,14 @@ impl Device {
         self.heard_from(id, Endpoint { addr: message.from, from: message.to });
     }
 
-    /// Hands both halves of a new session to the workers, and frees what it replaced.
+    /// Hands both halves of a new session to their owner, and frees what it replaced.
     fn install(&mut self, now: Now, id: PeerId, keys: SessionKeys) {
         let Some(peer) = self.peers.by_id(id) else { return };
-        let (send, receive) = keys.into_halves(now.mono);
+        let (send, receive) = keys.into_halves(peer.sessions.birth(now.mono));
         peer.timers.session_derived(now.mono);
-        let freed = peer.sessions.install(send.clone());
-        let sends =
-            peer.sessions.current().is_some_and(|current| current.local_index() == send.local_index());
-        self.out.one(peer.shared.owner, Control::InstallReceive(id, Box::new(receive)));
-        if sends {
-            self.out.all(Broadcast::InstallSend(id, send));
-        }
-        self.drop_receive(id, freed);
+        let freed = peer.sessions.install(Arc::clone(&send));
+        self.out.one(peer.shared.owner, Control::Install(id, Box::new(receive), send));
+        self.drop_freed(id, freed);
     }
 
     /// Wants a handshake on behalf of a packet, a rekey or a keepalive. Without key or endpoint what waits for it is

@@ -4,15 +4,15 @@ use crate::crypto::random::Entropy;
 use crate::index::ReceiverIndex;
 use std::collections::HashMap;
 
-/// Which peer's slot each index belongs to: at most four a peer (three sessions and an initiation), so with
-/// [`super::table::MAX_PEERS`] peers on one worker a quarter of the 2^24 values its low byte leaves.
+/// Which peer's slot each index belongs to: at most eight a peer (seven sessions and an initiation), so with
+/// [`super::table::MAX_PEERS`] peers on one worker half of the 2^24 values its low byte leaves.
 #[derive(Default)]
 pub(super) struct IndexTable {
     slots: HashMap<u32, u32>,
 }
 
 impl IndexTable {
-    /// A fresh index that `worker` owns. Draws again on a collision: at most every fourth draw is one.
+    /// A fresh index that `worker` owns. Draws again on a collision: at most every second draw is one.
     pub(super) fn allocate(&mut self, worker: u8, slot: u32, entropy: &mut dyn Entropy) -> u32 {
         loop {
             let ReceiverIndex(index) = ReceiverIndex::new(worker, entropy.next_u32());

@@ -4,7 +4,7 @@ use super::outbox::Broadcast;
 use super::peer::{Peer, Watch};
 use super::{BindRequest, Device, Now};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
-use crate::dataplane::{Control, PeerShared};
+use crate::dataplane::PeerShared;
 use crate::noise::cookie::{CookieChecker, CookieJar, Mac1Key};
 use crate::noise::handshake::{Handshake, Identity};
 use std::sync::Arc;
@@ -124,8 +124,7 @@ impl Device {
         self.allowed.remove_all(&mut self.peers, slot);
         let Some(mut peer) = self.peers.remove(slot) else { return };
         self.forget_load(peer.shared.id);
-        let pending = peer.handshake.pending_index();
-        for index in peer.sessions.clear().into_iter().chain([pending]).flatten() {
+        for index in peer.sessions.clear().into_iter().chain(peer.handshake.pending_index()) {
             self.indices.free(index);
         }
         self.out.all(Broadcast::RemovePeer(peer.shared.id));
@@ -152,14 +151,8 @@ impl Device {
     /// Forgets all sessions.
     pub(super) fn drop_sessions(&mut self, slot: u32) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        let (id, owner) = (peer.shared.id, peer.shared.owner);
-        if peer.sessions.current().is_some() {
-            self.out.all(Broadcast::DropSend(id));
-        }
-        for index in peer.sessions.clear().into_iter().flatten() {
-            self.indices.free(index);
-            self.out.one(owner, Control::DropReceive(index));
-        }
+        let (id, freed) = (peer.shared.id, peer.sessions.clear());
+        self.drop_freed(id, freed);
     }
 }
 

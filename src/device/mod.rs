@@ -20,6 +20,7 @@ mod indices;
 mod lifecycle;
 mod outbox;
 mod peer;
+mod sessions;
 mod stats;
 pub mod status;
 mod table;
@@ -258,14 +259,21 @@ impl Device {
         shared.handshake_wanted.store(false, Relaxed);
     }
 
-    /// The initiator's first data message arrived on the session we answered for: we may send with it now.
+    /// A session has taken effect at its owner. Where we answered, the handshake is complete only now, and the one that we
+    /// may have begun ourselves is over (kernel: `wg_noise_handshake_begin_session` zeroes the only handshake there is).
     fn confirmed(&mut self, now: Now, id: PeerId, index: u32) {
         let Some(peer) = self.peers.by_id(id) else { return };
-        let Some((session, freed)) = peer.sessions.confirm(index) else { return };
-        peer.timers.handshake_complete(now.mono);
-        peer.last_handshake = Some(now.wall);
-        self.drop_receive(id, freed);
-        self.out.all(Broadcast::InstallSend(id, session));
+        let (complete, freed) = peer.sessions.confirm(index);
+        if complete {
+            peer.timers.handshake_complete(now.mono);
+            peer.last_handshake = Some(now.wall);
+            self.clear_handshake(id.slot);
+        }
+        self.drop_freed(id, freed);
+        let Some(peer) = self.peers.by_id(id) else { return };
+        if peer.sessions.current().is_some_and(|current| current.local_index() == index) {
+            self.out.all(Broadcast::SendStaged(id));
+        }
         self.look(now, id.slot);
     }
 
@@ -310,11 +318,11 @@ impl Device {
     }
 
     /// Frees receiver indices and has the owner forget their sessions.
-    fn drop_receive(&mut self, id: PeerId, freed: peer::Freed) {
+    fn drop_freed(&mut self, id: PeerId, freed: Vec<u32>) {
         let Some(owner) = self.peers.by_id(id).map(|peer| peer.shared.owner) else { return };
-        for index in freed.into_iter().flatten() {
+        for index in freed {
             self.indices.free(index);
-            self.out.one(owner, Control::DropReceive(index));
+            self.out.one(owner, Control::Drop(index));
         }
     }
 }

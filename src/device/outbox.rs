@@ -5,7 +5,6 @@ use crate::dataplane::{Control, PeerId, PeerShared};
 use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::noise::cookie::Mac1Key;
-use crate::noise::session::SendSession;
 use crate::routing::{Prefix, RouteTable};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,8 +20,7 @@ pub(super) enum Broadcast {
     AddPeer(Arc<PeerShared>),
     RemovePeer(PeerId),
     Endpoint(PeerId, Option<Endpoint>),
-    InstallSend(PeerId, Arc<SendSession>),
-    DropSend(PeerId),
+    SendStaged(PeerId),
     PurgeStaged(PeerId),
     Mtu(u32),
 }
@@ -35,8 +33,7 @@ impl Broadcast {
             Broadcast::AddPeer(shared) => Control::AddPeer(Arc::clone(shared)),
             Broadcast::RemovePeer(id) => Control::RemovePeer(*id),
             Broadcast::Endpoint(id, endpoint) => Control::Endpoint(*id, *endpoint),
-            Broadcast::InstallSend(id, session) => Control::InstallSend(*id, Arc::clone(session)),
-            Broadcast::DropSend(id) => Control::DropSend(*id),
+            Broadcast::SendStaged(id) => Control::SendStaged(*id),
             Broadcast::PurgeStaged(id) => Control::PurgeStaged(*id),
             Broadcast::Mtu(mtu) => Control::Mtu(*mtu),
         }

@@ -1,13 +1,12 @@
-//! One peer, and the rules by which its sessions follow each other (kernel `noise.c`).
+//! One peer.
 
+use super::sessions::Sessions;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::PeerShared;
 use crate::io::Endpoint;
 use crate::io::steer::Target;
-use crate::noise::REJECT_AFTER_TIME;
 use crate::noise::cookie::CookieJar;
 use crate::noise::handshake::Handshake;
-use crate::noise::session::{Role, SendSession};
 use crate::noise::timers::Timers;
 use crate::routing::Prefix;
 use crate::time::Instant;
@@ -81,96 +80,5 @@ impl Peer {
     /// Where the TUN device's packets for it go.
     pub(super) fn target(&self) -> Target {
         if self.spread { Target::Spread } else { Target::Worker(self.shared.owner) }
-    }
-}
-
-/// A session that only receives.
-#[derive(Clone, Copy)]
-struct Retired {
-    index: u32,
-    born: Instant,
-}
-
-impl Retired {
-    fn from(session: &SendSession) -> Retired {
-        Retired { index: session.local_index(), born: session.born() }
-    }
-}
-
-/// Receiver indices that a change of sessions sets free: one a place at most.
-pub(super) type Freed = [Option<u32>; 3];
-
-/// A peer's sessions: all receive, the current one sends.
-#[derive(Default)]
-pub(super) struct Sessions {
-    previous: Option<Retired>,
-    current: Option<Arc<SendSession>>,
-    /// Answered, but the initiator has not used it yet.
-    next: Option<Arc<SendSession>>,
-}
-
-impl Sessions {
-    /// The session that sends.
-    pub(super) fn current(&self) -> Option<&Arc<SendSession>> {
-        self.current.as_ref()
-    }
-
-    /// When the session that waits for the initiator's first packet was made: a response went out then.
-    pub(super) fn answered(&self) -> Option<Instant> {
-        self.next.as_ref().map(|next| next.born())
-    }
-
-    /// Takes in a new session (kernel: `add_new_keypair`).
-    ///
-    /// As initiator we got the response, so both sides have it: it sends at once, and what waited for confirmation (or
-    /// else the current one) goes on receiving. As responder it waits for confirmation.
-    pub(super) fn install(&mut self, new: Arc<SendSession>) -> Freed {
-        let previous = self.previous.take().map(|session| session.index);
-        match new.role() {
-            Role::Initiator => {
-                let old = self.current.replace(new);
-                let (retired, freed) = match self.next.take() {
-                    Some(next) => (Some(next), old),
-                    None => (old, None),
-                };
-                self.previous = retired.as_deref().map(Retired::from);
-                [previous, freed.map(|session| session.local_index()), None]
-            }
-            Role::Responder => {
-                let next = self.next.replace(new);
-                [previous, next.map(|session| session.local_index()), None]
-            }
-        }
-    }
-
-    /// The initiator used the session that waits (kernel: `wg_noise_received_with_keypair`): it sends from now on.
-    pub(super) fn confirm(&mut self, index: u32) -> Option<(Arc<SendSession>, Freed)> {
-        let next = self.next.take_if(|next| next.local_index() == index)?;
-        let freed = self.previous.take().map(|session| session.index);
-        self.previous = self.current.replace(Arc::clone(&next)).as_deref().map(Retired::from);
-        Some((next, [freed, None, None]))
-    }
-
-    /// Forgets what no longer receives because of its age. The current session stays: its age is the workers' concern
-    /// until it is replaced or all keys are zeroed.
-    pub(super) fn expire(&mut self, now: Instant) -> Freed {
-        let dead = |born: Instant| now.since(born) >= REJECT_AFTER_TIME;
-        let previous = self.previous.take_if(|session| dead(session.born)).map(|session| session.index);
-        let next = self.next.take_if(|session| dead(session.born())).map(|session| session.local_index());
-        [previous, next, None]
-    }
-
-    /// When [`Self::expire`] has something to do.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let previous = self.previous.map(|session| session.born);
-        let next = self.next.as_ref().map(|session| session.born());
-        previous.into_iter().chain(next).min().map(|born| born + REJECT_AFTER_TIME)
-    }
-
-    /// Forgets all.
-    pub(super) fn clear(&mut self) -> Freed {
-        let sessions = std::mem::take(self);
-        let index = |session: Option<Arc<SendSession>>| session.map(|session| session.local_index());
-        [sessions.previous.map(|session| session.index), index(sessions.current), index(sessions.next)]
     }
 }

@@ -116,7 +116,7 @@ impl Device {
         }
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (id, freed) = (peer.shared.id, peer.sessions.expire(now.mono));
-        self.drop_receive(id, freed);
+        self.drop_freed(id, freed);
         while let Some(due) = self.due(now, slot) {
             self.act(now, id, due);
         }

@@ -23,6 +23,9 @@ use std::time::Duration;
 /// Rounds of turns at one instant after which the device is taken to spin. Far above what full queues need.
 const MAX_ROUNDS: usize = 100_000;
 
+/// Where a host that echoes listens (RFC 862).
+pub const ECHO_PORT: u16 = 7;
+
 /// What a host is.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
@@ -79,6 +82,8 @@ pub struct Host {
     pub slow_path_stalled: bool,
     /// Whether the TUN steering program is attached; else the flow's hash picks the queue.
     pub steer_tun: bool,
+    /// The host answers what comes to port [`ECHO_PORT`], as its kernel would: at once, before any thread of the device goes on.
+    pub echo: bool,
     config: HostConfig,
     device: Device,
     links: Links,
@@ -87,6 +92,7 @@ pub struct Host {
     port: Option<u16>,
     steering: BTreeMap<Prefix, Target>,
     delivered: Vec<Inner>,
+    answered: Vec<Inner>,
     others: Vec<Vec<u8>>,
     violations: Vec<String>,
 }
@@ -112,6 +118,7 @@ impl Host {
             bind_error: None,
             slow_path_stalled: false,
             steer_tun: true,
+            echo: false,
             device: Device::new(config.workers, Box::new(rng.fork())),
             lanes: (0..config.workers).map(lane).collect::<std::io::Result<_>>()?,
             links,
@@ -120,6 +127,7 @@ impl Host {
             port: None,
             steering: BTreeMap::new(),
             delivered: Vec::new(),
+            answered: Vec::new(),
             others: Vec::new(),
             violations: Vec::new(),
         })
@@ -199,6 +207,11 @@ impl Host {
     /// Inner TCP and UDP packets that reached the TUN device since the last call, in order.
     pub fn take_delivered(&mut self) -> Vec<Inner> {
         std::mem::take(&mut self.delivered)
+    }
+
+    /// Answers that the host gave since the last call, as [`Self::echo`] says.
+    pub fn take_answered(&mut self) -> Vec<Inner> {
+        std::mem::take(&mut self.answered)
     }
 
     /// Other packets that did: ICMP.
@@ -337,13 +350,24 @@ impl Host {
         for frame in written {
             match packet::receive(&frame) {
                 Ok(packets) => packets.into_iter().for_each(|packet| match packet {
-                    Delivered::Packet(inner) => self.delivered.push(inner),
+                    Delivered::Packet(inner) => self.take_packet(inner),
                     Delivered::Other(other) => self.others.push(other),
                 }),
                 Err(why) => self.violations.push(why),
             }
         }
         ready
+    }
+
+    fn take_packet(&mut self, inner: Inner) {
+        if self.echo && inner.flow.destination.port() == ECHO_PORT {
+            let (source, destination) = (inner.flow.destination, inner.flow.source);
+            let answer = Inner { flow: Flow { source, destination, ..inner.flow }, ..inner.clone() };
+            if self.send(&answer.flow, answer.to_frame()) {
+                self.answered.push(answer);
+            }
+        }
+        self.delivered.push(inner);
     }
 
     /// One event, one handshake message or the timers, whichever chance picks among those that wait.
@@ -395,7 +419,7 @@ impl Host {
     fn control(&mut self, worker: u8, control: Control) {
         match self.lanes.get_mut(usize::from(worker)) {
             Some(lane) => {
-                if let Control::InstallReceive(_, session) = &control
+                if let Control::Install(_, session, _) = &control
                     && ReceiverIndex(session.local_index()).worker() != worker
                 {
                     self.violations

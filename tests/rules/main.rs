@@ -13,4 +13,5 @@ mod random;
 mod replay;
 mod roaming;
 mod rotten;
+mod sessions;
 mod timers;

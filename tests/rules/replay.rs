@@ -215,8 +215,8 @@ fn rule_04_colliding_index_is_drawn_again() {
 #[test]
 fn rule_04_index_is_freed_with_its_session() {
     let (mut lab, mut puppet, session) = with_puppet(1);
-    // Three newer sessions push the first one out of previous, current and next.
-    for _ in 0..3 {
+    // Four newer sessions that both ends have push the first one out.
+    for _ in 0..4 {
         lab.run(secs(1));
         puppet.connect(&mut lab);
     }

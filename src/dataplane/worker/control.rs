@@ -5,7 +5,7 @@ use super::peers::Removed;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Control, PeerId};
 use crate::io::{Endpoint, Io};
-use crate::noise::session::SendSession;
+use crate::noise::session::{RecvSession, Role, SendSession};
 use crate::time::Instant;
 use std::sync::Arc;
 
@@ -29,14 +29,9 @@ impl Worker {
                 self.bury(removed);
             }
             Control::Endpoint(id, endpoint) => self.set_endpoint(io, now, id, endpoint),
-            Control::InstallSend(id, session) => self.install_send(io, now, id, Some(session)),
-            Control::DropSend(id) => self.install_send(io, now, id, None),
-            Control::InstallReceive(id, session) => {
-                if let Some(peer) = self.peers.find(id) {
-                    self.rx.install(peer, session);
-                }
-            }
-            Control::DropReceive(index) => self.drop_receive(index),
+            Control::Install(id, receive, send) => self.install(io, now, id, receive, send),
+            Control::Drop(index) => self.drop_session(index),
+            Control::SendStaged(id) => self.send_staged(io, now, id),
             Control::Keepalive(id) => self.sender(io, now).keepalive(id),
             Control::PurgeStaged(id) => self.sender(io, now).purge(id),
             Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
@@ -52,35 +47,40 @@ impl Worker {
         peer.endpoint = endpoint;
         peer.heard = None;
         peer.asked = None;
-        self.flush_staged(io, now, id);
+        self.sender(io, now).flush_staged(id.slot);
     }
 
-    fn install_send<I: Io>(
+    /// Both halves of a session. One that this device began sends at once.
+    fn install<I: Io>(
         &mut self,
         io: &mut I,
         now: Instant,
         id: PeerId,
-        session: Option<Arc<SendSession>>,
+        receive: Box<RecvSession>,
+        send: Arc<SendSession>,
     ) {
         let Some(peer) = self.peers.find(id) else { return };
-        let installed = session.is_some();
-        peer.send = session;
-        peer.asked = None;
-        if installed {
-            self.flush_staged(io, now, id);
+        let role = receive.role();
+        let receiving = self.rx.install(peer, receive, send);
+        if role == Role::Initiator {
+            receiving.take_effect(&peer.shared, &mut self.outbox);
+            self.send_staged(io, now, id);
         }
     }
 
-    fn flush_staged<I: Io>(&mut self, io: &mut I, now: Instant, id: PeerId) {
+    fn send_staged<I: Io>(&mut self, io: &mut I, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.find(id) else { return };
+        peer.asked = None;
         self.sender(io, now).flush_staged(id.slot);
     }
 
-    fn drop_receive(&mut self, index: u32) {
+    fn drop_session(&mut self, index: u32) {
         let Some(id) = self.rx.owner(index) else { return };
-        self.rx.remove(index, id);
         if let Some(peer) = self.peers.find(id) {
+            peer.shared.sending.withdraw(index);
             peer.receiving.retain(|&other| other != index);
         }
+        self.rx.remove(index, id);
     }
 
     fn bury(&mut self, removed: Option<Removed>) {

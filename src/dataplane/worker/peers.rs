@@ -2,7 +2,6 @@
 
 use crate::dataplane::{MAX_STAGED, MAX_STAGED_BYTES, PeerId, PeerShared};
 use crate::io::Endpoint;
-use crate::noise::session::SendSession;
 use crate::routing::RouteTable;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -13,7 +12,6 @@ use std::sync::Arc;
 pub(super) struct Peer {
     pub(super) shared: Arc<PeerShared>,
     pub(super) endpoint: Option<Endpoint>,
-    pub(super) send: Option<Arc<SendSession>>,
     /// Indices of its receiving sessions in this worker, so that they go with it.
     pub(super) receiving: Vec<u32>,
     /// Where it last spoke from, and to, as the slow path was told. Forgotten with every endpoint that the slow path sets.
@@ -29,7 +27,6 @@ impl Peer {
         Peer {
             shared,
             endpoint: None,
-            send: None,
             receiving: Vec::new(),
             heard: None,
             asked: None,
@@ -37,10 +34,9 @@ impl Peer {
         }
     }
 
-    /// The session and endpoint to send with now.
-    pub(super) fn path(&self, now: Instant) -> Option<(&Arc<SendSession>, Endpoint)> {
-        let session = self.send.as_ref().filter(|session| session.usable(now))?;
-        Some((session, self.endpoint?))
+    /// Whether there are a session and an endpoint to send with now.
+    pub(super) fn reachable(&self, now: Instant) -> bool {
+        self.endpoint.is_some() && self.shared.sending.load().usable(now).is_some()
     }
 
     /// Whether frames wait for a session.
@@ -96,6 +92,9 @@ impl Peers {
 
     fn bury(&mut self, peer: Peer) -> Removed {
         self.staged_bytes -= peer.staged.iter().map(|frame| frame.len()).sum::<usize>();
+        for &index in &peer.receiving {
+            peer.shared.sending.withdraw(index);
+        }
         Removed { id: peer.shared.id, receiving: peer.receiving, staged: peer.staged.len() }
     }
 

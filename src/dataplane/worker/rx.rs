@@ -7,12 +7,12 @@ use super::outbox::Outbox;
 use super::peers::{Peer, Peers};
 use crate::crypto::aead::MAX_SEGMENTS;
 use crate::dataplane::stats::add;
-use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, Stray};
+use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared, Stray};
 use crate::index::ReceiverIndex;
 use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, LocalAddr, UdpTrain};
 use crate::noise::cookie::Mac1Key;
-use crate::noise::session::{Received, RecvSession, Role};
+use crate::noise::session::{Received, RecvSession, SendSession};
 use crate::offload::coalesce::{CoalesceOptions, Coalescer};
 use crate::time::Instant;
 use crate::wire::ip;
@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Outer ECN: Congestion Experienced (RFC 3168).
@@ -35,11 +36,26 @@ pub(super) struct Rx {
 }
 
 /// A session that is received on.
-struct Receiving {
+pub(super) struct Receiving {
     peer: PeerId,
     session: Box<RecvSession>,
-    /// The slow path knows that the initiator has the session.
-    confirmed: bool,
+    /// The sending half, until the session takes effect.
+    send: Option<Arc<SendSession>>,
+    /// The slow path knows that it did.
+    reported: bool,
+}
+
+impl Receiving {
+    /// The other end has the session: it sends, and the slow path hears of it, for this worker's packets and all others'.
+    pub(super) fn take_effect(&mut self, peer: &PeerShared, outbox: &mut Outbox) {
+        if let Some(send) = self.send.take() {
+            peer.sending.publish(&send);
+        }
+        if !self.reported {
+            // Untold, it is told with the next packet.
+            self.reported = outbox.emit(Event::Confirmed(self.peer, self.session.local_index()));
+        }
+    }
 }
 
 impl Rx {
@@ -47,14 +63,19 @@ impl Rx {
         Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, identity: None }
     }
 
-    /// Adds a session of `peer`.
-    pub(super) fn install(&mut self, peer: &mut Peer, session: Box<RecvSession>) {
+    /// Adds a session of `peer`; it has not taken effect.
+    pub(super) fn install(
+        &mut self,
+        peer: &mut Peer,
+        session: Box<RecvSession>,
+        send: Arc<SendSession>,
+    ) -> &mut Receiving {
         let index = session.local_index();
-        let confirmed = session.role() == Role::Initiator;
-        self.sessions.insert(index, Receiving { peer: peer.shared.id, session, confirmed });
         if !peer.receiving.contains(&index) {
             peer.receiving.push(index);
         }
+        let receiving = Receiving { peer: peer.shared.id, session, send: Some(send), reported: false };
+        self.sessions.entry(index).insert_entry(receiving).into_mut()
     }
 
     /// Whose session `index` is.
@@ -282,9 +303,7 @@ impl<I: Io> Receiver<'_, I> {
             false => peer.shared.authenticated_received(self.now),
         }
         self.outbox.activity(&peer.shared);
-        if !receiving.confirmed {
-            receiving.confirmed = self.outbox.emit(Event::Confirmed(receiving.peer, receiver));
-        }
+        receiving.take_effect(&peer.shared, self.outbox);
         roam(peer, self.outbox, origin);
         if receiving.session.wants_rekey(self.now) {
             self.outbox.need_handshake(peer, self.now);

@@ -72,7 +72,7 @@ impl<'a, I: Io> Sender<'a, I> {
             add(&self.outbox.stats.tx_no_endpoint, 1);
             return self.refuse(frame);
         }
-        if peer.path(self.now).is_some() && !peer.has_staged() {
+        if !peer.has_staged() && peer.reachable(self.now) {
             self.pack(slot, &mut splitter);
         } else {
             self.stage(slot, frame);
@@ -88,10 +88,10 @@ impl<'a, I: Io> Sender<'a, I> {
     /// Sends what the peer has staged, in order, or asks for the handshake without which that cannot be.
     pub(super) fn flush_staged(&mut self, slot: u32) {
         let Some(peer) = self.peers.at(slot).filter(|peer| peer.has_staged()) else { return };
-        if peer.path(self.now).is_none() {
+        if !peer.reachable(self.now) {
             return self.outbox.need_handshake(peer, self.now);
         }
-        while self.peers.at(slot).is_some_and(|peer| peer.path(self.now).is_some()) {
+        while self.peers.at(slot).is_some_and(|peer| peer.reachable(self.now)) {
             let Some(frame) = self.peers.unstage(slot) else { break };
             // It was split before, so it will be again.
             if let Ok(mut splitter) = Splitter::new(&frame) {
@@ -109,7 +109,8 @@ impl<'a, I: Io> Sender<'a, I> {
         if peer.has_staged() {
             return self.flush_staged(id.slot);
         }
-        let Some((session, to)) = peer.path(self.now) else {
+        let published = peer.shared.sending.load();
+        let Some((session, to)) = published.usable(self.now).zip(peer.endpoint) else {
             return self.outbox.need_handshake(peer, self.now);
         };
         let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
@@ -215,7 +216,8 @@ impl<'a, I: Io> Sender<'a, I> {
         if count == 0 {
             return;
         }
-        let path = peer.path(self.now);
+        let published = peer.shared.sending.load();
+        let path = published.usable(self.now).zip(peer.endpoint);
         // The counters go in one step, so that the train's are consecutive and no other worker has any of them.
         let reserved = path.and_then(|(session, to)| Some((session, to, session.reserve(count as u64)?)));
         let Some((session, to, first)) = reserved else {

@@ -35,7 +35,7 @@ fn a_response_leaves_after_its_session_was_installed_and_a_responder_waits_for_c
     let datagram = initiation(&mut pair);
     pair.b.log.clear();
     pair.b.receive_handshake(pair.now, pair.a.addr, datagram, 0);
-    assert_eq!(pair.b.log, ["Endpoint", "InstallReceive", "Send"]);
+    assert_eq!(pair.b.log, ["Endpoint", "Install", "Send"]);
     assert!(pair.b.send.is_empty());
     pair.exchange();
     assert_eq!(pair.b.send.len(), 1);
@@ -50,7 +50,12 @@ fn an_initiator_sends_at_once_so_that_the_responder_may() {
     pair.a.log.clear();
     pair.a.receive_handshake(pair.now, pair.b.addr, response, 0);
     let order: Vec<_> = pair.a.log.iter().copied().filter(|name| *name != "Endpoint").collect();
-    assert_eq!(order, ["InstallReceive", "InstallSend", "Keepalive"]);
+    assert_eq!(order, ["Install", "Keepalive"]);
+}
+
+/// When a side's last handshake completed.
+fn last(side: &Side) -> Option<Duration> {
+    side.device.peer_infos().next().unwrap().last_handshake
 }
 
 #[test]
@@ -58,7 +63,6 @@ fn the_time_of_a_handshake_is_when_both_ends_had_it() {
     let mut pair = Pair::new();
     let datagram = initiation(&mut pair);
     pair.b.receive_handshake(pair.now, pair.a.addr, datagram, 0);
-    let last = |side: &Side| side.device.peer_infos().next().unwrap().last_handshake;
     assert_eq!(last(&pair.b), None);
     pair.exchange();
     assert_eq!((last(&pair.a), last(&pair.b)), (Some(at(pair.now).wall), Some(at(pair.now).wall)));
@@ -212,6 +216,32 @@ fn ends_that_start_at_once_both_get_a_session() {
     assert_eq!(pair.talks(), (true, true));
 }
 
+#[test]
+fn a_response_is_refused_once_the_peers_own_handshake_has_taken_effect() {
+    for keep in [true, false] {
+        let mut pair = Pair::connected();
+        pair.now = pair.now + Duration::from_secs(125);
+        let withheld = initiation(&mut pair);
+        pair.b.receive_handshake(pair.now, pair.a.addr, withheld, 0);
+        let (_, withheld) = pair.b.sends.pop_front().unwrap();
+        // The smaller key keeps its initiation when they cross, until the other's session is used.
+        let young = if keep { Duration::from_secs(1) } else { REKEY_TIMEOUT };
+        for _ in 0..4 {
+            pair.now = pair.now + young;
+            pair.b.device.initiate(at(pair.now), pair.b.peer().slot);
+            pair.b.drain();
+            pair.exchange();
+            assert_eq!(pair.talks(), (true, true));
+        }
+        let (id, before) = (pair.a.peer(), pair.a.device.indices.len());
+        let current = pair.a.send[&id].local_index();
+        pair.a.receive_handshake(pair.now, pair.b.addr, withheld, 0);
+        assert_eq!(pair.a.device.stats().dropped_unexpected, 1);
+        assert_eq!((pair.a.send[&id].local_index(), pair.a.device.indices.len()), (current, before));
+        assert_eq!(pair.talks(), (true, true));
+    }
+}
+
 fn psk(byte: u8, seed: u8) -> SetRequest {
     let peer =
         PeerRequest { preshared_key: Some(SharedSecret([byte; 32])), ..PeerRequest::new(public(seed)) };
@@ -305,10 +335,13 @@ fn a_roaming_peer_is_found_by_all_workers_and_its_source_is_kept_only_if_needed(
 fn only_the_session_that_waits_can_be_confirmed() {
     let mut pair = Pair::connected();
     let (id, index) = (pair.b.peer(), pair.b.send[&pair.b.peer()].local_index());
+    let before = last(&pair.b);
+    pair.now = pair.now + Duration::from_secs(10);
     pair.b.log.clear();
-    pair.b.event(pair.now, Event::Confirmed(id, index));
     pair.b.event(pair.now, Event::Confirmed(id, index ^ 0x100));
     assert!(pair.b.log.is_empty());
+    pair.b.event(pair.now, Event::Confirmed(id, index));
+    assert_eq!((last(&pair.b), pair.b.log.as_slice()), (before, &["SendStaged"][..]), "no second handshake");
 }
 
 proptest! {

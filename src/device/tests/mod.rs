@@ -61,6 +61,13 @@ pub(super) fn no_bind(_: BindRequest) -> Result<u16, i32> {
     panic!("bound without need")
 }
 
+/// A session that a worker would receive on; the sending half until it takes effect.
+pub(super) struct Receiving {
+    peer: PeerId,
+    session: RecvSession,
+    send: Option<Arc<SendSession>>,
+}
+
 /// A device and what its workers would hold.
 pub(super) struct Side {
     pub(super) device: Device,
@@ -71,7 +78,7 @@ pub(super) struct Side {
     pub(super) peers: HashMap<PeerId, Arc<PeerShared>>,
     slots: HashSet<u32>,
     pub(super) send: HashMap<PeerId, Arc<SendSession>>,
-    pub(super) receive: HashMap<u32, (PeerId, RecvSession)>,
+    pub(super) receive: HashMap<u32, Receiving>,
     pub(super) endpoints: HashMap<PeerId, Option<Endpoint>>,
     pub(super) routes: Vec<Arc<RouteTable>>,
     pub(super) steer: Vec<(Prefix, Option<Target>)>,
@@ -79,6 +86,8 @@ pub(super) struct Side {
     pub(super) marks: Vec<u32>,
     pub(super) purged: Vec<PeerId>,
     pub(super) identities: usize,
+    /// Sessions that took effect, not reported yet.
+    confirmed: Vec<(PeerId, u32)>,
     /// Names of the outputs in order, those for all workers once.
     pub(super) log: Vec<&'static str>,
 }
@@ -102,6 +111,7 @@ impl Side {
             marks: Vec::new(),
             purged: Vec::new(),
             identities: 0,
+            confirmed: Vec::new(),
             log: Vec::new(),
         }
     }
@@ -116,6 +126,13 @@ impl Side {
         self.drain();
     }
 
+    /// Reports the sessions that took effect.
+    pub(super) fn report(&mut self, now: Instant) {
+        for (peer, index) in std::mem::take(&mut self.confirmed) {
+            self.event(now, Event::Confirmed(peer, index));
+        }
+    }
+
     /// The only peer.
     pub(super) fn peer(&self) -> PeerId {
         assert_eq!(self.peers.len(), 1);
@@ -128,6 +145,7 @@ impl Side {
 
     pub(super) fn drain(&mut self) {
         let mut next_worker = 0;
+        let mut confirmed = Vec::new();
         while let Some(output) = self.device.poll_output() {
             let Output::Control(worker, control) = output else {
                 assert_eq!(next_worker, 0);
@@ -135,15 +153,20 @@ impl Side {
                 continue;
             };
             match control {
-                Control::InstallReceive(id, session) => {
-                    assert_eq!((worker, session.local_index() as u8), (self.peers[&id].owner, worker));
-                    self.log.push("InstallReceive");
-                    assert!(self.receive.insert(session.local_index(), (id, *session)).is_none());
+                Control::Install(peer, session, send) => {
+                    let index = session.local_index();
+                    assert_eq!((worker, index as u8), (self.peers[&peer].owner, worker));
+                    self.log.push("Install");
+                    let begun = session.role() == Role::Initiator;
+                    let receiving = Receiving { peer, session: *session, send: Some(send) };
+                    assert!(self.receive.insert(index, receiving).is_none());
+                    confirmed.extend(begun.then_some(index));
                 }
-                Control::DropReceive(index) => {
+                Control::Drop(index) => {
                     assert_eq!(worker, index as u8);
-                    self.log.push("DropReceive");
+                    self.log.push("Drop");
                     assert!(self.receive.remove(&index).is_some(), "dropped what it never had");
+                    self.send.retain(|_, send| send.local_index() != index);
                 }
                 Control::Keepalive(id) => {
                     assert_eq!(worker, self.peers[&id].owner);
@@ -165,6 +188,17 @@ impl Side {
             }
         }
         assert_eq!(next_worker, 0);
+        confirmed.into_iter().for_each(|index| self.take_effect(index));
+    }
+
+    /// A session takes effect as in the worker, which reports it.
+    fn take_effect(&mut self, index: u32) {
+        let Some(receiving) = self.receive.get_mut(&index) else { return };
+        let (peer, Some(send)) = (receiving.peer, receiving.send.take()) else { return };
+        if self.send.get(&peer).is_none_or(|before| before.born() < send.born()) {
+            self.send.insert(peer, send);
+        }
+        self.confirmed.push((peer, index));
     }
 
     fn everywhere(&mut self, control: Control) {
@@ -187,20 +221,16 @@ impl Side {
                 self.slots.remove(&id.slot);
                 self.endpoints.remove(&id);
                 self.send.remove(&id);
-                self.receive.retain(|_, (of, _)| *of != id);
+                self.receive.retain(|_, receiving| receiving.peer != id);
                 "RemovePeer"
             }
             Control::Endpoint(id, endpoint) => {
                 self.endpoints.insert(id, endpoint);
                 "Endpoint"
             }
-            Control::InstallSend(id, session) => {
-                self.send.insert(id, session);
-                "InstallSend"
-            }
-            Control::DropSend(id) => {
-                self.send.remove(&id).unwrap();
-                "DropSend"
+            Control::SendStaged(id) => {
+                assert!(self.send.contains_key(&id), "a session to send with");
+                "SendStaged"
             }
             Control::PurgeStaged(id) => {
                 self.purged.push(id);
@@ -254,15 +284,13 @@ impl Side {
 
     /// Opens it, and reports as the worker would. False: no such session, or not authentic.
     fn open(&mut self, now: Instant, index: u32, mut train: [u8; DATA_OVERHEAD]) -> bool {
-        let Some((id, session)) = self.receive.get_mut(&index) else { return false };
-        if !session.open_train(&mut train, DATA_OVERHEAD).fresh.is_ok(0) {
+        let Some(receiving) = self.receive.get_mut(&index) else { return false };
+        if !receiving.session.open_train(&mut train, DATA_OVERHEAD).fresh.is_ok(0) {
             return false;
         }
-        let (id, role) = (*id, session.role());
-        self.peers[&id].authenticated_received(now);
-        if role == Role::Responder {
-            self.event(now, Event::Confirmed(id, index));
-        }
+        self.peers[&receiving.peer].authenticated_received(now);
+        self.take_effect(index);
+        self.report(now);
         true
     }
 }
@@ -325,6 +353,7 @@ impl Pair {
             moved = true;
             if endpoint.addr == to.addr && !lossy {
                 to.receive_handshake(now, from.addr, datagram, 0);
+                to.report(now);
             }
         }
         while let Some(id) = from.keepalives.pop_front() {

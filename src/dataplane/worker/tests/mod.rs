@@ -175,8 +175,13 @@ impl Rig {
     }
 
     fn add_peers(&mut self, count: u32) {
-        for slot in 0..count {
-            let shared = Arc::new(PeerShared::new(id(slot), self.me));
+        self.share_peers((0..count).map(|slot| Arc::new(PeerShared::new(id(slot), self.me))).collect());
+    }
+
+    /// The same with peers that another worker has, too.
+    fn share_peers(&mut self, peers: Vec<Arc<PeerShared>>) {
+        let count = peers.len() as u32;
+        for (slot, shared) in (0..count).zip(peers) {
             self.peers.push(shared.clone());
             self.control(Control::AddPeer(shared));
             let endpoint = Endpoint { addr: outer(slot as u8), from: None };
@@ -194,8 +199,7 @@ impl Rig {
     /// A session with the peer in `slot`, both halves installed.
     fn connect(&mut self, slot: u32) -> Remote {
         let (send, receive, remote) = self.session(slot, Role::Initiator);
-        self.control(Control::InstallReceive(id(slot), receive));
-        self.control(Control::InstallSend(id(slot), send));
+        self.control(Control::Install(id(slot), receive, send));
         self.turn();
         remote
     }

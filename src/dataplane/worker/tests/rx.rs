@@ -193,8 +193,8 @@ fn an_old_session_of_ours_asks_for_a_rekey_when_it_receives() {
 #[test]
 fn the_initiators_first_packet_confirms_the_session_once() {
     let mut rig = Rig::with_peers(1);
-    let (_, receive, remote) = rig.session(0, Role::Responder);
-    rig.control(Control::InstallReceive(id(0), receive));
+    let (send, receive, remote) = rig.session(0, Role::Responder);
+    rig.control(Control::Install(id(0), receive, send));
     rig.turn();
     let confirmed = |rig: &mut Rig, text: &[u8]| {
         let train = remote.seal(&[text]);
@@ -207,6 +207,72 @@ fn the_initiators_first_packet_confirms_the_session_once() {
     assert_eq!(confirmed(&mut rig, &[]), 0, "the queue was full");
     assert_eq!(confirmed(&mut rig, &[]), 1);
     assert_eq!(confirmed(&mut rig, &tagged(1)), 0);
+}
+
+/// Two workers that share a peer of the first, with a session that the remote began in place.
+fn two_workers_with_an_answered_session() -> ([Rig; 2], Remote) {
+    let links = Links::new(2).unwrap();
+    let mut rigs = [Rig::of(&links, 0), Rig::of(&links, 1)];
+    rigs[0].add_peers(1);
+    let peers = rigs[0].peers.clone();
+    rigs[1].share_peers(peers);
+    let (send, receive, remote) = rigs[0].session(0, Role::Responder);
+    rigs[0].control(Control::Install(id(0), receive, send));
+    rigs[0].turn();
+    (rigs, remote)
+}
+
+#[test]
+fn an_answered_session_sends_on_every_worker_once_its_first_packet_is_delivered() {
+    let (mut rigs, mut remote) = two_workers_with_an_answered_session();
+    for rig in &mut rigs {
+        rig.push_frame(&frame(ME, "10.0.0.1", 1, 16, 0));
+        rig.turn();
+        assert!(rig.sent().is_empty(), "not before the initiator has it");
+    }
+    let train = remote.seal(&[&tagged(1)]);
+    rigs[0].push_train(train, outer(0));
+    // In the very turn, as if the answer were there when the packet is written; and the slow path has not heard of it.
+    for (rig, tags) in rigs.iter_mut().zip([[1, 2], [1, 2]]) {
+        rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
+        rig.turn();
+        let sent: Vec<_> = rig.sent().iter().flat_map(|train| remote.open(train)).collect();
+        assert_eq!(sent.iter().map(|packet| tag(packet)).collect::<Vec<_>>(), tags, "worker {}", rig.me);
+    }
+    assert_eq!(rigs[0].written().len(), 1);
+}
+
+#[test]
+fn a_session_that_is_received_on_no_more_is_sent_with_no_more_on_any_worker() {
+    let (mut rigs, remote) = two_workers_with_an_answered_session();
+    let confirmation = remote.seal(&[&[]]);
+    rigs[0].push_train(confirmation, outer(0));
+    rigs[0].turn();
+    rigs[0].control(Control::Drop(index_of(0, 0)));
+    rigs[0].turn();
+    for rig in &mut rigs {
+        rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
+        rig.turn();
+        assert!(rig.sent().is_empty(), "worker {}", rig.me);
+    }
+}
+
+#[test]
+fn a_late_packet_of_an_older_session_is_delivered_but_the_younger_one_goes_on_sending() {
+    let mut rig = Rig::with_peers(1);
+    let (send, receive, older) = rig.session(0, Role::Responder);
+    rig.control(Control::Install(id(0), receive, send));
+    rig.pass(Duration::from_secs(1));
+    let (local_index, remote_index, role) = (0x1234_5600, 4, Role::Initiator);
+    let younger = SessionKeys { send: [5; 32], receive: [6; 32], local_index, remote_index, role };
+    let (send, receive) = younger.into_halves(rig.now);
+    rig.control(Control::Install(id(0), Box::new(receive), send));
+    let train = older.seal(&[&tagged(1)]);
+    rig.push_train(train, outer(0));
+    rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
+    rig.turn();
+    assert_eq!(rig.written().len(), 1);
+    assert_eq!(rig.sent()[0].buf[4..8], remote_index.to_le_bytes());
 }
 
 #[test]
@@ -326,8 +392,7 @@ fn a_removed_peer_neither_receives_nor_leaves_anything_behind() {
     let (send, receive, _) = rig.session(0, Role::Initiator);
     rig.control(Control::AddPeer(Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 2 }, 0))));
     rig.control(Control::Endpoint(id(0), Some(Endpoint { addr: outer(0), from: None })));
-    rig.control(Control::InstallSend(id(0), send));
-    rig.control(Control::InstallReceive(id(0), receive));
+    rig.control(Control::Install(id(0), receive, send));
     rig.control(Control::Keepalive(id(0)));
     rig.push_frame(&frame(ME, "10.0.0.1", 1, 16, 0));
     let train = remote.seal(&[&tagged(3)]);

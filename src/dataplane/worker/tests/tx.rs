@@ -159,8 +159,8 @@ fn staged_packets_leave_first_and_in_order_once_there_is_a_session() {
     rig.turn();
     assert!(rig.sent().is_empty());
     assert_eq!(rig.events(), [Event::NeedHandshake(id(0))], "asked once, not ten times");
-    let (send, _, mut remote) = rig.session(0, Role::Initiator);
-    rig.control(Control::InstallSend(id(0), send));
+    let (send, receive, mut remote) = rig.session(0, Role::Initiator);
+    rig.control(Control::Install(id(0), receive, send));
     for i in 10..20 {
         rig.push_frame(&frame(ME, "10.0.0.1", i, 16, 0));
     }
@@ -320,10 +320,11 @@ fn a_turn_takes_no_more_than_its_budget_and_says_so() {
 fn two_workers_never_use_a_counter_twice() {
     let links = Links::new(2).unwrap();
     let mut rigs = [Rig::of(&links, 0), Rig::of(&links, 1)];
-    rigs.iter_mut().for_each(|rig| rig.add_peers(1));
-    let (send, _, mut remote) = rigs[0].session(0, Role::Initiator);
+    rigs[0].add_peers(1);
+    let peers = rigs[0].peers.clone();
+    rigs[1].share_peers(peers);
+    let mut remote = rigs[0].connect(0);
     for rig in &mut rigs {
-        rig.control(Control::InstallSend(id(0), send.clone()));
         for i in 0..50 {
             rig.push_frame(&frame(ME, "10.0.0.1", i, 16, 0));
         }
