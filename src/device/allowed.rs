@@ -2,10 +2,10 @@
 
 use super::outbox::{Broadcast, Outbox};
 use super::peer::Peer;
-use super::table::PeerTable;
+use super::table::{PeerTable, give_back_room};
 use crate::io::steer::Target;
 use crate::routing::{Prefix, RouteTable};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Where a prefix stands: in whose list, at which place. Constant time for every change, however long the lists.
@@ -19,8 +19,8 @@ struct Place {
 #[derive(Default)]
 pub(super) struct AllowedIps {
     places: HashMap<Prefix, Place>,
-    /// Prefixes changed since the last publication, with where they were steered to before.
-    changed: Vec<(Prefix, Option<Target>)>,
+    /// Prefixes changed since the last publication, with where they were steered to before the first change.
+    changed: BTreeMap<Prefix, Option<Target>>,
 }
 
 impl AllowedIps {
@@ -32,7 +32,7 @@ impl AllowedIps {
             None => None,
         };
         let Some(peer) = peers.get_mut(slot) else { return };
-        self.changed.push((prefix, before));
+        self.changed.entry(prefix).or_insert(before);
         self.places.insert(prefix, Place { slot, at: peer.allowed.len() as u32 });
         peer.allowed.push(prefix);
     }
@@ -42,33 +42,49 @@ impl AllowedIps {
         let Some(&place) = self.places.get(&prefix).filter(|place| place.slot == slot) else { return };
         let before = self.unlink(peers, place);
         self.places.remove(&prefix);
-        self.changed.push((prefix, before));
+        self.changed.entry(prefix).or_insert(before);
     }
 
-    /// Takes all prefixes of the peer in `slot`.
-    pub(super) fn remove_all(&mut self, peers: &mut PeerTable, slot: u32) {
-        let Some(peer) = peers.get_mut(slot) else { return };
+    /// Takes at most `most` prefixes of the peer in `slot`. True: it has more.
+    pub(super) fn remove_some(&mut self, peers: &mut PeerTable, slot: u32, most: usize) -> bool {
+        let Some(peer) = peers.get_mut(slot) else { return false };
         let before = Some(peer.target());
-        for prefix in std::mem::take(&mut peer.allowed) {
+        let kept = peer.allowed.len().saturating_sub(most);
+        for prefix in peer.allowed.drain(kept..) {
             self.places.remove(&prefix);
-            self.changed.push((prefix, before));
+            self.changed.entry(prefix).or_insert(before);
         }
+        if kept == 0 {
+            peer.allowed = Vec::new();
+        }
+        kept > 0
     }
 
-    /// Tells the workers and the steering what changed since the last call; from then on no route names a removed peer.
-    pub(super) fn publish(&mut self, peers: &PeerTable, out: &mut Outbox) {
-        let mut changed = std::mem::take(&mut self.changed);
-        if changed.is_empty() {
-            return;
+    /// Tells the workers the routes, if they changed since the last call; from then on none names a removed peer. Returns the
+    /// prefixes that may have to be steered anew, for [`Self::steer`].
+    pub(super) fn publish(
+        &mut self,
+        peers: &PeerTable,
+        out: &mut Outbox,
+    ) -> BTreeMap<Prefix, Option<Target>> {
+        if !self.changed.is_empty() {
+            let routes = peers.iter().flat_map(|peer| {
+                let slot = peer.shared.id.slot;
+                peer.allowed.iter().map(move |&prefix| (prefix, slot))
+            });
+            out.all(Broadcast::Routes(Arc::new(RouteTable::build(routes))));
         }
-        let routes = peers.iter().flat_map(|peer| {
-            let slot = peer.shared.id.slot;
-            peer.allowed.iter().map(move |&prefix| (prefix, slot))
-        });
-        out.all(Broadcast::Routes(Arc::new(RouteTable::build(routes))));
-        // Stable: the first entry of a prefix tells what held before.
-        changed.sort_by_key(|&(prefix, _)| prefix);
-        changed.dedup_by_key(|&mut (prefix, _)| prefix);
+        give_back_room(&mut self.places);
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Steers prefixes to whom they belong now, where that is another than before.
+    pub(super) fn steer(
+        &self,
+        peers: &PeerTable,
+        changed: impl Iterator<Item = (Prefix, Option<Target>)>,
+        out: &mut Outbox,
+    ) {
         for (prefix, before) in changed {
             let owner = self.places.get(&prefix).and_then(|place| peers.get(place.slot));
             let after = owner.map(Peer::target);

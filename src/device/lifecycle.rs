@@ -121,7 +121,7 @@ impl Device {
 
     /// Removes a peer with all that is its own. The workers drop its sessions with it.
     pub(super) fn remove_peer(&mut self, slot: u32) {
-        self.allowed.remove_all(&mut self.peers, slot);
+        self.allowed.remove_some(&mut self.peers, slot, usize::MAX);
         let Some(mut peer) = self.peers.remove(slot) else { return };
         self.forget_load(peer.shared.id);
         for index in peer.sessions.clear().into_iter().chain(peer.handshake.pending_index()) {

@@ -3,18 +3,18 @@
 //!
 //! ```text
 //!   handle_handshake ──> handshakes ─┐                    ┌─> Output::Control(worker, …)
-//!   handle_event ──────> mod ────────┼─> peer, indices ──>│   Output::Bind, SetMark, Steer
+//!   handle_event ──────> mod ────────┼─> peer, indices ──>│   Output::Bind, Steer
 //!   handle_timeout ────> timers ─────┤   (PeerTable)      └─ poll_output, after every call
 //!                    └─> balance ────┤
-//!   apply, set_up ─────> config ─────┘
+//!   begin, go_on ──────> transaction ─┤
+//!   set_up, bound ─────> lifecycle ───┘
 //! ```
 //!
-//! One thread calls it. After every `handle_*`, `set_*`, `bound` and `apply` that thread drains [`Device::poll_output`] and
+//! One thread calls it. After every `handle_*`, `set_*`, `bound`, `begin` and `go_on` that thread drains [`Device::poll_output`] and
 //! asks [`Device::poll_timeout`] again.
 
 mod allowed;
 mod balance;
-mod config;
 mod handshakes;
 mod indices;
 mod lifecycle;
@@ -25,13 +25,14 @@ mod stats;
 pub mod status;
 mod table;
 mod timers;
+mod transaction;
 pub mod uapi;
 
 #[cfg(test)]
 mod tests;
 
-pub use config::Bind;
 pub use stats::DeviceStats;
+pub use transaction::{Bind, More, Transaction};
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
@@ -72,8 +73,6 @@ pub enum Output {
     /// Bind sockets to this port (0: any) and mark, tell [`Device::bound`] before any other call, and hand each worker its
     /// pair; `None`: close them.
     Bind(Option<BindRequest>),
-    /// Change the mark of the bound sockets.
-    SetMark(u32),
     /// Steer a prefix's packets, or no longer.
     Steer(Prefix, Option<Target>),
 }
@@ -205,12 +204,12 @@ impl Device {
 
     /// What workers share of each peer, for metrics, in the order the peers were added.
     pub fn peers(&self) -> Vec<Arc<PeerShared>> {
-        self.peers.in_order().into_iter().map(|peer| Arc::clone(&peer.shared)).collect()
+        self.peers.in_order().map(|peer| Arc::clone(&peer.shared)).collect()
     }
 
     /// Every peer, in the order they were added.
     pub fn peer_infos(&self) -> impl Iterator<Item = PeerInfo<'_>> {
-        self.peers.in_order().into_iter().map(|peer| PeerInfo {
+        self.peers.in_order().map(|peer| PeerInfo {
             public_key: &peer.public_key,
             endpoint: peer.endpoint,
             last_handshake: peer.last_handshake,

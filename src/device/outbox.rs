@@ -74,10 +74,6 @@ impl Outbox {
         self.entries.push_back(Entry::Other(Output::Bind(request)));
     }
 
-    pub(super) fn mark(&mut self, mark: u32) {
-        self.entries.push_back(Entry::Other(Output::SetMark(mark)));
-    }
-
     pub(super) fn steer(&mut self, prefix: Prefix, target: Option<Target>) {
         self.entries.push_back(Entry::Other(Output::Steer(prefix, target)));
     }

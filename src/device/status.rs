@@ -2,7 +2,8 @@
 //!
 //! `wg` never asks for it, so it is free to grow: readers leave out what they do not know.
 
-use super::Device;
+use super::uapi::CHUNK;
+use super::{Device, More};
 use crate::dataplane::Links;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -64,21 +65,38 @@ pub struct Summary {
 pub const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 impl Device {
-    /// What the device itself and its workers, who are those of `links`, know of its [`Status`].
+    /// What the device itself and its workers, who are those of `links`, know of its [`Status`], the peers left out.
     pub fn status(&self, links: &Links) -> Status {
-        let owner = |peer: super::PeerInfo<'_>| Owner {
-            public_key: peer.public_key.to_base64(),
-            worker: peer.shared.owner,
-        };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             up: self.is_up(),
-            peers: self.peer_infos().map(owner).collect(),
             handshakes: by_name(self.stats().snapshot()),
             workers: links.workers.iter().map(|inbox| by_name(inbox.stats.snapshot())).collect(),
             ..Status::default()
         }
+    }
+
+    /// Writes an answer on, until `chunk` is full or `more` says that there is no time. True: that was all of it, `errno=0` and
+    /// the empty line included.
+    pub fn list(&self, listing: &mut Listing, chunk: &mut String, more: More<'_>) -> bool {
+        chunk.push_str(&std::mem::take(&mut listing.head));
+        while chunk.len() + OWNER_ROOM <= CHUNK {
+            let Some((at, peer)) = self.peers.added_from(listing.order) else {
+                chunk.push_str(&std::mem::take(&mut listing.tail));
+                return true;
+            };
+            let owner = Owner { public_key: peer.public_key.to_base64(), worker: peer.shared.owner };
+            if !std::mem::replace(&mut listing.first, false) {
+                chunk.push(',');
+            }
+            chunk.push_str(&json(&owner));
+            listing.order = at.saturating_add(1);
+            if !more() {
+                break;
+            }
+        }
+        false
     }
 
     /// Where things stand; `wall` is the time since the Unix epoch.
@@ -95,13 +113,37 @@ impl Device {
     }
 }
 
-impl Status {
-    /// The whole answer, `errno=0` and the empty line included.
-    pub fn answer(&self) -> String {
-        // Maps with text for keys and numbers: nothing in it can fail to be written.
-        let text = serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned());
-        format!("status={text}\nerrno=0\n\n")
+/// More than an [`Owner`] has as text: 44 characters, three digits, names and punctuation.
+const OWNER_ROOM: usize = 128;
+/// Where the peers stand in a status without any.
+const NO_PEERS: &str = "\"peers\":[]";
+
+/// An answer to `status=1` under way; a peer added meanwhile is the last.
+pub struct Listing {
+    head: String,
+    tail: String,
+    /// Peers added from here on are still to come.
+    order: u32,
+    first: bool,
+}
+
+impl Listing {
+    /// All but the peers is as it stands now.
+    pub fn new(status: &Status) -> Listing {
+        let text = json(&Status { peers: Vec::new(), ..status.clone() });
+        let (head, tail) = text.split_once(NO_PEERS).unwrap_or((&text, ""));
+        Listing {
+            head: format!("status={head}\"peers\":["),
+            tail: format!("]{tail}\nerrno=0\n\n"),
+            order: 0,
+            first: true,
+        }
     }
+}
+
+/// Maps with text for keys, text and numbers: nothing in it can fail to be written.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
 }
 
 fn by_name(snapshot: Vec<(&'static str, u64)>) -> Counters {
@@ -112,15 +154,28 @@ fn by_name(snapshot: Vec<(&'static str, u64)>) -> Counters {
 mod tests {
     use super::*;
     use crate::crypto::random::SystemEntropy;
+    use crate::crypto::x25519::PublicKey;
+    use crate::device::Now;
+    use crate::device::uapi::{PeerRequest, SetRequest};
+    use crate::time::Instant;
 
     #[test]
     fn the_answer_is_one_line_that_can_be_read_back() {
         let workers = Links::new(2).unwrap();
         workers.workers[1].stats.rx_owned.store(7, Relaxed);
-        let status = Device::new(2, Box::new(SystemEntropy)).status(&workers);
+        let mut device = Device::new(2, Box::new(SystemEntropy));
+        let peers = (1..=40u8).map(|seed| PeerRequest::new(PublicKey([seed; 32]))).collect();
+        let now = Now { mono: Instant::START, wall: Duration::ZERO };
+        device.apply(now, &SetRequest { peers, ..SetRequest::default() }, &mut |_| Ok(0)).unwrap();
+        let mut status = device.status(&workers);
         assert_eq!((status.workers.len(), status.workers[1]["rx_owned"]), (2, 7));
         assert!(status.handshakes.contains_key("initiations_sent"));
-        let answer = status.answer();
+        // In slices of one peer each.
+        let (mut listing, mut answer) = (Listing::new(&status), String::new());
+        while !device.list(&mut listing, &mut answer, &mut || false) {}
+        let owner =
+            |seed: u8| Owner { public_key: PublicKey([seed; 32]).to_base64(), worker: (seed - 1) % 2 };
+        status.peers = (1..=40).map(owner).collect();
         let line =
             answer.strip_suffix("\nerrno=0\n\n").and_then(|line| line.strip_prefix("status=")).unwrap();
         assert!(!line.contains('\n'));

@@ -3,7 +3,8 @@
 use super::peer::Peer;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::PeerId;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 
 /// Peers a device may have (kernel: MAX_PEERS_PER_DEVICE).
 pub(super) const MAX_PEERS: usize = 1 << 20;
@@ -16,6 +17,8 @@ pub(super) struct PeerTable {
     /// for the old peer could be sealed for the new one.
     released: Vec<u32>,
     by_key: HashMap<PublicKey, u32>,
+    /// Slots by epoch: in the order in which their peers were added.
+    by_epoch: BTreeMap<u32, u32>,
     /// Peers each worker owns.
     load: Vec<u32>,
     next_epoch: u32,
@@ -28,6 +31,7 @@ impl PeerTable {
             free: Vec::new(),
             released: Vec::new(),
             by_key: HashMap::new(),
+            by_epoch: BTreeMap::new(),
             load: vec![0; usize::from(workers)],
             next_epoch: 0,
         }
@@ -70,10 +74,14 @@ impl PeerTable {
     }
 
     /// Peers in the order they were added.
-    pub(super) fn in_order(&self) -> Vec<&Peer> {
-        let mut peers: Vec<&Peer> = self.iter().collect();
-        peers.sort_unstable_by_key(|peer| peer.shared.id.epoch);
-        peers
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &Peer> {
+        self.by_epoch.values().filter_map(|&slot| self.get(slot))
+    }
+
+    /// The first peer at or behind place `order`, and its own place.
+    pub(super) fn added_from(&self, order: u32) -> Option<(u32, &Peer)> {
+        let (&at, &slot) = self.by_epoch.range(order..).next()?;
+        Some((at, self.get(slot)?))
     }
 
     /// Adds the peer that `make` builds for a new identity and its owner: the worker with the fewest peers.
@@ -87,6 +95,7 @@ impl PeerTable {
         let id = PeerId { slot, epoch: self.next_epoch };
         self.next_epoch = self.next_epoch.wrapping_add(1);
         self.by_key.insert(key, slot);
+        self.by_epoch.insert(id.epoch, slot);
         self.slots[slot as usize] = Some(Box::new(make(id, owner as u8)));
         id
     }
@@ -95,13 +104,33 @@ impl PeerTable {
     pub(super) fn remove(&mut self, slot: u32) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(slot as usize)?.take()?;
         self.by_key.remove(&peer.public_key);
+        self.by_epoch.remove(&peer.shared.id.epoch);
         self.load[usize::from(peer.shared.owner)] -= 1;
         self.released.push(slot);
         Some(peer)
     }
 
-    /// No route names a removed peer any more.
+    /// No route names a removed peer any more. The room of many that are gone goes back.
     pub(super) fn recycle(&mut self) {
         self.free.append(&mut self.released);
+        let used = self.slots.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        if used < self.slots.len() / 2 {
+            self.slots.truncate(used);
+            self.free.retain(|&slot| (slot as usize) < used);
+            self.slots.shrink_to_fit();
+            self.free.shrink_to_fit();
+            self.released.shrink_to_fit();
+        }
+        give_back_room(&mut self.by_key);
+    }
+}
+
+/// Entries whose room a table keeps though it is nearly empty.
+const KEPT: usize = 1024;
+
+/// Shrinks a table in which less than an eighth is used.
+pub(super) fn give_back_room<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    if table.capacity() > KEPT && table.len() < table.capacity() / 8 {
+        table.shrink_to(2 * table.len());
     }
 }

@@ -145,7 +145,11 @@ impl Host {
     pub fn configure(&mut self, now: Now, lines: &str) -> Result<(), i32> {
         let request = SetRequest::parse(format!("set=1\n{lines}").as_bytes()).map_err(|error| error.errno)?;
         let (mut bound, error, rng) = (None, self.bind_error.take(), &mut self.rng);
+        let port = self.port;
         let result = self.device.apply(now, &request, &mut |request| {
+            if port == Some(request.port) {
+                return Ok(request.port); // another mark, which nothing here minds
+            }
             let port = pick_port(request, error, rng)?;
             bound = Some(port);
             Ok(port)
@@ -404,7 +408,6 @@ impl Host {
             match output {
                 Output::Control(worker, control) => self.control(worker, control),
                 Output::Bind(request) => self.bind(request),
-                Output::SetMark(_) => {}
                 Output::Steer(prefix, Some(target)) => {
                     self.steering.insert(prefix, target);
                 }

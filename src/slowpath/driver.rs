@@ -3,27 +3,33 @@
 
 use crate::dataplane::{Control, Event, Links};
 use crate::device::status::Status;
-use crate::device::uapi::{self, Operation, SetRequest};
-use crate::device::{BindRequest, Device, Now, Output};
+use crate::device::uapi::SetRequest;
+use crate::device::{BindRequest, Device, Now, Output, Transaction};
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
+use crate::slowpath::jobs::{Jobs, Progress, Request};
 use crate::slowpath::netlink::LinkEvent;
 use crate::sys::clock::Clock;
 use crate::sys::source;
+use crate::time::Instant;
 use std::collections::VecDeque;
 use std::io::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use zeroize::Zeroizing;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Handshakes and events worked on before timers and UAPI get their turn: about 64 × 150 µs of X25519.
-const BATCH: usize = 64;
-/// Controls whose room a worker's backlog keeps: 1024 × ~220 bytes. A transaction over 10,000 peers needs more for a moment.
+/// How long handshakes, and again events, are worked on before timers and the control socket get their turn.
+const SLICE: Duration = Duration::from_millis(1);
+/// Controls that wait for a worker above which no transaction goes on, so that what a handshake needs is not far behind:
+/// 1024 × ~220 bytes. A slice adds at most a few thousand.
 const KEPT: usize = 1024;
+/// Peers named or removed in a transaction from which on the memory that it needed is given back.
+const LARGE: usize = 1000;
+/// When it is given back after the transaction: the workers have let go of what is gone by then.
+const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// Pause before controls that did not fit a worker's queue are offered again.
 const RETRY: Duration = Duration::from_millis(1);
 /// How long our own sockets on the same port may take to close in the workers before "in use" is believed.
@@ -42,6 +48,9 @@ pub(super) struct Driver {
     /// The sockets' mark, for the route look-ups that decide about sticky sources.
     mark: Arc<AtomicU32>,
     pub(super) work_pending: bool,
+    jobs: Jobs,
+    /// When memory is given back, after a large transaction.
+    tidy_at: Option<Instant>,
     /// It was logged that the kernel does not steer the UDP sockets.
     told_unsteered: bool,
 }
@@ -71,6 +80,8 @@ impl Driver {
             uring,
             mark,
             work_pending: false,
+            jobs: Jobs::default(),
+            tidy_at: None,
             told_unsteered: false,
         }
     }
@@ -94,11 +105,52 @@ impl Driver {
         if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.device.handle_timeout(now);
         }
+        self.work();
+        if self.tidy_at.is_some_and(|due| due <= now.mono) {
+            self.tidy();
+        }
         Ok(())
     }
 
+    /// A slice of the control socket's operations.
+    fn work(&mut self) {
+        self.jobs.answer(&self.device);
+        if !self.workers_keep_up() {
+            return;
+        }
+        let now = self.now();
+        if let Progress::Read(request) = self.jobs.change(&mut self.device, now) {
+            let begun = self.begin(now, *request);
+            if begun.as_ref().is_ok_and(|begun| begun.peers() >= LARGE) {
+                self.tidy_at = Some(now.mono + TIDY_AFTER);
+            }
+            self.jobs.begun(begun);
+        }
+    }
+
+    /// Whether no worker is far behind with its controls.
+    fn workers_keep_up(&self) -> bool {
+        self.backlog.iter().all(|backlog| backlog.len() < KEPT)
+    }
+
+    fn tidy(&mut self) {
+        if self.jobs.has_changes() {
+            self.tidy_at = Some(Clock.now() + TIDY_AFTER);
+            return;
+        }
+        self.tidy_at = None;
+        self.backlog.iter_mut().for_each(|backlog| backlog.shrink_to(KEPT));
+        // It may take many milliseconds, in which this thread has other things to do.
+        let begun =
+            std::thread::Builder::new().name("ringtun-tidy".into()).spawn(crate::sys::memory::give_back);
+        if let Err(error) = begun {
+            log::debug!("cannot give memory back: {error}");
+        }
+    }
+
     fn take_events(&mut self) -> Result<()> {
-        for _ in 0..BATCH {
+        let until = Clock.now() + SLICE;
+        while Clock.now() < until {
             match self.links.slow.events.pop() {
                 Some(Event::WorkerEnded(id, why)) => {
                     return Err(Error::other(format!("worker {id} stopped, the interface is gone: {why}")));
@@ -112,7 +164,8 @@ impl Driver {
     }
 
     fn take_handshakes(&mut self) {
-        for _ in 0..BATCH {
+        let until = Clock.now() + SLICE;
+        while Clock.now() < until {
             let Some(message) = self.links.slow.handshakes.pop() else { return };
             let waiting = self.links.slow.handshakes.len();
             self.device.handle_handshake(self.now(), message, waiting);
@@ -120,21 +173,11 @@ impl Driver {
         self.work_pending = true;
     }
 
-    pub(super) fn operate(&mut self, operation: Operation) -> Zeroizing<String> {
-        match operation {
-            Operation::Get => self.device.uapi_get(),
-            Operation::Status => Zeroizing::new(self.status().answer()),
-            Operation::Set(body) => {
-                let done = match SetRequest::parse_with(&body, &mut |name| interface_index(name)) {
-                    Ok(request) => self.configure(&request),
-                    Err(error) => {
-                        log::error!("{error}");
-                        Err(error.errno)
-                    }
-                };
-                Zeroizing::new(uapi::answer(done))
-            }
-        }
+    /// Takes an operation of the control socket in.
+    pub(super) fn take_request(&mut self, request: Request) {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        jobs.add(request, || self.status());
+        self.jobs = jobs;
     }
 
     fn status(&self) -> Status {
@@ -147,12 +190,14 @@ impl Driver {
         }
     }
 
-    /// New sockets, if the request needs some, are bound inside and handed out after it.
-    fn configure(&mut self, request: &SetRequest) -> Result<(), i32> {
-        let now = self.now();
-        let (gro, workers) = (self.gro, self.links.workers.len());
+    /// New sockets, if the request needs some, are bound inside and handed out after it; the bound ones get another mark.
+    fn begin(&mut self, now: Now, request: SetRequest) -> Result<Transaction, i32> {
+        let (gro, workers, group) = (self.gro, self.links.workers.len(), self.group.as_ref());
         let mut bound = None;
-        let done = self.device.apply(now, request, &mut |wanted| {
+        let begun = self.device.begin(now, request, &mut |wanted| {
+            if let Some(group) = group.filter(|group| group.port == wanted.port) {
+                return set_mark(group, wanted.mark);
+            }
             let (group, sockets) = bind(wanted, workers, gro)?;
             let port = group.port;
             bound = Some((group, sockets));
@@ -161,7 +206,8 @@ impl Driver {
         if let Some((group, sockets)) = bound {
             self.hand_out(group, sockets);
         }
-        done
+        self.mark.store(self.device.fwmark(), Relaxed);
+        begun
     }
 
     fn hand_out(&mut self, group: UdpGroup, sockets: Vec<UdpSockets>) {
@@ -219,21 +265,22 @@ impl Driver {
             match output {
                 Output::Control(worker, control) => self.backlog[usize::from(worker)].push_back(control),
                 Output::Bind(request) => self.bind_or_close(request),
-                Output::SetMark(mark) => self.set_mark(mark),
                 Output::Steer(prefix, target) => self.steer(prefix, target),
             }
         }
         let stuck = self.deliver();
-        if self.work_pending {
+        let changes = self.jobs.has_changes() && self.workers_keep_up();
+        if self.work_pending || changes || self.jobs.has_questions() {
             return Some(Duration::ZERO);
         }
-        let timer = self.device.poll_timeout().map(|due| due.since(Clock.now()));
+        let due = [self.device.poll_timeout(), self.tidy_at].into_iter().flatten().min();
+        let timer = due.map(|due| due.since(Clock.now()));
         if stuck { Some(timer.map_or(RETRY, |timer| timer.min(RETRY))) } else { timer }
     }
 
     /// Moves the backlog into the workers' queues as far as they have room; true: something is left.
     fn deliver(&mut self) -> bool {
-        let (mut stuck, mut shrunk) = (false, false);
+        let mut stuck = false;
         for (backlog, inbox) in self.backlog.iter_mut().zip(&self.links.workers) {
             if backlog.is_empty() {
                 continue;
@@ -246,24 +293,8 @@ impl Driver {
                 }
             }
             inbox.waker.wake();
-            if backlog.is_empty() && backlog.capacity() > KEPT {
-                backlog.shrink_to(KEPT);
-                shrunk = true;
-            }
-        }
-        if shrunk {
-            crate::sys::memory::give_back();
         }
         stuck
-    }
-
-    fn set_mark(&mut self, mark: u32) {
-        self.mark.store(mark, Relaxed);
-        if let Some(group) = &self.group
-            && let Err(error) = group.set_mark(mark)
-        {
-            log::error!("cannot set the firewall mark {mark:#x}: {error}");
-        }
     }
 
     /// Steering is a policy: a prefix that cannot be steered goes by the kernel's flow hash.
@@ -288,9 +319,10 @@ fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec
     })
 }
 
-/// The index of an interface of this namespace.
-fn interface_index(name: &str) -> Option<u32> {
-    let socket =
-        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None).ok()?;
-    rustix::net::netdevice::name_to_index(socket, name).ok()
+/// Changes the mark of bound sockets; returns their port, or the error number.
+fn set_mark(group: &UdpGroup, mark: u32) -> Result<u16, i32> {
+    group.set_mark(mark).map(|()| group.port).map_err(|error| {
+        log::error!("cannot set the firewall mark {mark:#x}: {error}");
+        crate::sys::error::errno(&error).unwrap_or(libc::EIO)
+    })
 }

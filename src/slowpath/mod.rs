@@ -6,6 +6,9 @@
 //!   netlink, timers ──┘                                 └─> TUN steering
 //! ```
 
+mod connections;
 mod driver;
+mod jobs;
 mod netlink;
 pub mod runtime;
+mod stream;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::device::uapi::{CHUNK, Dump, chunk};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -192,4 +193,120 @@ proptest! {
             model.iter().map(|(net, seed)| (*net, Target::Worker(owner(*seed)))).collect();
         prop_assert_eq!(steered, expected);
     }
+}
+
+/// A transaction carried out one step at a time; `between` is done after each.
+fn in_slices(side: &mut Side, request: &SetRequest, mut between: impl FnMut(&mut Side)) -> usize {
+    let mut transaction = side.device.begin(at(NOW), request.clone(), &mut no_bind).unwrap();
+    let mut slices = 1;
+    while !side.device.go_on(at(NOW), &mut transaction, &mut || false) {
+        side.drain();
+        between(side);
+        slices += 1;
+    }
+    side.drain();
+    slices
+}
+
+fn many_prefixes() -> Vec<AllowedIp> {
+    (0..1000u32).map(|n| allow(&format!("10.{}.{}.0/24", n / 256, n % 256))).collect()
+}
+
+#[test]
+fn a_transaction_in_slices_ends_as_one_at_once() {
+    let first =
+        set((2..6).map(|seed| PeerRequest { allowed_ips: many_prefixes(), ..peer(seed, &[]) }).collect());
+    let mut second = set(vec![
+        PeerRequest { replace_allowed_ips: true, ..peer(5, &["11.0.0.0/8"]) },
+        PeerRequest { remove: true, ..peer(3, &[]) },
+        PeerRequest { persistent_keepalive: Some(9), ..peer(7, &["10.1.0.0/16"]) },
+    ]);
+    for replace_peers in [false, true] {
+        second.replace_peers = replace_peers;
+        let (mut whole, mut sliced) = (Side::new(1), Side::new(1));
+        for request in [&first, &second] {
+            whole.apply(NOW, request);
+            assert!(in_slices(&mut sliced, request, |_| ()) > 5);
+        }
+        assert_eq!(whole.device.uapi_get(), sliced.device.uapi_get());
+        assert_eq!(whole.routes.len(), sliced.routes.len(), "routes are published once a transaction");
+        for addr in ["10.1.1.1", "10.3.200.1", "11.1.1.1", "12.0.0.1"] {
+            assert_eq!(lookup(&whole, addr), lookup(&sliced, addr), "{addr}");
+        }
+        assert_eq!(whole.steer, sliced.steer);
+    }
+}
+
+#[test]
+fn no_step_of_a_transaction_is_longer_for_a_peer_with_many_prefixes() {
+    let mut side = Side::new(1);
+    let mut steered = 0;
+    let request = set(vec![PeerRequest { allowed_ips: many_prefixes(), ..peer(2, &[]) }]);
+    in_slices(&mut side, &request, |side| {
+        assert!(side.steer.len() - steered <= 64);
+        steered = side.steer.len();
+    });
+    assert_eq!(side.steer.len(), 1000);
+    let remove = set(vec![PeerRequest { remove: true, ..peer(2, &[]) }]);
+    assert!(in_slices(&mut side, &remove, |_| ()) >= 1000 / 64);
+}
+
+#[test]
+fn between_two_slices_handshakes_are_answered() {
+    let mut pair = Pair::new();
+    let request = set((50..150).map(|seed| peer(seed, &[])).collect());
+    let mut transaction = pair.b.device.begin(at(pair.now), request, &mut no_bind).unwrap();
+    let mut slices = 0;
+    while !pair.b.device.go_on(at(pair.now), &mut transaction, &mut || false) {
+        pair.b.drain();
+        slices += 1;
+        if slices == 50 {
+            pair.handshake();
+            assert_eq!(pair.a.device.stats().responses_accepted, 1);
+        }
+    }
+    pair.b.drain();
+    assert!(slices > 100);
+    assert_eq!((pair.b.device.peers().len(), pair.b.device.stats().initiations_accepted), (101, 1));
+}
+
+#[test]
+fn an_answer_in_slices_is_the_whole_answer_and_no_piece_outgrows_its_room() {
+    let mut side = Side::new(1);
+    side.apply(NOW, &set(vec![PeerRequest { allowed_ips: many_prefixes(), ..peer(2, &[]) }]));
+    side.apply(NOW, &set((3..200).map(|seed| peer(seed, &["fd00::/8"])).collect()));
+    let (mut dump, mut told, mut pieces) = (Dump::default(), String::new(), 0);
+    loop {
+        let mut piece = chunk();
+        let mut steps = 3;
+        let done = side.device.dump(&mut dump, &mut piece, &mut || {
+            steps -= 1;
+            steps > 0
+        });
+        assert_eq!(piece.capacity(), CHUNK, "a string that grew leaves keys behind");
+        told += &piece;
+        pieces += 1;
+        if done {
+            break;
+        }
+    }
+    assert!(pieces > 10);
+    assert_eq!(told, *side.device.uapi_get());
+}
+
+#[test]
+fn a_peer_that_goes_while_an_answer_is_under_way_is_left_out_whole() {
+    let mut side = Side::new(1);
+    side.apply(
+        NOW,
+        &set(vec![peer(2, &[]), PeerRequest { allowed_ips: many_prefixes(), ..peer(3, &[]) }, peer(4, &[])]),
+    );
+    let (mut dump, mut told) = (Dump::default(), chunk());
+    for _ in 0..2 {
+        assert!(!side.device.dump(&mut dump, &mut told, &mut || false));
+    }
+    side.apply(NOW, &set(vec![PeerRequest { remove: true, ..peer(3, &[]) }]));
+    assert!(side.device.dump(&mut dump, &mut told, &mut || true));
+    let peers = told.lines().filter(|line| line.starts_with("public_key=")).count();
+    assert_eq!((peers, told.contains("allowed_ip="), told.ends_with("errno=0\n\n")), (2, false, true));
 }

@@ -84,11 +84,30 @@ fn another_port_or_mark_keeps_sessions_and_frees_sources() {
     pair.b.device.apply(at(pair.now), &request, &mut bind).unwrap();
     pair.b.drain();
     assert_eq!(asked, [BindRequest { port: 0, mark: 3 }]);
-    assert_eq!((pair.b.device.listen_port(), pair.b.marks.len()), (4242, 0), "the new sockets have the mark");
+    assert_eq!(pair.b.device.listen_port(), 4242);
     assert_eq!(pair.b.endpoint().unwrap().from, None);
     pair.b.apply(pair.now, &port(4242));
-    pair.b.apply(pair.now, &SetRequest { fwmark: Some(0), ..SetRequest::default() });
-    assert_eq!(pair.b.marks, [0]);
+    let mut marked = Vec::new();
+    let mut mark = |request: BindRequest| {
+        marked.push(request);
+        Ok(request.port)
+    };
+    let request = SetRequest { fwmark: Some(0), ..SetRequest::default() };
+    pair.b.device.apply(at(pair.now), &request, &mut mark).unwrap();
+    pair.b.drain();
+    assert_eq!(marked, [BindRequest { port: 4242, mark: 0 }], "the bound sockets get the mark");
+    assert_eq!(pair.talks(), (true, true));
+}
+
+#[test]
+fn a_mark_that_may_not_be_set_fails_the_transaction_and_is_not_shown() {
+    const EPERM: i32 = 1;
+    let mut pair = Pair::connected();
+    let before = pair.a.device.uapi_get();
+    let request = SetRequest { fwmark: Some(9), replace_peers: true, ..SetRequest::default() };
+    assert_eq!(pair.a.device.apply(at(pair.now), &request, &mut |_| Err(EPERM)), Err(EPERM));
+    pair.a.drain();
+    assert_eq!(pair.a.device.uapi_get(), before);
     assert_eq!(pair.talks(), (true, true));
 }
 
@@ -99,7 +118,7 @@ fn while_down_a_port_is_only_remembered() {
     side.apply(Instant::START, &SetRequest { fwmark: Some(8), ..SetRequest::default() });
     side.device.set_up(at(Instant::START), true);
     side.drain();
-    assert_eq!((&side.binds[..], side.marks.len()), (&[Some(BindRequest { port: 7, mark: 8 })][..], 0));
+    assert_eq!(side.binds, [Some(BindRequest { port: 7, mark: 8 })]);
 }
 
 #[test]

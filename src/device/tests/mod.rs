@@ -83,7 +83,6 @@ pub(super) struct Side {
     pub(super) routes: Vec<Arc<RouteTable>>,
     pub(super) steer: Vec<(Prefix, Option<Target>)>,
     pub(super) binds: Vec<Option<BindRequest>>,
-    pub(super) marks: Vec<u32>,
     pub(super) purged: Vec<PeerId>,
     pub(super) identities: usize,
     /// Sessions that took effect, not reported yet.
@@ -108,7 +107,6 @@ impl Side {
             routes: Vec::new(),
             steer: Vec::new(),
             binds: Vec::new(),
-            marks: Vec::new(),
             purged: Vec::new(),
             identities: 0,
             confirmed: Vec::new(),
@@ -250,7 +248,6 @@ impl Side {
                     self.device.bound(self.bind_answer);
                 }
             }
-            Output::SetMark(mark) => self.marks.push(mark),
             Output::Steer(prefix, target) => self.steer.push((prefix, target)),
             Output::Control(..) => unreachable!(),
         }

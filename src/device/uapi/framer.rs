@@ -6,6 +6,8 @@ use zeroize::{Zeroize, Zeroizing};
 /// Bytes an operation may have. 2^20 allowed IPs at up to 55 bytes a line, or 200,000 peers with all their keys.
 pub const MAX_OPERATION: usize = 64 << 20;
 
+/// Bytes of the next operation that may come with the end of one.
+const SLACK: usize = 64 * 1024;
 /// The first lines there are: of a question that takes no lines more, or of a transaction.
 const GET: &[u8] = b"get=1\n";
 const STATUS: &[u8] = b"status=1\n";
@@ -43,14 +45,24 @@ impl Framer {
         if self.failed {
             return;
         }
-        let needed = self.buffer.len() + bytes.len();
-        if needed > self.buffer.capacity() {
+        let room = self.room_after(bytes.len());
+        if room > self.buffer.capacity() {
             // Not left to `Vec`, which would free the old copy as it is.
-            let mut larger = Zeroizing::new(Vec::with_capacity(needed.next_power_of_two()));
+            let mut larger = Zeroizing::new(Vec::with_capacity(room));
             larger.extend_from_slice(&self.buffer);
             self.buffer = larger;
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes of memory that are held once `more` bytes came.
+    pub fn room_after(&self, more: usize) -> usize {
+        let needed = self.buffer.len() + more;
+        if needed <= self.buffer.capacity() {
+            return self.buffer.capacity();
+        }
+        // Twice as much each time, but at the end no more than the longest operation and what came with its last bytes.
+        needed.next_power_of_two().min(needed.max(MAX_OPERATION + SLACK))
     }
 
     /// The next whole operation, or `None` until more bytes came. After an error answer with its number and close the
@@ -94,8 +106,10 @@ impl Framer {
             self.scanned = self.buffer.len() - 1;
             return None;
         };
-        let body = Zeroizing::new(self.buffer[..end].to_vec());
-        self.consume(end + 1);
+        let rest = Zeroizing::new(self.buffer[end + 1..].to_vec());
+        let mut body = std::mem::replace(&mut self.buffer, rest);
+        body.truncate(end); // what is cut off here is wiped with the rest of its memory
+        self.scanned = 0;
         Some(Ok(Operation::Set(body)))
     }
 

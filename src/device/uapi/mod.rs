@@ -3,14 +3,17 @@
 //! One operation more, `status=1`, is this program's own: see [`crate::device::status`].
 //!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
-//! [`Device::uapi_get`](super::Device::uapi_get); `set` is parsed whole into a [`SetRequest`], which
-//! [`Device::apply`](super::Device::apply) carries out, and answered with [`answer`].
+//! [`Device::dump`](super::Device::dump); `set` is parsed whole by a [`Parser`] into a [`SetRequest`], which
+//! [`Device::begin`](super::Device::begin) and [`Device::go_on`](super::Device::go_on) carry out, and answered with [`answer`].
+//! All of them work in slices.
 
 mod framer;
 mod get;
 mod parse;
 
 pub use framer::{Framer, MAX_OPERATION, Operation};
+pub use get::{CHUNK, Dump, chunk};
+pub use parse::Parser;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
@@ -20,6 +23,8 @@ use std::net::SocketAddr;
 pub const EINVAL: i32 = 22;
 /// EPROTO: a line that is not `key=value`.
 pub const EPROTO: i32 = 71;
+/// ENOMEM: more peers than there may be, or more unfinished operations than are kept.
+pub const ENOMEM: i32 = 12;
 /// E2BIG: an operation longer than [`MAX_OPERATION`].
 pub const E2BIG: i32 = 7;
 

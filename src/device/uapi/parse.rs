@@ -2,6 +2,7 @@
 
 use super::{AllowedIp, EINVAL, EPROTO, PeerRequest, SetRequest, UapiError};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::device::More;
 use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
@@ -10,29 +11,63 @@ use zeroize::{Zeroize, Zeroizing};
 /// What is wrong with a line, before its number is known.
 type What = (i32, String);
 
-impl SetRequest {
-    /// Parses the lines of one operation, `set=1` first. Scope identifiers of endpoints must be numbers; see
-    /// [`Self::parse_with`].
-    pub fn parse(body: &[u8]) -> Result<SetRequest, UapiError> {
-        SetRequest::parse_with(body, &mut |_| None)
+/// A `set=1` operation that is being parsed.
+pub struct Parser {
+    /// Its lines, the first included and the empty one not.
+    body: Zeroizing<Vec<u8>>,
+    /// Where the next line begins, and its number.
+    at: usize,
+    line: usize,
+    request: SetRequest,
+}
+
+impl Parser {
+    /// For the lines of one operation, `set=1` first.
+    pub fn new(body: Zeroizing<Vec<u8>>) -> Parser {
+        Parser { body, at: 0, line: 1, request: SetRequest::default() }
     }
 
-    /// Parses, asking `interface` for the index of an interface that a scope identifier names (`[fe80::1%eth0]:51820`).
-    pub fn parse_with(
-        body: &[u8],
+    /// Parses until the end (`Some`) or until `more` says that there is no time. `interface` is asked for the index of an
+    /// interface that a scope identifier names (`[fe80::1%eth0]:51820`).
+    pub fn go_on(
+        &mut self,
         interface: &mut dyn FnMut(&str) -> Option<u32>,
-    ) -> Result<SetRequest, UapiError> {
-        let mut request = SetRequest::default();
-        let lines = body.strip_suffix(b"\n").unwrap_or(body).split(|&byte| byte == b'\n');
-        for (at, line) in lines.enumerate() {
-            let result = match (at, line) {
-                (0, b"set=1") => Ok(()),
-                (0, _) => Err((EINVAL, "the first line must be set=1".to_owned())),
-                (_, line) => request.line(line, interface),
+        more: More<'_>,
+    ) -> Option<Result<SetRequest, UapiError>> {
+        loop {
+            let rest = self.body.get(self.at..).unwrap_or_default();
+            let end = rest.iter().position(|&byte| byte == b'\n');
+            let line = &rest[..end.unwrap_or(rest.len())];
+            let result = match (self.line, line) {
+                (1, b"set=1") => Ok(()),
+                (1, _) => Err((EINVAL, "the first line must be set=1".to_owned())),
+                (_, line) => self.request.line(line, interface),
             };
-            result.map_err(|(errno, what)| UapiError { errno, line: at + 1, what })?;
+            if let Err((errno, what)) = result {
+                return Some(Err(UapiError { errno, line: self.line, what }));
+            }
+            self.at += line.len() + 1;
+            self.line += 1;
+            // A newline at the very end begins no line.
+            if end.is_none() || self.at >= self.body.len() {
+                return Some(Ok(std::mem::take(&mut self.request)));
+            }
+            if !more() {
+                return None;
+            }
         }
-        Ok(request)
+    }
+}
+
+impl SetRequest {
+    /// Parses the lines of one operation at once, `set=1` first. Scope identifiers of endpoints must be numbers.
+    pub fn parse(body: &[u8]) -> Result<SetRequest, UapiError> {
+        let mut parser = Parser::new(Zeroizing::new(body.to_vec()));
+        loop {
+            if let Some(parsed) = parser.go_on(&mut |_| None, &mut || true) {
+                return parsed;
+            }
+        }
     }
 
     fn line(&mut self, line: &[u8], interface: &mut dyn FnMut(&str) -> Option<u32>) -> Result<(), What> {

@@ -116,7 +116,8 @@ fn an_error_does_not_tell_a_secret() {
 fn a_scope_may_be_a_number_or_a_known_name() {
     let text = format!("set=1\npublic_key={KEY}\nendpoint=[fe80::1%eth0]:51820\n");
     let mut lookup = |name: &str| (name == "eth0").then_some(4);
-    let request = SetRequest::parse_with(text.as_bytes(), &mut lookup).unwrap();
+    let mut parser = Parser::new(Zeroizing::new(text.as_bytes().to_vec()));
+    let request = parser.go_on(&mut lookup, &mut || true).unwrap().unwrap();
     assert_eq!(request.peers[0].endpoint, Some("[fe80::1%4]:51820".parse().unwrap()));
     for text in ["127.0.0.1:1", "[::1]:51820", "[fe80::1%3]:2"] {
         let text = format!("set=1\npublic_key={KEY}\nendpoint={text}\n");
@@ -302,5 +303,35 @@ proptest! {
         let _ = SetRequest::parse(&[b"set=1\n", &bytes[..]].concat());
         frame(&bytes, piece);
         frame(&[b"set=1\n", &bytes[..]].concat(), piece);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_is_parsed_in_slices_is_what_is_parsed_at_once(text in any_set(), spoilt in any::<Option<proptest::sample::Index>>()) {
+        let mut bytes = text.into_bytes();
+        if let Some(at) = spoilt {
+            let at = at.index(bytes.len());
+            bytes[at] = b'?';
+        }
+        let mut parser = Parser::new(Zeroizing::new(bytes.clone()));
+        let sliced = std::iter::repeat_with(|| parser.go_on(&mut |_| None, &mut || false)).find_map(|parsed| parsed).unwrap();
+        let (whole, sliced) = (SetRequest::parse(&bytes).map(|it| format!("{it:?}")), sliced.map(|it| format!("{it:?}")));
+        prop_assert_eq!(sliced, whole);
+    }
+
+    #[test]
+    fn a_framer_says_beforehand_what_it_will_hold(pieces in proptest::collection::vec(1usize..5000, 1..20)) {
+        let mut framer = Framer::new();
+        framer.push(b"set=1\n");
+        for length in pieces {
+            let (before, after) = (framer.room_after(0), framer.room_after(length));
+            prop_assert!(before <= after && after < 2 * (before + length + 6));
+            framer.push(&vec![b'x'; length]);
+            prop_assert!(framer.next_operation().is_none());
+            prop_assert_eq!(framer.room_after(0), after);
+        }
     }
 }

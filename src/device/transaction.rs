@@ -1,0 +1,244 @@
+//! One configuration transaction (kernel `netlink.c`: `wg_set_device`, `set_peer`), in slices: whoever carries it out may do
+//! other work in between, so that a transaction of any size keeps no handshake waiting.
+
+use super::lifecycle::Link;
+use super::table::MAX_PEERS;
+use super::uapi::{AllowedIp, ENOMEM, PeerRequest, SetRequest};
+use super::{BindRequest, Device, Now};
+use crate::crypto::x25519::{PrivateKey, SharedSecret};
+use crate::io::Endpoint;
+use crate::io::steer::Target;
+use crate::routing::Prefix;
+use std::collections::btree_map;
+use std::vec::IntoIter;
+
+/// Prefixes given, taken or steered in one step: some 10 µs.
+const PIECE: usize = 64;
+
+/// Binds sockets to a port and mark while the old ones stay open, or marks the bound ones where the port is theirs; returns
+/// the port bound, or an error number.
+pub type Bind<'a> = &'a mut dyn FnMut(BindRequest) -> Result<u16, i32>;
+/// Whether there is time for more work in this slice; asked after each step, of which none takes long.
+pub type More<'a> = &'a mut dyn FnMut() -> bool;
+
+/// A transaction under way: nothing that is left of it can fail.
+pub struct Transaction {
+    /// Peers that `replace_peers` removes, by slot.
+    replaced: IntoIter<u32>,
+    private_key: Option<Option<PrivateKey>>,
+    peers: IntoIter<PeerRequest>,
+    /// What is left to do for the peer that is worked on.
+    step: Option<Step>,
+    /// Prefixes that may have to be steered anew, with where they were steered to: set once the routes are published.
+    steering: Option<btree_map::IntoIter<Prefix, Option<Target>>>,
+}
+
+impl Transaction {
+    /// Peers that it names or removes.
+    pub fn peers(&self) -> usize {
+        self.replaced.len() + self.peers.len()
+    }
+}
+
+enum Step {
+    /// Take its prefixes, then the peer itself.
+    Remove(u32),
+    Configure {
+        slot: u32,
+        replace_allowed_ips: bool,
+        allowed_ips: IntoIter<AllowedIp>,
+        persistent_keepalive: Option<u16>,
+    },
+}
+
+impl Device {
+    /// Applies a validated request, whole or, with an error number, not at all: [`Self::begin`] and [`Self::go_on`] at once.
+    pub fn apply(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), i32> {
+        let mut transaction = self.begin(now, request.clone(), bind)?;
+        self.go_on(now, &mut transaction, &mut || true);
+        Ok(())
+    }
+
+    /// Does what may fail of a validated request, and that is all of it or, with an error number, nothing. Then call
+    /// [`Self::go_on`] until it is done, with no other transaction in between.
+    ///
+    /// `bind` is called at most once and before anything else changes: when the interface is up and `listen_port` asks for
+    /// another port, or `fwmark` for another mark. What it bound replaces the workers' sockets (the driver hands them out with
+    /// [`crate::dataplane::Control::Rebind`] once this returned); if it fails the old port and mark stay.
+    pub fn begin(&mut self, now: Now, request: SetRequest, bind: Bind<'_>) -> Result<Transaction, i32> {
+        if self.peers_after(&request) > MAX_PEERS {
+            return Err(ENOMEM); // the kernel's answer, too
+        }
+        self.apply_socket(now, &request, bind)?;
+        let replaced = if request.replace_peers { self.peers.slots() } else { Vec::new() };
+        Ok(Transaction {
+            replaced: replaced.into_iter(),
+            private_key: request.private_key,
+            peers: request.peers.into_iter(),
+            step: None,
+            steering: None,
+        })
+    }
+
+    /// Goes on with a transaction until it is done (true) or `more` says that there is no time.
+    pub fn go_on(&mut self, now: Now, transaction: &mut Transaction, more: More<'_>) -> bool {
+        while self.step(now, transaction) {
+            if !more() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// One small piece of a transaction. False: there is none left.
+    fn step(&mut self, now: Now, transaction: &mut Transaction) -> bool {
+        if let Some(step) = transaction.step.take() {
+            transaction.step = self.continue_step(now, step);
+        } else if let Some(slot) = transaction.replaced.next() {
+            transaction.step = Some(Step::Remove(slot));
+        } else if let Some(key) = transaction.private_key.take() {
+            self.set_private_key(now, key);
+        } else if let Some(request) = transaction.peers.next() {
+            transaction.step = self.apply_peer(request);
+        } else if let Some(steering) = &mut transaction.steering {
+            self.allowed.steer(&self.peers, steering.by_ref().take(PIECE), &mut self.out);
+            return steering.len() > 0;
+        } else {
+            transaction.steering = Some(self.allowed.publish(&self.peers, &mut self.out).into_iter());
+            self.peers.recycle();
+        }
+        true
+    }
+
+    fn continue_step(&mut self, now: Now, step: Step) -> Option<Step> {
+        match step {
+            Step::Remove(slot) if self.allowed.remove_some(&mut self.peers, slot, PIECE) => Some(step),
+            Step::Remove(slot) => {
+                self.remove_peer(slot);
+                None
+            }
+            Step::Configure { slot, replace_allowed_ips: true, .. }
+                if self.allowed.remove_some(&mut self.peers, slot, PIECE) =>
+            {
+                Some(step)
+            }
+            Step::Configure { slot, mut allowed_ips, persistent_keepalive, .. } => {
+                for allowed in allowed_ips.by_ref().take(PIECE) {
+                    if allowed.remove {
+                        self.allowed.remove(&mut self.peers, slot, allowed.prefix);
+                    } else {
+                        self.allowed.insert(&mut self.peers, slot, allowed.prefix);
+                    }
+                }
+                if allowed_ips.len() > 0 {
+                    let replace_allowed_ips = false;
+                    return Some(Step::Configure {
+                        slot,
+                        replace_allowed_ips,
+                        allowed_ips,
+                        persistent_keepalive,
+                    });
+                }
+                if let Some(seconds) = persistent_keepalive {
+                    self.apply_keepalive(now, slot, seconds);
+                }
+                None
+            }
+        }
+    }
+
+    /// An upper bound of the peers there will be, exact where it matters.
+    fn peers_after(&self, request: &SetRequest) -> usize {
+        let kept = if request.replace_peers { 0 } else { self.peers.len() };
+        if kept + request.peers.len() <= MAX_PEERS {
+            return kept + request.peers.len();
+        }
+        let may_add = |peer: &&PeerRequest| {
+            let known = !request.replace_peers && self.peers.find(&peer.public_key).is_some();
+            !(peer.remove || peer.update_only || known)
+        };
+        kept + request.peers.iter().filter(may_add).count()
+    }
+
+    /// Port and mark. Either change may alter the route to every peer, so sources are chosen anew.
+    fn apply_socket(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), i32> {
+        let mark = request.fwmark.unwrap_or(self.mark);
+        let port = request.listen_port.unwrap_or(self.port);
+        let moves = match self.link {
+            Link::Up => (port, mark) != (self.port, self.mark),
+            Link::Unbound => request.listen_port.is_some(),
+            Link::Down | Link::Binding(_) => false,
+        };
+        let bound = if moves { bind(BindRequest { port, mark })? } else { port };
+        if (bound, mark) != (self.port, self.mark) {
+            self.clear_sources();
+        }
+        self.mark = mark;
+        self.port = bound;
+        if moves && self.link == Link::Unbound {
+            self.start(now, bound);
+        }
+        Ok(())
+    }
+
+    fn clear_sources(&mut self) {
+        let ids: Vec<_> = self.peers.iter().map(|peer| peer.shared.id).collect();
+        for id in ids {
+            self.clear_source(id);
+        }
+    }
+
+    /// Adds or finds a peer and sets what is one value; what is left is returned.
+    fn apply_peer(&mut self, request: PeerRequest) -> Option<Step> {
+        let slot = match self.peers.find(&request.public_key) {
+            Some(slot) if request.remove => return Some(Step::Remove(slot)),
+            Some(slot) => {
+                self.apply_psk(slot, request.preshared_key.as_ref());
+                slot
+            }
+            // Our own key is skipped silently, so that one list of peers may serve all of them (kernel: `set_peer`).
+            None if request.remove
+                || request.update_only
+                || self.public_key() == Some(&request.public_key) =>
+            {
+                return None;
+            }
+            None => {
+                let psk = request.preshared_key.clone().unwrap_or(SharedSecret([0; 32]));
+                self.add_peer(request.public_key, psk)
+            }
+        };
+        if let Some(addr) = request.endpoint {
+            self.apply_endpoint(slot, Endpoint { addr, from: None });
+        }
+        Some(Step::Configure {
+            slot,
+            replace_allowed_ips: request.replace_allowed_ips,
+            allowed_ips: request.allowed_ips.into_iter(),
+            persistent_keepalive: request.persistent_keepalive,
+        })
+    }
+
+    /// Takes effect with the next handshake; sessions stay.
+    fn apply_psk(&mut self, slot: u32, psk: Option<&SharedSecret>) {
+        if let (Some(peer), Some(psk)) = (self.peers.get_mut(slot), psk) {
+            peer.handshake.set_psk(psk.clone());
+        }
+    }
+
+    fn apply_endpoint(&mut self, slot: u32, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        peer.heard = None;
+        let id = peer.shared.id;
+        self.set_endpoint(id, endpoint);
+    }
+
+    fn apply_keepalive(&mut self, now: Now, slot: u32, seconds: u16) {
+        let up = self.is_up();
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        peer.timers.set_persistent_keepalive(seconds);
+        if up {
+            self.look_soon(now, slot);
+        }
+    }
+}

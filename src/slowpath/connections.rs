@@ -1,0 +1,418 @@
+//! The control socket's connections: who may stay, and what all of them together may hold.
+//!
+//! A connection that does nothing gives way when another waits for its place, and one that left an operation half said gives
+//! way when another needs its place or its memory. It is told by the end of the stream.
+
+use super::jobs::Request;
+use super::stream::{READ_SIZE, Stream};
+use crate::device::uapi::{self, ENOMEM, Framer, MAX_OPERATION};
+use std::cell::{Cell, RefCell};
+use std::io::{Error, ErrorKind, Result};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, mpsc};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Connections served at once; further ones wait until one ends or gives way.
+pub(super) const MAX_CONNECTIONS: usize = 64;
+/// Pause before looking again for whom to send away.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Pieces of an answer that wait for the client to read.
+const PIECES: usize = 2;
+
+/// What all connections together may do, and for how long one may be silent while others wait.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    connections: usize,
+    /// Bytes that unfinished and unanswered operations may hold.
+    held: usize,
+    /// Time for which a connection that has said nothing yet, or nothing more, keeps its place.
+    idle: Duration,
+    /// The same in the middle of an operation or of an answer.
+    stalled: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: MAX_CONNECTIONS,
+            // Two of the longest.
+            held: 2 * (MAX_OPERATION + READ_SIZE),
+            idle: Duration::from_millis(250),
+            stalled: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a connection is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Between two operations.
+    Idle,
+    /// Some bytes of an operation came, or the client reads an answer.
+    Midway,
+    /// It is our turn.
+    Ours,
+}
+
+struct Place {
+    state: Cell<State>,
+    since: Cell<Instant>,
+    held: Cell<usize>,
+    /// A handle of its own to the socket, to end it while somebody reads or writes there.
+    socket: UnixStream,
+}
+
+impl Place {
+    fn is(&self, state: State) {
+        self.state.set(state);
+        self.since.set(Instant::now());
+    }
+
+    /// For how long it may have been sent away.
+    fn overdue(&self, limits: &Limits, now: Instant) -> Option<Duration> {
+        let grace = match self.state.get() {
+            State::Idle => limits.idle,
+            State::Midway => limits.stalled,
+            State::Ours => return None,
+        };
+        (now - self.since.get()).checked_sub(grace)
+    }
+}
+
+/// All connections.
+#[derive(Default)]
+pub(super) struct Connections {
+    limits: Limits,
+    places: RefCell<Vec<Rc<Place>>>,
+    /// A place or some bytes were given back.
+    freed: Notify,
+}
+
+/// A place in use; given back when dropped.
+struct Seat(Rc<Connections>, Rc<Place>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.places.borrow_mut().retain(|place| !Rc::ptr_eq(place, &self.1));
+        self.0.freed.notify_waiters();
+    }
+}
+
+impl Connections {
+    async fn seat(self: &Rc<Self>, stream: &tokio::net::UnixStream) -> Result<Seat> {
+        let socket = UnixStream::from(stream.as_fd().try_clone_to_owned()?);
+        while self.places.borrow().len() >= self.limits.connections {
+            self.send_away(|_| true);
+            self.wait().await;
+        }
+        let place = Place {
+            state: Cell::new(State::Idle),
+            since: Cell::new(Instant::now()),
+            held: Cell::new(0),
+            socket,
+        };
+        let place = Rc::new(place);
+        self.places.borrow_mut().push(Rc::clone(&place));
+        Ok(Seat(Rc::clone(self), place))
+    }
+
+    async fn wait(&self) {
+        let _ = tokio::time::timeout(LOOK_AGAIN, self.freed.notified()).await;
+    }
+
+    /// Ends the connection that has been overdue for longest, the idle first.
+    fn send_away(&self, which: impl Fn(&Place) -> bool) {
+        let (now, places) = (Instant::now(), self.places.borrow());
+        let overdue = places.iter().filter(|place| which(place)).filter_map(|place| {
+            let idle = place.state.get() == State::Idle;
+            Some((idle, place.overdue(&self.limits, now)?, place))
+        });
+        if let Some((_, _, place)) = overdue.max_by_key(|&(idle, overdue, _)| (idle, overdue)) {
+            log::info!("a control connection that said nothing makes room for another");
+            // Whoever reads or writes there learns of it; an error means that it ended by itself.
+            let _ = place.socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.places.borrow().iter().map(|place| place.held.get()).sum()
+    }
+
+    /// Reserves `bytes` in all for `place`. False: others hold too much, and go on using it.
+    async fn hold(&self, place: &Place, bytes: usize) -> bool {
+        let begun = Instant::now();
+        while self.held() - place.held.get() + bytes > self.limits.held {
+            if begun.elapsed() > 2 * self.limits.stalled {
+                return false;
+            }
+            self.send_away(|other| other.held.get() > 0);
+            self.wait().await;
+        }
+        let before = place.held.replace(bytes);
+        if bytes < before {
+            self.freed.notify_waiters();
+        }
+        true
+    }
+}
+
+/// Accepts connections for ever; `read` is rung whenever a client took a piece of an answer.
+pub(super) async fn accept(
+    connections: Rc<Connections>,
+    listener: UnixListener,
+    requests: mpsc::Sender<Request>,
+    read: Rc<Notify>,
+    uring: bool,
+) {
+    loop {
+        let seated = match listener.accept().await {
+            Ok((stream, _)) => connections.seat(&stream).await.map(|seat| (stream, seat)),
+            Err(error) => Err(error),
+        };
+        match seated {
+            Ok((stream, seat)) => {
+                let (requests, read) = (requests.clone(), Rc::clone(&read));
+                tokio::task::spawn_local(async move {
+                    let served = match Stream::new(stream, uring) {
+                        Ok(stream) => serve(stream, &seat, requests, &read).await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = served {
+                        log::debug!("a control connection ended: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                log::warn!("cannot accept a control connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await; // EMFILE does not pass by itself
+            }
+        }
+    }
+}
+
+/// Serves one connection: operations one after the other until the client closes.
+async fn serve(
+    mut stream: Stream,
+    seat: &Seat,
+    requests: mpsc::Sender<Request>,
+    read: &Notify,
+) -> Result<()> {
+    let Seat(connections, place) = seat;
+    let mut framer = Framer::default();
+    let mut buffer = Vec::with_capacity(READ_SIZE);
+    loop {
+        place.is(if framer.is_midway() { State::Midway } else { State::Idle });
+        let (count, filled) = stream.read(buffer).await;
+        let count = count?;
+        if count == 0 {
+            return Ok(());
+        }
+        buffer = filled;
+        place.is(State::Ours);
+        if !connections.hold(place, framer.room_after(count)).await {
+            log::error!(
+                "unfinished control operations hold {} bytes: another was refused",
+                connections.held()
+            );
+            return stream.write_all(uapi::answer(Err(ENOMEM)).into_bytes()).await;
+        }
+        framer.push(&buffer[..count]);
+        buffer.zeroize();
+        while let Some(next) = framer.next_operation() {
+            let operation = match next {
+                Ok(operation) => operation,
+                Err(error) => {
+                    log::error!("{error}");
+                    return stream.write_all(uapi::answer(Err(error.errno)).into_bytes()).await;
+                }
+            };
+            let (answer, mut pieces) = mpsc::channel::<Zeroizing<String>>(PIECES);
+            requests
+                .send(Request { operation, answer })
+                .await
+                .map_err(|_| Error::from(ErrorKind::BrokenPipe))?;
+            while let Some(piece) = pieces.recv().await {
+                read.notify_one();
+                place.is(State::Midway);
+                stream.write_all(piece.as_bytes().to_vec()).await?;
+                place.is(State::Ours);
+            }
+        }
+        connections.hold(place, framer.room_after(0)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::thread::{sleep, spawn};
+
+    /// Serves connections to a socket of its own on another thread, each operation answered with its length, until dropped.
+    struct Server {
+        path: std::path::PathBuf,
+        end: Option<tokio::sync::oneshot::Sender<()>>,
+        thread: Option<std::thread::JoinHandle<()>>,
+    }
+
+    impl Server {
+        fn start(name: &str, limits: Limits) -> Server {
+            let path = std::env::temp_dir().join(format!("ringtun-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_file(&path);
+            let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let (end, ended) = tokio::sync::oneshot::channel();
+            let thread = spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                tokio::task::LocalSet::new().block_on(&runtime, async {
+                    let connections = Rc::new(Connections { limits, ..Connections::default() });
+                    let (requests, mut requested) = mpsc::channel::<Request>(4);
+                    let listener = UnixListener::from_std(listener).unwrap();
+                    tokio::task::spawn_local(accept(connections, listener, requests, Rc::default(), false));
+                    tokio::task::spawn_local(async move {
+                        while let Some(request) = requested.recv().await {
+                            let length = match request.operation {
+                                uapi::Operation::Set(body) => body.len(),
+                                _ => 0,
+                            };
+                            let answer = Zeroizing::new(format!("length={length}\nerrno=0\n\n"));
+                            let _ = request.answer.try_send(answer);
+                        }
+                    });
+                    let _ = ended.await;
+                });
+            });
+            Server { path, end: Some(end), thread: Some(thread) }
+        }
+
+        fn connect(&self) -> UnixStream {
+            let stream = UnixStream::connect(&self.path).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream
+        }
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            drop(self.end.take());
+            self.thread.take().unwrap().join().unwrap();
+            std::fs::remove_file(&self.path).unwrap();
+        }
+    }
+
+    fn limits() -> Limits {
+        let idle = Duration::from_millis(100);
+        Limits { connections: 4, held: 256 << 10, idle, stalled: Duration::from_millis(500) }
+    }
+
+    fn answer(stream: &mut UnixStream) -> String {
+        let mut text = String::new();
+        while !text.ends_with("\n\n") {
+            let mut bytes = [0; 256];
+            match stream.read(&mut bytes).unwrap() {
+                0 => return text,
+                count => text += std::str::from_utf8(&bytes[..count]).unwrap(),
+            }
+        }
+        text
+    }
+
+    fn ask(stream: &mut UnixStream) -> String {
+        match stream.write_all(b"get=1\n\n") {
+            Ok(()) => answer(stream),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// How many of these connections the server has ended.
+    fn ended(streams: &[UnixStream]) -> usize {
+        let is_ended = |mut stream: &UnixStream| {
+            stream.set_nonblocking(true).unwrap();
+            match stream.read(&mut [0]) {
+                Ok(count) => count == 0,
+                Err(error) => error.kind() != ErrorKind::WouldBlock,
+            }
+        };
+        streams.iter().filter(|stream| is_ended(stream)).count()
+    }
+
+    const ANSWERED: &str = "length=0\nerrno=0\n\n";
+
+    #[test]
+    fn an_idle_connection_gives_way_to_one_that_waits_and_the_longest_idle_first() {
+        let server = Server::start("idle", limits());
+        let mut idle: Vec<UnixStream> = (0..4).map(|_| server.connect()).collect();
+        idle.iter_mut().rev().for_each(|stream| assert_eq!(ask(stream), ANSWERED));
+        assert_eq!(ask(&mut server.connect()), ANSWERED);
+        assert_eq!(ask(&mut idle[3]), "", "it was asked first, and made room");
+        idle[..3].iter_mut().for_each(|stream| assert_eq!(ask(stream), ANSWERED));
+    }
+
+    #[test]
+    fn idle_connections_stay_while_nobody_waits() {
+        let server = Server::start("stay", limits());
+        let mut idle: Vec<UnixStream> = (0..4).map(|_| server.connect()).collect();
+        sleep(3 * limits().stalled);
+        idle.iter_mut().for_each(|stream| assert_eq!(ask(stream), ANSWERED));
+    }
+
+    #[test]
+    fn an_operation_that_goes_on_is_not_cut_short_by_those_who_wait() {
+        let server = Server::start("busy", limits());
+        let mut busy: Vec<UnixStream> = (0..4).map(|_| server.connect()).collect();
+        busy.iter_mut().for_each(|stream| stream.write_all(b"set=1\n").unwrap());
+        let mut late = server.connect();
+        let late = spawn(move || ask(&mut late));
+        for _ in 0..20 {
+            sleep(limits().stalled / 10);
+            busy.iter_mut().for_each(|stream| stream.write_all(b"fwmark=1\n").unwrap());
+        }
+        for stream in &mut busy {
+            stream.write_all(b"\n").unwrap();
+            assert_eq!(answer(stream), format!("length={}\nerrno=0\n\n", 6 + 20 * 9));
+        }
+        assert_eq!(late.join().unwrap(), ANSWERED);
+    }
+
+    #[test]
+    fn one_that_left_an_operation_half_said_gives_way() {
+        let server = Server::start("half", limits());
+        let mut half: Vec<UnixStream> = (0..4).map(|_| server.connect()).collect();
+        half.iter_mut().for_each(|stream| stream.write_all(b"set=1\n").unwrap());
+        assert_eq!(ask(&mut server.connect()), ANSWERED);
+        assert_eq!(ended(&half), 1);
+    }
+
+    #[test]
+    fn unfinished_operations_together_hold_no_more_than_the_limit_and_those_that_stall_give_way() {
+        let server = Server::start("bytes", limits());
+        let half = vec![b'x'; 100 << 10];
+        let mut stalled: Vec<UnixStream> = (0..2).map(|_| server.connect()).collect();
+        for stream in &mut stalled {
+            stream.write_all(b"set=1\n").unwrap();
+            stream.write_all(&half).unwrap();
+        }
+        // Room for one of this length only once a stalled one is gone.
+        let mut whole = server.connect();
+        whole.write_all(b"set=1\n").unwrap();
+        whole.write_all(&half).unwrap();
+        whole.write_all(b"\n\n").unwrap();
+        assert_eq!(answer(&mut whole), format!("length={}\nerrno=0\n\n", 6 + half.len() + 1));
+        assert_eq!(ended(&stalled), 1);
+    }
+
+    #[test]
+    fn one_that_finds_no_room_is_told_so() {
+        let server = Server::start("room", Limits { held: 64 << 10, ..limits() });
+        let mut greedy = server.connect();
+        greedy.write_all(b"set=1\n").unwrap();
+        let _ = greedy.write_all(&vec![b'x'; 128 << 10]); // it may be refused while we write
+        assert_eq!(answer(&mut greedy), "errno=-12\n\n");
+        assert_eq!(ask(&mut server.connect()), ANSWERED, "what it held was given back");
+    }
+}

@@ -1,0 +1,49 @@
+//! A control connection on either runtime.
+
+use std::io::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use zeroize::Zeroizing;
+
+/// Bytes read at once.
+pub(super) const READ_SIZE: usize = 64 * 1024;
+
+/// The connection.
+pub(super) enum Stream {
+    Uring(tokio_uring::net::UnixStream),
+    Tokio(tokio::net::UnixStream),
+}
+
+impl Stream {
+    /// A connection just accepted; `uring`: the runtime is tokio-uring's.
+    pub(super) fn new(stream: tokio::net::UnixStream, uring: bool) -> Result<Stream> {
+        if !uring {
+            return Ok(Stream::Tokio(stream));
+        }
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?; // the ring waits, where a non-blocking socket would answer EAGAIN
+        Ok(Stream::Uring(tokio_uring::net::UnixStream::from_std(stream)))
+    }
+
+    /// Reads into `buffer` and returns it with the number of bytes; 0: the end.
+    pub(super) async fn read(&mut self, mut buffer: Vec<u8>) -> (Result<usize>, Vec<u8>) {
+        match self {
+            Stream::Uring(stream) => stream.read(buffer).await,
+            Stream::Tokio(stream) => {
+                buffer.resize(READ_SIZE, 0);
+                (stream.read(&mut buffer).await, buffer)
+            }
+        }
+    }
+
+    /// Writes all of it, and wipes it.
+    pub(super) async fn write_all(&mut self, bytes: Vec<u8>) -> Result<()> {
+        match self {
+            Stream::Uring(stream) => {
+                let (done, bytes) = stream.write_all(bytes).await;
+                drop(Zeroizing::new(bytes));
+                done
+            }
+            Stream::Tokio(stream) => stream.write_all(&Zeroizing::new(bytes)).await,
+        }
+    }
+}
