@@ -13,6 +13,7 @@ use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
 use crate::gateway::tunnel::{IoChoice, TunnelConfig};
 use crate::io::tun;
 use crate::sys::inherit;
+use crate::wire::message::MAX_INNER_LEN;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -111,7 +112,7 @@ pub(super) struct TunnelArgs {
     #[arg(long, value_name = "BACKEND", env = "RINGTUN_IO", default_value = "auto")]
     io: IoArg,
     /// MTU of the new interface, in bytes
-    #[arg(long, value_name = "BYTES", env = "RINGTUN_MTU", default_value_t = 1420, value_parser = clap::value_parser!(u32).range(68..=65535))]
+    #[arg(long, value_name = "BYTES", env = "RINGTUN_MTU", default_value_t = 1420, value_parser = clap::value_parser!(u32).range(68..=MAX_INNER_LEN as i64))]
     mtu: u32,
     /// Ask the TUN device for no segmentation offloads
     #[arg(long, env = "RINGTUN_NO_TUN_OFFLOAD", value_parser = clap::builder::FalseyValueParser::new())]

@@ -52,7 +52,7 @@ counters! {
     tx_no_session,
     /// Packets (or keepalives, handshake messages) dropped: no buffer was free even after a flush.
     tx_no_buffer,
-    /// Packets dropped: larger than a train may be.
+    /// Packets dropped: no UDP datagram can carry them; their senders hear the limit.
     tx_oversized,
     /// Frames dropped: bad virtio-net header.
     tx_bad_vnet,

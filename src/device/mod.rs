@@ -45,6 +45,7 @@ use crate::noise::limiter::Limiter;
 use crate::noise::tai64n::Tai64NClock;
 use crate::routing::Prefix;
 use crate::time::Instant;
+use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
 use balance::Balancer;
 use indices::IndexTable;
@@ -198,6 +199,12 @@ impl Device {
     /// The interface's MTU.
     pub fn set_mtu(&mut self, mtu: u32) {
         if self.mtu.replace(mtu) != Some(mtu) {
+            if mtu as usize > MAX_INNER_LEN {
+                log::warn!(
+                    "an MTU of {mtu} is more than a datagram carries: packets above {MAX_INNER_LEN} bytes are refused; \
+                     set the interface's MTU to {MAX_INNER_LEN} or less"
+                );
+            }
             self.out.all(Broadcast::Mtu(mtu));
         }
     }

@@ -13,6 +13,8 @@ pub const DATA_HEADER_LEN: usize = 16;
 pub const TAG_LEN: usize = 16;
 /// Bytes a data message adds to its (padded) content; also the shortest data message: a keepalive.
 pub const DATA_OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
+/// Longest inner packet: what a data message in one UDP datagram over IPv4 holds (65,535 - 20 - 8 - 32). IPv6 would hold 20 more.
+pub const MAX_INNER_LEN: usize = 65_535 - 20 - 8 - DATA_OVERHEAD;
 /// Largest of the handshake messages (types 1 to 3).
 pub const MAX_HANDSHAKE_LEN: usize = INITIATION_LEN;
 

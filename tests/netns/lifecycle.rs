@@ -1,7 +1,7 @@
 //! A device's beginning and end, and its moves between namespaces.
 
 use crate::implementation::{
-    Device, Implementation, Io, RINGTUN, RINGTUN_TWO, ringtun, stand_in, uapi_socket,
+    Device, Implementation, Io, RINGTUN, RINGTUN_TWO, ringtun, ringtun_itself, stand_in, uapi_socket,
 };
 use crate::lab::{Host, eventually, find_program, ready, serial, sh, skip};
 use crate::pair::{A, B, Pair, V4, V6};
@@ -102,6 +102,28 @@ fn down_and_up_again_carries_on() {
     // Down takes IPv6 addresses away; IPv4 stays.
     pair.expect_ping(A, V4);
     pair.expect_ping(B, V4);
+}
+
+#[test]
+fn an_mtu_beyond_what_a_datagram_carries_is_told_and_no_black_hole() {
+    let Some(pair) = Pair::connected(RINGTUN, RINGTUN) else { return };
+    if !ringtun_itself() {
+        return;
+    }
+    for side in [A, B] {
+        pair[side].host.run(&format!("ip link set {} mtu 65535", pair[side].name()));
+    }
+    eventually("both tell it", SOON, || pair.tell().matches("an MTU of 65535 is more than").count() == 2);
+    let ping = |size: u32, inner| {
+        let to = pair[B].inner(inner);
+        pair[A].host.try_run(&format!("ping -M do -c 2 -i 0.3 -W 3 -s {size} {to}"))
+    };
+    for (inner, headers) in [(V4, 28), (V6, 48)] {
+        let said = ping(65_475 - headers, inner);
+        said.unwrap_or_else(|error| panic!("the longest: {error}\n{}", pair.tell()));
+        let error = ping(65_475 - headers + 1, inner).expect_err("one byte more");
+        assert!(error.contains("65475"), "the source hears the limit: {error}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the slow path tells a worker to do.
 
-use super::Worker;
 use super::peers::Removed;
+use super::{Worker, padding_limit};
 use crate::dataplane::stats::add;
 use crate::dataplane::{Control, PeerId};
 use crate::io::{Endpoint, Io};
@@ -35,7 +35,7 @@ impl Worker {
             Control::Keepalive(id) => self.sender(io, now).keepalive(id),
             Control::PurgeStaged(id) => self.sender(io, now).purge(id),
             Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
-            Control::Mtu(mtu) => self.mtu = mtu as usize,
+            Control::Mtu(mtu) => self.mtu = padding_limit(mtu),
             Control::Rebind(sockets) => io.rebind(sockets),
             Control::Stop => return false,
         }

@@ -26,6 +26,7 @@ use crate::dataplane::{Event, Inbox, Links};
 use crate::io::{Endpoint, Io};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
+use crate::wire::message::MAX_INNER_LEN;
 use outbox::Outbox;
 use patience::{Done, Patience};
 use peers::Peers;
@@ -83,7 +84,7 @@ impl Worker {
     pub fn new(config: WorkerConfig, links: &Links) -> Worker {
         Worker {
             id: config.id,
-            mtu: config.mtu as usize,
+            mtu: padding_limit(config.mtu),
             inbox: links.workers[usize::from(config.id)].clone(),
             outbox: Outbox::new(config.id, links),
             peers: Peers::default(),
@@ -216,6 +217,14 @@ impl Worker {
     fn receiver<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Receiver<'a, I> {
         let Worker { id, peers, outbox, rx, .. } = self;
         Receiver { id: *id, io, peers, outbox, rx, now }
+    }
+}
+
+/// The longest inner packet that padding may make, on an interface of this MTU (0: unknown).
+fn padding_limit(mtu: u32) -> usize {
+    match mtu as usize {
+        0 => MAX_INNER_LEN,
+        mtu => mtu.min(MAX_INNER_LEN),
     }
 }
 

@@ -20,7 +20,14 @@ pub(super) struct Refuser {
 
 impl Refuser {
     /// Writes an ICMP unreachable towards the source of `frame` (virtio-net header and packet), where one is due.
-    pub(super) fn refuse<I: Io>(&mut self, io: &mut I, stats: &WorkerStats, frame: &[u8], now: Instant) {
+    pub(super) fn refuse<I: Io>(
+        &mut self,
+        io: &mut I,
+        stats: &WorkerStats,
+        frame: &[u8],
+        why: Unreachable,
+        now: Instant,
+    ) {
         let Some(packet) = frame.get(VNET_HDR_LEN..) else { return };
         if !self.has_token(now) {
             add(&stats.icmp_limited, 1);
@@ -31,7 +38,7 @@ impl Refuser {
             return;
         };
         let (vnet, out) = buf.split_at_mut(VNET_HDR_LEN);
-        let Some(len) = unreachable(packet, Unreachable::Host, out) else { return };
+        let Some(len) = unreachable(packet, why, out) else { return };
         vnet.copy_from_slice(&VnetHeader::default().to_bytes());
         self.full_at = self.full_at.max(now) + INTERVAL;
         add(&stats.icmp_sent, 1);

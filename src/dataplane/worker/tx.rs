@@ -15,8 +15,9 @@ use crate::io::{Endpoint, Io, SendTrain};
 use crate::offload::split::{Progress, Splitter};
 use crate::offload::train::TrainLimits;
 use crate::time::Instant;
+use crate::wire::icmp::Unreachable;
 use crate::wire::ip;
-use crate::wire::message::DATA_OVERHEAD;
+use crate::wire::message::{DATA_OVERHEAD, MAX_INNER_LEN};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// DSCP AF41, not ECN-capable: what handshake messages bear (kernel `HANDSHAKE_DSCP`).
@@ -71,6 +72,11 @@ impl<'a, I: Io> Sender<'a, I> {
         if peer.endpoint.is_none() {
             add(&self.outbox.stats.tx_no_endpoint, 1);
             return self.refuse(frame);
+        }
+        // The first packet of a super-packet is its longest.
+        if splitter.next_len() > MAX_INNER_LEN {
+            add(&self.outbox.stats.tx_oversized, splitter.remaining());
+            return self.refuse_for(frame, Unreachable::TooBig(MAX_INNER_LEN as u32));
         }
         if !peer.has_staged() && peer.reachable(self.now) {
             self.pack(slot, &mut splitter);
@@ -158,7 +164,11 @@ impl<'a, I: Io> Sender<'a, I> {
     }
 
     fn refuse(&mut self, frame: &[u8]) {
-        self.refuser.refuse(self.io, &self.outbox.stats, frame, self.now);
+        self.refuse_for(frame, Unreachable::Host);
+    }
+
+    fn refuse_for(&mut self, frame: &[u8], why: Unreachable) {
+        self.refuser.refuse(self.io, &self.outbox.stats, frame, why, self.now);
     }
 
     /// Splits a frame into an open train of the peer's, and further ones as each is full.
@@ -177,9 +187,6 @@ impl<'a, I: Io> Sender<'a, I> {
             let Some(OpenTrain { train, buf, .. }) = self.open.get_mut(index) else { return };
             match splitter.write_into(buf, train, self.mtu, &limits) {
                 Progress::Done => return,
-                Progress::Full if train.is_empty() => {
-                    return add(&self.outbox.stats.tx_oversized, splitter.remaining());
-                }
                 Progress::Full => self.close(index),
             }
         }

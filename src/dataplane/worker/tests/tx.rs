@@ -257,6 +257,33 @@ fn the_sender_hears_of_it_when_there_is_no_peer_or_no_endpoint_within_a_rate() {
 }
 
 #[test]
+fn what_no_datagram_can_carry_is_counted_and_its_sender_hears_the_limit() {
+    let mut rig = Rig::with_peers(1);
+    let mut remote = rig.connect(0);
+    for mtu in [65_535, 0] {
+        rig.control(Control::Mtu(mtu));
+        rig.push_frame(&frame(ME, "10.0.0.1", 1, 65_475 - 28, 0));
+        rig.turn();
+        let sent = rig.sent();
+        assert_eq!((sent.len(), sent[0].len), (1, 65_507), "the longest UDP payload over IPv4");
+        assert_eq!(tags(&mut remote, &sent), [1]);
+    }
+
+    rig.push_frame(&frame(ME, "10.0.0.1", 2, 65_476 - 28, 0));
+    rig.push_frame(&tso_frame(ME, "10.0.0.1", 65_480, 65_440));
+    rig.turn();
+    assert!(rig.sent().is_empty());
+    assert_eq!(rig.count(|stats| &stats.tx_oversized), 3, "one packet, and both of a super-packet");
+    let answers = rig.written();
+    assert_eq!(answers.len(), 2);
+    for answer in answers {
+        assert_eq!((answer[9], &answer[20..22]), (1, &[3, 4][..]), "fragmentation needed");
+        assert_eq!(answer[26..28], 65_475u16.to_be_bytes());
+        assert_eq!(answer[16..20], ip4(ME).octets());
+    }
+}
+
+#[test]
 fn broken_frames_are_dropped_and_counted() {
     let mut rig = Rig::with_peers(1);
     rig.connect(0);
