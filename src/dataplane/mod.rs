@@ -5,10 +5,12 @@
 
 pub mod sending;
 pub mod stats;
+pub mod strays;
 pub mod worker;
 
 use crate::dataplane::sending::Sending;
 use crate::dataplane::stats::WorkerStats;
+use crate::dataplane::strays::Strays;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, LocalAddr, Notice};
 use crate::noise::cookie::Mac1Key;
@@ -32,8 +34,6 @@ pub const HANDSHAKE_QUEUE: usize = 4096;
 pub const EVENT_QUEUE: usize = 16384;
 /// Notices that may wait to be logged; full: dropped and counted.
 pub const NOTICE_QUEUE: usize = 64;
-/// Stray datagrams that may wait for their owner; full: dropped and counted.
-pub const STRAY_QUEUE: usize = 1024;
 /// Packets (or super-packets) one worker stages for one peer without a session (kernel: MAX_STAGED_PACKETS); the oldest goes.
 pub const MAX_STAGED: usize = 128;
 /// Bytes one worker stages for all peers together; beyond it a peer's oldest go, or the newcomer where it has none.
@@ -231,26 +231,13 @@ pub enum Event {
     WorkerEnded(u8, String),
 }
 
-/// A datagram that arrived at a worker that does not own it.
-#[derive(Clone, Debug)]
-pub struct Stray {
-    /// One type-4 datagram.
-    pub bytes: Box<[u8]>,
-    /// Its sender.
-    pub from: SocketAddr,
-    /// The local address it came to.
-    pub to: Option<LocalAddr>,
-    /// Outer ECN bits.
-    pub ecn: u8,
-}
-
 /// One worker's inbox, as others see it.
 #[derive(Clone)]
 pub struct Inbox {
     /// Controls, in order.
     pub controls: Arc<ArrayQueue<Control>>,
     /// Strays.
-    pub strays: Arc<ArrayQueue<Stray>>,
+    pub strays: Arc<Strays>,
     /// Rings the worker.
     pub waker: Waker,
     /// What the worker counts.
@@ -285,7 +272,7 @@ impl Links {
         let inbox = || {
             Ok(Inbox {
                 controls: Arc::new(ArrayQueue::new(CONTROL_QUEUE)),
-                strays: Arc::new(ArrayQueue::new(STRAY_QUEUE)),
+                strays: Arc::default(),
                 waker: Waker::new()?,
                 stats: Arc::default(),
             })

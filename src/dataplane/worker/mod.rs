@@ -37,9 +37,7 @@ use tx::Sender;
 
 /// Controls a turn: a bulk configuration change must not keep packets waiting for long.
 const CONTROL_BUDGET: usize = 256;
-/// Strays a turn.
-const STRAY_BUDGET: usize = 64;
-/// What one turn may take from the TUN queue, and again from the sockets: 64 small ones, 16 large ones.
+/// What one turn may take from the TUN queue, again from the sockets, and again from other workers: 64 small ones, 16 large ones.
 const TRAFFIC_BUDGET: usize = 64;
 /// What a large frame or train takes out of [`TRAFFIC_BUDGET`].
 const LARGE_COST: usize = 4;
@@ -158,8 +156,10 @@ impl Worker {
 
     /// Takes what other workers received for us; whether the budget was used up.
     fn take_strays<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
-        for _ in 0..STRAY_BUDGET {
+        let mut budget = TRAFFIC_BUDGET;
+        while budget > 0 {
             let Some(stray) = self.inbox.strays.pop() else { return false };
+            budget = budget.saturating_sub(cost(stray.bytes.len()));
             self.receiver(io, now).stray(&stray);
         }
         true

@@ -3,8 +3,9 @@
 
 use super::peers::Peer;
 use crate::dataplane::stats::{WorkerStats, add};
+use crate::dataplane::strays::Stray;
 use crate::dataplane::{
-    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, Links, PeerShared, SlowPath, Stray,
+    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, Links, PeerShared, SlowPath,
 };
 use crate::io::Notice;
 use crate::time::Instant;
@@ -75,20 +76,19 @@ impl Outbox {
         }
     }
 
-    /// Passes one data message on to its owner; there may be no such worker.
-    pub(super) fn stray(&mut self, owner: u8, bytes: &[u8], stray: impl FnOnce(Box<[u8]>) -> Stray) {
+    /// Passes `count` data messages on to their owner; there may be no such worker.
+    pub(super) fn stray(&mut self, owner: u8, count: usize, len: usize, stray: impl FnOnce() -> Stray) {
         let owner = usize::from(owner);
         let Some(inbox) = self.workers.get(owner) else {
-            add(&self.stats.rx_unknown_index, 1);
+            add(&self.stats.rx_unknown_index, count);
             return;
         };
-        // Looking first spares the copy under overload.
-        if inbox.strays.is_full() || inbox.strays.push(stray(bytes.into())).is_err() {
-            add(&self.stats.strays_dropped, 1);
+        if !(inbox.strays.has_room(len) && inbox.strays.push(stray())) {
+            add(&self.stats.strays_dropped, count);
             return;
         }
         self.ring_workers[owner] = true;
-        add(&self.stats.strays_out, 1);
+        add(&self.stats.strays_out, count);
     }
 
     /// Has something logged, unless too much waits to be logged already.

@@ -7,7 +7,8 @@ use super::outbox::Outbox;
 use super::peers::{Peer, Peers};
 use crate::crypto::aead::MAX_SEGMENTS;
 use crate::dataplane::stats::add;
-use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared, Stray};
+use crate::dataplane::strays::Stray;
+use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, LocalAddr, UdpTrain};
@@ -147,22 +148,22 @@ impl<I: Io> Receiver<'_, I> {
         self.take(train);
     }
 
-    /// Takes a data message that another worker received for us.
+    /// Takes data messages that another worker received for us.
     pub(super) fn stray(&mut self, stray: &Stray) {
-        add(&self.outbox.stats.strays_in, 1);
+        add(&self.outbox.stats.strays_in, stray.count());
         let Some(mut buf) = self.io.alloc().or_else(|| {
             self.io.flush();
             self.io.alloc()
         }) else {
-            return add(&self.outbox.stats.rx_no_buffer, 1);
+            return add(&self.outbox.stats.rx_no_buffer, stray.count());
         };
         let (start, len) = (DATA_HEADER_LEN, stray.bytes.len());
         let Some(space) = buf.get_mut(start..start + len) else {
-            return add(&self.outbox.stats.rx_malformed, 1);
+            return add(&self.outbox.stats.rx_malformed, stray.count());
         };
         space.copy_from_slice(&stray.bytes);
-        let Stray { from, to, ecn, .. } = *stray;
-        self.take(UdpTrain { buf, start, len, stride: len, from, to, ecn });
+        let Stray { stride, from, to, ecn, .. } = *stray;
+        self.take(UdpTrain { buf, start, len, stride, from, to, ecn });
     }
 
     fn take(&mut self, train: UdpTrain) {
@@ -218,7 +219,9 @@ impl<I: Io> Receiver<'_, I> {
         let owner = ReceiverIndex(receiver).worker();
         let count = run.len().div_ceil(stride);
         if owner != self.id {
-            self.forward(owner, &buf[run], stride, origin);
+            let Origin { from, to, ecn } = origin;
+            let stray = || Stray { bytes: buf[run.clone()].into(), stride, from, to, ecn };
+            self.outbox.stray(owner, count, run.len(), stray);
             return 0;
         }
         let stats = &self.outbox.stats;
@@ -238,14 +241,6 @@ impl<I: Io> Receiver<'_, I> {
             self.note(receiver, &opened, origin);
         }
         opened.accepted
-    }
-
-    /// Hands data messages to the worker that owns their index.
-    fn forward(&mut self, owner: u8, run: &[u8], stride: usize, origin: Origin) {
-        let Origin { from, to, ecn } = origin;
-        for datagram in run.chunks(stride) {
-            self.outbox.stray(owner, datagram, |bytes| Stray { bytes, from, to, ecn });
-        }
     }
 
     /// Checks the contents of what opened, and gives it to the coalescer.
