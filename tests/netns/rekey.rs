@@ -1,4 +1,4 @@
-//! Sessions are renewed after REKEY_AFTER_TIME (120 s) without a lost packet, with everyone.
+//! Sessions are renewed after REKEY_AFTER_TIME (120 s), and by a peer that was restarted, without a lost packet, with everyone.
 
 use crate::implementation::Implementation::{self, Boringtun, Gotatun, Kernel, Ringtun, WireguardGo};
 use crate::implementation::{Io, RINGTUN, RINGTUN_TWO};
@@ -52,4 +52,31 @@ fn no_ping_is_lost_while_sessions_are_renewed() {
         let failed: Vec<String> = failed.into_iter().flatten().collect();
         assert!(failed.is_empty(), "{failed:?}");
     });
+}
+
+/// Restarts of one client.
+const RESTARTS: u32 = 10;
+
+#[test]
+fn the_first_reply_to_a_client_that_was_restarted_arrives() {
+    for gateway in [RINGTUN, RINGTUN_TWO, Ringtun { workers: 2, io: Io::Syscalls }] {
+        let Some(mut pair) = Pair::connected(gateway, RINGTUN) else { return };
+        for round in 0..RESTARTS {
+            pair.restart(B);
+            pair.configure_side(B, Some(V4));
+            let target = pair[A].inner(V4);
+            if round % 2 == 0 {
+                let said = pair[B].host.try_run(&format!("ping -q -c 1 -W 2 {target}"));
+                said.unwrap_or_else(|error| panic!("{gateway:?}, restart {round}: {error}\n{}", pair.tell()));
+            } else {
+                // Nobody listens there: the first reply refuses. Where it is lost, the kernel asks again after a second.
+                let retransmitted = "nstat -asz TcpRetransSegs | awk '/TcpRetransSegs/ { print $2 }'";
+                let connect = format!("bash -c '< /dev/tcp/{target}/9' 2>&1 || true; {retransmitted}");
+                let said = pair[B].host.run(&connect);
+                assert!(said.contains("refused"), "{gateway:?}, restart {round}: {said}");
+                let again = said.lines().last().map(str::trim);
+                assert_eq!(again, Some("0"), "{gateway:?}, restart {round}: {said}\n{}", pair.tell());
+            }
+        }
+    }
 }
