@@ -8,15 +8,15 @@
 //! Below the trains stand the two one-off forms of the handshake: [`seal`] with a fresh key, counter zero and
 //! additional data, and [`xseal`] (XChaCha20-Poly1305) for the cookie.
 
+use crate::crypto::hchacha::hchacha20;
 #[cfg(target_arch = "x86_64")]
 use crate::crypto::lanes;
 pub(crate) use crate::crypto::segment::counter;
 pub use crate::crypto::segment::{HEADER_LEN, TAG_LEN};
-use chacha20poly1305::aead::AeadInOut;
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
 #[cfg(target_arch = "x86_64")]
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 /// Largest number of segments in a train: one bit each in [`Opened`].
 pub const MAX_SEGMENTS: usize = 128;
@@ -49,6 +49,15 @@ pub struct AeadKey {
 }
 
 impl AeadKey {
+    /// For single packets.
+    fn lone(key: &[u8; 32]) -> AeadKey {
+        AeadKey {
+            single: expand(key),
+            #[cfg(target_arch = "x86_64")]
+            lanes: None,
+        }
+    }
+
     /// Expands `key`.
     pub fn new(key: &[u8; 32]) -> AeadKey {
         AeadKey {
@@ -172,22 +181,19 @@ fn nonce(counter: u64) -> Nonce {
 
 /// Encrypts `text` in place under a key that is used this once (counter zero) and returns the tag over it and `aad`.
 pub fn seal(key: &[u8; 32], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
-    AeadKey::new(key).seal(0, aad, text)
+    AeadKey::lone(key).seal(0, aad, text)
 }
 
 /// Opens what [`seal`] sealed, in place. False: not authentic, and `text` is unspecified.
 #[must_use]
 pub fn open(key: &[u8; 32], aad: &[u8], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
-    AeadKey::new(key).open(0, aad, text, tag)
+    AeadKey::lone(key).open(0, aad, text, tag)
 }
 
 /// XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03): encrypts `text` in place and returns the tag over it and `aad`.
 pub fn xseal(key: &[u8; 32], nonce: &[u8; XNONCE_LEN], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
-    let cipher = XChaCha20Poly1305::new(key.into());
-    let Ok(tag) = cipher.encrypt_inout_detached(nonce.into(), aad, text.into()) else {
-        unreachable!("no buffer is as long as ChaCha20's limit of 256 GiB");
-    };
-    tag.into()
+    let (cipher, counter) = extended(key, nonce);
+    cipher.seal(counter, aad, text)
 }
 
 /// Opens what [`xseal`] sealed, in place. False: not authentic, and `text` is unspecified.
@@ -199,8 +205,16 @@ pub fn xopen(
     text: &mut [u8],
     tag: &[u8; TAG_LEN],
 ) -> bool {
-    let cipher = XChaCha20Poly1305::new(key.into());
-    cipher.decrypt_inout_detached(nonce.into(), aad, text.into(), tag.into()).is_ok()
+    let (cipher, counter) = extended(key, nonce);
+    cipher.open(counter, aad, text, tag)
+}
+
+/// The key and the counter that stand for `key` under a long nonce (draft-irtf-cfrg-xchacha-03, section 2.3): four zero bytes
+/// and the nonce's last eight are a nonce of ours.
+fn extended(key: &[u8; 32], nonce: &[u8; XNONCE_LEN]) -> (AeadKey, u64) {
+    let [first @ .., a, b, c, d, e, f, g, h] = nonce;
+    let subkey = Zeroizing::new(hchacha20(key, first));
+    (AeadKey::lone(&subkey), u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod aead;
 pub mod hash;
+mod hchacha;
 #[cfg(target_arch = "x86_64")]
 pub mod lanes;
 pub mod random;
