@@ -134,3 +134,36 @@ pub(super) fn give_back_room<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
         table.shrink_to(2 * table.len());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::x25519::SharedSecret;
+    use crate::dataplane::PeerShared;
+    use crate::noise::cookie::CookieJar;
+    use crate::noise::handshake::Handshake;
+    use std::sync::Arc;
+
+    fn add(table: &mut PeerTable, number: u32) -> PeerId {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        let key = PublicKey(bytes);
+        table.insert(key, |id, owner| {
+            let handshake = Handshake::new(key, SharedSecret([0; 32]));
+            Peer::new(key, Arc::new(PeerShared::new(id, owner)), handshake, CookieJar::new(&key))
+        })
+    }
+
+    #[test]
+    fn the_room_of_many_peers_goes_back_when_they_are_gone_and_slots_stay_unique() {
+        let mut table = PeerTable::new(2);
+        let ids: Vec<PeerId> = (0..10_000).map(|number| add(&mut table, number)).collect();
+        ids.iter().filter(|id| id.slot != 7).for_each(|id| assert!(table.remove(id.slot).is_some()));
+        table.recycle();
+        assert!(table.slots.capacity() < 1000 && table.by_key.capacity() <= 4 * KEPT && table.free.len() < 8);
+        assert_eq!(table.in_order().map(|peer| peer.shared.id).collect::<Vec<_>>(), [ids[7]]);
+        let fresh: std::collections::HashSet<u32> =
+            (0..100).map(|number| add(&mut table, 20_000 + number).slot).collect();
+        assert!(fresh.len() == 100 && !fresh.contains(&7) && table.len() == 101);
+    }
+}

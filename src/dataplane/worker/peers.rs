@@ -8,6 +8,9 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// Slots whose room is kept though nobody has them.
+const KEPT: usize = 1024;
+
 /// A peer, as one worker sees it.
 pub(super) struct Peer {
     pub(super) shared: Arc<PeerShared>,
@@ -87,6 +90,7 @@ impl Peers {
     pub(super) fn remove(&mut self, id: PeerId) -> Option<Removed> {
         self.find(id)?;
         let peer = self.table.get_mut(id.slot as usize)?.take()?;
+        self.give_back_room();
         Some(self.bury(peer))
     }
 
@@ -96,6 +100,16 @@ impl Peers {
             peer.shared.sending.withdraw(index);
         }
         Removed { id: peer.shared.id, receiving: peer.receiving, staged: peer.staged.len() }
+    }
+
+    /// Lets go of slots at the end that nobody has, and of their room once it is most of the table.
+    fn give_back_room(&mut self) {
+        while matches!(self.table.last(), Some(None)) {
+            self.table.pop();
+        }
+        if self.table.capacity() > KEPT && self.table.len() < self.table.capacity() / 8 {
+            self.table.shrink_to(2 * self.table.len());
+        }
     }
 
     /// All peers there are.
@@ -159,6 +173,16 @@ mod tests {
         assert!(peers.remove(PeerId { slot: 2, epoch: 1 }).is_none());
         assert!(peers.find(PeerId { slot: 2, epoch: 2 }).is_some());
         assert!(peers.at(1).is_none() && peers.at(3).is_none());
+    }
+
+    #[test]
+    fn the_room_of_many_peers_goes_back_when_they_are_gone() {
+        let mut peers = Peers::default();
+        (0..10_000).for_each(|slot| assert!(peers.add(peer(slot, 1)).is_none()));
+        assert!(peers.table.capacity() >= 10_000);
+        (1..10_000).for_each(|slot| assert!(peers.remove(PeerId { slot, epoch: 1 }).is_some()));
+        assert!(peers.table.capacity() <= KEPT, "{}", peers.table.capacity());
+        assert!(peers.find(PeerId { slot: 0, epoch: 1 }).is_some());
     }
 
     #[test]
