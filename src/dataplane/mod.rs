@@ -13,7 +13,7 @@ use crate::dataplane::stats::WorkerStats;
 use crate::dataplane::strays::Strays;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, LocalAddr, Notice};
-use crate::noise::cookie::Mac1Key;
+use crate::noise::cookie::GateKeys;
 use crate::noise::session::{RecvSession, SendSession};
 use crate::noise::timers::Activity;
 use crate::routing::RouteTable;
@@ -30,6 +30,8 @@ use std::time::Duration;
 pub const CONTROL_QUEUE: usize = 4096;
 /// Handshake datagrams that may wait for the slow path: 4096 × ~220 bytes. Full: dropped and counted.
 pub const HANDSHAKE_QUEUE: usize = 4096;
+/// Handshake messages waiting from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES / 8).
+pub const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
 /// Events that may wait for the slow path.
 pub const EVENT_QUEUE: usize = 16384;
 /// Notices that may wait to be logged; full: dropped and counted.
@@ -178,12 +180,14 @@ pub struct IncomingHandshake {
     pub from: SocketAddr,
     /// The local address it came to.
     pub to: Option<LocalAddr>,
+    /// It came under load with a valid cookie: its sender receives at `from`, and has a budget.
+    pub proven: bool,
 }
 
 /// From the slow path to one worker.
 pub enum Control {
-    /// The local identity's MAC1 key, `None` without a private key: then every handshake message is dropped.
-    Identity(Option<Mac1Key>),
+    /// What checks handshake messages for the local identity, `None` without a private key: then every one is dropped.
+    Identity(Option<Box<GateKeys>>),
     /// The AllowedIPs, whole; values are peer slots.
     Routes(Arc<RouteTable>),
     /// A new peer (all workers).

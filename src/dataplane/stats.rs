@@ -95,6 +95,8 @@ counters! {
     rx_handshakes,
     /// Handshake messages dropped: MAC1 is wrong.
     rx_bad_mac1,
+    /// Cookie replies sent under load.
+    tx_cookies,
     /// Handshake messages dropped: there is no private key.
     rx_no_identity,
     /// Handshake messages dropped: the slow path's queue was full.

@@ -2,75 +2,33 @@
 
 use super::outbox::Broadcast;
 use super::{Device, Now};
-use crate::dataplane::{Control, HANDSHAKE_QUEUE, HandshakeDatagram, IncomingHandshake, PeerId};
+use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
 use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{HandshakeError, IncomingInitiation};
 use crate::noise::session::SessionKeys;
-use crate::time::Instant;
 use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
-
-/// Handshake messages waiting from which on the device is under load (kernel: MAX_QUEUED_INCOMING_HANDSHAKES / 8).
-pub(super) const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
-/// Time for which it stays so after the queue got shorter (kernel: one second).
-const LOAD_MEMORY: Duration = Duration::from_secs(1);
 
 impl Device {
-    /// One handshake message; MAC1 of types 1 and 2 has been verified by the worker.
-    pub(super) fn receive_handshake(&mut self, now: Now, message: &IncomingHandshake, waiting: usize) {
+    /// One handshake message; MAC1 of types 1 and 2 has been verified by the worker, under load MAC2, too.
+    pub(super) fn receive_handshake(&mut self, now: Now, message: &IncomingHandshake) {
         if !self.is_up() || self.identity.is_none() {
             self.stats.dropped_not_ready += 1;
             return;
         }
-        let kind = classify(message.datagram.bytes());
-        if matches!(kind, Some(MessageKind::Initiation | MessageKind::Response))
-            && self.under_load(now.mono, waiting)
-            && !self.admit(now, message)
-        {
+        // Whoever has a cookie has an address of its own, and that address a budget.
+        if message.proven && !self.limiter.allow(message.from.ip(), now.mono) {
+            self.stats.dropped_rate_limited += 1;
             return;
         }
-        match kind {
+        match classify(message.datagram.bytes()) {
             Some(MessageKind::Initiation) => self.receive_initiation(now, message),
             Some(MessageKind::Response) => self.receive_response(now, message),
             Some(MessageKind::CookieReply) => self.receive_cookie(now, message),
             Some(MessageKind::Data) | None => self.stats.dropped_malformed += 1,
         }
-    }
-
-    /// Whether the cost of a handshake must be earned by a cookie.
-    fn under_load(&mut self, now: Instant, waiting: usize) -> bool {
-        if waiting >= UNDER_LOAD {
-            self.last_under_load = Some(now);
-        }
-        let loaded = self.last_under_load.is_some_and(|last| now.since(last) < LOAD_MEMORY);
-        if !loaded {
-            self.last_under_load = None;
-        }
-        loaded
-    }
-
-    /// Under load: whether to work on `message`. Without a valid MAC2 its sender gets a cookie, which it must receive to
-    /// use, so its address is not spoofed; with one, its source has a budget.
-    fn admit(&mut self, now: Now, message: &IncomingHandshake) -> bool {
-        let Some(checker) = &mut self.checker else { return false };
-        let bytes = message.datagram.bytes();
-        if checker.verify_mac2(bytes, message.from, now.mono, &mut *self.entropy) {
-            let allowed = self.limiter.allow(message.from.ip(), now.mono);
-            self.stats.dropped_rate_limited += u64::from(!allowed);
-            return allowed;
-        }
-        let reply = checker.reply(bytes, message.from, now.mono, &mut *self.entropy);
-        let from = message.to.filter(|&local| (self.source_needed)(message.from, local));
-        if let Some(datagram) = HandshakeDatagram::new(&reply) {
-            // No peer, so no owner: any worker may send it, and a flood's replies are spread.
-            let worker = (self.stats.cookies_sent % u64::from(self.out.workers())) as u8;
-            self.out.one(worker, Control::Send(Endpoint { addr: message.from, from }, datagram));
-            self.stats.cookies_sent += 1;
-        }
-        false
     }
 
     fn receive_initiation(&mut self, now: Now, message: &IncomingHandshake) {

@@ -5,7 +5,7 @@ use super::peer::{Peer, Watch};
 use super::{BindRequest, Device, Now};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::dataplane::PeerShared;
-use crate::noise::cookie::{CookieChecker, CookieJar, Mac1Key};
+use crate::noise::cookie::{CookieJar, GateKeys};
 use crate::noise::handshake::{Handshake, Identity};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -58,7 +58,6 @@ impl Device {
 
     fn stop(&mut self) {
         self.link = Link::Down;
-        self.last_under_load = None;
         for slot in self.peers.slots() {
             self.forget_secrets(slot);
             if let Some(peer) = self.peers.get_mut(slot) {
@@ -92,10 +91,9 @@ impl Device {
         if same_key(self.identity.as_ref(), identity.as_ref()) {
             return;
         }
-        self.checker = identity.as_ref().map(|identity| CookieChecker::new(identity.public()));
-        let mac1 = identity.as_ref().map(|identity| Mac1Key::new(identity.public()));
+        let keys = identity.as_ref().map(|identity| GateKeys::new(identity.public(), &mut *self.entropy));
         self.identity = identity;
-        self.out.all(Broadcast::Identity(mac1));
+        self.out.all(Broadcast::Identity(keys.map(Box::new)));
         for slot in self.peers.slots() {
             self.forget_secrets(slot);
             if let Some(peer) = self.peers.get_mut(slot) {

@@ -39,7 +39,6 @@ use crate::crypto::x25519::PublicKey;
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
 use crate::io::steer::Target;
 use crate::io::{Endpoint, LocalAddr};
-use crate::noise::cookie::CookieChecker;
 use crate::noise::handshake::Identity;
 use crate::noise::limiter::Limiter;
 use crate::noise::tai64n::Tai64NClock;
@@ -112,9 +111,7 @@ pub struct PeerInfo<'a> {
 pub struct Device {
     entropy: Box<dyn Entropy + Send>,
     identity: Option<Identity>,
-    checker: Option<CookieChecker>,
     limiter: Limiter,
-    last_under_load: Option<Instant>,
     clock: Tai64NClock,
     peers: PeerTable,
     allowed: AllowedIps,
@@ -137,9 +134,7 @@ impl Device {
         Device {
             entropy,
             identity: None,
-            checker: None,
             limiter: Limiter::default(),
-            last_under_load: None,
             clock: Tai64NClock::default(),
             peers: PeerTable::new(workers),
             allowed: AllowedIps::default(),
@@ -163,9 +158,9 @@ impl Device {
         self.source_needed = oracle;
     }
 
-    /// A handshake message from a worker. `waiting`: how many more wait behind it (under load: MAC2 is asked for).
-    pub fn handle_handshake(&mut self, now: Now, message: IncomingHandshake, waiting: usize) {
-        self.receive_handshake(now, &message, waiting);
+    /// A handshake message from a worker.
+    pub fn handle_handshake(&mut self, now: Now, message: IncomingHandshake) {
+        self.receive_handshake(now, &message);
     }
 
     /// An event from a worker.

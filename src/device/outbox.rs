@@ -4,7 +4,7 @@ use super::{BindRequest, Output};
 use crate::dataplane::{Control, PeerId, PeerShared};
 use crate::io::Endpoint;
 use crate::io::steer::Target;
-use crate::noise::cookie::Mac1Key;
+use crate::noise::cookie::GateKeys;
 use crate::routing::{Prefix, RouteTable};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const KEPT: usize = 1024;
 
 /// A control for every worker.
 pub(super) enum Broadcast {
-    Identity(Option<Mac1Key>),
+    Identity(Option<Box<GateKeys>>),
     Routes(Arc<RouteTable>),
     AddPeer(Arc<PeerShared>),
     RemovePeer(PeerId),
@@ -28,7 +28,7 @@ pub(super) enum Broadcast {
 impl Broadcast {
     fn control(&self) -> Control {
         match self {
-            Broadcast::Identity(key) => Control::Identity(*key),
+            Broadcast::Identity(key) => Control::Identity(key.clone()),
             Broadcast::Routes(table) => Control::Routes(Arc::clone(table)),
             Broadcast::AddPeer(shared) => Control::AddPeer(Arc::clone(shared)),
             Broadcast::RemovePeer(id) => Control::RemovePeer(*id),
@@ -56,10 +56,6 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(workers: u8) -> Outbox {
         Outbox { entries: VecDeque::new(), cursor: 0, workers }
-    }
-
-    pub(super) fn workers(&self) -> u8 {
-        self.workers
     }
 
     pub(super) fn all(&mut self, broadcast: Broadcast) {

@@ -26,8 +26,6 @@ counters! {
     initiations_accepted,
     /// Responses that completed a handshake of ours.
     responses_accepted,
-    /// Cookie replies sent under load.
-    cookies_sent,
     /// Cookie replies accepted.
     cookies_accepted,
     /// Handshakes given up after 90 s.

@@ -9,12 +9,15 @@ use crate::wire::message::{COOKIE_REPLY_LEN, CookieReply};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Age at which the responder's secret is replaced, and with it all cookies made from it (paper, section 5.4.7).
 pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
 /// The initiator stops using a cookie this much earlier, for the time the message travels (kernel `cookie.h`).
 pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
+
+/// Time for which a device stays under load after fewer messages wait (kernel: one second).
+const LOAD_MEMORY: Duration = Duration::from_secs(1);
 
 const LABEL_MAC1: &[u8] = b"mac1----";
 const LABEL_COOKIE: &[u8] = b"cookie--";
@@ -28,7 +31,7 @@ fn split_macs(message: &[u8]) -> Option<(&[u8], &[u8; MAC_LEN], &[u8; MAC_LEN])>
     Some((body, mac1, mac2))
 }
 
-/// Checks MAC1 of what arrives: cheap, and `Copy`, so that each worker holds one.
+/// Checks and makes MAC1.
 #[derive(Clone, Copy)]
 pub struct Mac1Key([u8; 32]);
 
@@ -53,7 +56,7 @@ fn cookie_key(public: &PublicKey) -> [u8; 32] {
     hash(&[LABEL_COOKIE, &public.0])
 }
 
-/// A cookie or the secret behind all of them, with its time of birth.
+/// A cookie with its time of birth.
 #[derive(Zeroize, ZeroizeOnDrop)]
 struct Aged<const N: usize> {
     bytes: [u8; N],
@@ -67,71 +70,128 @@ impl<const N: usize> Aged<N> {
     }
 }
 
-/// The responder's side: issues cookies and checks MAC2. The secret changes every two minutes.
-pub struct CookieChecker {
+/// What all gates of one identity have in common, so that a cookie of one opens the others.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct GateKeys {
+    #[zeroize(skip)] // anyone who knows the public key knows these two
+    mac1: Mac1Key,
+    #[zeroize(skip)]
     cookie_key: [u8; 32],
-    secret: Option<Aged<32>>,
+    /// All secrets behind cookies come from it, and all nonces.
+    root: [u8; 32],
 }
 
-impl CookieChecker {
+impl GateKeys {
     /// For the local public key.
-    pub fn new(public: &PublicKey) -> CookieChecker {
-        CookieChecker { cookie_key: cookie_key(public), secret: None }
+    pub fn new(public: &PublicKey, entropy: &mut dyn Entropy) -> GateKeys {
+        let mut keys = GateKeys { mac1: Mac1Key::new(public), cookie_key: cookie_key(public), root: [0; 32] };
+        entropy.fill(&mut keys.root);
+        keys
+    }
+}
+
+/// What becomes of a message of type 1 or 2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// MAC1 is wrong: it is not for us.
+    Forged,
+    /// Work on it. `proven`: its sender receives at the address it names, since it has a cookie of ours.
+    Pass {
+        /// Known only under load.
+        proven: bool,
+    },
+    /// Under load, and without a valid MAC2: this goes back instead of an answer.
+    Cookie([u8; COOKIE_REPLY_LEN]),
+}
+
+/// The responder's side, one a worker: checks both MACs, cheap tests first, and gives cookies out under load. The secret behind
+/// the cookies changes every two minutes, in all gates at once.
+pub struct Gate {
+    keys: GateKeys,
+    /// Which of the gates.
+    number: u8,
+    secret: Option<(u64, Zeroizing<[u8; 32]>)>,
+    /// Cookies given out.
+    given: u64,
+    last_under_load: Option<Instant>,
+}
+
+impl Gate {
+    /// Gate `number` of those that have `keys`.
+    pub fn new(keys: GateKeys, number: u8) -> Gate {
+        Gate { keys, number, secret: None, given: 0, last_under_load: None }
     }
 
-    /// Whether MAC2 is right for `from` (address AND port).
-    pub fn verify_mac2(
-        &mut self,
-        message: &[u8],
-        from: SocketAddr,
-        now: Instant,
-        entropy: &mut dyn Entropy,
-    ) -> bool {
-        let mut cookie = self.cookie(from, now, entropy);
-        let right = message
-            .split_last_chunk::<MAC_LEN>()
-            .is_some_and(|(body, mac2)| mac(&cookie, &[body]).ct_eq(mac2).into());
-        cookie.zeroize();
-        right
+    /// What becomes of `message` (type 1 or 2) from `from` (address AND port); `busy`: more wait than can be answered soon.
+    pub fn judge(&mut self, message: &[u8], from: SocketAddr, now: Instant, busy: bool) -> Verdict {
+        if !self.keys.mac1.verify(message) {
+            return Verdict::Forged;
+        }
+        if !self.under_load(now, busy) {
+            return Verdict::Pass { proven: false };
+        }
+        let cookie = self.cookie(from, now);
+        if has_mac2(message, &cookie) {
+            return Verdict::Pass { proven: true };
+        }
+        Verdict::Cookie(self.reply(message, &cookie))
     }
 
-    /// The cookie reply to `message` (type 1 or 2, MAC1 already verified) from `from`.
-    ///
-    /// A message that is too short to be either gets a reply that nobody can open.
-    pub fn reply(
-        &mut self,
-        message: &[u8],
-        from: SocketAddr,
-        now: Instant,
-        entropy: &mut dyn Entropy,
-    ) -> [u8; COOKIE_REPLY_LEN] {
+    /// Whether the cost of a handshake must be earned by a cookie.
+    fn under_load(&mut self, now: Instant, busy: bool) -> bool {
+        if busy {
+            self.last_under_load = Some(now);
+        }
+        let loaded = self.last_under_load.is_some_and(|last| now.since(last) < LOAD_MEMORY);
+        if !loaded {
+            self.last_under_load = None;
+        }
+        loaded
+    }
+
+    /// The cookie reply to `message`.
+    fn reply(&mut self, message: &[u8], cookie: &[u8; COOKIE_LEN]) -> [u8; COOKIE_REPLY_LEN] {
         // Both types have the sender's index after the type word.
         let receiver =
             message.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |i| u32::from_le_bytes(*i));
         let mac1 = split_macs(message).map_or(&[0; MAC_LEN], |(_, mac1, _)| mac1);
-        let mut nonce = [0; 24];
-        entropy.fill(&mut nonce);
+        let nonce = self.nonce();
         let mut cookie_sealed = [0; COOKIE_LEN + MAC_LEN];
-        let (cookie, tag) = cookie_sealed.split_at_mut(COOKIE_LEN);
-        cookie.copy_from_slice(&self.cookie(from, now, entropy));
-        tag.copy_from_slice(&xseal(&self.cookie_key, &nonce, mac1, cookie));
+        let (sealed, tag) = cookie_sealed.split_at_mut(COOKIE_LEN);
+        sealed.copy_from_slice(cookie);
+        tag.copy_from_slice(&xseal(&self.keys.cookie_key, &nonce, mac1, sealed));
         CookieReply { receiver, nonce, cookie_sealed }.to_bytes()
     }
 
-    /// The cookie of `from`: a MAC of its address and port under the secret, which is renewed when due.
-    fn cookie(&mut self, from: SocketAddr, now: Instant, entropy: &mut dyn Entropy) -> [u8; COOKIE_LEN] {
-        let fresh = self.secret.take().filter(|secret| secret.younger_than(COOKIE_SECRET_MAX_AGE, now));
-        let secret = self.secret.insert(fresh.unwrap_or_else(|| {
-            let mut secret = Aged { bytes: [0; 32], born: now };
-            entropy.fill(&mut secret.bytes);
-            secret
-        }));
+    /// A nonce that no gate has used and nobody foresees, without asking the system for random numbers each time.
+    fn nonce(&mut self) -> [u8; 24] {
+        self.given += 1;
+        let drawn =
+            Zeroizing::new(hash(&[&self.keys.root, b"nonce", &[self.number], &self.given.to_le_bytes()]));
+        std::array::from_fn(|at| drawn[at])
+    }
+
+    /// The cookie of `from`: a MAC of its address and port under the secret of these two minutes.
+    fn cookie(&mut self, from: SocketAddr, now: Instant) -> [u8; COOKIE_LEN] {
+        let age = now.as_nanos() / COOKIE_SECRET_MAX_AGE.as_nanos() as u64;
+        let secret = match self.secret.take().filter(|(of, _)| *of == age) {
+            Some(secret) => secret,
+            None => (age, Zeroizing::new(hash(&[&self.keys.root, b"secret", &age.to_le_bytes()]))),
+        };
+        let (_, secret) = self.secret.insert(secret);
         let port = from.port().to_be_bytes();
         match from.ip().to_canonical() {
-            IpAddr::V4(address) => mac(&secret.bytes, &[&address.octets(), &port]),
-            IpAddr::V6(address) => mac(&secret.bytes, &[&address.octets(), &port]),
+            IpAddr::V4(address) => mac(&**secret, &[&address.octets(), &port]),
+            IpAddr::V6(address) => mac(&**secret, &[&address.octets(), &port]),
         }
     }
+}
+
+/// Whether MAC2 was made with `cookie`. Most messages of a flood have none: that is seen at a glance.
+fn has_mac2(message: &[u8], cookie: &[u8; COOKIE_LEN]) -> bool {
+    message
+        .split_last_chunk::<MAC_LEN>()
+        .is_some_and(|(body, mac2)| *mac2 != [0; MAC_LEN] && mac(cookie, &[body]).ct_eq(mac2).into())
 }
 
 /// The initiator's side, one a peer: writes MAC1 and, with a fresh cookie (< 120 s), MAC2.

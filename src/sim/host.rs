@@ -391,7 +391,7 @@ impl Host {
             }
             Some((_, 1)) => {
                 if let Some(message) = slow.handshakes.pop() {
-                    self.device.handle_handshake(now, message, slow.handshakes.len());
+                    self.device.handle_handshake(now, message);
                 }
             }
             Some(_) => self.device.handle_timeout(now),

@@ -167,8 +167,7 @@ impl Driver {
         let until = Clock.now() + SLICE;
         while Clock.now() < until {
             let Some(message) = self.links.slow.handshakes.pop() else { return };
-            let waiting = self.links.slow.handshakes.len();
-            self.device.handle_handshake(self.now(), message, waiting);
+            self.device.handle_handshake(self.now(), message);
         }
         self.work_pending = true;
     }

@@ -6,7 +6,7 @@ use ringtun::crypto::random::Entropy;
 use ringtun::crypto::x25519::{PrivateKey, SharedSecret};
 use ringtun::device::uapi::{Framer, Operation, SetRequest};
 use ringtun::device::{Device, Now};
-use ringtun::noise::cookie::{CookieChecker, CookieJar, Mac1Key};
+use ringtun::noise::cookie::{CookieJar, Gate, GateKeys, Mac1Key, Verdict};
 use ringtun::noise::handshake::{Handshake, Identity, IncomingInitiation};
 use ringtun::noise::session::{Role, SessionKeys};
 use ringtun::offload::coalesce::{CoalesceOptions, Coalescer};
@@ -75,9 +75,8 @@ pub(crate) fn handshake(data: &[u8]) {
     let mut peer = Handshake::new(remote, SharedSecret([0; 32]));
     let mut jar = CookieJar::new(&remote);
     Mac1Key::new(local.public()).verify(data);
-    let mut checker = CookieChecker::new(local.public());
-    assert!(!checker.verify_mac2(data, from, now, &mut entropy));
-    checker.reply(data, from, now, &mut entropy);
+    let mut gate = Gate::new(GateKeys::new(local.public(), &mut entropy), 0);
+    assert!(!matches!(gate.judge(data, from, now, true), Verdict::Pass { .. }));
     if let Some(initiation) = Initiation::parse(data) {
         assert!(IncomingInitiation::open(&local, &initiation).is_err());
     }

@@ -5,6 +5,7 @@ use super::{Worker, padding_limit};
 use crate::dataplane::stats::add;
 use crate::dataplane::{Control, PeerId};
 use crate::io::{Endpoint, Io};
+use crate::noise::cookie::Gate;
 use crate::noise::session::{RecvSession, Role, SendSession};
 use crate::time::Instant;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ impl Worker {
         add(&self.outbox.stats.controls, 1);
         match control {
             Control::Identity(key) => {
-                self.rx.identity = key;
+                self.rx.gate = key.map(|keys| Gate::new(*keys, self.id));
                 // Packets that waited for a key may ask again at once.
                 self.peers.iter_mut().for_each(|peer| peer.asked = None);
             }

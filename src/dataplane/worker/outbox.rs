@@ -5,7 +5,7 @@ use super::peers::Peer;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::strays::Stray;
 use crate::dataplane::{
-    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, Links, PeerShared, SlowPath,
+    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, Links, PeerShared, SlowPath, UNDER_LOAD,
 };
 use crate::io::Notice;
 use crate::time::Instant;
@@ -64,6 +64,11 @@ impl Outbox {
         } else {
             peer.shared.handshake_wanted.store(false, Relaxed);
         }
+    }
+
+    /// Whether so many handshake messages wait that a cookie must be asked for.
+    pub(super) fn slow_path_is_busy(&self) -> bool {
+        self.slow.handshakes.len() >= UNDER_LOAD
     }
 
     /// Passes a handshake message on, or drops it: a flood ends at this queue's bound.

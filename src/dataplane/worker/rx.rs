@@ -5,14 +5,15 @@
 
 use super::outbox::Outbox;
 use super::peers::{Peer, Peers};
+use super::tx::alloc;
 use crate::crypto::aead::MAX_SEGMENTS;
 use crate::dataplane::stats::add;
 use crate::dataplane::strays::Stray;
 use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::io::slab::Buf;
-use crate::io::{Endpoint, Io, LocalAddr, UdpTrain};
-use crate::noise::cookie::Mac1Key;
+use crate::io::{Endpoint, Io, LocalAddr, SendTrain, UdpTrain};
+use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{Received, RecvSession, SendSession};
 use crate::offload::coalesce::{CoalesceOptions, Coalescer};
 use crate::time::Instant;
@@ -33,7 +34,8 @@ pub(super) struct Rx {
     sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
     coalescer: Coalescer,
     coalesce: CoalesceOptions,
-    pub(super) identity: Option<Mac1Key>,
+    /// `None`: no local identity.
+    pub(super) gate: Option<Gate>,
 }
 
 /// A session that is received on.
@@ -61,7 +63,7 @@ impl Receiving {
 
 impl Rx {
     pub(super) fn new(coalesce: CoalesceOptions) -> Rx {
-        Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, identity: None }
+        Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, gate: None }
     }
 
     /// Adds a session of `peer`; it has not taken effect.
@@ -151,10 +153,7 @@ impl<I: Io> Receiver<'_, I> {
     /// Takes data messages that another worker received for us.
     pub(super) fn stray(&mut self, stray: &Stray) {
         add(&self.outbox.stats.strays_in, stray.count());
-        let Some(mut buf) = self.io.alloc().or_else(|| {
-            self.io.flush();
-            self.io.alloc()
-        }) else {
+        let Some(mut buf) = alloc(self.io) else {
             return add(&self.outbox.stats.rx_no_buffer, stray.count());
         };
         let (start, len) = (DATA_HEADER_LEN, stray.bytes.len());
@@ -194,17 +193,32 @@ impl<I: Io> Receiver<'_, I> {
 
     /// A handshake message: checked cheaply, then the slow path's.
     fn handshake(&mut self, kind: MessageKind, message: &[u8], origin: Origin) {
-        let Some(identity) = &self.rx.identity else {
+        let Some(gate) = &mut self.rx.gate else {
             return add(&self.outbox.stats.rx_no_identity, 1);
         };
-        // A cookie reply has no MAC1; its own tag covers the MAC1 that it answers (paper, section 5.4.7).
-        if kind != MessageKind::CookieReply && !identity.verify(message) {
-            return add(&self.outbox.stats.rx_bad_mac1, 1);
-        }
+        let proven = match kind {
+            // A cookie reply has no MAC1; its own tag covers the MAC1 that it answers (paper, section 5.4.7).
+            MessageKind::CookieReply => false,
+            _ => match gate.judge(message, origin.from, self.now, self.outbox.slow_path_is_busy()) {
+                Verdict::Forged => return add(&self.outbox.stats.rx_bad_mac1, 1),
+                Verdict::Cookie(reply) => return self.reply_with_cookie(&reply, origin),
+                Verdict::Pass { proven } => proven,
+            },
+        };
         let Some(datagram) = HandshakeDatagram::new(message) else {
             return add(&self.outbox.stats.rx_malformed, 1);
         };
-        self.outbox.handshake(IncomingHandshake { datagram, from: origin.from, to: origin.to });
+        self.outbox.handshake(IncomingHandshake { datagram, from: origin.from, to: origin.to, proven });
+    }
+
+    /// Answers from the address that was spoken to. No endpoint learns of it.
+    fn reply_with_cookie(&mut self, reply: &[u8], origin: Origin) {
+        let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
+        buf[..reply.len()].copy_from_slice(reply);
+        let to = Endpoint { addr: origin.from, from: origin.to };
+        // Kernel `wg_socket_send_buffer_as_reply_to_skb`: an ordinary packet, unlike other handshake messages.
+        self.io.send_udp(SendTrain { buf, len: reply.len(), stride: reply.len(), to, tos: 0 });
+        add(&self.outbox.stats.tx_cookies, 1);
     }
 
     /// A run of data messages for one index. Returns how many inner packets went to the coalescer.

@@ -246,7 +246,7 @@ impl<'a, I: Io> Sender<'a, I> {
 }
 
 /// A buffer, if need be after what is queued went to the kernel.
-fn alloc<I: Io>(io: &mut I) -> Option<Buf> {
+pub(super) fn alloc<I: Io>(io: &mut I) -> Option<Buf> {
     io.alloc().or_else(|| {
         io.flush();
         io.alloc()

@@ -1,6 +1,6 @@
 use super::*;
 use crate::crypto::x25519::SharedSecret;
-use crate::device::handshakes::UNDER_LOAD;
+use crate::dataplane::UNDER_LOAD;
 use crate::noise::{REJECT_AFTER_TIME, REKEY_TIMEOUT};
 use proptest::prelude::*;
 
@@ -141,19 +141,6 @@ fn under_load_a_message_without_cookie_gets_one_and_does_not_move_the_endpoint()
     assert_eq!(pair.b.device.stats().initiations_accepted, 1);
     pair.exchange();
     assert_eq!(pair.talks(), (true, true));
-}
-
-#[test]
-fn load_is_remembered_for_a_second() {
-    let mut pair = Pair::new();
-    let datagram = initiation(&mut pair);
-    pair.b.receive_handshake(pair.now, pair.a.addr, datagram.clone(), UNDER_LOAD);
-    pair.now = pair.now + Duration::from_millis(999);
-    pair.b.receive_handshake(pair.now, pair.a.addr, datagram.clone(), 0);
-    assert_eq!(pair.b.device.stats().cookies_sent, 2);
-    pair.now = pair.now + Duration::from_millis(1);
-    pair.b.receive_handshake(pair.now, pair.a.addr, datagram, UNDER_LOAD - 1);
-    assert_eq!(pair.b.device.stats().initiations_accepted, 1);
 }
 
 #[test]
@@ -363,8 +350,8 @@ proptest! {
         bytes.resize([length, 64, 92, 148][usize::from(fill) % 4], fill);
         let datagram = HandshakeDatagram::new(&bytes).unwrap();
         pair.b.receive_handshake(pair.now, pair.a.addr, datagram, waiting * UNDER_LOAD);
-        // The MACs, which the worker checks, are all that may differ in what is accepted.
-        let genuine = bytes.len() == original.len() && bytes[..116] == original[..116];
+        // MAC2, which is looked at under load, is all that may differ in what is accepted.
+        let genuine = bytes.len() == original.len() && bytes[..132] == original[..132];
         prop_assert_eq!(pair.b.device.stats().initiations_accepted, u64::from(genuine && waiting == 0));
     }
 }

@@ -9,10 +9,11 @@ mod timing;
 use super::uapi::{AllowedIp, PeerRequest, SetRequest};
 use super::*;
 use crate::crypto::x25519::PrivateKey;
-use crate::dataplane::HandshakeDatagram;
+use crate::dataplane::{HandshakeDatagram, UNDER_LOAD};
+use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{RecvSession, Role, SendSession};
 use crate::routing::RouteTable;
-use crate::wire::message::DATA_OVERHEAD;
+use crate::wire::message::{DATA_OVERHEAD, MessageKind, classify};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 pub(super) const WORKERS: u8 = 3;
@@ -85,6 +86,7 @@ pub(super) struct Side {
     pub(super) binds: Vec<Option<BindRequest>>,
     pub(super) purged: Vec<PeerId>,
     pub(super) identities: usize,
+    gate: Option<Gate>,
     /// Sessions that took effect, not reported yet.
     confirmed: Vec<(PeerId, u32)>,
     /// Names of the outputs in order, those for all workers once.
@@ -109,6 +111,7 @@ impl Side {
             binds: Vec::new(),
             purged: Vec::new(),
             identities: 0,
+            gate: None,
             confirmed: Vec::new(),
             log: Vec::new(),
         }
@@ -201,8 +204,9 @@ impl Side {
 
     fn everywhere(&mut self, control: Control) {
         self.log.push(match control {
-            Control::Identity(_) => {
+            Control::Identity(keys) => {
                 self.identities += 1;
+                self.gate = keys.map(|keys| Gate::new(*keys, 0));
                 "Identity"
             }
             Control::Routes(table) => {
@@ -253,11 +257,7 @@ impl Side {
         }
     }
 
-    /// What a worker makes of an arriving handshake message.
-    pub(super) fn incoming(&self, from: SocketAddr, datagram: HandshakeDatagram) -> IncomingHandshake {
-        IncomingHandshake { datagram, from, to: Some(LocalAddr { ip: self.addr.ip(), interface: 7 }) }
-    }
-
+    /// What a worker makes of an arriving handshake message, while so many wait, and the device of that.
     pub(super) fn receive_handshake(
         &mut self,
         now: Instant,
@@ -265,8 +265,21 @@ impl Side {
         datagram: HandshakeDatagram,
         waiting: usize,
     ) {
-        let message = self.incoming(from, datagram);
-        self.device.handle_handshake(at(now), message, waiting);
+        let (mut proven, bytes) = (false, datagram.bytes());
+        if let Some(MessageKind::Initiation | MessageKind::Response) = classify(bytes)
+            && let Some(gate) = &mut self.gate
+        {
+            match gate.judge(bytes, from, now, waiting >= UNDER_LOAD) {
+                Verdict::Forged => return,
+                Verdict::Cookie(reply) => {
+                    let datagram = HandshakeDatagram::new(&reply).unwrap();
+                    return self.sends.push_back((Endpoint { addr: from, from: None }, datagram));
+                }
+                Verdict::Pass { proven: known } => proven = known,
+            }
+        }
+        let to = Some(LocalAddr { ip: self.addr.ip(), interface: 7 });
+        self.device.handle_handshake(at(now), IncomingHandshake { datagram, from, to, proven });
         self.drain();
     }
 

@@ -13,37 +13,42 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// Gates of one identity.
+fn gate(number: u8) -> Gate {
+    Gate::new(GateKeys::new(&PUBLIC, &mut Seeded(1)), number)
+}
+
 /// Both ends and a message between them.
 struct Pair {
-    checker: CookieChecker,
+    gate: Gate,
     jar: CookieJar,
     message: Vec<u8>,
-    entropy: Seeded,
 }
 
 impl Pair {
     fn new(len: usize) -> Pair {
         let mut message: Vec<u8> = (0..len).map(|at| at as u8).collect();
         message[..4].copy_from_slice(&[if len == INITIATION_LEN { 1 } else { 2 }, 0, 0, 0]);
-        Pair {
-            checker: CookieChecker::new(&PUBLIC),
-            jar: CookieJar::new(&PUBLIC),
-            message,
-            entropy: Seeded(1),
-        }
+        Pair { gate: gate(0), jar: CookieJar::new(&PUBLIC), message }
     }
 
     fn seal(&mut self, now: Instant) {
         self.jar.seal(&mut self.message, now);
     }
 
+    fn judge(&mut self, from: &str, now: Instant) -> Verdict {
+        self.gate.judge(&self.message, address(from), now, true)
+    }
+
     fn reply(&mut self, from: &str, now: Instant) -> CookieReply {
-        let bytes = self.checker.reply(&self.message, address(from), now, &mut self.entropy);
+        let Verdict::Cookie(bytes) = self.judge(from, now) else { panic!("no cookie") };
         CookieReply::parse(&bytes).unwrap()
     }
 
+    /// Whether MAC2 is right, whatever MAC1 is.
     fn verify(&mut self, from: &str, now: Instant) -> bool {
-        self.checker.verify_mac2(&self.message, address(from), now, &mut self.entropy)
+        let cookie = self.gate.cookie(address(from), now);
+        has_mac2(&self.message, &cookie)
     }
 
     fn mac2(&self) -> [u8; 16] {
@@ -122,7 +127,48 @@ fn the_secret_lasts_two_minutes() {
     let mut pair = Pair::with_cookie("192.0.2.1:51820", at(0));
     assert!(pair.verify("192.0.2.1:51820", at(119)));
     assert!(!pair.verify("192.0.2.1:51820", at(120)));
-    assert!(!pair.verify("192.0.2.1:51820", at(119)), "the old secret is gone");
+    assert_eq!(pair.judge("192.0.2.1:51820", at(119)), Verdict::Pass { proven: true });
+    assert!(matches!(pair.judge("192.0.2.1:51820", at(121)), Verdict::Cookie(_)));
+}
+
+#[test]
+fn a_cookie_of_one_gate_opens_the_others_and_no_stranger_s() {
+    let pair = Pair::with_cookie("192.0.2.1:51820", at(0));
+    let judge = |mut gate: Gate| gate.judge(&pair.message, address("192.0.2.1:51820"), at(5), true);
+    assert_eq!(judge(gate(7)), Verdict::Pass { proven: true });
+    assert!(matches!(judge(Gate::new(GateKeys::new(&PUBLIC, &mut Seeded(2)), 0)), Verdict::Cookie(_)));
+}
+
+#[test]
+fn a_cookie_is_asked_for_under_load_and_load_is_remembered_for_a_second() {
+    let mut pair = Pair::new(INITIATION_LEN);
+    let passes = Verdict::Pass { proven: false };
+    pair.seal(at(0));
+    let at = |millis| Instant::START + Duration::from_millis(millis);
+    let (message, from) = (pair.message.clone(), address("192.0.2.1:1"));
+    let mut judge = |millis, busy| pair.gate.judge(&message, from, at(millis), busy);
+    assert_eq!(judge(0, false), passes);
+    assert!(matches!(judge(1000, true), Verdict::Cookie(_)));
+    assert!(matches!(judge(1999, false), Verdict::Cookie(_)));
+    assert_eq!(judge(2000, false), passes);
+    let mut forged = message.clone();
+    forged[20] ^= 1;
+    assert_eq!(
+        pair.gate.judge(&forged, from, at(2000), true),
+        Verdict::Forged,
+        "the cheapest test comes first"
+    );
+}
+
+#[test]
+fn no_two_replies_share_a_nonce_whichever_gate_made_them() {
+    let mut pair = Pair::new(INITIATION_LEN);
+    pair.seal(at(0));
+    let mut seen = std::collections::HashSet::new();
+    for number in 0..4 {
+        pair.gate = gate(number);
+        assert!((0..50).all(|second| seen.insert(pair.reply("192.0.2.1:1", at(second)).nonce)));
+    }
 }
 
 #[test]
@@ -173,8 +219,9 @@ proptest! {
         let mut pair = Pair::new(INITIATION_LEN);
         let from = address("192.0.2.1:1");
         prop_assert!(!Mac1Key::new(&PUBLIC).verify(&message));
-        prop_assert!(!pair.checker.verify_mac2(&message, from, at(0), &mut pair.entropy));
-        pair.checker.reply(&message, from, at(0), &mut pair.entropy);
+        prop_assert_eq!(pair.gate.judge(&message, from, at(0), true), Verdict::Forged);
+        prop_assert!(!has_mac2(&message, &[0; 16]));
+        pair.gate.reply(&message, &[0; 16]);
         pair.seal(at(0));
         let reply = CookieReply { receiver: 0, nonce, cookie_sealed: sealed };
         prop_assert!(!pair.jar.accept(&reply, at(0)));
