@@ -78,7 +78,8 @@ impl<'a, I: Io> Sender<'a, I> {
             add(&self.outbox.stats.tx_oversized, splitter.remaining());
             return self.refuse_for(frame, Unreachable::TooBig(MAX_INNER_LEN as u32));
         }
-        if !peer.has_staged() && peer.reachable(self.now) {
+        // A train that is open found a session in this turn, and will look for one again as it closes.
+        if !peer.has_staged() && (self.open.first_of(slot).is_some() || peer.reachable(self.now)) {
             self.pack(slot, &mut splitter);
         } else {
             self.stage(slot, frame);

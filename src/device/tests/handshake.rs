@@ -186,7 +186,7 @@ fn an_initiation_of_a_stranger_is_dropped() {
 }
 
 #[test]
-fn ends_that_start_at_once_both_get_a_session() {
+fn ends_that_start_at_once_get_one_session_and_one_of_them_renews_it() {
     let mut pair = Pair::connected();
     pair.now = pair.now + Duration::from_secs(125);
     for side in [&mut pair.a, &mut pair.b] {
@@ -201,6 +201,11 @@ fn ends_that_start_at_once_both_get_a_session() {
     pair.b.receive_handshake(pair.now, pair.a.addr, from_a, 0);
     pair.advance(Duration::from_secs(20));
     assert_eq!(pair.talks(), (true, true));
+    let (a, b) = (&pair.a.send[&pair.a.peer()], &pair.b.send[&pair.b.peer()]);
+    assert_eq!((a.remote_index(), b.remote_index()), (b.local_index(), a.local_index()));
+    assert_ne!(a.role(), b.role());
+    let sent = [&pair.a, &pair.b].map(|side| side.device.stats().initiations_sent);
+    assert_eq!(sent, [2, 1], "nothing had to be tried again");
 }
 
 #[test]
