@@ -210,6 +210,8 @@ pub enum Control {
     Send(Endpoint, HandshakeDatagram),
     /// The interface's MTU changed: padding's limit; 0: none.
     Mtu(u32),
+    /// The MTUs of the routes into the interface that have one, by prefix.
+    RouteMtus(Option<Arc<RouteTable>>),
     /// Other sockets, or none.
     Rebind(Option<UdpSockets>),
     /// End the worker.

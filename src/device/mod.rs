@@ -42,7 +42,7 @@ use crate::io::{Endpoint, LocalAddr};
 use crate::noise::handshake::Identity;
 use crate::noise::limiter::Limiter;
 use crate::noise::tai64n::Tai64NClock;
-use crate::routing::Prefix;
+use crate::routing::{Prefix, RouteTable};
 use crate::time::Instant;
 use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
@@ -202,6 +202,12 @@ impl Device {
             }
             self.out.all(Broadcast::Mtu(mtu));
         }
+    }
+
+    /// The routes into the interface that have an MTU of their own.
+    pub fn set_route_mtus(&mut self, routes: Vec<(Prefix, u32)>) {
+        let table = (!routes.is_empty()).then(|| Arc::new(RouteTable::build(routes)));
+        self.out.all(Broadcast::RouteMtus(table));
     }
 
     /// What workers share of each peer, for metrics, in the order the peers were added.

@@ -23,6 +23,7 @@ pub(super) enum Broadcast {
     SendStaged(PeerId),
     PurgeStaged(PeerId),
     Mtu(u32),
+    RouteMtus(Option<Arc<RouteTable>>),
 }
 
 impl Broadcast {
@@ -36,6 +37,7 @@ impl Broadcast {
             Broadcast::SendStaged(id) => Control::SendStaged(*id),
             Broadcast::PurgeStaged(id) => Control::PurgeStaged(*id),
             Broadcast::Mtu(mtu) => Control::Mtu(*mtu),
+            Broadcast::RouteMtus(table) => Control::RouteMtus(table.clone()),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
 use crate::slowpath::jobs::{Jobs, Progress, Request};
-use crate::slowpath::netlink::LinkEvent;
+use crate::slowpath::listening::LinkEvent;
 use crate::sys::clock::Clock;
 use crate::sys::source;
 use crate::time::Instant;
@@ -255,6 +255,7 @@ impl Driver {
                 self.device.set_up(self.now(), up);
             }
             LinkEvent::AddressGone(ip) => self.device.source_gone(ip),
+            LinkEvent::RouteMtus(routes) => self.device.set_route_mtus(routes),
         }
     }
 

@@ -9,6 +9,8 @@
 mod connections;
 mod driver;
 mod jobs;
+mod listening;
 mod netlink;
+mod routes;
 pub mod runtime;
 mod stream;

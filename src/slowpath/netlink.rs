@@ -3,37 +3,21 @@
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
 
+use crate::slowpath::listening::{AbortOnDrop, LinkEvent, RELISTEN, overrun};
+use crate::slowpath::routes;
 use crate::sys::tun_namespace;
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use rustix::fs::{fstat, stat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io::{Error, Result};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 use tokio::sync::mpsc::Sender;
-
-/// Pause before listening again after netlink failed (a full socket buffer, say).
-const RELISTEN: Duration = Duration::from_millis(200);
-
-/// What netlink told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum LinkEvent {
-    /// The interface's state; sent once at first, then at each change.
-    State {
-        /// IFF_UP.
-        up: bool,
-        /// Bytes.
-        mtu: u32,
-    },
-    /// A local address of the sockets' namespace went away.
-    AddressGone(IpAddr),
-}
 
 /// Starts the thread that follows the interface of `queue` until the device is gone or the receiver is dropped.
 pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
@@ -89,16 +73,17 @@ async fn listen_for_link(name: &str, events: &Sender<LinkEvent>) -> Result<()> {
     let _driver = AbortOnDrop(tokio::spawn(connection));
     // Subscribed first, asked second: no change falls between.
     let (index, mut known) = query(&handle, name).await?;
-    if events.send(known).await.is_err() {
+    if events.send(known.clone()).await.is_err() {
         return Ok(());
     }
+    let _routes = AbortOnDrop(tokio::spawn(routes::follow(index, events.clone())));
     while let Some((message, _)) = messages.next().await {
         match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
                 if link.header.index == index =>
             {
-                let state = state_of(&link, known);
-                if state != known && events.send(state).await.is_err() {
+                let state = state_of(&link, &known);
+                if state != known && events.send(state.clone()).await.is_err() {
                     return Ok(());
                 }
                 known = state;
@@ -136,17 +121,17 @@ async fn listen_for_addresses(events: &Sender<LinkEvent>) -> Result<()> {
 async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkEvent)> {
     let link = handle.link().get().match_name(name.to_owned()).execute().next().await;
     match link {
-        Some(Ok(link)) => Ok((link.header.index, state_of(&link, LinkEvent::State { up: false, mtu: 0 }))),
+        Some(Ok(link)) => Ok((link.header.index, state_of(&link, &LinkEvent::State { up: false, mtu: 0 }))),
         Some(Err(error)) => Err(Error::other(error)),
         None => Err(Error::other("the interface is not there")),
     }
 }
 
 /// The state a link message tells; a message without an MTU leaves the known one.
-fn state_of(link: &LinkMessage, known: LinkEvent) -> LinkEvent {
+fn state_of(link: &LinkMessage, known: &LinkEvent) -> LinkEvent {
     let known_mtu = match known {
-        LinkEvent::State { mtu, .. } => mtu,
-        LinkEvent::AddressGone(_) => 0,
+        LinkEvent::State { mtu, .. } => *mtu,
+        LinkEvent::AddressGone(_) | LinkEvent::RouteMtus(_) => 0,
     };
     let mtu = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
@@ -166,21 +151,4 @@ fn addresses_of(message: &AddressMessage) -> impl Iterator<Item = IpAddr> + '_ {
         _ => None,
     });
     local.or(plain).into_iter()
-}
-
-/// An error from the socket (ENOBUFS: messages were lost) ends the listening, so that the state is asked for anew.
-fn overrun(message: &NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
-    match &message.payload {
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-        NetlinkPayload::Overrun(_) => Err(Error::other("netlink messages were lost")),
-        _ => Ok(()),
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

@@ -20,11 +20,20 @@ pub(crate) fn attach_reuseport_filter(
     socket: BorrowedFd<'_>,
     filter: &mut [libc::sock_filter],
 ) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, filter)
+}
+
+/// SO_ATTACH_FILTER: this program says which messages the socket receives.
+pub(crate) fn attach_filter(socket: BorrowedFd<'_>, filter: &mut [libc::sock_filter]) -> io::Result<()> {
+    attach(socket, libc::SO_ATTACH_FILTER, filter)
+}
+
+fn attach(socket: BorrowedFd<'_>, name: libc::c_int, filter: &mut [libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
     // SAFETY: the kernel reads `program` and the `len` instructions that it points to, all borrowed for the call, and copies
     // them.
-    unsafe { set_raw(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program) }
+    unsafe { set_raw(socket, libc::SOL_SOCKET, name, &program) }
 }
 
 /// setsockopt(2).

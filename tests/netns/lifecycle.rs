@@ -126,6 +126,36 @@ fn an_mtu_beyond_what_a_datagram_carries_is_told_and_no_black_hole() {
     }
 }
 
+/// Length of the UDP payload that a ping of `len` bytes, headers included, leaves A in.
+fn outer_payload(pair: &Pair, to: &str, len: u32) -> u32 {
+    let host = &pair[A].host;
+    let watch = "timeout 10 tcpdump -nq -i wire -c 1 -Q out 'udp and greater 1000' & sleep 1";
+    let said =
+        host.run(&format!("({watch}; ping -q -c 3 -i 0.2 -s {} {to} >&2; wait) 2>/dev/null", len - 28));
+    let length = said.trim().rsplit(' ').next().and_then(|word| word.parse().ok());
+    length.unwrap_or_else(|| panic!("no length in {said:?}"))
+}
+
+#[test]
+fn padding_does_not_exceed_the_mtu_of_the_route() {
+    let Some(pair) = Pair::connected(RINGTUN_TWO, RINGTUN) else { return };
+    if stand_in() {
+        return;
+    }
+    let (name, to) = (pair[A].name(), pair[B].inner(V4));
+    assert_eq!(outer_payload(&pair, to, 1405), 1408 + 32, "the interface has 1420");
+    for (route, padded) in [
+        (format!("ip route add {to} dev {name} mtu 1405"), 1405),
+        (format!("ip route change {to} dev {name} mtu 1407"), 1407),
+        (format!("ip route change {to} dev {name}"), 1408),
+        (format!("ip route change {to} dev {name} mtu 1406"), 1406),
+        (format!("ip route del {to} dev {name}"), 1408),
+    ] {
+        pair[A].host.run(&route);
+        eventually(&route, SOON, || outer_payload(&pair, to, 1405) == padded + 32);
+    }
+}
+
 #[test]
 fn changes_of_the_mtu_are_followed() {
     let Some(pair) = Pair::connected(RINGTUN_TWO, RINGTUN) else { return };

@@ -1,7 +1,7 @@
 //! What the slow path tells a worker to do.
 
+use super::Worker;
 use super::peers::Removed;
-use super::{Worker, padding_limit};
 use crate::dataplane::stats::add;
 use crate::dataplane::{Control, PeerId};
 use crate::io::{Endpoint, Io};
@@ -36,7 +36,8 @@ impl Worker {
             Control::Keepalive(id) => self.sender(io, now).keepalive(id),
             Control::PurgeStaged(id) => self.sender(io, now).purge(id),
             Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
-            Control::Mtu(mtu) => self.mtu = padding_limit(mtu),
+            Control::Mtu(mtu) => self.padding.set_interface(mtu),
+            Control::RouteMtus(routes) => self.padding.routes = routes,
             Control::Rebind(sockets) => io.rebind(sockets),
             Control::Stop => return false,
         }

@@ -12,6 +12,7 @@
 
 mod control;
 mod outbox;
+mod padding;
 mod patience;
 mod peers;
 mod refuse;
@@ -26,8 +27,8 @@ use crate::dataplane::{Event, Inbox, Links};
 use crate::io::{Endpoint, Io};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
-use crate::wire::message::MAX_INNER_LEN;
 use outbox::Outbox;
+use padding::Padding;
 use patience::{Done, Patience};
 use peers::Peers;
 use refuse::Refuser;
@@ -69,7 +70,7 @@ pub enum Turn {
 /// One worker.
 pub struct Worker {
     id: u8,
-    mtu: usize,
+    padding: Padding,
     inbox: Inbox,
     outbox: Outbox,
     peers: Peers,
@@ -82,7 +83,7 @@ impl Worker {
     pub fn new(config: WorkerConfig, links: &Links) -> Worker {
         Worker {
             id: config.id,
-            mtu: padding_limit(config.mtu),
+            padding: Padding::new(config.mtu),
             inbox: links.workers[usize::from(config.id)].clone(),
             outbox: Outbox::new(config.id, links),
             peers: Peers::default(),
@@ -211,20 +212,12 @@ impl Worker {
     }
 
     fn sender<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Sender<'a, I> {
-        Sender::new(io, &mut self.peers, &mut self.outbox, &mut self.refuser, self.mtu, now)
+        Sender::new(io, &mut self.peers, &mut self.outbox, &mut self.refuser, &self.padding, now)
     }
 
     fn receiver<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Receiver<'a, I> {
         let Worker { id, peers, outbox, rx, .. } = self;
         Receiver { id: *id, io, peers, outbox, rx, now }
-    }
-}
-
-/// The longest inner packet that padding may make, on an interface of this MTU (0: unknown).
-fn padding_limit(mtu: u32) -> usize {
-    match mtu as usize {
-        0 => MAX_INNER_LEN,
-        mtu => mtu.min(MAX_INNER_LEN),
     }
 }
 

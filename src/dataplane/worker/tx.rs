@@ -5,6 +5,7 @@
 //! it.
 
 use super::outbox::Outbox;
+use super::padding::Padding;
 use super::peers::Peers;
 use super::refuse::Refuser;
 use super::trains::{OpenTrain, OpenTrains, Place, Ticket};
@@ -31,7 +32,7 @@ pub(super) struct Sender<'a, I: Io> {
     pub(super) peers: &'a mut Peers,
     pub(super) outbox: &'a mut Outbox,
     pub(super) refuser: &'a mut Refuser,
-    pub(super) mtu: usize,
+    pub(super) padding: &'a Padding,
     pub(super) now: Instant,
     open: OpenTrains,
 }
@@ -42,10 +43,10 @@ impl<'a, I: Io> Sender<'a, I> {
         peers: &'a mut Peers,
         outbox: &'a mut Outbox,
         refuser: &'a mut Refuser,
-        mtu: usize,
+        padding: &'a Padding,
         now: Instant,
     ) -> Self {
-        Sender { io, peers, outbox, refuser, mtu, now, open: OpenTrains::default() }
+        Sender { io, peers, outbox, refuser, padding, now, open: OpenTrains::default() }
     }
 
     /// Sends, stages or refuses one TUN frame.
@@ -181,12 +182,13 @@ impl<'a, I: Io> Sender<'a, I> {
         // RFC 6040, section 4.1, normal mode: the outer header carries the inner ECN bits.
         let ecn = splitter.info().ecn;
         let ticket = Ticket::new(slot, ecn, splitter.next_len(), ip::flow(splitter.packet()));
+        let mtu = self.padding.limit(splitter.info().destination, splitter.next_len());
         loop {
             let Some(index) = self.open_train(ticket) else {
                 return add(&self.outbox.stats.tx_no_buffer, splitter.remaining());
             };
             let Some(OpenTrain { train, buf, .. }) = self.open.get_mut(index) else { return };
-            match splitter.write_into(buf, train, self.mtu, &limits) {
+            match splitter.write_into(buf, train, mtu, &limits) {
                 Progress::Done => return,
                 Progress::Full => self.close(index),
             }

@@ -239,6 +239,7 @@ impl Side {
                 "PurgeStaged"
             }
             Control::Mtu(_) => "Mtu",
+            Control::RouteMtus(_) => "RouteMtus",
             _ => panic!("not for all workers"),
         });
     }

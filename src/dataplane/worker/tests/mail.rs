@@ -297,6 +297,27 @@ fn the_mtu_bounds_the_padding() {
 }
 
 #[test]
+fn a_routes_own_mtu_bounds_the_padding_of_what_goes_there() {
+    let mut rig = Rig::with_peers(1);
+    let mut remote = rig.connect(0);
+    let mtus = RouteTable::build([(prefix("10.0.1.0", 24), 117), (prefix("10.0.0.0", 16), 9000)]);
+    rig.control(Control::RouteMtus(Some(Arc::new(mtus))));
+    let mut padded = |rig: &mut Rig, to: &str, len: usize| {
+        rig.push_frame(&frame(ME, to, 8, len - 28, 0));
+        rig.turn();
+        let sent = rig.sent();
+        remote.open(&sent[0])[0].len()
+    };
+    assert_eq!(padded(&mut rig, "10.0.1.1", 117), 117);
+    assert_eq!(padded(&mut rig, "10.0.1.1", 90), 96);
+    assert_eq!(padded(&mut rig, "10.0.1.1", 118), 128, "by another route");
+    assert_eq!(padded(&mut rig, "10.0.2.1", 117), 128);
+    assert_eq!(padded(&mut rig, "10.0.2.1", 1420), 1420, "the interface's is less");
+    rig.control(Control::RouteMtus(None));
+    assert_eq!(padded(&mut rig, "10.0.1.1", 117), 128);
+}
+
+#[test]
 fn stop_ends_the_run_after_what_came_before_it() {
     let rig = Rig::new();
     let Rig { worker, mut io, links, .. } = rig;
