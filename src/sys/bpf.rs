@@ -205,6 +205,9 @@ impl Assembler {
     }
 }
 
+/// Times that a command is tried before EAGAIN is believed.
+const TRIES: usize = 10;
+
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
@@ -306,9 +309,23 @@ fn address<T>(value: &T) -> u64 {
 /// # Safety
 /// `attributes` must be the leading members of `union bpf_attr` for `command`, its pointers valid for what the command does.
 unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the size passed is that of `attributes`; what it points to is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, address(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+    persist(|| {
+        // SAFETY: the size passed is that of `attributes`; what it points to is the caller's promise.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, address(attributes), size_of::<T>()) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+    })
+}
+
+/// Tries a command again while the kernel answers EAGAIN, at most [`TRIES`] times in all: the verifier gives up so where a signal
+/// or a task's work (that of an io_uring that is closing, say) is pending for the thread, which both are over at the next system call.
+fn persist<T>(mut command: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut tries = 1;
+    loop {
+        match command() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries < TRIES => tries += 1,
+            outcome => return outcome,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -345,6 +362,22 @@ mod tests {
             insn(0x95, 0x00, 0, 0),
         ];
         assert_eq!(asm.finish(), expected);
+    }
+
+    #[test]
+    fn a_command_is_tried_again_on_eagain_alone_and_not_for_ever() {
+        let failing = |errno: i32, times: usize| {
+            let mut calls = 0;
+            let outcome = persist(|| {
+                calls += 1;
+                if calls <= times { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
+            });
+            (calls, outcome.err().and_then(|error| error.raw_os_error()))
+        };
+        assert_eq!(failing(libc::EAGAIN, 0), (1, None));
+        assert_eq!(failing(libc::EAGAIN, TRIES - 1), (TRIES, None));
+        assert_eq!(failing(libc::EAGAIN, usize::MAX), (TRIES, Some(libc::EAGAIN)));
+        assert_eq!(failing(libc::EPERM, 1), (1, Some(libc::EPERM)));
     }
 
     #[test]
