@@ -4,11 +4,13 @@
 //! [`Event`]s (never lost: the worker tries again with the next packet) and one of handshake datagrams (dropped when full).
 
 pub mod sending;
+pub mod staging;
 pub mod stats;
 pub mod strays;
 pub mod worker;
 
 use crate::dataplane::sending::Sending;
+use crate::dataplane::staging::Staging;
 use crate::dataplane::stats::WorkerStats;
 use crate::dataplane::strays::Strays;
 use crate::io::udp::UdpSockets;
@@ -38,8 +40,6 @@ pub const EVENT_QUEUE: usize = 16384;
 pub const NOTICE_QUEUE: usize = 64;
 /// Packets (or super-packets) one worker stages for one peer without a session (kernel: MAX_STAGED_PACKETS); the oldest goes.
 pub const MAX_STAGED: usize = 128;
-/// Bytes one worker stages for all peers together; beyond it a peer's oldest go, or the newcomer where it has none.
-pub const MAX_STAGED_BYTES: usize = 32 << 20;
 /// A worker asks at most this often for a handshake with one peer: packets without a session must not flood the slow path.
 pub const HANDSHAKE_ASK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -270,6 +270,8 @@ pub struct Links {
     pub workers: Vec<Inbox>,
     /// The slow path's.
     pub slow: SlowPath,
+    /// Room for packets without a session, of all workers together.
+    pub staging: Arc<Staging>,
 }
 
 impl Links {
@@ -291,6 +293,12 @@ impl Links {
                 notices: Arc::new(ArrayQueue::new(NOTICE_QUEUE)),
                 waker: Waker::new()?,
             },
+            staging: Arc::default(),
         })
+    }
+
+    /// The same for a process whose memory group may use no more than so many bytes.
+    pub fn within(self, group: Option<u64>) -> Links {
+        Links { staging: Arc::new(Staging::within(group)), ..self }
     }
 }

@@ -86,7 +86,7 @@ impl Worker {
             padding: Padding::new(config.mtu),
             inbox: links.workers[usize::from(config.id)].clone(),
             outbox: Outbox::new(config.id, links),
-            peers: Peers::default(),
+            peers: Peers::new(Arc::clone(&links.staging)),
             refuser: Refuser::default(),
             rx: Rx::new(config.coalesce),
         }

@@ -1,6 +1,7 @@
 //! The worker's table of peers, by slot, with what each has staged.
 
-use crate::dataplane::{MAX_STAGED, MAX_STAGED_BYTES, PeerId, PeerShared};
+use crate::dataplane::staging::Staging;
+use crate::dataplane::{MAX_STAGED, PeerId, PeerShared};
 use crate::io::Endpoint;
 use crate::routing::RouteTable;
 use crate::time::Instant;
@@ -23,6 +24,7 @@ pub(super) struct Peer {
     pub(super) asked: Option<Instant>,
     /// TUN frames that wait for a session, oldest first.
     staged: VecDeque<Box<[u8]>>,
+    staged_bytes: usize,
 }
 
 impl Peer {
@@ -34,6 +36,7 @@ impl Peer {
             heard: None,
             asked: None,
             staged: VecDeque::new(),
+            staged_bytes: 0,
         }
     }
 
@@ -49,15 +52,19 @@ impl Peer {
 }
 
 /// All peers of the device, and the routes to them.
-#[derive(Default)]
 pub(super) struct Peers {
     /// Index: [`PeerId::slot`]. Slots are small: the slow path reuses them.
     table: Vec<Option<Peer>>,
     pub(super) routes: Arc<RouteTable>,
-    staged_bytes: usize,
+    staging: Arc<Staging>,
 }
 
 impl Peers {
+    /// No peers yet; `staging`: the room that all workers share.
+    pub(super) fn new(staging: Arc<Staging>) -> Peers {
+        Peers { table: Vec::new(), routes: Arc::default(), staging }
+    }
+
     /// The slot of the peer whose AllowedIPs hold `addr`.
     pub(super) fn route(&self, addr: IpAddr) -> Option<u32> {
         self.routes.lookup(addr)
@@ -95,7 +102,7 @@ impl Peers {
     }
 
     fn bury(&mut self, peer: Peer) -> Removed {
-        self.staged_bytes -= peer.staged.iter().map(|frame| frame.len()).sum::<usize>();
+        self.staging.give_back(peer.staged_bytes);
         for &index in &peer.receiving {
             peer.shared.sending.withdraw(index);
         }
@@ -118,15 +125,16 @@ impl Peers {
     }
 
     /// Keeps a copy of `frame` for later, behind what the peer has staged; returns how many frames were dropped for it:
-    /// the peer's oldest, or `frame` itself where other peers' frames take up all room.
+    /// the peer's oldest, or `frame` itself where those of other peers and workers take up all room.
     pub(super) fn stage(&mut self, slot: u32, frame: &[u8]) -> usize {
         let mut dropped = 0;
+        let staging = Arc::clone(&self.staging);
         loop {
-            let full = self.staged_bytes + frame.len() > MAX_STAGED_BYTES;
             let Some(peer) = self.at(slot) else { return dropped + 1 };
-            if !full && peer.staged.len() < MAX_STAGED {
+            let fits = peer.staged.len() < MAX_STAGED && peer.staged_bytes + frame.len() <= staging.share();
+            if fits && staging.take(frame.len()) {
                 peer.staged.push_back(frame.into());
-                self.staged_bytes += frame.len();
+                peer.staged_bytes += frame.len();
                 return dropped;
             }
             dropped += 1;
@@ -138,8 +146,10 @@ impl Peers {
 
     /// Takes the oldest staged frame.
     pub(super) fn unstage(&mut self, slot: u32) -> Option<Box<[u8]>> {
-        let frame = self.at(slot)?.staged.pop_front()?;
-        self.staged_bytes -= frame.len();
+        let peer = self.at(slot)?;
+        let frame = peer.staged.pop_front()?;
+        peer.staged_bytes -= frame.len();
+        self.staging.give_back(frame.len());
         Some(frame)
     }
 }
@@ -157,6 +167,7 @@ pub(super) struct Removed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::staging::MAX_STAGED_BYTES;
 
     fn peer(slot: u32, epoch: u32) -> Arc<PeerShared> {
         Arc::new(PeerShared::new(PeerId { slot, epoch }, 0))
@@ -164,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_reused_slot_is_another_peer() {
-        let mut peers = Peers::default();
+        let mut peers = Peers::new(Arc::default());
         peers.add(peer(2, 1));
         assert_eq!(peers.stage(2, &[0; 100]), 0);
         let removed = peers.add(peer(2, 2)).unwrap();
@@ -177,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_room_of_many_peers_goes_back_when_they_are_gone() {
-        let mut peers = Peers::default();
+        let mut peers = Peers::new(Arc::default());
         (0..10_000).for_each(|slot| assert!(peers.add(peer(slot, 1)).is_none()));
         assert!(peers.table.capacity() >= 10_000);
         (1..10_000).for_each(|slot| assert!(peers.remove(PeerId { slot, epoch: 1 }).is_some()));
@@ -187,7 +198,7 @@ mod tests {
 
     #[test]
     fn adding_a_peer_twice_keeps_what_it_has() {
-        let mut peers = Peers::default();
+        let mut peers = Peers::new(Arc::default());
         peers.add(peer(0, 1));
         peers.stage(0, &[1]);
         assert!(peers.add(peer(0, 1)).is_none());
@@ -196,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_oldest_staged_frame_goes_first_when_the_peer_has_too_many() {
-        let mut peers = Peers::default();
+        let mut peers = Peers::new(Arc::default());
         peers.add(peer(0, 1));
         for i in 0..MAX_STAGED {
             assert_eq!(peers.stage(0, &[i as u8]), 0);
@@ -206,28 +217,45 @@ mod tests {
         let rest = std::iter::from_fn(|| peers.unstage(0)).collect::<Vec<_>>();
         assert_eq!(rest.len(), MAX_STAGED - 1);
         assert_eq!(rest.last().map(|frame| frame[0]), Some(255));
-        assert_eq!(peers.staged_bytes, 0);
+        assert_eq!(peers.staging.used(), 0);
     }
 
     #[test]
-    fn staged_bytes_are_bounded_over_all_peers() {
-        let mut peers = Peers::default();
+    fn staged_bytes_are_bounded_over_all_peers_and_workers() {
+        let staging = Arc::<Staging>::default();
+        let (mut one, mut other) = (Peers::new(Arc::clone(&staging)), Peers::new(Arc::clone(&staging)));
         let frame = vec![0; 64 << 10];
-        let fit = MAX_STAGED_BYTES / frame.len();
-        let full = fit.div_ceil(MAX_STAGED) as u32;
-        for slot in 0..=full {
-            peers.add(peer(slot, 1));
+        let of_peer = staging.share() / frame.len();
+        let peers_that_fit = (MAX_STAGED_BYTES / staging.share()) as u32;
+        for slot in 0..=peers_that_fit {
+            one.add(peer(slot, 1));
+            other.add(peer(slot, 1));
         }
-        for i in 0..fit {
-            assert_eq!(peers.stage((i / MAX_STAGED) as u32, &frame), 0);
+        for slot in 0..peers_that_fit {
+            let worker = if slot % 2 == 0 { &mut one } else { &mut other };
+            for _ in 0..of_peer {
+                assert_eq!(worker.stage(slot, &frame), 0);
+            }
+            assert_eq!(worker.stage(slot, &frame), 1, "the peer's own oldest makes room");
         }
-        assert_eq!(peers.stage(full, &frame), 1, "no room for a newcomer");
-        assert!(!peers.at(full).unwrap().has_staged());
-        assert_eq!(peers.stage(0, &frame), 1, "own oldest makes room");
-        assert_eq!(peers.staged_bytes, MAX_STAGED_BYTES);
-        for slot in 0..=full {
-            peers.remove(PeerId { slot, epoch: 1 });
+        assert_eq!(staging.used(), MAX_STAGED_BYTES);
+        assert_eq!(other.stage(0, &frame), 1, "no room for a newcomer");
+        assert!(!other.at(0).unwrap().has_staged());
+        for slot in 0..=peers_that_fit {
+            one.remove(PeerId { slot, epoch: 1 });
+            other.remove(PeerId { slot, epoch: 1 });
         }
-        assert_eq!(peers.staged_bytes, 0);
+        assert_eq!(staging.used(), 0);
+    }
+
+    #[test]
+    fn one_peer_leaves_room_to_others_however_much_it_is_sent() {
+        let mut peers = Peers::new(Arc::default());
+        peers.add(peer(0, 1));
+        peers.add(peer(1, 1));
+        for _ in 0..2 * MAX_STAGED {
+            peers.stage(0, &[0; 64 << 10]);
+        }
+        assert_eq!(peers.stage(1, &[0; 64 << 10]), 0);
     }
 }
