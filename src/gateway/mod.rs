@@ -5,6 +5,8 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod itself;
+mod leaving;
+mod limits;
 pub mod metrics;
 pub mod mtu;
 pub mod notify;

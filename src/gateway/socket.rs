@@ -8,10 +8,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
 /// Where the sockets of all implementations are.
 pub const DIRECTORY: &str = "/var/run/wireguard";
+
+/// Between two looks for the socket's file where inotify is refused.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the socket of interface `name` is.
 pub fn path(name: &str) -> PathBuf {
@@ -55,19 +59,14 @@ impl UapiSocket {
         if !self.path.exists() {
             return Ok(());
         }
-        let watch = inotify::init(CreateFlags::CLOEXEC)?;
-        // The last link of the file goes: IN_ATTRIB (link count) comes while the listener keeps the inode alive.
-        inotify::add_watch(&watch, &self.path, WatchFlags::ATTRIB | WatchFlags::DELETE_SELF)?;
         let path = self.path.clone();
+        let watch = watch(&path);
+        if let Err(error) = &watch {
+            log::info!("no inotify ({error}): looking for {} every second instead", path.display());
+        }
         std::thread::Builder::new().name("ringtun-sock".into()).spawn(move || {
-            let mut buffer = [MaybeUninit::uninit(); 512];
-            let mut events = inotify::Reader::new(watch, &mut buffer);
-            while events.next().is_ok() {
-                if !path.exists() {
-                    let _ = removed.blocking_send(()); // the slow path may have ended meanwhile
-                    return;
-                }
-            }
+            wait_for_removal(&path, watch.ok());
+            let _ = removed.blocking_send(()); // the slow path may have ended meanwhile
         })?;
         Ok(())
     }
@@ -82,6 +81,30 @@ impl Drop for UapiSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path); // gone already where the interface was removed by hand
     }
+}
+
+/// An inotify that speaks when the file goes. Refused by a filter of system calls, or where the user has too many of them.
+fn watch(path: &Path) -> Result<OwnedFd> {
+    let watch = inotify::init(CreateFlags::CLOEXEC)?;
+    // The last link of the file goes: IN_ATTRIB (link count) comes while the listener keeps the inode alive.
+    inotify::add_watch(&watch, path, WatchFlags::ATTRIB | WatchFlags::DELETE_SELF)?;
+    Ok(watch)
+}
+
+/// Returns once the file is not there any more.
+fn wait_for_removal(path: &Path, watch: Option<OwnedFd>) {
+    let mut buffer = [MaybeUninit::uninit(); 512];
+    let mut events = watch.map(|watch| inotify::Reader::new(watch, &mut buffer));
+    while path.exists() {
+        if events.as_mut().is_none_or(|events| events.next().is_err()) {
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+}
+
+/// Whether a process serves an interface of this name.
+pub(super) fn is_served(name: &str) -> bool {
+    UnixStream::connect(path(name)).is_ok()
 }
 
 fn remove_stale(path: &Path) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::dataplane::{Control, Links};
 use crate::device::Device;
 use crate::gateway::notify::Notify;
 use crate::gateway::socket::UapiSocket;
-use crate::gateway::upkeep;
+use crate::gateway::{leaving, limits, upkeep};
 use crate::index::MAX_WORKERS;
 use crate::io::Io;
 use crate::io::mmsg::Mmsg;
@@ -15,11 +15,14 @@ use crate::io::steer::TunSteering;
 use crate::io::tun::{Tun, TunConfig};
 use crate::io::uring::Uring;
 use crate::slowpath::runtime::{self, SlowPath};
+use crate::sys::error::errno;
+use crate::sys::{gso, memory};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Buffers a worker may hold: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a full
 /// socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
@@ -104,24 +107,25 @@ impl std::error::Error for TunnelError {
 pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError> {
     let name = config.name.clone();
     let failed = |doing: &str| TunnelError::new(format!("{name}: {doing}"));
+    limits::check_descriptors(workers_of(&config)).map_err(failed("cannot start"))?;
     let uring =
         choose_backend(config.io).map_err(failed("io_uring cannot be used here (try --io syscalls)"))?;
     let (tun, workers) = open_tun(&config).map_err(failed("cannot create the interface"))?;
     let socket =
         UapiSocket::listen(&tun.name, config.uapi_fd).map_err(failed("cannot listen for configuration"))?;
-    let links = Links::new(workers).map_err(failed("cannot create queues"))?;
     let steering = if config.steering && workers > 1 { attach_steering(&tun, workers) } else { None };
     let follow = tun.queues[0].try_clone().map_err(failed("cannot follow the interface"))?;
     let device = Device::new(workers as u8, Box::new(SystemEntropy));
     let plan = WorkerPlan {
         uring,
-        gso: config.gso,
+        gso: config.gso && !is_gso_mangled(),
         pin: config.pin,
         first_core: tun.name.bytes().map(usize::from).sum(),
         mtu: config.mtu,
         coalesce: tun.offloads.coalesce(),
     };
-    let running = start_workers(tun.queues, &links, &plan).map_err(failed("cannot start a worker"))?;
+    let Crew { links, threads, uring } =
+        hire(tun.queues, plan, config.io).map_err(failed("cannot start a worker"))?;
     log::info!(
         "{}: {workers} worker(s), {}, TUN offloads {:?}",
         tun.name,
@@ -154,7 +158,7 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
     if let Some(manager) = &manager {
         manager.stopping();
     }
-    stop_workers(&links, running);
+    stop_workers(&links, threads);
     ended
         .map_err(failed("the tunnel ended"))
         .map_err(|error| TunnelError { deleted: !is_interface(&tun.name), ..error })
@@ -173,19 +177,40 @@ fn choose_backend(choice: IoChoice) -> std::io::Result<bool> {
         (_, Ok(())) => Ok(true),
         (IoChoice::Uring, Err(error)) => Err(error),
         (IoChoice::Auto, Err(error)) => {
-            log::warn!("io_uring is not available ({error}): using epoll and plain syscalls instead");
+            tell_no_uring(&error);
             Ok(false)
         }
     }
+}
+
+/// Whether this kernel delivers something else than what UDP_SEGMENT was given. Where that cannot be found out it is taken for good.
+fn is_gso_mangled() -> bool {
+    let mangled = matches!(gso::delivers_whole(), Ok(false));
+    if mangled {
+        log::warn!("this kernel damages trains of datagrams (UDP_SEGMENT): sending them one by one");
+    }
+    mangled
+}
+
+fn tell_no_uring(why: &std::io::Error) {
+    log::warn!("io_uring is not available ({why}): using epoll and plain syscalls instead");
+}
+
+/// How many workers there will be.
+fn workers_of(config: &TunnelConfig) -> usize {
+    if config.tun_fd.is_some() {
+        return 1;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    config.workers.unwrap_or(cores).clamp(1, MAX_WORKERS)
 }
 
 fn open_tun(config: &TunnelConfig) -> std::io::Result<(Tun, usize)> {
     if let Some(fd) = &config.tun_fd {
         return Ok((Tun::from_fd(fd.try_clone()?)?, 1));
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.workers.unwrap_or(cores).clamp(1, MAX_WORKERS);
-    let tun = Tun::create(&TunConfig {
+    let workers = workers_of(config);
+    let tun = create_tun(&TunConfig {
         name: config.name.clone(),
         queues: workers,
         mtu: config.mtu,
@@ -194,12 +219,51 @@ fn open_tun(config: &TunnelConfig) -> std::io::Result<(Tun, usize)> {
     Ok((tun, workers))
 }
 
+/// Creates the device. The interface of a process that was killed a moment ago may still be there: the kernel takes down the rings
+/// that hold its queues after the process is gone, 10 to 50 ms later. So a name in use is tried again for a while.
+fn create_tun(config: &TunConfig) -> std::io::Result<Tun> {
+    let begun = Instant::now();
+    loop {
+        match Tun::create(config) {
+            Err(error) if errno(&error) == Some(libc::EBUSY) && leaving::may_go(&config.name, begun) => {
+                std::thread::sleep(leaving::LOOK);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 fn attach_steering(tun: &Tun, workers: usize) -> Option<TunSteering> {
     TunSteering::attach(tun.queues[0].as_fd(), workers)
         .inspect_err(|error| {
             log::warn!("no eBPF steering of the TUN queues ({error}): the kernel's flow hash chooses")
         })
         .ok()
+}
+
+/// Workers that turn, and how they are spoken to.
+struct Crew {
+    links: Links,
+    threads: Vec<JoinHandle<()>>,
+    uring: bool,
+}
+
+/// Starts the workers: over plain syscalls where io_uring is refused after all, unless it was demanded. That a ring could be made
+/// before does not mean that each worker may have one: rings and their buffers count against RLIMIT_MEMLOCK.
+fn hire(queues: Vec<OwnedFd>, plan: WorkerPlan, choice: IoChoice) -> std::io::Result<Crew> {
+    if plan.uring {
+        let handles = queues.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+        let links = Links::new(queues.len())?.within(memory::group_limit());
+        match start_workers(handles, &links, &plan) {
+            Ok(threads) => return Ok(Crew { links, threads, uring: true }),
+            Err(error) if choice == IoChoice::Auto => tell_no_uring(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    // New queues: those of the first attempt hold the word that ended its workers.
+    let links = Links::new(queues.len())?.within(memory::group_limit());
+    let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan })?;
+    Ok(Crew { links, threads, uring: false })
 }
 
 /// What all workers have in common.

@@ -54,14 +54,20 @@ pub type Reporter = Box<dyn FnMut(Summary)>;
 /// Runs until a signal or the removal of the UAPI socket (`Ok`), or until a worker ended because the TUN device is gone (`Err` with its words).
 pub fn run(parts: SlowPath) -> Result<()> {
     if parts.uring {
-        tokio_uring::start(drive(parts))
-    } else {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        tokio::task::LocalSet::new().block_on(&runtime, drive(parts))
+        // The workers' rings may have used up what RLIMIT_MEMLOCK allows.
+        match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+            Ok(runtime) => return runtime.block_on(drive(parts, true)),
+            Err(error) => {
+                log::warn!("io_uring is not available to the slow path ({error}): using epoll there instead");
+            }
+        }
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, drive(parts, false))
 }
 
-async fn drive(parts: SlowPath) -> Result<()> {
+/// `streams`: this runtime has a ring, which reads and writes connections.
+async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
     let SlowPath { device, links, uapi, mut socket_removed, queue, steering, gro, uring, mut reporter } =
         parts;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -74,7 +80,7 @@ async fn drive(parts: SlowPath) -> Result<()> {
     let answer_read = Rc::new(Notify::new());
     let listener = UnixListener::from_std(uapi)?;
     let (connections, read) = (Rc::default(), Rc::clone(&answer_read));
-    tokio::task::spawn_local(connections::accept(connections, listener, requests, read, uring));
+    tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
     let ring = links.slow.waker.register()?;
     let mut driver = Driver::new(device, links, steering, gro, uring);
     let mut report = tokio::time::interval(REPORT_INTERVAL);

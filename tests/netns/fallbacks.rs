@@ -6,7 +6,9 @@
 
 use crate::bulk::{self, moves_unaltered};
 use crate::failures::fails;
-use crate::implementation::{Device, Hindrance, Implementation, RINGTUN_TWO, ringtun, ringtun_itself};
+use crate::implementation::{
+    Device, Hindrance, Implementation, RINGTUN_TWO, ringtun, ringtun_itself, uapi_socket,
+};
 use crate::lab::{Host, eventually, ready};
 use crate::pair::{A, B, Pair, Side, V4, V6};
 use std::time::Duration;
@@ -323,21 +325,67 @@ fn without_checksums_on_the_card_trains_pass_all_the_same() {
     }
 }
 
+/// RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK to override it.
+macro_rules! little_memory_to_lock {
+    ($($test:ident: $limit:literal),* $(,)?) => {$(
+        #[test]
+        fn $test() {
+            static HINDRANCE: Hindrance = Hindrance {
+                behind: &[
+                    INFO[0],
+                    INFO[1],
+                    "prlimit",
+                    concat!("--memlock=", $limit, ":", $limit),
+                    "setpriv",
+                    "--inh-caps=-ipc_lock",
+                    "--bounding-set=-ipc_lock",
+                ],
+                options: &["--workers", "2"],
+            };
+            let Some(pair) = works_without(&HINDRANCE) else { return };
+            says_never(&pair, "panicked");
+        }
+    )*};
+}
+
+little_memory_to_lock! {
+    with_no_memory_to_lock_it_works: "0",
+    with_8_kib_to_lock_it_works: "8192",
+    with_16_kib_to_lock_it_works: "16384",
+    with_32_kib_to_lock_it_works: "32768",
+    with_64_kib_to_lock_it_works: "65536",
+    with_128_kib_to_lock_it_works: "131072",
+}
+
+/// EPERM for inotify_init1.
+const NO_INOTIFY: &str = "294:1";
+
 #[test]
-fn with_no_memory_to_lock_it_works() {
+fn without_inotify_the_removal_of_the_socket_still_ends_the_tunnel() {
     static HINDRANCE: Hindrance = Hindrance {
-        behind: &[
-            INFO[0],
-            INFO[1],
-            "prlimit",
-            "--memlock=0:0",
-            "setpriv",
-            "--inh-caps=-ipc_lock",
-            "--bounding-set=-ipc_lock",
-        ],
+        behind: &[INFO[0], INFO[1], "python3", "-c", REFUSE, NO_INOTIFY],
         options: &["--workers", "2"],
     };
-    works_without(&HINDRANCE);
+    let Some(mut pair) = works_without(&HINDRANCE) else { return };
+    says_once(&pair, "no inotify");
+    std::fs::remove_file(uapi_socket(pair[A].name())).expect("its socket");
+    let status = pair[A].device.as_mut().expect("a device").process().wait(Duration::from_secs(10));
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+}
+
+#[test]
+fn too_few_file_descriptors_are_an_error_that_says_how_many_are_needed() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let host = Host::namespace();
+    let program = ringtun().display().to_string();
+    for limit in [12, 24, 42] {
+        let limit = format!("--nofile={limit}:{limit}");
+        let arguments = [&limit, &program, "-f", "--workers", "2", "rt-few"];
+        fails(host.start("prlimit", &arguments), 1, &["file descriptors", "limitnofile="]);
+    }
+    assert_eq!(host.run("ip -br link").lines().count(), 1, "more than lo");
 }
 
 #[test]

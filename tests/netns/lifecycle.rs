@@ -55,6 +55,32 @@ fn signals_remove_device_and_socket() {
     }
 }
 
+/// The kernel takes down an io_uring, and what it holds of the interface, after its process is gone.
+#[test]
+fn a_process_that_was_killed_can_be_started_again_at_once() {
+    if !ready() || stand_in() {
+        return;
+    }
+    let program = ringtun().display().to_string();
+    let host = Host::namespace();
+    for io in ["uring", "syscalls"] {
+        let name = format!("rtk{}", serial());
+        for round in 0..12 {
+            let arguments = ["-f", "--workers", "2", "--io", io, &name];
+            let mut process = host.start(&program, &arguments);
+            let serves = || host.try_run(&format!("wg show {name} && ip link set {name} up")).is_ok();
+            let up = (0..500).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                serves() || process.ended().is_some()
+            });
+            assert!(up && serves(), "round {round} over {io}: {}", process.said());
+            host.run(&format!("wg set {name} listen-port 51820"));
+            process.signal("KILL");
+            process.wait(SOON).expect("an end");
+        }
+    }
+}
+
 #[test]
 fn a_device_deleted_in_mid_traffic_ends_its_process() {
     let implementations = [RINGTUN_TWO, Implementation::Ringtun { workers: 2, io: Io::Syscalls }];

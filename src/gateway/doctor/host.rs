@@ -6,6 +6,7 @@ use super::parse::version;
 use crate::crypto::lanes::Kernel;
 use crate::io::probe::{TunFeatures, tun_features};
 use crate::io::udp::UdpFeatures;
+use crate::sys::gso;
 use rustix::process::{Resource, getrlimit};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Result};
@@ -15,8 +16,10 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 const OLDEST: (u32, u32) = (5, 0);
 /// The first with TUN_F_USO and everything else that is asked for.
 const BEST: (u32, u32) = (6, 2);
-/// Below it io_uring's rings of a few workers may not fit, on kernels that charge them (before 5.12).
+/// Below it io_uring's rings of a few workers may not fit, on kernels that charge all of their memory (before 5.12).
 const LOCKED_MEMORY: u64 = 64 << 20;
+/// What one ring with its ring of buffers needs, on kernels that charge these again (from 6.14 on).
+const LOCKED_MEMORY_OF_RING: u64 = 64 << 10;
 
 pub(super) fn core_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -112,6 +115,14 @@ pub(super) fn udp() -> Finding {
         .filter(|(has, _)| !has)
         .map(|(_, name)| *name)
         .collect();
+    if gso && matches!(gso::delivers_whole(), Ok(false)) {
+        return Finding::new(
+            "UDP offloads",
+            Missing,
+            "this kernel damages trains of datagrams (UDP_SEGMENT) over loopback",
+            "use another kernel (7.0 to 7.1.4 are known for it): each datagram costs a system call until then",
+        );
+    }
     match missing.is_empty() {
         true => Finding::ok("UDP offloads", "GSO yes, GRO yes"),
         false => Finding::new(
@@ -148,25 +159,26 @@ pub(super) fn cores() -> Finding {
 }
 
 pub(super) fn locked_memory() -> Finding {
-    match getrlimit(Resource::Memlock).current {
-        None => Finding::ok("locked memory", "unlimited"),
-        Some(limit) if limit >= LOCKED_MEMORY => Finding::ok("locked memory", format!("{} KiB", limit >> 10)),
-        Some(limit) => {
-            let charged = std::fs::read_to_string("/proc/sys/kernel/osrelease")
-                .is_ok_and(|release| version(&release).is_some_and(|version| version < (5, 12)));
-            let found = format!("{} KiB", limit >> 10);
-            match charged {
-                true => Finding::new(
-                    "locked memory",
-                    Warn,
-                    found,
-                    "ulimit -l unlimited (LimitMEMLOCK=infinity in a unit)",
-                ),
-                false => Finding::ok(
-                    "locked memory",
-                    format!("{found} (this kernel charges rings to the memory group)"),
-                ),
-            }
+    let Some(limit) = getrlimit(Resource::Memlock).current else {
+        return Finding::ok("locked memory", "unlimited");
+    };
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let found = format!("{} KiB", limit >> 10);
+    match locked_memory_needed(version(&release)) {
+        0 => Finding::ok("locked memory", format!("{found} (this kernel charges rings to the memory group)")),
+        needed if limit >= needed => Finding::ok("locked memory", found),
+        _ => {
+            let remedy = "ulimit -l unlimited (LimitMEMLOCK=infinity in a unit), or grant CAP_IPC_LOCK";
+            Finding::new("locked memory", Warn, found, remedy)
         }
+    }
+}
+
+/// Bytes that the rings of all workers and the slow path need.
+fn locked_memory_needed(kernel: Option<(u32, u32)>) -> u64 {
+    match kernel {
+        Some(version) if version < (5, 12) => LOCKED_MEMORY,
+        Some(version) if version >= (6, 14) => (core_count() as u64 + 1) * LOCKED_MEMORY_OF_RING,
+        _ => 0,
     }
 }

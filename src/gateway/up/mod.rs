@@ -26,12 +26,14 @@ pub use reload::reload;
 
 use crate::gateway::config::{LoadError, Loaded, Permissions, Place};
 use crate::gateway::control::Control;
+use crate::gateway::leaving;
 use host::Host;
 use interrupt::Interrupt;
 use journal::{Journal, Trace};
 use std::fmt;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// What went wrong, for a person.
 #[derive(Debug)]
@@ -215,9 +217,21 @@ pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()>
     done
 }
 
+/// What is there of this name: an interface, a process. The interface of a process that was killed a moment ago is waited for.
+fn what_is_there(session: &Session<'_>) -> Result<(bool, bool)> {
+    let begun = Instant::now();
+    loop {
+        let found = (session.index()?.is_some(), Control::find(&session.name).is_some());
+        if found != (true, false) || !leaving::may_go(&session.name, begun) {
+            return Ok(found);
+        }
+        std::thread::sleep(leaving::LOOK);
+    }
+}
+
 fn refuse_what_is_there(session: &Session<'_>) -> Result<()> {
     let name = &session.name;
-    let (link, process) = (session.index()?.is_some(), Control::find(name).is_some());
+    let (link, process) = what_is_there(session)?;
     match (link, process) {
         (false, false) => Ok(()),
         (false, true) => Err(Failure::new(format!(
