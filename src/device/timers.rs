@@ -22,8 +22,8 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
 
-/// Peers looked at in one call: 256 handshakes are some 60 ms, during which handshake messages wait.
-const LOOKS_A_CALL: usize = 256;
+/// Peers looked at in one call: 32 handshakes are some 2 ms, during which handshake messages wait.
+const LOOKS_A_CALL: usize = 32;
 /// When a peer that went quiet is looked at once more. A stamp that the worker's core had not made visible yet when the flag
 /// was cleared (its read of the flag may overtake its write of the stamp) is by then.
 const LAST_LOOK: Duration = Duration::from_secs(1);
