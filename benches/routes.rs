@@ -2,6 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ringtun::routing::{Prefix, RouteTable};
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -43,6 +44,18 @@ fn build(c: &mut Criterion) {
     c.bench_function("routes/build/130560", |b| b.iter(|| RouteTable::build(routes.iter().copied())));
 }
 
+/// One prefix more in a table of 100,000, as when a peer is added.
+fn patch(c: &mut Criterion) {
+    let mut all: BTreeMap<Prefix, u32> =
+        (0..100_000).filter_map(|i| Some((Prefix::new(v4(i), 24)?, i))).collect();
+    let table = RouteTable::build(all.iter().map(|(&prefix, &owner)| (prefix, owner)));
+    let Some(added) = Prefix::new(v4(100_001), 24) else { return };
+    all.insert(added, 7);
+    c.bench_function("routes/patch/100000", |b| {
+        b.iter(|| table.patched(&all, |&owner| owner, std::iter::once(added)))
+    });
+}
+
 fn lookup(c: &mut Criterion) {
     let mut group = c.benchmark_group("routes/lookup");
     for count in [3, 1_000, 100_000] {
@@ -63,5 +76,5 @@ fn lookup(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, build, lookup);
+criterion_group!(benches, build, patch, lookup);
 criterion_main!(benches);

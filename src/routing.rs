@@ -14,6 +14,8 @@
 //! Where all below a slot share their next bits, a jump stands in place of the chain of nodes, one comparison: to the owner of
 //! a lone prefix, or to the node where several part. So a sparse IPv6 /128 costs 48 bytes instead of twenty nodes.
 
+mod patch;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -98,8 +100,8 @@ impl FromStr for Prefix {
     }
 }
 
-/// The immutable table that workers look up in: built whole, shared by `Arc`.
-#[derive(Default, Debug)]
+/// The immutable table that workers look up in: built whole or patched, shared by `Arc`.
+#[derive(Clone, Default, Debug)]
 pub struct RouteTable {
     v4: Trie,
     v6: Trie,
@@ -188,6 +190,26 @@ struct Node {
     first_leaf: u32,
 }
 
+impl Node {
+    /// Where the child of a slot that has one is.
+    #[inline]
+    fn child(&self, slot: usize) -> usize {
+        (self.first_child + (self.children & upto(slot)).count_ones() - 1) as usize
+    }
+
+    /// Where the leaf of a slot without a child is: the first of these begins a run, so there is one at or before it.
+    #[inline]
+    fn leaf(&self, slot: usize) -> usize {
+        (self.first_leaf + (self.runs & upto(slot)).count_ones() - 1) as usize
+    }
+}
+
+/// Bits 0 ..= slot.
+#[inline]
+fn upto(slot: usize) -> u64 {
+    u64::MAX >> (63 - slot)
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Jump {
     /// What the address must begin with,
@@ -208,11 +230,23 @@ struct Below<'a> {
 }
 
 /// Node 0 is the root; an empty trie has none.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 struct Trie {
     nodes: Vec<Node>,
     leaves: Vec<u32>,
     jumps: Vec<Jump>,
+    /// Entries of all three when it was built whole.
+    built: usize,
+}
+
+/// What became of the routes below a slot.
+enum Attached {
+    /// The slot's leaf says it all.
+    Leaf,
+    /// They need a child of the slot's node, at the depth below it.
+    Child,
+    /// The slot's leaf is this jump; a node at this depth is still to be made for it.
+    Node(usize, u8),
 }
 
 impl Trie {
@@ -234,7 +268,12 @@ impl Trie {
             trie.leaves.shrink_to_fit();
             trie.jumps.shrink_to_fit();
         }
+        trie.built = trie.entries();
         trie
+    }
+
+    fn entries(&self) -> usize {
+        self.nodes.len() + self.leaves.len() + self.jumps.len()
     }
 
     /// Makes `node` out of sorted routes. Recurses at most 22 times (128 bits in steps of six or more).
@@ -251,20 +290,17 @@ impl Trie {
         for group in routes.chunk_by(|a, b| slot_of(a.key, depth) == slot_of(b.key, depth)) {
             // Within a slot those that end here come first: they share its address and are shorter.
             let routes = &group[group.partition_point(|route| route.len <= end)..];
-            let (Some(first), Some(last)) = (routes.first(), routes.last()) else { continue };
+            let Some(first) = routes.first() else { continue };
             let slot = slot_of(first.key, depth);
-            let inherited = slots[slot];
-            let common = common_len(first, last, routes);
-            if routes.len() > 1 && common < end + STRIDE {
-                children |= 1 << slot;
-                direct.push(Below { routes, depth: end, inherited });
-                continue;
+            let below = Below { routes, depth: end, inherited: slots[slot] };
+            match self.attach(&below, &mut slots[slot]) {
+                Attached::Leaf => {}
+                Attached::Child => {
+                    children |= 1 << slot;
+                    direct.push(below);
+                }
+                Attached::Node(jump, depth) => jumped.push((jump, Below { depth, ..below })),
             }
-            slots[slot] = INDEX | self.jumps.len() as u32;
-            if routes.len() > 1 {
-                jumped.push((self.jumps.len(), Below { routes, depth: common, inherited }));
-            }
-            self.jumps.push(Jump { key: first.key, len: common, inside: first.owner, otherwise: inherited });
         }
         let first_child = self.nodes.len();
         self.nodes[node] = Node {
@@ -278,11 +314,31 @@ impl Trie {
             self.fill(first_child + i, below);
         }
         for (jump, below) in &jumped {
-            let node = self.nodes.len();
-            self.jumps[*jump].inside = INDEX | node as u32;
-            self.nodes.push(Node::default());
-            self.fill(node, below);
+            self.fill_jump(*jump, below);
         }
+    }
+
+    /// Makes the node that a jump leads to.
+    fn fill_jump(&mut self, jump: usize, below: &Below<'_>) {
+        let node = self.nodes.len();
+        self.jumps[jump].inside = INDEX | node as u32;
+        self.nodes.push(Node::default());
+        self.fill(node, below);
+    }
+
+    /// Decides how a slot leads to the routes below it, and sets its leaf.
+    fn attach(&mut self, below: &Below<'_>, leaf: &mut u32) -> Attached {
+        let &Below { routes, depth, inherited } = below;
+        *leaf = inherited;
+        let (Some(first), Some(last)) = (routes.first(), routes.last()) else { return Attached::Leaf };
+        let common = common_len(first, last, routes);
+        if routes.len() > 1 && common < depth + STRIDE {
+            return Attached::Child;
+        }
+        let jump = self.jumps.len();
+        *leaf = INDEX | jump as u32;
+        self.jumps.push(Jump { key: first.key, len: common, inside: first.owner, otherwise: inherited });
+        if routes.len() > 1 { Attached::Node(jump, common) } else { Attached::Leaf }
     }
 
     /// Packs the leaves of a node, one a run of equal ones (children in between do not end a run).
@@ -303,16 +359,13 @@ impl Trie {
         let mut node = self.nodes.first()?;
         let mut rest = key;
         loop {
-            let slot = (rest >> (128 - STRIDE)) as u32;
-            // Bits 0 ..= slot.
-            let upto = u64::MAX >> (63 - slot);
+            let slot = (rest >> (128 - STRIDE)) as usize;
             if node.children & (1 << slot) != 0 {
-                node = &self.nodes[(node.first_child + (node.children & upto).count_ones() - 1) as usize];
+                node = &self.nodes[node.child(slot)];
                 rest <<= STRIDE;
                 continue;
             }
-            // The first slot that is no child begins a run, so there is one at or before this slot.
-            let leaf = self.leaves[(node.first_leaf + (node.runs & upto).count_ones() - 1) as usize];
+            let leaf = self.leaves[node.leaf(slot)];
             if leaf & INDEX == 0 || leaf == NONE {
                 return (leaf != NONE).then_some(leaf);
             }

@@ -2,13 +2,16 @@
 
 use super::outbox::{Broadcast, Outbox};
 use super::peer::Peer;
-use super::table::{PeerTable, give_back_room};
+use super::table::PeerTable;
 use crate::io::steer::Target;
 use crate::routing::{Prefix, RouteTable};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Where a prefix stands: in whose list, at which place. Constant time for every change, however long the lists.
+/// Changed prefixes up to which the routes are patched and not built anew.
+const PATCHED: usize = 64;
+
+/// Where a prefix stands: in whose list, at which place. A change takes the same time however long the lists.
 #[derive(Clone, Copy)]
 struct Place {
     slot: u32,
@@ -18,7 +21,9 @@ struct Place {
 /// Every prefix's owner. The peers' own lists hold the prefixes in order; both change only here.
 #[derive(Default)]
 pub(super) struct AllowedIps {
-    places: HashMap<Prefix, Place>,
+    places: BTreeMap<Prefix, Place>,
+    /// What was published last.
+    routes: Arc<RouteTable>,
     /// Prefixes changed since the last publication, with where they were steered to before the first change.
     changed: BTreeMap<Prefix, Option<Target>>,
 }
@@ -62,20 +67,17 @@ impl AllowedIps {
 
     /// Tells the workers the routes, if they changed since the last call; from then on none names a removed peer. Returns the
     /// prefixes that may have to be steered anew, for [`Self::steer`].
-    pub(super) fn publish(
-        &mut self,
-        peers: &PeerTable,
-        out: &mut Outbox,
-    ) -> BTreeMap<Prefix, Option<Target>> {
-        if !self.changed.is_empty() {
-            let routes = peers.iter().flat_map(|peer| {
-                let slot = peer.shared.id.slot;
-                peer.allowed.iter().map(move |&prefix| (prefix, slot))
-            });
-            out.all(Broadcast::Routes(Arc::new(RouteTable::build(routes))));
+    pub(super) fn publish(&mut self, out: &mut Outbox) -> BTreeMap<Prefix, Option<Target>> {
+        let changed = std::mem::take(&mut self.changed);
+        if !changed.is_empty() {
+            let routes = match changed.len() {
+                ..=PATCHED => self.routes.patched(&self.places, |place| place.slot, changed.keys().copied()),
+                _ => RouteTable::build(self.places.iter().map(|(&prefix, place)| (prefix, place.slot))),
+            };
+            self.routes = Arc::new(routes);
+            out.all(Broadcast::Routes(Arc::clone(&self.routes)));
         }
-        give_back_room(&mut self.places);
-        std::mem::take(&mut self.changed)
+        changed
     }
 
     /// Steers prefixes to whom they belong now, where that is another than before.

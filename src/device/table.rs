@@ -129,7 +129,7 @@ impl PeerTable {
 const KEPT: usize = 1024;
 
 /// Shrinks a table in which less than an eighth is used.
-pub(super) fn give_back_room<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+fn give_back_room<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     if table.capacity() > KEPT && table.len() < table.capacity() / 8 {
         table.shrink_to(2 * table.len());
     }

@@ -106,7 +106,7 @@ impl Device {
             self.allowed.steer(&self.peers, steering.by_ref().take(STEERED_A_SLICE), &mut self.out);
             return steering.len() > 0;
         } else {
-            transaction.steering = Some(self.allowed.publish(&self.peers, &mut self.out).into_iter());
+            transaction.steering = Some(self.allowed.publish(&mut self.out).into_iter());
             self.peers.recycle();
         }
         true
