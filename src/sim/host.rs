@@ -1,7 +1,7 @@
 //! A whole device without threads: the slow path, its workers, and the links between, stepped in a seeded order.
 
 use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
-use crate::dataplane::{Control, Links};
+use crate::dataplane::{Control, Links, PeerId};
 use crate::device::uapi::SetRequest;
 use crate::device::{BindRequest, Device, Now, Output};
 use crate::index::ReceiverIndex;
@@ -15,7 +15,7 @@ use crate::sim::packet::{self, Delivered, Flow, Inner};
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
 use crate::wire::message::MessageKind;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -91,6 +91,8 @@ pub struct Host {
     rng: SimRng,
     port: Option<u16>,
     steering: BTreeMap<Prefix, Target>,
+    /// Receiver indices of the sessions that there are.
+    indices: HashMap<u32, PeerId>,
     delivered: Vec<Inner>,
     answered: Vec<Inner>,
     others: Vec<Vec<u8>>,
@@ -126,6 +128,7 @@ impl Host {
             rng,
             port: None,
             steering: BTreeMap::new(),
+            indices: HashMap::new(),
             delivered: Vec::new(),
             answered: Vec::new(),
             others: Vec::new(),
@@ -422,11 +425,19 @@ impl Host {
     fn control(&mut self, worker: u8, control: Control) {
         match self.lanes.get_mut(usize::from(worker)) {
             Some(lane) => {
-                if let Control::Install(_, session, _) = &control
-                    && ReceiverIndex(session.local_index()).worker() != worker
-                {
-                    self.violations
-                        .push(format!("session {:#x} given to worker {worker}", session.local_index()));
+                match &control {
+                    Control::Install(peer, session, _) => {
+                        let index = session.local_index();
+                        if ReceiverIndex(index).worker() != worker {
+                            self.violations.push(format!("session {index:#x} given to worker {worker}"));
+                        }
+                        if self.indices.insert(index, *peer).is_some() {
+                            self.violations.push(format!("index {index:#x} given to a second session"));
+                        }
+                    }
+                    Control::Drop(index) => drop(self.indices.remove(index)),
+                    Control::RemovePeer(gone) => self.indices.retain(|_, peer| peer != gone),
+                    _ => {}
                 }
                 lane.backlog.push_back(control);
             }
@@ -451,8 +462,8 @@ impl Host {
         }
     }
 
-    /// Receiver indices that chance drew twice, or whose low byte names no worker, in what `tap` shows of this host.
-    pub(crate) fn check_index(&mut self, datagram: &Datagram, seen: &mut HashSet<u32>) {
+    /// Whether the low byte of a receiver index that this host announces names a worker.
+    pub(crate) fn check_index(&mut self, datagram: &Datagram) {
         let index = match datagram.kind() {
             Some(MessageKind::Initiation | MessageKind::Response) => {
                 datagram.bytes.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
@@ -460,9 +471,6 @@ impl Host {
             _ => None,
         };
         let Some(index) = index else { return };
-        if !seen.insert(index) {
-            self.violations.push(format!("index {index:#x} announced twice"));
-        }
         if ReceiverIndex(index).worker() >= self.config.workers {
             self.violations.push(format!("index {index:#x} names no worker"));
         }

@@ -4,7 +4,7 @@ use crate::sim::host::{Host, HostConfig};
 use crate::sim::net::{Datagram, Network};
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub struct World {
     seed: u64,
     rng: SimRng,
     now: Instant,
-    hosts: Vec<(Host, HashSet<u32>)>,
+    hosts: Vec<Host>,
     /// Datagrams for addresses that a test plays itself.
     outside: HashMap<SocketAddr, VecDeque<Datagram>>,
 }
@@ -69,18 +69,18 @@ impl World {
     /// Where the system has no memory or files left for its queues.
     pub fn add_host(&mut self, config: HostConfig) -> std::io::Result<HostId> {
         let host = Host::new(config, self.rng.fork())?;
-        self.hosts.push((host, HashSet::new()));
+        self.hosts.push(host);
         Ok(HostId(self.hosts.len() - 1))
     }
 
     /// One host.
     pub fn host(&mut self, id: HostId) -> &mut Host {
-        &mut self.hosts[id.0].0
+        &mut self.hosts[id.0]
     }
 
     /// Both clocks of one host.
     pub fn host_now(&self, id: HostId) -> crate::device::Now {
-        self.hosts[id.0].0.now(self.now, self.wall())
+        self.hosts[id.0].now(self.now, self.wall())
     }
 
     /// Receives at `addr` from now on what is sent there, for [`Self::take_outside`]: an endpoint that the test plays.
@@ -107,9 +107,9 @@ impl World {
             self.deliver();
             let mut quiet = true;
             for i in 0..self.hosts.len() {
-                let (host, indices) = &mut self.hosts[i];
+                let host = &mut self.hosts[i];
                 for datagram in host.settle(host.now(self.now, WALL_START + self.now.since(Instant::START))) {
-                    host.check_index(&datagram, indices);
+                    host.check_index(&datagram);
                     self.network.send(self.now, datagram);
                     quiet = false;
                 }
@@ -126,7 +126,7 @@ impl World {
         let end = self.now + time;
         loop {
             self.settle();
-            let timeouts = self.hosts.iter().filter_map(|(host, _)| host.poll_timeout());
+            let timeouts = self.hosts.iter().filter_map(Host::poll_timeout);
             let next = timeouts.chain(self.network.next_arrival()).min();
             match next {
                 // A timeout that lies in the past still after settling waits for the clock to move.
@@ -163,7 +163,7 @@ impl World {
 
     /// What no run may show, of all hosts and the wire.
     pub fn violations(&self) -> Vec<String> {
-        let hosts = self.hosts.iter().flat_map(|(host, _)| host.violations());
+        let hosts = self.hosts.iter().flat_map(Host::violations);
         hosts.chain(self.network.violations()).cloned().collect()
     }
 
@@ -171,9 +171,7 @@ impl World {
         while let Some(datagram) = self.network.receive(self.now) {
             if let Some(queue) = self.outside.get_mut(&datagram.to) {
                 queue.push_back(datagram);
-            } else if let Some((host, _)) =
-                self.hosts.iter_mut().find(|(host, _)| host.listens_on(datagram.to))
-            {
+            } else if let Some(host) = self.hosts.iter_mut().find(|host| host.listens_on(datagram.to)) {
                 host.arrive(datagram);
             }
         }
