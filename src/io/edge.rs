@@ -93,10 +93,12 @@ impl Edge {
     }
 
     pub(super) fn send_udp(&mut self, train: SendTrain) {
+        self.out.set_now(self.woken);
         self.out.push(train, &self.sockets, &mut self.stats);
     }
 
     pub(super) fn flush(&mut self) {
+        self.out.set_now(self.woken);
         self.out.flush(&self.sockets, &mut self.stats);
     }
 

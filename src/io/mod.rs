@@ -120,7 +120,7 @@ impl IoStats {
     }
 }
 
-/// An offload that the kernel refused at run time.
+/// What the kernel refused at run time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
     /// UDP_SEGMENT does not work (`errno`): datagrams go one by one from now on.
@@ -134,6 +134,15 @@ pub enum Notice {
         to: SocketAddr,
         /// Bytes a segment.
         size: usize,
+    },
+    /// Datagrams were refused and dropped, the last of them to `to`.
+    SendRefused {
+        /// The destination.
+        to: SocketAddr,
+        /// What the kernel said.
+        errno: i32,
+        /// How many, since this was told before.
+        datagrams: u64,
     },
     /// The TUN device refuses super-packets (TCP, else UDP): plain packets from now on.
     TunOffloadOff {
@@ -154,6 +163,15 @@ impl std::fmt::Display for Notice {
                     f,
                     "the path to {to} takes no trains of {size}-byte datagrams: sending them one by one"
                 )
+            }
+            Notice::SendRefused { to, errno, datagrams } => {
+                let cause = std::io::Error::from_raw_os_error(*errno);
+                let hint = match *errno {
+                    libc::EPERM | libc::EACCES => ": does a firewall's rule drop them?",
+                    libc::ENETUNREACH | libc::EHOSTUNREACH => ": is there a route?",
+                    _ => "",
+                };
+                write!(f, "cannot send to {to}: {cause}{hint} ({datagrams} datagrams dropped)")
             }
             Notice::TunOffloadOff { tcp } => {
                 let kind = if *tcp { "TCP" } else { "UDP" };

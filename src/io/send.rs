@@ -12,6 +12,8 @@
 //! | EMSGSIZE, EINVAL | a train | this path is too narrow: its segments one by one, remembered |
 //! | EMSGSIZE | one datagram | that datagram is dropped |
 //! | any other | anything | the rest of the train is dropped |
+//!
+//! What is dropped is counted, and told once a minute with the error and one of the destinations.
 
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
@@ -20,10 +22,12 @@ use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, IoStats, Notice, SendTrain};
 use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
 use crate::sys::calls::Batch;
+use crate::time::Instant;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 /// Trains that may wait for a full socket: 256 × [`BUF_SIZE`](crate::io::slab::BUF_SIZE) = 17 MiB of the pool at most.
 pub(super) const SEND_QUEUE: usize = 256;
@@ -35,6 +39,8 @@ const NOBUFS_RETRIES: u8 = 4;
 const GONE_LIST: usize = 64;
 /// Notices not yet taken; further ones are not kept (the counter has them).
 const NOTICE_LIST: usize = 8;
+/// Between two notices of refused sends.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// A segment of this size fits every path, headers included (IPv6's least MTU, RFC 8200 section 5): refused, it was not the path.
 const FITS_ANY_PATH: usize = 1280 - 48;
 /// So many destinations refuse trains while none ever took one: it is not the paths, it is UDP_SEGMENT.
@@ -104,6 +110,12 @@ pub(super) struct SendQueue {
     refusals: Refusals,
     gone: VecDeque<Endpoint>,
     notices: VecDeque<Notice>,
+    /// The time, as its owner told last.
+    now: Instant,
+    /// When a refusal was last told.
+    told: Option<Instant>,
+    /// Datagrams refused since.
+    untold: u64,
 }
 
 impl SendQueue {
@@ -118,7 +130,15 @@ impl SendQueue {
             refusals: Refusals::default(),
             gone: VecDeque::with_capacity(GONE_LIST),
             notices: VecDeque::with_capacity(NOTICE_LIST),
+            now: Instant::START,
+            told: None,
+            untold: 0,
         }
+    }
+
+    /// What time it is, for the rate of notices.
+    pub(super) fn set_now(&mut self, now: Instant) {
+        self.now = now;
     }
 
     /// Whether UDP_SEGMENT works.
@@ -186,7 +206,10 @@ impl SendQueue {
         while let Some(front) = self.queue.front() {
             let family = Family::of(&front.train.to.addr);
             let Some(socket) = family.socket(sockets) else {
-                self.drop_front(stats);
+                match sockets.v4.is_some() || sockets.v6.is_some() {
+                    true => self.refuse_front(libc::EAFNOSUPPORT, stats),
+                    false => self.drop_front(stats), // the interface is down
+                }
                 continue;
             };
             let count = self.fill(family);
@@ -290,11 +313,13 @@ impl SendQueue {
             }
             libc::EMSGSIZE => {
                 stats.udp_send_errors += 1;
+                let to = front.train.to.addr;
                 if front.advance() {
                     self.queue.pop_front();
                 }
+                self.tell_refusal(errno, to, 1);
             }
-            _ => self.drop_front(stats),
+            _ => self.refuse_front(errno, stats),
         }
         Continue(())
     }
@@ -325,6 +350,26 @@ impl SendQueue {
         };
         if self.notices.len() < NOTICE_LIST {
             self.notices.push_back(notice);
+        }
+    }
+
+    /// Drops the front for this error.
+    fn refuse_front(&mut self, errno: i32, stats: &mut IoStats) {
+        if let Some(front) = self.queue.front() {
+            let (to, datagrams) = (front.train.to.addr, front.datagrams() as u64);
+            self.drop_front(stats);
+            self.tell_refusal(errno, to, datagrams);
+        }
+    }
+
+    /// Has a refusal logged, unless one was a short while ago: then it is told with the next.
+    fn tell_refusal(&mut self, errno: i32, to: SocketAddr, datagrams: u64) {
+        self.untold += datagrams;
+        let is_soon = self.told.is_some_and(|at| self.now.since(at) < TELL_INTERVAL);
+        if !is_soon && self.notices.len() < NOTICE_LIST {
+            self.told = Some(self.now);
+            let datagrams = std::mem::take(&mut self.untold);
+            self.notices.push_back(Notice::SendRefused { to, errno, datagrams });
         }
     }
 

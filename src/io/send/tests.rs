@@ -117,3 +117,21 @@ fn a_full_queue_drops_the_newest_and_counts_its_datagrams() {
     }
     assert_eq!((queue.queue.len(), stats.udp_send_errors), (SEND_QUEUE, 3));
 }
+
+#[test]
+fn refusals_are_told_once_a_minute_with_all_that_they_cost() {
+    let trains: Vec<_> = (1..=4).map(|n| (2000, 1000, peer(n))).collect();
+    let (mut queue, mut stats) = queue_of(&trains);
+    let refused = |n, errno, datagrams| Some(Notice::SendRefused { to: peer(n).addr, errno, datagrams });
+    let begin = Instant::from_nanos(1);
+    queue.set_now(begin);
+    for _ in 0..3 {
+        assert!(queue.refused(libc::EPERM, Family::V4, &mut stats).is_continue());
+    }
+    assert_eq!(queue.take_notice(), refused(1, libc::EPERM, 2));
+    assert_eq!(queue.take_notice(), None);
+    queue.set_now(begin + TELL_INTERVAL);
+    assert!(queue.refused(libc::EHOSTUNREACH, Family::V4, &mut stats).is_continue());
+    assert_eq!(queue.take_notice(), refused(4, libc::EHOSTUNREACH, 6));
+    assert_eq!(stats.udp_send_errors, 8);
+}

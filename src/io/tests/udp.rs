@@ -172,6 +172,28 @@ fn one_unreachable_peer_costs_its_own_datagrams_only() {
 }
 
 #[test]
+fn a_firewall_that_drops_what_is_sent_is_told_with_the_cause() {
+    in_namespace(|backend| {
+        let rules = "add table inet t; add chain inet t c { type filter hook output priority 0; }; \
+                     add rule inet t c udp dport 9 drop";
+        if !std::process::Command::new("nft").arg(rules).status().is_ok_and(|status| status.success()) {
+            eprintln!("not run: no nft");
+            return;
+        }
+        let mut bench = backend.bench();
+        let dropped = Endpoint { addr: "127.0.0.1:9".parse().unwrap(), from: None };
+        bench.send(&pattern(3000, 1), 1000, dropped, 0);
+        bench.send(&pattern(100, 2), 100, to(bench.sockets[0]), 0);
+        bench.io.flush();
+        assert_eq!(bench.datagrams(1), [pattern(100, 2)]);
+        let told = bench.io.take_notice();
+        assert_eq!(told, Some(Notice::SendRefused { to: dropped.addr, errno: libc::EPERM, datagrams: 3 }));
+        assert!(told.is_some_and(|notice| notice.to_string().contains("firewall")));
+        assert_eq!(bench.io.stats().udp_send_errors, 3);
+    });
+}
+
+#[test]
 fn without_a_socket_of_the_family_a_train_is_dropped_and_counted() {
     in_namespace(|backend| {
         let mut bench = backend.bench();
