@@ -47,8 +47,6 @@ pub(super) enum Watch {
     Off,
     /// Yes, at least every [`crate::noise::KEEPALIVE_TIMEOUT`]; the worker keeps silent.
     On,
-    /// It was quiet; one last look for a stamp that crossed the switching off.
-    Closing,
 }
 
 impl Peer {

@@ -24,9 +24,6 @@ use std::time::Duration;
 
 /// Peers looked at in one call: 32 handshakes are some 2 ms, during which handshake messages wait.
 const LOOKS_A_CALL: usize = 32;
-/// When a peer that went quiet is looked at once more. A stamp that the worker's core had not made visible yet when the flag
-/// was cleared (its read of the flag may overtake its write of the stamp) is by then.
-const LAST_LOOK: Duration = Duration::from_secs(1);
 /// Shortest pause between two looks at one peer: an action that a worker has not carried out yet stays due until then.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 /// Stale heap entries tolerated besides twice the number of peers, before the heap is rebuilt (24 bytes each).
@@ -171,12 +168,11 @@ impl Device {
         let peer = self.peers.get_mut(slot)?;
         let mut activity = peer.shared.activity();
         if peer.watch == Watch::On && activity.last_authenticated == peer.seen {
-            peer.watch = Watch::Closing;
+            peer.watch = Watch::Off;
             peer.shared.armed.store(false, Relaxed);
+            // Pairs with the fence of `PeerShared::arm`: a worker that still sees the flag set has its stamp seen here.
             fence(SeqCst);
             activity = peer.shared.activity();
-        } else if peer.watch == Watch::Closing {
-            peer.watch = Watch::Off;
         }
         // A stamp that came meanwhile, with or without a worker's event under way.
         if peer.watch != Watch::On && activity.last_authenticated != peer.seen {
@@ -186,7 +182,6 @@ impl Device {
         peer.seen = activity.last_authenticated;
         let watched = match peer.watch {
             Watch::On => Some(now + KEEPALIVE_TIMEOUT),
-            Watch::Closing => Some(now + LAST_LOOK),
             Watch::Off => None,
         };
         let deadlines = [peer.timers.next(&activity), peer.sessions.next_expiry(), watched];

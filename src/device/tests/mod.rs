@@ -1,5 +1,6 @@
 //! Whole devices against each other: datagrams are taken out of one's outputs and fed to the other, under virtual time.
 
+mod arming;
 mod configure;
 mod handshake;
 mod lifecycle;
