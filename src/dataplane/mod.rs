@@ -106,6 +106,13 @@ impl PeerShared {
         self.authenticated_sent(now);
     }
 
+    /// The timer for unanswered data that began at `stamp` has run out: the next data sent begins another (kernel
+    /// `wg_timers_data_sent` arms `timer_new_handshake` wherever it is not pending). Where a message came meanwhile, or data
+    /// after it, that stands.
+    pub fn unanswered_handled(&self, stamp: Instant) {
+        let _ = self.unanswered_since.compare_exchange(stamp.as_nanos(), 0, Relaxed, Relaxed);
+    }
+
     /// Any authenticated message was sent: data, keepalive, handshake.
     pub fn authenticated_sent(&self, now: Instant) {
         self.unacknowledged_since.store(0, Relaxed);

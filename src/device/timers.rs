@@ -130,7 +130,11 @@ impl Device {
     fn due(&mut self, now: Now, slot: u32) -> Option<Due> {
         let peer = self.peers.get_mut(slot)?;
         let activity = peer.shared.activity();
-        peer.timers.poll(now.mono, &activity, &mut *self.entropy)
+        let due = peer.timers.poll(now.mono, &activity, &mut *self.entropy);
+        if let Some(stamp) = peer.timers.take_handled() {
+            peer.shared.unanswered_handled(stamp);
+        }
+        due
     }
 
     fn act(&mut self, now: Now, id: PeerId, due: Due) {

@@ -70,12 +70,14 @@ pub struct Timers {
 }
 
 /// New handshake after data went unanswered.
-#[derive(Default, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 struct Silence {
     /// The `unanswered_since` this was armed for.
     stamp: Option<Instant>,
-    /// `None`: the action was returned.
+    /// `None`: it ran out.
     due: Option<Instant>,
+    /// The stamp that ran out last, for [`Timers::take_handled`].
+    handled: Option<Instant>,
 }
 
 #[derive(Default, Debug)]
@@ -164,6 +166,12 @@ impl Timers {
         due
     }
 
+    /// The `unanswered_since` whose timer ran out in [`Self::poll`], once. The caller forgets that stamp where the workers keep
+    /// it, so that the next data sent arms the timer again: attempts go on for as long as data goes unanswered.
+    pub fn take_handled(&mut self) -> Option<Instant> {
+        self.silence.handled.take()
+    }
+
     /// When to poll next at the latest; `None`: only after new activity.
     pub fn next(&self, activity: &Activity) -> Option<Instant> {
         if self.stopped {
@@ -216,9 +224,10 @@ impl Timers {
         let stamp = activity.unanswered_since;
         if self.silence.stamp != stamp {
             let due = stamp.map(|stamp| stamp + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter(entropy));
-            self.silence = Silence { stamp, due };
+            self.silence = Silence { stamp, due, ..self.silence };
         }
         self.silence.due.take_if(|due| *due <= now)?;
+        self.silence.handled = stamp;
         self.want_handshake(now).then_some(Due::Initiate)
     }
 

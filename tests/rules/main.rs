@@ -7,6 +7,7 @@ mod cookies;
 mod frames;
 mod lab;
 mod lifecycle;
+mod liveness;
 mod order;
 mod puppet;
 mod random;

@@ -63,12 +63,21 @@ impl World {
         }
     }
 
+    /// What is due, and what the device does beside it.
+    fn poll(&mut self, now: Instant) -> Option<Due> {
+        let due = self.timers.poll(now, &self.activity, &mut Highest);
+        if let Some(stamp) = self.timers.take_handled() {
+            self.activity.unanswered_since.take_if(|since| *since == stamp);
+        }
+        due
+    }
+
     /// Sleeps from `next` to `next` up to `millis`, and does what is due as the slow path would.
     fn run_until(&mut self, millis: u64) {
         while let Some(wake) = self.timers.next(&self.activity).filter(|wake| *wake <= at(millis)) {
             let before = self.log.len();
             let now = wake.max(at(self.log.last().map_or(0, |(last, _)| *last)));
-            while let Some(due) = self.timers.poll(now, &self.activity, &mut Highest) {
+            while let Some(due) = self.poll(now) {
                 let now_millis = (now.as_nanos() - 1).div_ceil(1_000_000);
                 self.log.push((now_millis, due));
                 match due {
@@ -132,6 +141,28 @@ fn a_stamp_starts_a_handshake_only_once() {
     // A response came, but nobody reset the stamp.
     world.timers.handshake_complete(at(17_000));
     assert_eq!(world.after(1_000_000), [(16_333, Due::Initiate)]);
+}
+
+#[test]
+fn data_that_stays_unanswered_resets_the_attempts() {
+    let mut world = World::default();
+    world.initiate(0);
+    for second in 1..300 {
+        world.data_sent(second * 1000);
+    }
+    assert!(!world.log.iter().any(|(_, due)| *due == Due::GiveUp), "{:?}", world.log);
+    assert_eq!(world.log.iter().filter(|(_, due)| *due == Due::Initiate).count(), 299_000 / 5333);
+}
+
+#[test]
+fn data_sent_after_the_timer_ran_out_arms_it_again() {
+    let mut world = World::default();
+    world.data_sent(1000);
+    world.run_until(17_000);
+    world.timers.handshake_complete(at(17_000));
+    world.data_sent(20_000);
+    world.data_sent(30_000);
+    assert_eq!(world.after(1_000_000)[..2], [(16_333, Due::Initiate), (35_333, Due::Initiate)]);
 }
 
 #[test]
