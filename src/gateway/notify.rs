@@ -2,7 +2,7 @@
 
 use crate::device::status::Summary;
 use crate::slowpath::runtime::{REPORT_INTERVAL, Reporter};
-use crate::sys::clock::Clock;
+use crate::sys::clock;
 use std::ffi::OsStr;
 use std::io::{Error, ErrorKind, Result};
 use std::os::linux::net::SocketAddrExt;
@@ -46,7 +46,7 @@ impl Notify {
 
     /// The configuration is being read again; [`Self::ready`] ends it.
     pub fn reloading(&self) {
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", Clock.now().as_nanos() / 1000));
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
     }
 
     /// The tunnel is about to end.

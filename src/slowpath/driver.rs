@@ -259,8 +259,8 @@ impl Driver {
         }
     }
 
-    /// Carries out what the device wants; returns how long the loop may sleep, `None`: until something happens.
-    pub(super) fn pump(&mut self) -> Option<Duration> {
+    /// Carries out what the device wants; returns until when the loop may sleep, `None`: until something happens.
+    pub(super) fn pump(&mut self) -> Option<Instant> {
         while let Some(output) = self.device.poll_output() {
             match output {
                 Output::Control(worker, control) => self.backlog[usize::from(worker)].push_back(control),
@@ -271,11 +271,11 @@ impl Driver {
         let stuck = self.deliver();
         let changes = self.jobs.has_changes() && self.workers_keep_up();
         if self.work_pending || changes || self.jobs.has_questions() {
-            return Some(Duration::ZERO);
+            return Some(Instant::START);
         }
         let due = [self.device.poll_timeout(), self.tidy_at].into_iter().flatten().min();
-        let timer = due.map(|due| due.since(Clock.now()));
-        if stuck { Some(timer.map_or(RETRY, |timer| timer.min(RETRY))) } else { timer }
+        let again = stuck.then(|| Clock.now() + RETRY);
+        [due, again].into_iter().flatten().min()
     }
 
     /// Moves the backlog into the workers' queues as far as they have room; true: something is left.

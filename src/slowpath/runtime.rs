@@ -9,6 +9,8 @@ use crate::device::status::Summary;
 use crate::io::steer::TunSteering;
 use crate::slowpath::driver::Driver;
 use crate::slowpath::{connections, netlink};
+use crate::sys::clock::{Alarm, Clock};
+use crate::time::Instant;
 use std::io::Error;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
@@ -83,9 +85,10 @@ async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
     tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
     let ring = links.slow.waker.register()?;
     let mut driver = Driver::new(device, links, steering, gro, uring);
+    let mut alarm = Alarm::new()?;
     let mut report = tokio::time::interval(REPORT_INTERVAL);
     loop {
-        let wake_in = driver.pump();
+        let wake_at = driver.pump();
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
@@ -103,17 +106,18 @@ async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
                     reporter(driver.device.summary(driver.now().wall));
                 }
             }
-            () = pause(wake_in) => {}
+            rang = pause(&mut alarm, wake_at) => rang?,
         }
         driver.take_turn()?;
     }
 }
 
-async fn pause(wake_in: Option<Duration>) {
-    match wake_in {
-        // Whatever else is ready comes first; a timer would take up to a millisecond to fire.
-        Some(Duration::ZERO) => tokio::task::yield_now().await,
-        Some(duration) => tokio::time::sleep(duration).await,
+async fn pause(alarm: &mut Alarm, wake_at: Option<Instant>) -> Result<()> {
+    match wake_at {
+        // Whatever else is ready comes first.
+        Some(at) if at <= Clock.now() => tokio::task::yield_now().await,
+        Some(at) => alarm.ring_at(at).await?,
         None => std::future::pending().await,
     }
+    Ok(())
 }

@@ -306,6 +306,31 @@ fn rule_11_rekeys_survive_a_clock_that_jumps() {
 }
 
 #[test]
+fn rule_10_first_packet_after_a_suspend_is_answered_at_once() {
+    for (seed, from) in seeds(4).zip([0, 1].into_iter().cycle()) {
+        for asleep in [100, 130, 175, 181, 300, 545, 10_000] {
+            let mut lab = Lab::pair(seed);
+            lab.host(1 - from).echo = true;
+            lab.connect();
+            lab.world.leap(secs(asleep));
+            let flow = lab.udp(from, 1 - from, 5);
+            lab.send(from, flow, 1, 64);
+            lab.run(millis(500));
+            assert_eq!(lab.missing(), 0, "after {asleep} s");
+        }
+    }
+}
+
+#[test]
+fn rule_10_keys_that_fell_due_during_a_suspend_are_zeroed_on_waking() {
+    let (mut lab, puppet, session) = with_puppet(1);
+    let unknown = lab.counter(0, "rx_unknown_index");
+    lab.world.leap(secs(550));
+    puppet.say(&mut lab, &session.seal(1, &[]));
+    assert_eq!(lab.counter(0, "rx_unknown_index"), unknown + 1);
+}
+
+#[test]
 fn rule_11_monotonic_clock_that_leaps_is_survived() {
     // A suspended machine: all timers are late at once.
     let mut lab = Lab::pair(1);
