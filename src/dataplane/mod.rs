@@ -34,6 +34,8 @@ pub const CONTROL_QUEUE: usize = 4096;
 pub const HANDSHAKE_QUEUE: usize = 4096;
 /// Handshake messages waiting from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES / 8).
 pub const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
+/// Time for which it is asked for after fewer wait (kernel: one second).
+pub const LOAD_MEMORY: Duration = Duration::from_secs(1);
 /// Events that may wait for the slow path.
 pub const EVENT_QUEUE: usize = 16384;
 /// Notices that may wait to be logged; full: dropped and counted.
@@ -264,6 +266,9 @@ pub struct SlowPath {
     pub events: Arc<ArrayQueue<Event>>,
     /// Handshake messages.
     pub handshakes: Arc<ArrayQueue<IncomingHandshake>>,
+    /// When a worker last saw [`UNDER_LOAD`] of them wait, in nanoseconds; 0: never. One for all workers: a flood that only
+    /// some of them turn away would still have the slow path to itself.
+    pub loaded_at: Arc<AtomicU64>,
     /// What is worth a line of log: the worker's number and what happened.
     pub notices: Arc<ArrayQueue<(u8, Notice)>>,
     /// Rings the slow path.
@@ -297,6 +302,7 @@ impl Links {
             slow: SlowPath {
                 events: Arc::new(ArrayQueue::new(EVENT_QUEUE)),
                 handshakes: Arc::new(ArrayQueue::new(HANDSHAKE_QUEUE)),
+                loaded_at: Arc::default(),
                 notices: Arc::new(ArrayQueue::new(NOTICE_QUEUE)),
                 waker: Waker::new()?,
             },

@@ -16,9 +16,6 @@ pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
 /// The initiator stops using a cookie this much earlier, for the time the message travels (kernel `cookie.h`).
 pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
 
-/// Time for which a device stays under load after fewer messages wait (kernel: one second).
-const LOAD_MEMORY: Duration = Duration::from_secs(1);
-
 const LABEL_MAC1: &[u8] = b"mac1----";
 const LABEL_COOKIE: &[u8] = b"cookie--";
 const MAC_LEN: usize = 16;
@@ -113,21 +110,21 @@ pub struct Gate {
     secret: Option<(u64, Zeroizing<[u8; 32]>)>,
     /// Cookies given out.
     given: u64,
-    last_under_load: Option<Instant>,
 }
 
 impl Gate {
     /// Gate `number` of those that have `keys`.
     pub fn new(keys: GateKeys, number: u8) -> Gate {
-        Gate { keys, number, secret: None, given: 0, last_under_load: None }
+        Gate { keys, number, secret: None, given: 0 }
     }
 
-    /// What becomes of `message` (type 1 or 2) from `from` (address AND port); `busy`: more wait than can be answered soon.
-    pub fn judge(&mut self, message: &[u8], from: SocketAddr, now: Instant, busy: bool) -> Verdict {
+    /// What becomes of `message` (type 1 or 2) from `from` (address AND port); `loaded`: the cost of a
+    /// handshake must be earned.
+    pub fn judge(&mut self, message: &[u8], from: SocketAddr, now: Instant, loaded: bool) -> Verdict {
         if !self.keys.mac1.verify(message) {
             return Verdict::Forged;
         }
-        if !self.under_load(now, busy) {
+        if !loaded {
             return Verdict::Pass { proven: false };
         }
         let cookie = self.cookie(from, now);
@@ -135,18 +132,6 @@ impl Gate {
             return Verdict::Pass { proven: true };
         }
         Verdict::Cookie(self.reply(message, &cookie))
-    }
-
-    /// Whether the cost of a handshake must be earned by a cookie.
-    fn under_load(&mut self, now: Instant, busy: bool) -> bool {
-        if busy {
-            self.last_under_load = Some(now);
-        }
-        let loaded = self.last_under_load.is_some_and(|last| now.since(last) < LOAD_MEMORY);
-        if !loaded {
-            self.last_under_load = None;
-        }
-        loaded
     }
 
     /// The cookie reply to `message`.

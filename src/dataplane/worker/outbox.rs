@@ -5,7 +5,8 @@ use super::peers::Peer;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::strays::Stray;
 use crate::dataplane::{
-    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, Links, PeerShared, SlowPath, UNDER_LOAD,
+    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPath,
+    UNDER_LOAD,
 };
 use crate::io::Notice;
 use crate::time::Instant;
@@ -66,9 +67,14 @@ impl Outbox {
         }
     }
 
-    /// Whether so many handshake messages wait that a cookie must be asked for.
-    pub(super) fn slow_path_is_busy(&self) -> bool {
-        self.slow.handshakes.len() >= UNDER_LOAD
+    /// Whether so many handshake messages wait, or did a moment ago, that a cookie must be asked for.
+    pub(super) fn slow_path_is_loaded(&self, now: Instant) -> bool {
+        if self.slow.handshakes.len() >= UNDER_LOAD {
+            self.slow.loaded_at.store(now.as_nanos(), Relaxed);
+            return true;
+        }
+        let last = self.slow.loaded_at.load(Relaxed);
+        last != 0 && now.since(Instant::from_nanos(last)) < LOAD_MEMORY
     }
 
     /// Passes a handshake message on, or drops it: a flood ends at this queue's bound.

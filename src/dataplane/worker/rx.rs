@@ -199,11 +199,13 @@ impl<I: Io> Receiver<'_, I> {
         let proven = match kind {
             // A cookie reply has no MAC1; its own tag covers the MAC1 that it answers (paper, section 5.4.7).
             MessageKind::CookieReply => false,
-            _ => match gate.judge(message, origin.from, self.now, self.outbox.slow_path_is_busy()) {
-                Verdict::Forged => return add(&self.outbox.stats.rx_bad_mac1, 1),
-                Verdict::Cookie(reply) => return self.reply_with_cookie(&reply, origin),
-                Verdict::Pass { proven } => proven,
-            },
+            _ => {
+                match gate.judge(message, origin.from, self.now, self.outbox.slow_path_is_loaded(self.now)) {
+                    Verdict::Forged => return add(&self.outbox.stats.rx_bad_mac1, 1),
+                    Verdict::Cookie(reply) => return self.reply_with_cookie(&reply, origin),
+                    Verdict::Pass { proven } => proven,
+                }
+            }
         };
         let Some(datagram) = HandshakeDatagram::new(message) else {
             return add(&self.outbox.stats.rx_malformed, 1);

@@ -140,24 +140,14 @@ fn a_cookie_of_one_gate_opens_the_others_and_no_stranger_s() {
 }
 
 #[test]
-fn a_cookie_is_asked_for_under_load_and_load_is_remembered_for_a_second() {
+fn a_cookie_is_asked_for_under_load_and_a_forged_message_is_not_answered() {
     let mut pair = Pair::new(INITIATION_LEN);
-    let passes = Verdict::Pass { proven: false };
     pair.seal(at(0));
-    let at = |millis| Instant::START + Duration::from_millis(millis);
-    let (message, from) = (pair.message.clone(), address("192.0.2.1:1"));
-    let mut judge = |millis, busy| pair.gate.judge(&message, from, at(millis), busy);
-    assert_eq!(judge(0, false), passes);
-    assert!(matches!(judge(1000, true), Verdict::Cookie(_)));
-    assert!(matches!(judge(1999, false), Verdict::Cookie(_)));
-    assert_eq!(judge(2000, false), passes);
-    let mut forged = message.clone();
-    forged[20] ^= 1;
-    assert_eq!(
-        pair.gate.judge(&forged, from, at(2000), true),
-        Verdict::Forged,
-        "the cheapest test comes first"
-    );
+    let from = address("192.0.2.1:1");
+    assert_eq!(pair.gate.judge(&pair.message, from, at(0), false), Verdict::Pass { proven: false });
+    assert!(matches!(pair.gate.judge(&pair.message, from, at(0), true), Verdict::Cookie(_)));
+    pair.message[20] ^= 1;
+    assert_eq!(pair.gate.judge(&pair.message, from, at(0), true), Verdict::Forged);
 }
 
 #[test]

@@ -113,6 +113,24 @@ fn a_flood_of_handshakes_is_answered_with_cookies_and_ends_at_the_queue_and_data
 }
 
 #[test]
+fn load_that_one_worker_sees_is_all_workers_and_is_remembered_for_a_second() {
+    let mut rig = Rig::new();
+    rig.control(identity());
+    let message = handshake(1, INITIATION_LEN);
+    // Another worker saw it, and the slow path has worked it off since.
+    rig.links.slow.loaded_at.store(rig.now.as_nanos(), Relaxed);
+    for (after, cookies) in [(999, 1), (1000, 1)] {
+        let now = rig.now;
+        rig.now = now + Duration::from_millis(after);
+        rig.push_train(lone(&message), outer(1));
+        rig.turn();
+        assert_eq!(rig.count(|stats| &stats.tx_cookies), cookies, "after {after} ms");
+        rig.now = now;
+    }
+    assert_eq!(rig.links.slow.handshakes.len(), 1);
+}
+
+#[test]
 fn a_handshake_message_in_a_data_train_does_not_disturb_it() {
     let mut rig = Rig::with_peers(1);
     let remote = rig.connect(0);
