@@ -47,18 +47,29 @@ impl Device {
         }
     }
 
-    /// The sockets are there: persistent keepalives begin.
+    /// The sockets are there: persistent keepalives begin, and where a session was lost in going down another handshake does.
+    /// The kernel drops sessions, too, and leaves it at that (`wg_open` sends what is staged): the other end then speaks into a
+    /// dead session until it has gone 15 s without an answer.
     pub(super) fn start(&mut self, now: Now, port: u16) {
         self.link = Link::Up;
         self.port = port;
         for slot in self.peers.slots() {
-            self.restart_timers(now, slot);
+            if let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.interrupted) {
+                peer.interrupted = false;
+                peer.timers.start_with_handshake(now.mono);
+                self.look_soon(now, slot);
+            } else {
+                self.restart_timers(now, slot);
+            }
         }
     }
 
     fn stop(&mut self) {
         self.link = Link::Down;
         for slot in self.peers.slots() {
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.interrupted |= peer.sessions.current().is_some();
+            }
             self.forget_secrets(slot);
             if let Some(peer) = self.peers.get_mut(slot) {
                 self.out.all(Broadcast::PurgeStaged(peer.shared.id));

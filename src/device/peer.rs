@@ -33,6 +33,8 @@ pub(super) struct Peer {
     pub(super) watch: Watch,
     /// [`crate::noise::timers::Activity::last_authenticated`] at the last look.
     pub(super) seen: Option<Instant>,
+    /// It had a session as the interface went down: coming up begins another.
+    pub(super) interrupted: bool,
     /// Its packets are steered by flow, and no longer to its owner.
     pub(super) spread: bool,
     /// Bytes sent and received when [`super::balance`] last looked.
@@ -70,6 +72,7 @@ impl Peer {
             scheduled: None,
             watch: Watch::Off,
             seen: None,
+            interrupted: false,
             spread: false,
             sampled: (0, 0),
         }

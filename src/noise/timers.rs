@@ -148,6 +148,12 @@ impl Timers {
         self.resume(now);
     }
 
+    /// Interface up again with a peer that was spoken to: as [`Self::start`], and an initiation is due at once.
+    pub fn start_with_handshake(&mut self, now: Instant) {
+        self.resume(now);
+        self.retry.get_or_insert(now);
+    }
+
     /// What is due now; call until `None`. An action is returned once.
     pub fn poll(&mut self, now: Instant, activity: &Activity, entropy: &mut dyn Entropy) -> Option<Due> {
         if self.stopped {

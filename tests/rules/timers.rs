@@ -306,6 +306,42 @@ fn rule_11_rekeys_survive_a_clock_that_jumps() {
 }
 
 #[test]
+fn rule_10_both_ends_talk_at_once_after_the_link_was_down() {
+    for seed in seeds(5) {
+        for (waits, speaks) in [(0, 1), (1, 0), (0, 0)] {
+            let mut lab = Lab::pair(seed);
+            lab.connect();
+            lab.up(waits, false);
+            lab.run(secs(2));
+            lab.up(waits, true);
+            lab.run(millis(500));
+            let flow = lab.udp(speaks, 1 - speaks, 5);
+            lab.send(speaks, flow, 1, 64);
+            lab.run(millis(100));
+            assert_eq!(lab.missing(), 0, "{waits} was down, {speaks} speaks");
+        }
+    }
+}
+
+#[test]
+fn rule_10_link_that_comes_up_without_a_session_lost_says_nothing() {
+    let mut lab = Lab::pair(1);
+    for _ in 0..2 {
+        lab.up(0, false);
+        lab.run(secs(2));
+        lab.up(0, true);
+        lab.run(secs(10));
+    }
+    lab.connect();
+    lab.run(secs(600));
+    lab.world.network.clear_tap();
+    lab.up(0, false);
+    lab.up(0, true);
+    lab.run(secs(10));
+    assert_eq!(lab.world.network.tap().count(), 0, "all keys were zeroed long before");
+}
+
+#[test]
 fn rule_10_first_packet_after_a_suspend_is_answered_at_once() {
     for (seed, from) in seeds(4).zip([0, 1].into_iter().cycle()) {
         for asleep in [100, 130, 175, 181, 300, 545, 10_000] {
