@@ -213,6 +213,8 @@ pub enum Control {
     SendStaged(PeerId),
     /// Send a keepalive, if there is a session (owner only). Staged packets go instead, if there are any.
     Keepalive(PeerId),
+    /// Confirm the session that is sent with: a keepalive, unless packets went with it already (owner only).
+    Confirm(PeerId),
     /// Drop what is staged: the handshake was given up (all workers). The inner sources get ICMP unreachable.
     PurgeStaged(PeerId),
     /// Send a handshake message.

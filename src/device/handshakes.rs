@@ -90,7 +90,7 @@ impl Device {
             peer.timers.handshake_complete(now.mono);
             peer.last_handshake = Some(now.wall);
             // The responder may not send before it has heard from us on this session: staged packets, or else this.
-            self.out.one(peer.shared.owner, Control::Keepalive(id));
+            self.out.one(peer.shared.owner, Control::Confirm(id));
         }
         self.look(now, id.slot);
     }

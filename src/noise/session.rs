@@ -111,6 +111,10 @@ impl SendSession {
         let advance = |first: u64| first.checked_add(n).filter(|next| *next <= REJECT_AFTER_MESSAGES);
         self.counter.fetch_update(Relaxed, Relaxed, advance).ok()
     }
+    /// Whether anything was sealed with it.
+    pub fn is_used(&self) -> bool {
+        self.counter.load(Relaxed) > 0
+    }
     /// Whether its age still allows sending (below REJECT_AFTER_TIME) and counters are left.
     pub fn usable(&self, now: Instant) -> bool {
         now.since(self.born) < REJECT_AFTER_TIME && self.counter.load(Relaxed) < REJECT_AFTER_MESSAGES

@@ -342,6 +342,17 @@ fn rule_10_link_that_comes_up_without_a_session_lost_says_nothing() {
 }
 
 #[test]
+fn rule_10_no_keepalive_follows_packets_that_confirm_a_session() {
+    for seed in seeds(10) {
+        let mut lab = Lab::pair(seed);
+        let flow = lab.udp(0, 1, 5);
+        lab.send(0, flow, 3, 64);
+        lab.run(secs(1));
+        assert_eq!((lab.missing(), lab.keepalives(0).len()), (0, 0));
+    }
+}
+
+#[test]
 fn rule_10_first_packet_after_a_suspend_is_answered_at_once() {
     for (seed, from) in seeds(4).zip([0, 1].into_iter().cycle()) {
         for asleep in [100, 130, 175, 181, 300, 545, 10_000] {

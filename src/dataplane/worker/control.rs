@@ -34,6 +34,7 @@ impl Worker {
             Control::Drop(index) => self.drop_session(index),
             Control::SendStaged(id) => self.send_staged(io, now, id),
             Control::Keepalive(id) => self.sender(io, now).keepalive(id),
+            Control::Confirm(id) => self.sender(io, now).confirm(id),
             Control::PurgeStaged(id) => self.sender(io, now).purge(id),
             Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
             Control::Mtu(mtu) => self.padding.set_interface(mtu),

@@ -13,6 +13,7 @@ use crate::dataplane::stats::add;
 use crate::dataplane::{HandshakeDatagram, PeerId};
 use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, SendTrain};
+use crate::noise::session::SendSession;
 use crate::offload::split::{Progress, Splitter};
 use crate::offload::train::TrainLimits;
 use crate::time::Instant;
@@ -134,6 +135,15 @@ impl<'a, I: Io> Sender<'a, I> {
         self.outbox.activity(&peer.shared);
         if rekey {
             self.outbox.need_handshake(peer, self.now);
+        }
+    }
+
+    /// Sends a keepalive with a session that nothing was sent with yet, so that its responder may use it.
+    pub(super) fn confirm(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.find(id) else { return };
+        if peer.has_staged() || !peer.shared.sending.load().usable(self.now).is_some_and(SendSession::is_used)
+        {
+            self.keepalive(id);
         }
     }
 

@@ -170,7 +170,7 @@ impl Side {
                     assert!(self.receive.remove(&index).is_some(), "dropped what it never had");
                     self.send.retain(|_, send| send.local_index() != index);
                 }
-                Control::Keepalive(id) => {
+                Control::Keepalive(id) | Control::Confirm(id) => {
                     assert_eq!(worker, self.peers[&id].owner);
                     self.log.push("Keepalive");
                     self.keepalives.push_back(id);
