@@ -309,3 +309,50 @@ fn a_super_packet_refused_among_others_costs_none_of_them() {
         assert_eq!(bench.pool.free(), free);
     });
 }
+
+/// What a turn does after it looked at its mailboxes, in which the waker may ring at any point.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write,
+    Flush,
+    Send,
+    Rebind,
+    Ring,
+}
+
+#[test]
+fn a_ring_amid_a_turn_is_not_slept_through_whatever_the_turn_does() {
+    use Step::*;
+    let works: [&[Step]; 8] = [
+        &[Flush],
+        &[Write, Flush],
+        &[Write, Write, Flush],
+        &[Write, Write, Write, Flush, Flush],
+        &[Write, Write, Send, Flush],
+        &[Send, Flush, Write, Write, Flush],
+        &[Rebind, Flush],
+        &[Write, Write, Rebind, Flush],
+    ];
+    in_namespace(move |backend| {
+        let mut bench = backend.bench();
+        let (socket, port) = listener();
+        for work in works {
+            for place in 0..=work.len() {
+                bench.wait_until_quiet();
+                let mut steps = work.to_vec();
+                steps.insert(place, Ring);
+                for step in &steps {
+                    match step {
+                        Write => write(&mut bench, &udp_packet(port, b"written"), &[]),
+                        Flush => bench.io.flush(),
+                        Send => bench.send(b"sent", 4, to(socket.local_addr().unwrap()), 0),
+                        Rebind => bench.io.rebind(Some(sockets().0)),
+                        Ring => bench.waker.wake(),
+                    }
+                }
+                let until = Clock.now() + Duration::from_secs(4);
+                assert!(bench.io.wait(Some(until)).unwrap() < until, "{steps:?}");
+            }
+        }
+    });
+}

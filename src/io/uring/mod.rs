@@ -44,6 +44,9 @@ pub struct Uring {
     came: VecDeque<(Buf, u32)>,
     generation: u32,
     armed: Armed,
+    /// The waker rang since the last wait. Any enter may take its completion, also one amid a turn whose mailboxes were looked
+    /// at before: the next wait must not sleep then.
+    rung: bool,
     /// Receives of earlier generations that have not ended.
     ending: usize,
     failures: u32,
@@ -79,6 +82,7 @@ impl Uring {
             waker,
             generation: 0,
             armed: Armed::default(),
+            rung: false,
             ending: 0,
             failures: 0,
             broken: None,
@@ -129,6 +133,7 @@ impl Uring {
                 Kind::Waker => {
                     self.armed.waker &= event.more;
                     self.waker.clear();
+                    self.rung = true;
                 }
                 Kind::Room if event.generation == self.generation => {
                     self.armed.room = false;
@@ -173,7 +178,7 @@ impl Uring {
 
     /// Whether something can be received without waiting.
     fn is_ready(&self) -> bool {
-        !self.came.is_empty() || self.edge.tun_is_worth_a_read(self.lacking())
+        self.rung || !self.came.is_empty() || self.edge.tun_is_worth_a_read(self.lacking())
     }
 
     /// Ends the receives of the old sockets before those are closed, so that their port is free at once.
@@ -259,6 +264,7 @@ impl Io for Uring {
         self.arm()?;
         let asleep = self.wake_or_sleep(until)?;
         self.take_events();
+        self.rung = false;
         self.edge.tun.alive()?;
         Ok(self.edge.wake(asleep))
     }
