@@ -21,6 +21,7 @@ mod lifecycle;
 mod outbox;
 mod peer;
 mod sessions;
+mod sources;
 mod stats;
 pub mod status;
 mod table;
@@ -37,12 +38,13 @@ pub use transaction::{Bind, More, Transaction};
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
+use crate::io::Endpoint;
 use crate::io::steer::Target;
-use crate::io::{Endpoint, LocalAddr};
 use crate::noise::handshake::Identity;
 use crate::noise::limiter::Limiter;
 use crate::noise::tai64n::Tai64NClock;
 use crate::routing::{Prefix, RouteTable};
+use crate::sys::source::Departure;
 use crate::time::Instant;
 use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
@@ -50,7 +52,6 @@ use balance::Balancer;
 use indices::IndexTable;
 use lifecycle::Link;
 use outbox::{Broadcast, Outbox};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -86,8 +87,8 @@ pub struct BindRequest {
     pub mark: u32,
 }
 
-/// Whether packets to this address must name this source: true unless the kernel's route would choose it anyway.
-pub type SourceOracle = Box<dyn FnMut(SocketAddr, LocalAddr) -> bool + Send>;
+/// Whether packets may name the source that the peer spoke to.
+pub type SourceOracle = Box<dyn FnMut(&Departure) -> bool + Send>;
 
 /// One peer, as `show` and the metrics see it.
 pub struct PeerInfo<'a> {
@@ -122,7 +123,9 @@ pub struct Device {
     port: u16,
     mark: u32,
     mtu: Option<u32>,
-    source_needed: SourceOracle,
+    may_depart: SourceOracle,
+    /// Slots whose sources are to be checked, since the routes changed.
+    unchecked: Vec<u32>,
     balancer: Balancer,
     stats: DeviceStats,
 }
@@ -145,17 +148,16 @@ impl Device {
             port: 0,
             mark: 0,
             mtu: None,
-            source_needed: Box::new(|_, _| true),
+            may_depart: Box::new(|_| true),
+            unchecked: Vec::new(),
             balancer: Balancer::default(),
             stats: DeviceStats::default(),
         }
     }
 
-    /// Asks `oracle` whether a source address must be pinned before it is; without one, every source heard is.
-    ///
-    /// IP_PKTINFO on a send loses the socket's route cache, so a source that the route chooses anyway is better left out.
+    /// Asks `oracle` whether a source address may be pinned before it is; without one, every source heard is.
     pub fn set_source_oracle(&mut self, oracle: SourceOracle) {
-        self.source_needed = oracle;
+        self.may_depart = oracle;
     }
 
     /// A handshake message from a worker.
@@ -282,46 +284,6 @@ impl Device {
             self.out.all(Broadcast::SendStaged(id));
         }
         self.look(now, id.slot);
-    }
-
-    /// An authentic message came from `heard.addr` to `heard.from`: that is where the peer is.
-    fn heard_from(&mut self, id: PeerId, heard: Endpoint) {
-        let Some(peer) = self.peers.by_id(id) else { return };
-        if peer.heard == Some(heard) {
-            return;
-        }
-        peer.heard = Some(heard);
-        let from = heard.from.filter(|&local| (self.source_needed)(heard.addr, local));
-        self.set_endpoint(id, Endpoint { addr: heard.addr, from });
-    }
-
-    /// Stores an endpoint and tells the workers, if it is another one.
-    fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
-        let Some(peer) = self.peers.by_id(id) else { return };
-        if peer.endpoint.replace(endpoint) != Some(endpoint) {
-            self.out.all(Broadcast::Endpoint(id, Some(endpoint)));
-        }
-    }
-
-    /// Lets the kernel's route choose the source again (kernel: `wg_socket_clear_peer_endpoint_src`).
-    fn clear_source(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.by_id(id) else { return };
-        peer.heard = None;
-        if let Some(endpoint @ Endpoint { from: Some(_), .. }) = peer.endpoint {
-            self.set_endpoint(id, Endpoint { from: None, ..endpoint });
-        }
-    }
-
-    /// A local address went away: no peer may be spoken to from it any more.
-    pub fn source_gone(&mut self, ip: IpAddr) {
-        for slot in self.peers.slots() {
-            let Some(peer) = self.peers.get_mut(slot) else { continue };
-            let pinned = peer.endpoint.and_then(|endpoint| endpoint.from).is_some_and(|from| from.ip == ip);
-            if pinned {
-                let id = peer.shared.id;
-                self.clear_source(id);
-            }
-        }
     }
 
     /// Frees receiver indices and has the owner forget their sessions.

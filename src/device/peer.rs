@@ -22,7 +22,7 @@ pub(super) struct Peer {
     pub(super) timers: Timers,
     pub(super) sessions: Sessions,
     pub(super) endpoint: Option<Endpoint>,
-    /// The last address pair heard from; [`Self::endpoint`] is it without a source that need not be pinned.
+    /// The last address pair heard from; [`Self::endpoint`] is it without a source that may not be pinned.
     pub(super) heard: Option<Endpoint>,
     /// Its prefixes; [`super::allowed::AllowedIps`] keeps them.
     pub(super) allowed: Vec<Prefix>,

@@ -11,12 +11,11 @@ use crate::routing::Prefix;
 use crate::slowpath::jobs::{Jobs, Progress, Request};
 use crate::slowpath::listening::LinkEvent;
 use crate::sys::clock::Clock;
-use crate::sys::source;
+use crate::sys::source::Routes;
 use crate::time::Instant;
 use std::collections::VecDeque;
 use std::io::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -45,8 +44,6 @@ pub(super) struct Driver {
     steering: Option<TunSteering>,
     gro: bool,
     uring: bool,
-    /// The sockets' mark, for the route look-ups that decide about sticky sources.
-    mark: Arc<AtomicU32>,
     pub(super) work_pending: bool,
     jobs: Jobs,
     /// When memory is given back, after a large transaction.
@@ -64,12 +61,17 @@ impl Driver {
         uring: bool,
     ) -> Driver {
         let backlog = links.workers.iter().map(|_| VecDeque::new()).collect();
-        let mark = Arc::new(AtomicU32::new(0));
-        let routed_by = Arc::clone(&mark);
         device.follow_workers(links.workers.iter().map(|inbox| Arc::clone(&inbox.stats)).collect());
-        device.set_source_oracle(Box::new(move |to, local| {
-            source::chosen_for(to, routed_by.load(Relaxed)) != Some(local.ip)
-        }));
+        match Routes::open() {
+            Ok(mut routes) => {
+                device.set_source_oracle(Box::new(move |departure| routes.may_depart(departure)));
+            }
+            Err(error) => {
+                log::warn!(
+                    "cannot ask for routes through netlink: {error}; answers leave from where peers spoke to"
+                );
+            }
+        }
         Driver {
             device,
             links,
@@ -78,7 +80,6 @@ impl Driver {
             steering,
             gro,
             uring,
-            mark,
             work_pending: false,
             jobs: Jobs::default(),
             tidy_at: None,
@@ -105,6 +106,7 @@ impl Driver {
         if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.device.handle_timeout(now);
         }
+        self.device.check_sources();
         self.work();
         if self.tidy_at.is_some_and(|due| due <= now.mono) {
             self.tidy();
@@ -205,12 +207,10 @@ impl Driver {
         if let Some((group, sockets)) = bound {
             self.hand_out(group, sockets);
         }
-        self.mark.store(self.device.fwmark(), Relaxed);
         begun
     }
 
     fn hand_out(&mut self, group: UdpGroup, sockets: Vec<UdpSockets>) {
-        self.mark.store(self.device.fwmark(), Relaxed);
         if sockets.len() > 1 && !group.steered && !std::mem::replace(&mut self.told_unsteered, true) {
             log::warn!(
                 "no steering of the UDP sockets: workers hand on what the kernel gives to the wrong one"
@@ -254,7 +254,7 @@ impl Driver {
                 self.device.set_mtu(mtu);
                 self.device.set_up(self.now(), up);
             }
-            LinkEvent::AddressGone(ip) => self.device.source_gone(ip),
+            LinkEvent::RoutesChanged => self.device.routes_changed(),
             LinkEvent::RouteMtus(routes) => self.device.set_route_mtus(routes),
         }
     }
@@ -270,7 +270,7 @@ impl Driver {
         }
         let stuck = self.deliver();
         let changes = self.jobs.has_changes() && self.workers_keep_up();
-        if self.work_pending || changes || self.jobs.has_questions() {
+        if self.work_pending || self.device.has_unchecked_sources() || changes || self.jobs.has_questions() {
             return Some(Instant::START);
         }
         let due = [self.device.poll_timeout(), self.tidy_at].into_iter().flatten().min();

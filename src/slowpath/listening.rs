@@ -4,7 +4,6 @@ use crate::routing::Prefix;
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use std::io::{Error, Result};
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// Pause before listening again after netlink failed (a full socket buffer, say).
@@ -20,8 +19,8 @@ pub(super) enum LinkEvent {
         /// Bytes.
         mtu: u32,
     },
-    /// A local address of the sockets' namespace went away.
-    AddressGone(IpAddr),
+    /// The sockets' namespace may lead packets otherwise than before.
+    RoutesChanged,
     /// Routes into the interface with an MTU of their own, all of them.
     RouteMtus(Vec<(Prefix, u32)>),
 }

@@ -1,4 +1,5 @@
-//! Follows the interface through netlink: up, down, MTU, gone; and, in the namespace of the sockets, local addresses that go.
+//! Follows the interface through netlink: up, down, MTU, gone; and, in the namespace of the sockets, whether anything changes
+//! that leads packets: routes, rules, addresses, interfaces.
 //!
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
@@ -6,18 +7,30 @@
 use crate::slowpath::listening::{AbortOnDrop, LinkEvent, RELISTEN, overrun};
 use crate::slowpath::routes;
 use crate::sys::tun_namespace;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use rustix::fs::{fstat, stat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io::{Error, Result};
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 use tokio::sync::mpsc::Sender;
+
+/// Between two reports of changed routes: a routing daemon makes them by the thousand, and the last one counts.
+const SETTLE: Duration = Duration::from_millis(100);
+/// All that leads packets. When an interface goes down its IPv4 routes go without a message of their own.
+const ROUTING: [MulticastGroup; 7] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+];
 
 /// Starts the thread that follows the interface of `queue` until the device is gone or the receiver is dropped.
 pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
@@ -32,12 +45,12 @@ pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<(
     Ok(())
 }
 
-/// Starts the thread that reports local addresses which go away in the namespace of this process.
-pub(super) fn follow_addresses(events: Sender<LinkEvent>) -> Result<()> {
-    std::thread::Builder::new().name("ringtun-addr".into()).spawn(move || {
+/// Starts the thread that reports changes of the routes in the namespace of this process.
+pub(super) fn follow_routes(events: Sender<LinkEvent>) -> Result<()> {
+    std::thread::Builder::new().name("ringtun-route".into()).spawn(move || {
         while !events.is_closed() {
-            if let Err(error) = block_on(listen_for_addresses(&events)) {
-                log::warn!("cannot follow local addresses through netlink: {error}; trying again");
+            if let Err(error) = block_on(listen_for_routes(&events)) {
+                log::warn!("cannot follow routes through netlink: {error}; trying again");
             }
             std::thread::sleep(RELISTEN);
         }
@@ -99,21 +112,22 @@ async fn listen_for_link(name: &str, events: &Sender<LinkEvent>) -> Result<()> {
     Err(Error::other("the netlink connection ended"))
 }
 
-async fn listen_for_addresses(events: &Sender<LinkEvent>) -> Result<()> {
-    let (connection, _handle, mut messages) =
-        new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])?;
+async fn listen_for_routes(events: &Sender<LinkEvent>) -> Result<()> {
+    let (connection, _handle, mut messages) = new_multicast_connection(&ROUTING)?;
     let _driver = AbortOnDrop(tokio::spawn(connection));
-    while let Some((message, _)) = messages.next().await {
-        match message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {
-                for ip in addresses_of(&address) {
-                    if events.send(LinkEvent::AddressGone(ip)).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            _ => overrun(&message)?,
+    // Something may have changed while nobody listened.
+    let mut heard = true;
+    while heard {
+        if events.send(LinkEvent::RoutesChanged).await.is_err() {
+            return Ok(());
         }
+        tokio::time::sleep(SETTLE).await;
+        heard = match messages.next().now_or_never() {
+            Some(message) => message.is_some(),
+            None => messages.next().await.is_some(),
+        };
+        // What came meanwhile is told with it; even that messages were lost tells no more than that.
+        while messages.next().now_or_never().flatten().is_some() {}
     }
     Err(Error::other("the netlink connection ended"))
 }
@@ -131,24 +145,11 @@ async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkEvent)> {
 fn state_of(link: &LinkMessage, known: &LinkEvent) -> LinkEvent {
     let known_mtu = match known {
         LinkEvent::State { mtu, .. } => *mtu,
-        LinkEvent::AddressGone(_) | LinkEvent::RouteMtus(_) => 0,
+        LinkEvent::RoutesChanged | LinkEvent::RouteMtus(_) => 0,
     };
     let mtu = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
     LinkEvent::State { up: link.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or(known_mtu) }
-}
-
-fn addresses_of(message: &AddressMessage) -> impl Iterator<Item = IpAddr> + '_ {
-    // On a point-to-point link ADDRESS is the peer's and LOCAL ours; elsewhere both are ours.
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
-    });
-    let plain = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
-        _ => None,
-    });
-    local.or(plain).into_iter()
 }

@@ -76,7 +76,7 @@ async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (link_events, mut links_changed) = mpsc::channel(LINK_QUEUE);
     netlink::follow_link(queue, link_events.clone())?;
-    netlink::follow_addresses(link_events)?;
+    netlink::follow_routes(link_events)?;
     uapi.set_nonblocking(true)?;
     let (requests, mut requested) = mpsc::channel(connections::MAX_CONNECTIONS);
     let answer_read = Rc::new(Notify::new());

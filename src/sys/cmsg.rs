@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-/// A local address to send from: what IP_PKTINFO / IPV6_PKTINFO told on receive.
+/// A local address to send from, and where it was heard: what IP_PKTINFO / IPV6_PKTINFO told on receive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocalAddr {
     /// The local IP address.
@@ -130,18 +130,21 @@ impl Control {
     }
 
     /// The source address: struct in_pktinfo (index, source, unused) or in6_pktinfo (source, index).
+    ///
+    /// The index stays 0, since any other forces the way out past the routing tables: over IPv4 even an interface without a
+    /// route, whose wire is then searched for the peer by ARP. A link-local address means nothing without its interface.
     pub(crate) fn push_source(&mut self, from: &LocalAddr) {
         match from.ip {
             IpAddr::V4(ip) => {
                 let mut data = [0; 12];
-                data[..4].copy_from_slice(&from.interface.to_ne_bytes());
                 data[4..8].copy_from_slice(&ip.octets());
                 self.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
             }
             IpAddr::V6(ip) => {
                 let mut data = [0; 20];
                 data[..16].copy_from_slice(&ip.octets());
-                data[16..].copy_from_slice(&from.interface.to_ne_bytes());
+                let scope = if ip.is_unicast_link_local() { from.interface } else { 0 };
+                data[16..].copy_from_slice(&scope.to_ne_bytes());
                 self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
             }
         }
@@ -230,13 +233,27 @@ mod tests {
             control.push_source(&local(ip, interface));
             control.push_tos(&SocketAddr::new(ip, 1), dscp << 2 | ecn);
             let told = decode_control(control.bytes(control.len()));
-            prop_assert_eq!(told, Some(Told { stride: None, to: Some(local(ip, interface)), ecn }));
+            let scope = match ip {
+                IpAddr::V6(ip) if ip.is_unicast_link_local() => interface,
+                _ => 0,
+            };
+            prop_assert_eq!(told, Some(Told { stride: None, to: Some(local(ip, scope)), ecn }));
         }
 
         #[test]
         fn control_data_of_any_bytes_never_panics(bytes: Vec<u8>) {
             decode_control(&bytes);
             decode_name(&bytes);
+        }
+    }
+
+    #[test]
+    fn only_a_link_local_source_names_its_interface() {
+        for (ip, scope) in [("192.0.2.1", 0), ("2001:db8::1", 0), ("fe80::1", 7)] {
+            let mut control = Control::EMPTY;
+            control.push_source(&local(ip.parse().unwrap(), 7));
+            let told = decode_control(control.bytes(control.len())).and_then(|told| told.to);
+            assert_eq!(told, Some(local(ip.parse().unwrap(), scope)));
         }
     }
 

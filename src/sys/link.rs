@@ -4,17 +4,13 @@
 //! there (ENODEV); its queues work on, so callers report such an error and go on.
 
 use crate::sys::error::invalid;
+use crate::sys::rtnl::Asker;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::ffi::CString;
 use std::io;
-
-/// Longest netlink answer read: an error echoes the request, which is far shorter.
-const ANSWER_LEN: usize = 4096;
 
 /// Index of the interface called `name`.
 pub(crate) fn index(name: &str) -> io::Result<u32> {
@@ -47,31 +43,7 @@ fn set(index: u32, flags: LinkFlags, mask: LinkFlags, attributes: Vec<LinkAttrib
     message.header.flags = flags;
     message.header.change_mask = mask;
     message.attributes = attributes;
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetLink(message));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    request.header.sequence_number = 1;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    let kernel = SocketAddr::new(0, 0);
-    socket.send_to(&bytes, &kernel, 0)?;
-    loop {
-        let mut answer = Vec::with_capacity(ANSWER_LEN);
-        let (_, from) = socket.recv_from(&mut answer, 0)?;
-        if from.port_number() != 0 {
-            continue; // another process may write to our socket; only port 0 is the kernel
-        }
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        if let NetlinkPayload::Error(error) = answer.payload {
-            return match error.code {
-                None => Ok(()),
-                Some(code) => Err(io::Error::from_raw_os_error(code.get().saturating_neg())),
-            };
-        }
-    }
+    Asker::open()?.command(RouteNetlinkMessage::SetLink(message))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod namespace;
 #[cfg(test)]
 pub(crate) mod netns;
+pub(crate) mod rtnl;
 pub(crate) mod sockopt;
 pub mod source;
 pub mod tun_namespace;

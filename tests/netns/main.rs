@@ -25,6 +25,7 @@ mod memory;
 mod pair;
 mod rekey;
 mod reload;
+mod sources;
 mod story;
 mod tool;
 mod updown;

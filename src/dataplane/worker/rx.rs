@@ -350,7 +350,7 @@ struct Opened {
 
 /// The peer speaks from `origin`, authentically: that is where it is now (rule 7; kernel
 /// `wg_socket_set_endpoint_from_skb`). This worker believes it at once; others hear of it from the slow path, which also decides
-/// whether our address need be pinned: where no address was pinned so far, none is until it says so.
+/// whether our address may be pinned: where none was pinned so far, none is until it says so.
 fn roam(peer: &mut Peer, outbox: &mut Outbox, origin: Origin) {
     let known = peer.endpoint.filter(|known| same_address(known.addr, origin.from));
     let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };

@@ -3,6 +3,7 @@ use crate::crypto::x25519::SharedSecret;
 use crate::dataplane::UNDER_LOAD;
 use crate::noise::{REJECT_AFTER_TIME, REKEY_TIMEOUT};
 use proptest::prelude::*;
+use std::sync::atomic::AtomicBool;
 
 /// The initiation that `a` sends, not delivered.
 fn initiation(pair: &mut Pair) -> HandshakeDatagram {
@@ -303,11 +304,11 @@ fn an_authentic_initiation_moves_the_endpoint() {
 }
 
 #[test]
-fn a_roaming_peer_is_found_by_all_workers_and_its_source_is_kept_only_if_needed() {
+fn a_roaming_peer_is_found_by_all_workers_and_its_source_is_kept_while_it_may_be() {
     let mut pair = Pair::connected();
     let id = pair.b.peer();
     let local = |last| LocalAddr { ip: [10, 0, 0, last].into(), interface: 1 };
-    pair.b.device.set_source_oracle(Box::new(move |_, from| from == local(1)));
+    pair.b.device.set_source_oracle(Box::new(move |departure| departure.from == local(1)));
     let addr = SocketAddr::from(([203, 0, 113, 5], 1234));
     let roam = |from| Event::Roamed(id, Endpoint { addr, from: Some(from) });
     pair.b.event(pair.now, roam(local(1)));
@@ -321,6 +322,26 @@ fn a_roaming_peer_is_found_by_all_workers_and_its_source_is_kept_only_if_needed(
     pair.b.log.clear();
     pair.b.event(pair.now, Event::Roamed(stale, Endpoint { addr: pair.a.addr, from: None }));
     assert!(pair.b.log.is_empty());
+}
+
+#[test]
+fn sources_are_let_go_and_taken_again_as_the_routes_change() {
+    let mut pair = Pair::connected();
+    let (heard, may) = (pair.b.endpoint().unwrap(), Arc::new(AtomicBool::new(false)));
+    assert!(heard.from.is_some());
+    let oracle = Arc::clone(&may);
+    pair.b.device.set_source_oracle(Box::new(move |_| oracle.load(Relaxed)));
+    for leads in [false, true] {
+        may.store(leads, Relaxed);
+        pair.b.device.routes_changed();
+        assert!(pair.b.device.has_unchecked_sources());
+        pair.b.device.check_sources();
+        pair.b.drain();
+        let from = heard.from.filter(|_| leads);
+        assert_eq!(pair.b.endpoint(), Some(Endpoint { from, ..heard }));
+        assert!(!pair.b.device.has_unchecked_sources());
+        assert_eq!(pair.talks(), (true, true));
+    }
 }
 
 #[test]

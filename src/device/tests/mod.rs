@@ -11,11 +11,13 @@ use super::uapi::{AllowedIp, PeerRequest, SetRequest};
 use super::*;
 use crate::crypto::x25519::PrivateKey;
 use crate::dataplane::{HandshakeDatagram, UNDER_LOAD};
+use crate::io::LocalAddr;
 use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{RecvSession, Role, SendSession};
 use crate::routing::RouteTable;
 use crate::wire::message::{DATA_OVERHEAD, MessageKind, classify};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 
 pub(super) const WORKERS: u8 = 3;
 
