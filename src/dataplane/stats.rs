@@ -1,7 +1,7 @@
 //! Counters a worker, relaxed atomics written by that worker alone (load, add, store), read by anyone.
 
 use crate::io::IoStats;
-use crate::offload::coalesce::Refusal;
+use crate::offload::coalesce::{REFUSALS, Refusal};
 use crate::offload::split::SplitError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -128,6 +128,8 @@ counters! {
     refused_flags,
     /// … the super-packet was full.
     refused_full,
+    /// … its own checksum, or the first packet's, does not verify.
+    refused_checksum,
 
     /// Events that found the slow path's queue full, to be tried again.
     events_deferred,
@@ -207,7 +209,7 @@ impl WorkerStats {
     }
 
     /// Adds what the coalescer refused, in the order of [`Refusal`]'s variants.
-    pub(super) fn add_refusals(&self, counts: &[u64; 6]) {
+    pub(super) fn add_refusals(&self, counts: &[u64; REFUSALS]) {
         let counters = [
             (&self.refused_not_coalescable, Refusal::NotCoalescable),
             (&self.refused_headers, Refusal::Headers),
@@ -215,6 +217,7 @@ impl WorkerStats {
             (&self.refused_size, Refusal::Size),
             (&self.refused_flags, Refusal::Flags),
             (&self.refused_full, Refusal::Full),
+            (&self.refused_checksum, Refusal::Checksum),
         ];
         for (counter, why) in counters {
             add(counter, counts[why as usize] as usize);
@@ -262,12 +265,13 @@ mod tests {
     #[test]
     fn refusals_land_under_their_own_names() {
         let stats = WorkerStats::default();
-        stats.add_refusals(&[1, 2, 3, 4, 5, 6]);
+        stats.add_refusals(&[1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(stats.refused_not_coalescable.load(Relaxed), 1);
         assert_eq!(stats.refused_headers.load(Relaxed), 2);
         assert_eq!(stats.refused_sequence.load(Relaxed), 3);
         assert_eq!(stats.refused_size.load(Relaxed), 4);
         assert_eq!(stats.refused_flags.load(Relaxed), 5);
         assert_eq!(stats.refused_full.load(Relaxed), 6);
+        assert_eq!(stats.refused_checksum.load(Relaxed), 7);
     }
 }

@@ -5,7 +5,9 @@
 //! contiguous piece; of every further segment only the payload range is listed.
 //!
 //! The rules are those of the kernel's tcp_gro_receive, udp_gro_receive and inet_gro_receive: what the kernel would have
-//! merged, it can also segment again without loss.
+//! merged, it can also segment again without loss. One of them matters most: a packet joins others only if its own checksum
+//! verifies, since the super-packet gets a new one. The tag vouches for the path between the tunnel's ends; for what was damaged
+//! before it, only the packet's own checksum does.
 
 mod headers;
 
@@ -56,7 +58,12 @@ pub enum Refusal {
     Flags,
     /// The run is full: 64 KiB or 64 segments.
     Full,
+    /// Its checksum, or that of the run's first packet, does not verify.
+    Checksum,
 }
+
+/// Number of [`Refusal`]s.
+pub const REFUSALS: usize = 7;
 
 /// Coalesces runs; keeps its working memory from train to train, so that it allocates only while it grows.
 #[derive(Default)]
@@ -68,7 +75,7 @@ pub struct Coalescer {
     states: Vec<State>,
     /// Indices of the runs that may still grow: at most one a flow, at most [`MAX_OPEN`], the oldest first.
     open: Vec<usize>,
-    refusals: [u64; 6],
+    refusals: [u64; REFUSALS],
 }
 
 /// A run under construction.
@@ -78,6 +85,8 @@ struct State {
     head: usize,
     /// The first packet's headers; meaningless for a run that never grows.
     headers: Headers,
+    /// Whether the first packet's checksums verify; `None`: nobody needed to know yet.
+    verified: Option<bool>,
     /// Total length of the super-packet.
     len: usize,
     /// Sequence number that the next packet must have.
@@ -141,9 +150,9 @@ impl Coalescer {
     }
 
     /// Closes all runs: writes the virtio-net headers, total lengths, pseudo-header checksums (partial checksum for the
-    /// kernel; inner checksums are not verified again), and returns the runs, in order of their first packet.
+    /// kernel), and returns the runs, in order of their first packet.
     ///
-    /// A run of one packet keeps the sender's own checksum, behind a header of zeros.
+    /// A run of one packet keeps the sender's own checksum, right or wrong, behind a header of zeros.
     pub fn finish(&mut self, train: &mut [u8]) -> &[Run] {
         self.open.clear();
         for (state, run) in self.states.iter().zip(&self.runs) {
@@ -165,7 +174,7 @@ impl Coalescer {
     }
 
     /// How often each refusal happened since the last call.
-    pub fn take_refusals(&mut self) -> [u64; 6] {
+    pub fn take_refusals(&mut self) -> [u64; REFUSALS] {
         std::mem::take(&mut self.refusals)
     }
 
@@ -240,6 +249,7 @@ impl State {
         State {
             head: packet.start,
             headers,
+            verified: None,
             len: packet.len(),
             sequence: headers.sequence.wrapping_add(headers.payload as u32),
             ids: if headers.id_may_stand { Ids::Either } else { Ids::Counting },
@@ -281,7 +291,10 @@ impl State {
         if packets == MAX_RUN_PACKETS || self.len + headers.payload > MAX_RUN_BYTES {
             return Err(Refusal::Full);
         }
-        if headers.payload < own.payload {
+        if !self.verify(headers, train, packet) {
+            return Err(Refusal::Checksum);
+        }
+        if headers.payload < self.headers.payload {
             self.closed = Some(Refusal::Size);
         } else if headers.push {
             self.closed = Some(Refusal::Flags);
@@ -291,6 +304,17 @@ impl State {
         self.len += headers.payload;
         self.sequence = self.sequence.wrapping_add(headers.payload as u32);
         Ok(())
+    }
+
+    /// Whether the checksums of the run's first packet and of `packet` verify.
+    #[inline]
+    fn verify(&mut self, headers: &Headers, train: &[u8], packet: &Range<usize>) -> bool {
+        let verify =
+            |headers: &Headers, at: Range<usize>| train.get(at).is_some_and(|bytes| headers.verify(bytes));
+        let own = self.headers;
+        let first =
+            *self.verified.get_or_insert_with(|| verify(&own, self.head..self.head + own.len + own.payload));
+        first && verify(headers, packet.clone())
     }
 
     /// How the identifications go on with `id` after `packets` packets: up by one each, or, with DF set, not at all. Segmenting

@@ -10,7 +10,7 @@ use crate::wire::ip::{
     self, Fragment, IpInfo, TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, V6_HEADER_LEN, be16, be32, put16, put32,
 };
 use crate::wire::message::{DATA_HEADER_LEN, TAG_LEN};
-use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
+use crate::wire::vnet::{F_DATA_VALID, F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
 
 const TCP_CSUM: usize = 16;
 const UDP_CSUM: usize = 6;
@@ -82,6 +82,9 @@ struct Prototype {
     transport_sum: u64,
     /// Sequence number and flags; `None` for UDP.
     tcp: Option<(u32, u8)>,
+    /// The super-packet came with a whole checksum that does not verify: neither may that of any segment, as segments of what
+    /// was damaged before the tunnel have to fail behind it, too.
+    damaged: bool,
 }
 
 impl<'a> Splitter<'a> {
@@ -241,7 +244,14 @@ impl Prototype {
             id: be16(packet, 4),
             transport_sum: pseudo + own,
             tcp,
+            damaged: vnet.flags & (F_NEEDS_CSUM | F_DATA_VALID) == 0 && !verifies(packet, protocol, segment),
         })
+    }
+
+    /// The checksum field of a segment whose bytes and pseudo-header have the partial sum `sum`.
+    fn checksum(&self, sum: u64) -> u16 {
+        // One bit off, it never verifies: no two values that differ in one bit are equal modulo 65,535.
+        !checksum::fold(sum) ^ u16::from(self.damaged)
     }
 
     /// Writes segment `index` of `packet` to `out`, which is as long as the segment.
@@ -263,11 +273,11 @@ impl Prototype {
             sum += checksum::dword(sequence) + checksum::word(u16::from(flags));
             put32(transport, 4, sequence);
             transport[13] = flags;
-            put16(transport, TCP_CSUM, !checksum::fold(sum));
+            put16(transport, TCP_CSUM, self.checksum(sum));
         } else {
             sum += checksum::word(transport_len as u16);
             put16(transport, 4, transport_len as u16);
-            put16(transport, UDP_CSUM, never_zero(!checksum::fold(sum)));
+            put16(transport, UDP_CSUM, never_zero(self.checksum(sum)));
         }
 
         if let Some(ip_sum) = self.ip_sum {
@@ -280,6 +290,13 @@ impl Prototype {
             put16(ip, 4, (len - V6_HEADER_LEN) as u16);
         }
     }
+}
+
+/// Whether the whole checksum of `packet`, whose transport part is `segment`, verifies. UDP's may be absent.
+fn verifies(packet: &[u8], protocol: u8, segment: &[u8]) -> bool {
+    let absent = protocol == UDP && be16(segment, UDP_CSUM) == 0;
+    let pseudo = checksum::pseudo_header(packet, protocol, segment.len());
+    absent || checksum::fold(checksum::sum(segment, pseudo)) == 0xffff
 }
 
 /// Length of the transport header that `segment` starts with.

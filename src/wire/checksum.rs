@@ -10,13 +10,35 @@
 //! the partial checksum that a virtio-net header hands to the kernel is `fold(sum)` of the pseudo-header, not
 //! complemented.
 
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
 /// Partial sum of `data` on top of `initial`. An odd last byte counts as padded with zero.
-///
-/// Per 64-bit word one shift and two additions: the whole words, modulo 2^64, and apart from them their upper halves, the
-/// sum of which is subtracted again to leave that of the lower halves, below 2^64. LLVM turns the loop into wide
-/// registers. Doing this while copying gains nothing over `memcpy` and a second look at warm bytes.
 #[inline]
 pub fn sum(data: &[u8], initial: u64) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if data.len() >= wide::WORTHWHILE
+        && let Some((sum, done)) = wide::sum(data)
+    {
+        return narrow(&data[done..], add(sum, initial));
+    }
+    narrow(data, initial)
+}
+
+/// One's-complement addition of partial sums: the carry comes around (65,535 divides 2^64 - 1).
+#[inline]
+fn add(a: u64, b: u64) -> u64 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u64::from(carry)
+}
+
+/// [`sum`] without wide registers.
+///
+/// Per 64-bit word one shift and two additions: the whole words, modulo 2^64, and apart from them their upper halves, the
+/// sum of which is subtracted again to leave that of the lower halves, below 2^64. Doing this while copying gains nothing over
+/// `memcpy` and a second look at warm bytes.
+#[inline]
+fn narrow(data: &[u8], initial: u64) -> u64 {
     let (words, mut rest) = data.as_chunks::<8>();
     let (mut all, mut high) = (0u64, 0u64);
     for word in words {
@@ -36,9 +58,7 @@ pub fn sum(data: &[u8], initial: u64) -> u64 {
     if let [last] = rest {
         sum += u64::from(u16::from_ne_bytes([*last, 0]));
     }
-    // One's-complement addition: the carry comes around (65,535 divides 2^64 - 1).
-    let (sum, carry) = sum.overflowing_add(initial);
-    sum + u64::from(carry)
+    add(sum, initial)
 }
 
 /// Folds a partial sum to 16 bits, without complementing.

@@ -12,6 +12,7 @@
 mod common;
 
 mod bulk;
+mod damage;
 mod dns;
 mod failures;
 mod fallbacks;

@@ -15,7 +15,7 @@ use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, LocalAddr, SendTrain, UdpTrain};
 use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{Received, RecvSession, SendSession};
-use crate::offload::coalesce::{CoalesceOptions, Coalescer};
+use crate::offload::coalesce::{CoalesceOptions, Coalescer, REFUSALS};
 use crate::time::Instant;
 use crate::wire::ip;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, classify};
@@ -100,7 +100,7 @@ impl Rx {
     }
 
     /// Hands over the coalescer's refusal counts.
-    pub(super) fn take_refusals(&mut self) -> [u64; 6] {
+    pub(super) fn take_refusals(&mut self) -> [u64; REFUSALS] {
         self.coalescer.take_refusals()
     }
 }

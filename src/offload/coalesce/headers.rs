@@ -1,6 +1,7 @@
 //! What the coalescer compares of a packet: its flow, and the fields that all packets of a run share.
 
 use crate::offload::coalesce::Refusal;
+use crate::wire::checksum;
 use crate::wire::ip::tcp_flags::{ACK, PSH};
 use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, V4_HEADER_LEN, V6_HEADER_LEN, be16, be32};
 
@@ -45,6 +46,20 @@ pub(super) struct Headers {
     /// Length of all headers.
     pub(super) len: usize,
     pub(super) payload: usize,
+}
+
+impl Headers {
+    /// Whether the checksums of `packet`, whose headers these are, verify: TCP's or UDP's, and the IPv4 header's. Joining
+    /// replaces them, so that of a packet whose own do not verify nobody could tell any more that it was damaged.
+    #[inline]
+    pub(super) fn verify(&self, packet: &[u8]) -> bool {
+        let transport = &packet[self.transport.min(packet.len())..];
+        let pseudo = checksum::pseudo_header(packet, self.flow.protocol, transport.len());
+        let verifies = |sum| checksum::fold(sum) == 0xffff;
+        let header = packet.get(..V4_HEADER_LEN).filter(|_| self.transport == V4_HEADER_LEN);
+        verifies(checksum::sum(transport, pseudo))
+            && header.is_none_or(|header| verifies(checksum::sum(header, 0)))
+    }
 }
 
 /// What a packet is to the coalescer.

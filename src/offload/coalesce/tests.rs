@@ -21,7 +21,7 @@ fn lay(packets: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
 }
 
 /// Coalesces `packets`; the frames as the TUN device would get them, the packets in each, and the refusals.
-fn coalesce_with(options: CoalesceOptions, packets: &[Vec<u8>]) -> (Vec<(Vec<u8>, usize)>, [u64; 6]) {
+fn coalesce_with(options: CoalesceOptions, packets: &[Vec<u8>]) -> (Vec<(Vec<u8>, usize)>, [u64; REFUSALS]) {
     let (mut train, ranges) = lay(packets);
     let mut coalescer = Coalescer::default();
     coalescer.start(options);
@@ -64,6 +64,7 @@ fn refusal(first: &Spec, second: &Spec) -> Option<Refusal> {
         Refusal::Size,
         Refusal::Flags,
         Refusal::Full,
+        Refusal::Checksum,
     ];
     let counted: Vec<Refusal> = all.into_iter().filter(|refusal| refusals[*refusal as usize] > 0).collect();
     assert_eq!(counted.is_empty(), frames.len() == 1);
@@ -282,6 +283,63 @@ fn a_run_holds_64_packets_and_64_kib() {
         assert_eq!(frames(16, 65), [64, 1]);
         let headers = Spec::new(v6, udp, vec![]).headers();
         assert_eq!(frames(1400, 60), [(65_535 - headers) / 1400, 60 - (65_535 - headers) / 1400]);
+    }
+}
+
+/// What the TUN device's reader gets of `frames`: a frame of one packet as it is, of a super-packet its segments.
+fn delivered(frames: &[(Vec<u8>, usize)]) -> Vec<Vec<u8>> {
+    let of = |(frame, packets): &(Vec<u8>, usize)| match packets {
+        1 => {
+            assert_eq!(frame[..10], [0; 10], "nothing vouches for the checksum of a single packet");
+            vec![frame[10..].to_vec()]
+        }
+        _ => segment(frame),
+    };
+    frames.iter().flat_map(of).collect()
+}
+
+#[test]
+fn rule_16_whatever_bit_of_a_packet_is_damaged_it_arrives_as_it_is() {
+    for (v6, udp) in KINDS {
+        let (mut first, mut second) = neighbours(v6, udp);
+        first.payload.truncate(33);
+        second.sequence = first.sequence + 33;
+        second.payload.truncate(33);
+        let mut third = second.clone();
+        third.sequence += 33;
+        third.id += 1;
+        let packets = [first.packet(), second.packet(), third.packet()];
+        assert_eq!(coalesce(&packets).len(), 1, "undamaged, they join");
+        for damaged in 0..packets.len() {
+            for bit in 0..packets[damaged].len() * 8 {
+                let mut packets = packets.clone();
+                packets[damaged][bit / 8] ^= 1 << (bit % 8);
+                let mut delivered = delivered(&coalesce(&packets));
+                // A damaged address or port makes it another flow's, which may come earlier or later.
+                delivered.sort();
+                packets.sort();
+                assert_eq!(delivered, packets, "v6 {v6}, udp {udp}: bit {bit} of packet {damaged}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rule_16_a_damaged_packet_keeps_its_place_in_its_flow() {
+    for (v6, udp) in KINDS {
+        let mut spec = Spec::new(v6, udp, pattern(100));
+        let mut packets: Vec<Vec<u8>> = vec![];
+        for _ in 0..9 {
+            packets.push(spec.packet());
+            spec.sequence += 100;
+            spec.id += 1;
+        }
+        for damaged in [0, 4, 8] {
+            *packets[damaged].last_mut().unwrap() ^= 0x10;
+        }
+        let frames = coalesce(&packets);
+        assert_eq!(frames.iter().map(|(_, packets)| *packets).collect::<Vec<_>>(), [1, 3, 1, 3, 1]);
+        assert_eq!(delivered(&frames), packets);
     }
 }
 

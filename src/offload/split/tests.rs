@@ -231,6 +231,56 @@ fn super_packets_without_needs_csum_get_their_checksums_all_the_same() {
     packets(&frame, 1420).unwrap().iter().for_each(|packet| drop(read(&spec, packet)));
 }
 
+/// Whether the transport checksum of `packet`, shaped like `spec`, verifies; in UDP it must be there.
+fn verifies(spec: &Spec, packet: &[u8]) -> bool {
+    let transport = &packet[spec.transport()..];
+    let pseudo = checksum::pseudo_header(packet, spec.protocol(), transport.len());
+    let absent = spec.udp && be16(transport, 6) == 0;
+    checksum::fold(checksum::sum(transport, pseudo)) == 0xffff && !absent
+}
+
+#[test]
+fn rule_16_a_packet_with_a_whole_checksum_keeps_it_right_or_wrong() {
+    for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+        let packet = Spec::new(v6, udp, pattern(33)).packet();
+        let transport = if v6 { 40 } else { 20 };
+        for bit in transport * 8..packet.len() * 8 {
+            for flags in [0, F_DATA_VALID] {
+                let mut frame = VnetHeader { flags, ..VnetHeader::default() }.to_bytes().to_vec();
+                frame.extend(&packet);
+                frame[10 + bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(packets(&frame, 0).unwrap(), [&frame[10..]], "bit {bit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rule_16_no_segment_of_a_damaged_super_packet_verifies() {
+    for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+        let spec = Spec::new(v6, udp, pattern(100));
+        let mut whole = spec.frame(Some(33));
+        whole.truncate(10);
+        whole[0] = 0;
+        whole.extend(spec.packet());
+        let segments = packets(&whole, 0).unwrap();
+        assert!(segments.len() == 4 && segments.iter().all(|segment| verifies(&spec, segment)));
+        // Of TCP's data offset and UDP's length the split goes on; what they say must agree with the rest.
+        let fixed = |byte: usize| byte == 10 + spec.transport() + if udp { 4 } else { 12 };
+        for bit in (10 + spec.transport()) * 8..whole.len() * 8 {
+            let mut frame = whole.clone();
+            frame[bit / 8] ^= 1 << (bit % 8);
+            let absent = udp && be16(&frame, 10 + spec.transport() + 6) == 0;
+            if fixed(bit / 8) || absent {
+                continue;
+            }
+            for segment in packets(&frame, 0).unwrap() {
+                assert!(!verifies(&spec, &segment), "v6 {v6}, udp {udp}, bit {bit}");
+            }
+        }
+    }
+}
+
 #[test]
 fn options_and_extension_headers_are_copied_to_every_segment() {
     let mut spec = Spec::new(false, false, pattern(3000));
