@@ -371,3 +371,26 @@ fn two_tunnels_with_default_routes_live_and_leave_side_by_side() {
     one.done("down");
     assert_eq!(one.look(), before);
 }
+
+#[test]
+fn the_default_route_comes_after_the_rules_that_keep_other_traffic_out_of_it() {
+    let Some(site) = Site::new() else { return };
+    let seen = site.host.start("ip", &["monitor", "route", "rule"]);
+    // Until it listens, it tells nothing.
+    eventually("the kernel's news are heard", SOON, || {
+        site.host.run("ip route replace 10.55.0.0/16 dev wire");
+        site.host.run("ip route del 10.55.0.0/16 dev wire");
+        seen.said().contains("10.55.0.0/16")
+    });
+    site.write("Address = 192.168.96.1/24, fd96::1/64", &peer(DEFAULT));
+    site.done("up");
+    let route = format!("default dev {} table 51820", site.name);
+    eventually("both families' routes are told", SOON, || seen.said().matches(&route).count() == 2);
+    let said = seen.said();
+    let at = |text: &str| said.match_indices(text).map(|(at, _)| at).collect::<Vec<_>>();
+    let (routes, rules) = (at(&route), at("suppress_prefixlength 0"));
+    assert_eq!((rules.len(), at("lookup 51820").len()), (2, 2), "{said}");
+    for (route, rule) in routes.iter().zip(&rules) {
+        assert!(rule < route, "{said}");
+    }
+}

@@ -17,7 +17,8 @@ const FIRST_TABLE: u32 = 51820;
 const TABLES: u32 = 10_000;
 const VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
-/// `0.0.0.0/0` or `::/0` through the interface; and in which table.
+/// `0.0.0.0/0` or `::/0` through the interface; and in which table. The rules come first: while the table is empty they change
+/// nothing, but a route in it without the second one would take what better routes of the main table lead elsewhere.
 pub(super) fn add_default(
     session: &mut Session<'_>,
     control: &Control,
@@ -27,10 +28,10 @@ pub(super) fn add_default(
     let table = table(session, control)?;
     let v6 = prefix.addr().is_ipv6();
     let (proto, name) = (proto(v6), session.name.clone());
+    add_rules(session, v6, table)?;
     session.step(&format!("ip {proto} route add {prefix} dev {name} table {table}"), |host| {
         host.add_route(index, prefix, table)
     })?;
-    add_rules(session, v6, table)?;
     if !v6 {
         accept_marked_answers(session)?;
     }

@@ -55,7 +55,7 @@ impl Reload<'_> {
 
     fn put_back_routes(&self, session: &mut Session<'_>, added: &[(Prefix, u32)]) -> Result<()> {
         let (mark, was) = (self.mark_now()?, &self.before);
-        // Of the steps to a default route the first may have been taken before another failed.
+        // A default route may be there, and what follows it have failed: then `added` lacks it.
         let is_begun = |prefix: &Prefix| {
             let was_there = was.prefixes.contains(prefix) && mark == was.device.fwmark;
             is_default(self.table, *prefix) && !was_there
