@@ -145,6 +145,11 @@ enum IoArg {
 }
 
 impl TunnelArgs {
+    /// Whether it is `ringtun up` that starts this process and goes on with the interface.
+    pub(super) fn is_ups(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// Checks what clap cannot: the name, the inherited files.
     pub(super) fn into_config(self) -> Result<TunnelConfig, String> {
         let name = self.name.ok_or("an interface name is needed")?;

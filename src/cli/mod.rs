@@ -10,6 +10,7 @@ mod exchange;
 mod generate;
 mod keys;
 mod logger;
+mod meant;
 mod mtu;
 mod peer;
 mod service;
@@ -19,11 +20,15 @@ mod updown;
 use crate::gateway::tunnel::{self, TunnelError};
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Runs the program with this process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
+    };
     let done = match cli.command {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Genpsk) => keys::genpsk(),
@@ -50,7 +55,8 @@ pub fn main() -> ExitCode {
         Some(Command::Peer(command)) => peer::run(command),
         Some(Command::Import(args)) => exchange::import(&args),
         Some(Command::Export(args)) => exchange::export(&args),
-        None => match cli.tunnel.name {
+        None => match &cli.tunnel.name {
+            Some(name) if let Some(meant) = mistyped(name) => return not_a_name(name, &meant),
             Some(_) => return run_tunnel(cli.tunnel),
             None => {
                 // clap has no way to say "a name or a subcommand"
@@ -62,12 +68,58 @@ pub fn main() -> ExitCode {
     finish(done)
 }
 
+/// clap's own answer, unless the first word is a verb mistyped: then the rest of the line is no fault.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    let first = std::env::args_os().nth(1).and_then(|word| word.into_string().ok());
+    match first.and_then(|word| Some((mistyped(&word)?, word))) {
+        Some((meant, word)) if error.use_stderr() => not_a_name(&word, &meant),
+        _ => error.exit(),
+    }
+}
+
+/// The command that a name is probably meant to be. What stands behind `--` is a name, whatever it looks like.
+fn mistyped(name: &str) -> Option<String> {
+    if std::env::args_os().any(|word| word == "--") {
+        return None;
+    }
+    let cli = Cli::command();
+    let verbs = cli.get_subcommands().filter(|verb| !verb.is_hide_set()).map(clap::Command::get_name);
+    meant::command(name, verbs.chain(["help"]))
+}
+
+fn not_a_name(name: &str, meant: &str) -> ExitCode {
+    logger::fail(&format!(
+        "there is no command `{name}`: did you mean `{meant}`? For an interface of this name: ringtun -- {name}"
+    ));
+    ExitCode::from(2)
+}
+
+/// Says on a terminal what came of a bare name: `wg` and `ip` go on from there.
+fn announce(name: &str, is_background: bool) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let end = match is_background {
+        true => format!("it runs in the background until `ip link delete dev {name}`"),
+        false => "it runs until Ctrl-C".to_owned(),
+    };
+    eprintln!(
+        "created the WireGuard interface {name}, down and without keys: `wg set {name} …` and `ip link set {name} up` \
+         go on from here; {end}"
+    );
+}
+
 /// Foreground: in this process. Otherwise a child does the same, and this process waits until the child is ready or failed.
 fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
     let background = !args.foreground && !daemon::told_foreground() && !daemon::is_child();
     if background {
         return match daemon::spawn_and_wait() {
-            Ok(code) => code,
+            Ok(code) => {
+                if code == ExitCode::SUCCESS && !args.is_ups() {
+                    announce(args.name.as_deref().unwrap_or_default(), true);
+                }
+                code
+            }
             Err(error) => finish(Err(format!("cannot start the background process: {error}"))),
         };
     }
@@ -80,7 +132,14 @@ fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
         }
     };
     let name = config.name.clone();
-    match tunnel::run(config, daemon::ready) {
+    let says = !daemon::is_child() && config.upkeep.is_none() && config.tun_fd.is_none();
+    let ready = || {
+        if says {
+            announce(&name, false);
+        }
+        daemon::ready();
+    };
+    match tunnel::run(config, ready) {
         // Nobody waits for a background process, and to delete its interface is how it is told to end.
         Err(error) if daemon::is_child() && error.is_deletion() => {
             log::info!("{name}: the interface was deleted, and the tunnel ends");

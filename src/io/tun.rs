@@ -160,9 +160,12 @@ fn attach(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<S
     let attachment = ioctl::set_interface(queue, name, flags as u16).map_err(|error| {
         let remedy = match errno(&error) {
             Some(libc::EPERM) => format!("cannot create {name}: needs root or CAP_NET_ADMIN"),
-            Some(libc::EBUSY) => format!(
-                "an interface named {name} exists already: ip link del {name}, or choose another name"
+            Some(libc::EBUSY) if link::is_tunnel(name) => format!(
+                "an interface named {name} exists already: choose another name, or remove that tunnel: ip link delete dev {name}"
             ),
+            Some(libc::EBUSY) => {
+                format!("an interface named {name} exists already, and is no tunnel: choose another name")
+            }
             Some(libc::EINVAL) => format!(
                 "cannot create {name}: the kernel's tun driver lacks multi-queue (Linux 3.8) or the name is refused"
             ),
@@ -258,10 +261,10 @@ mod tests {
         in_netns(|| {
             ip("link add rt-veth0 type veth peer name rt-veth1");
             let _held = Tun::create(&config("rt-tun0", 2)).unwrap();
-            for name in ["rt-veth0", "rt-tun0"] {
+            for (name, advises) in [("rt-veth0", false), ("rt-tun0", true), ("lo", false)] {
                 let error = Tun::create(&config(name, 1)).unwrap_err();
                 assert_eq!(errno(&error), Some(libc::EBUSY));
-                assert!(error.to_string().contains(&format!("ip link del {name}")), "{error}");
+                assert_eq!(error.to_string().contains("ip link del"), advises, "{error}");
             }
         });
     }

@@ -6,7 +6,7 @@
 use crate::sys::error::invalid;
 use crate::sys::rtnl::Asker;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::ffi::CString;
@@ -20,6 +20,31 @@ pub(crate) fn index(name: &str) -> io::Result<u32> {
         0 => Err(io::Error::last_os_error()),
         index => Ok(index),
     }
+}
+
+/// Whether the interface called `name` is a tunnel's, of this or another program: to delete any other one, such as `lo`, is
+/// no advice to give. False where the kernel does not say.
+pub(crate) fn is_tunnel(name: &str) -> bool {
+    let kind = || {
+        let mut message = LinkMessage::default();
+        message.header.index = index(name).ok()?;
+        match Asker::open().ok()?.query(RouteNetlinkMessage::GetLink(message)).ok()? {
+            RouteNetlinkMessage::NewLink(link) => kind_of(link),
+            _ => None,
+        }
+    };
+    matches!(kind(), Some(InfoKind::Tun | InfoKind::Wireguard))
+}
+
+fn kind_of(link: LinkMessage) -> Option<InfoKind> {
+    let info = link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => Some(info),
+        _ => None,
+    })?;
+    info.into_iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
 }
 
 /// Sets MTU and transmit queue length, NOARP, and no MULTICAST; leaves UP as it is.
@@ -49,7 +74,7 @@ fn set(index: u32, flags: LinkFlags, mask: LinkFlags, attributes: Vec<LinkAttrib
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::netns::in_netns;
+    use crate::sys::netns::{in_netns, ip};
 
     #[test]
     fn an_interface_that_is_gone_is_reported() {
@@ -57,6 +82,16 @@ mod tests {
             let error = configure(4711, 1420, 1000).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
             assert_eq!(index("rt-none0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        });
+    }
+
+    #[test]
+    fn only_a_tunnels_interface_is_one_to_delete() {
+        in_netns(|| {
+            ip("link add rt-veth0 type veth peer name rt-veth1");
+            ip("tuntap add rt-tun0 mode tun");
+            let tunnels = ["lo", "rt-veth0", "rt-tun0", "rt-none0"].map(is_tunnel);
+            assert_eq!(tunnels, [false, false, true, false]);
         });
     }
 }

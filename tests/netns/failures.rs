@@ -116,3 +116,73 @@ fn wrong_usage_is_exit_code_2_and_makes_nothing() {
     let links = host.run("ip -br link");
     assert_eq!(links.lines().count(), 1, "more than lo: {links}");
 }
+
+#[test]
+fn a_mistyped_verb_makes_no_interface_and_names_what_was_meant() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let host = Host::namespace();
+    let program = ringtun().display().to_string();
+    let mistyped: [(&[&str], &str); 7] = [
+        (&["staus"], "ringtun status"),
+        (&["dwon"], "ringtun down"),
+        (&["dwon", "wg0"], "ringtun down"),
+        (&["pubky"], "ringtun pubkey"),
+        (&["list"], "ringtun show"),
+        (&["-f", "relaod"], "ringtun reload"),
+        (&["setconf", "wg0", "/etc/wireguard/wg0.conf"], "wg setconf"),
+    ];
+    for (arguments, meant) in mistyped {
+        fails(host.start(&program, arguments), 2, &["did you mean", meant]);
+    }
+    fails(host.start(&program, &["-f", "up"]), 2, &[]);
+    let links = host.run("ip -br link");
+    assert_eq!(links.lines().count(), 1, "more than lo: {links}");
+}
+
+#[test]
+fn a_name_that_looks_like_a_verb_is_one_behind_two_dashes() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let host = Host::namespace();
+    let program = ringtun().display().to_string();
+    // A directory of sockets of its own: other tests may want the same name.
+    host.run(&format!("unshare -m sh -c 'mount -t tmpfs none /run && {program} -- shows'"));
+    host.run("ip link delete shows");
+}
+
+#[test]
+fn a_terminal_is_told_what_was_made() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let (host, name, program) = (Host::namespace(), name(), ringtun().display().to_string());
+    let said = host.run(&format!("timeout 20 script -qec '{program} {name}' /dev/null"));
+    for words in ["created", &name, &format!("ip link delete dev {name}")] {
+        assert!(said.contains(words), "no {words:?} in {said:?}");
+    }
+    host.run(&format!("ip link delete dev {name}"));
+    let said = host.run(&format!("{program} {name} 2>&1"));
+    assert_eq!(said, "", "a script hears nothing");
+    host.run(&format!("ip link delete dev {name}"));
+}
+
+#[test]
+fn nobody_is_advised_to_delete_an_interface_that_is_no_tunnel() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let host = Host::namespace();
+    let program = ringtun().display().to_string();
+    let directory = std::env::temp_dir().join(format!("rt-{}-{}", std::process::id(), serial()));
+    std::fs::create_dir(&directory).expect("a directory");
+    let file = directory.join("lo.conf").display().to_string();
+    host.run(&format!("umask 077; printf '[Interface]\nPrivateKey = %s\n' $(wg genkey) > {file}"));
+    for arguments in [&["-f", "lo"][..], &["up", &file], &["down", &file]] {
+        let error = host.try_run(&format!("{program} {}", arguments.join(" "))).expect_err("lo is taken");
+        assert!(error.contains("no tunnel") && !error.contains("ip link del"), "{error}");
+    }
+    let _ = std::fs::remove_dir_all(&directory);
+}

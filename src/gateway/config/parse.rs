@@ -244,7 +244,8 @@ impl Parser {
         };
         let name =
             String::from_utf8_lossy(key.get(..key.len().min(32)).unwrap_or_default()).to_ascii_lowercase();
-        let near = here.iter().map(|known| (distance(&name, &known.to_ascii_lowercase()), *known)).min();
+        let near =
+            here.iter().map(|known| (strsim::levenshtein(&name, &known.to_ascii_lowercase()), *known)).min();
         let shown = quoted(key).replace("the value", "the key");
         match near {
             Some((distance, known)) if distance <= 1 + name.len() / 4 => {
@@ -280,17 +281,4 @@ impl Parser {
         self.errors.sort_by_key(|error| error.line);
         if self.errors.is_empty() { Ok((self.config, self.warnings)) } else { Err(self.errors) }
     }
-}
-
-/// Edits from one word to the other (Levenshtein), one row at a time; both words are short.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let edited = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], edited);
-        }
-    }
-    row[b.len()]
 }

@@ -6,6 +6,7 @@ use super::{Console, Failure, Result, Session, dns, firewall, load, policy};
 use crate::gateway::config::{FileLock, Loaded, Permissions, Runtime, Table, write_private};
 use crate::gateway::control::{Control, DeviceState};
 use crate::gateway::socket;
+use crate::sys::link;
 use std::time::{Duration, Instant};
 
 /// How long the background process may take to end once its interface is gone.
@@ -41,6 +42,11 @@ pub fn down(given: &str, mut console: Console<'_>) -> Result<()> {
 /// The process is gone, and with it the interface; what a killed one left elsewhere is removed.
 fn remove_remains(session: &mut Session<'_>) -> Result<()> {
     let name = session.name.clone();
+    if session.index()?.is_some() && !link::is_tunnel(&name) {
+        return Err(Failure::new(format!(
+            "`{name}' is an interface, but no tunnel: there is nothing to take down"
+        )));
+    }
     if session.index()?.is_some() {
         return Err(Failure::new(format!(
             "`{name}' is an interface, but no process of it answers here: ip link delete dev {name} removes it"

@@ -27,6 +27,7 @@ pub use reload::reload;
 use crate::gateway::config::{LoadError, Loaded, Permissions, Place};
 use crate::gateway::control::Control;
 use crate::gateway::leaving;
+use crate::sys::link;
 use host::Host;
 use interrupt::Interrupt;
 use journal::{Journal, Trace};
@@ -243,8 +244,11 @@ fn refuse_what_is_there(session: &Session<'_>) -> Result<()> {
         (true, true) => Err(Failure::new(format!(
             "`{name}' already exists: ringtun reload {name} changes it, ringtun down {name} removes it"
         ))),
-        (true, false) => Err(Failure::new(format!(
+        (true, false) if link::is_tunnel(name) => Err(Failure::new(format!(
             "`{name}' already exists, and is none of ringtun's: ip link delete dev {name} removes it"
+        ))),
+        (true, false) => Err(Failure::new(format!(
+            "`{name}' already exists, and is no tunnel: give the configuration's file another name"
         ))),
     }
 }
