@@ -3,16 +3,16 @@
 //! Slow path to worker: a bounded queue of [`Control`] each, delivered in order. Worker to slow path: one bounded queue of
 //! [`Event`]s (never lost: the worker tries again with the next packet) and one of handshake datagrams (dropped when full).
 
+pub mod misdirected;
 pub mod sending;
 pub mod staging;
 pub mod stats;
-pub mod strays;
 pub mod worker;
 
+use crate::dataplane::misdirected::MisdirectedQueue;
 use crate::dataplane::sending::Sending;
 use crate::dataplane::staging::Staging;
 use crate::dataplane::stats::WorkerStats;
-use crate::dataplane::strays::Strays;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, LocalAddr, Notice};
 use crate::noise::cookie::GateKeys;
@@ -253,8 +253,8 @@ pub enum Event {
 pub struct Inbox {
     /// Controls, in order.
     pub controls: Arc<ArrayQueue<Control>>,
-    /// Strays.
-    pub strays: Arc<Strays>,
+    /// Misdirected datagrams.
+    pub misdirected: Arc<MisdirectedQueue>,
     /// Rings the worker.
     pub waker: Waker,
     /// What the worker counts.
@@ -294,7 +294,7 @@ impl Links {
         let inbox = || {
             Ok(Inbox {
                 controls: Arc::new(ArrayQueue::new(CONTROL_QUEUE)),
-                strays: Arc::default(),
+                misdirected: Arc::default(),
                 waker: Waker::new()?,
                 stats: Arc::default(),
             })

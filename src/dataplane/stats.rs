@@ -71,7 +71,7 @@ counters! {
 
     /// Inner packets delivered to the TUN device.
     rx_packets,
-    /// Trains received, strays not counted.
+    /// Trains received, misdirected datagrams not counted.
     rx_trains,
     /// Packets and super-packets written to the TUN device for them.
     rx_runs,
@@ -82,12 +82,12 @@ counters! {
     /// Data messages that arrived at the worker that owns them.
     rx_owned,
     /// Data messages passed on to their owner.
-    strays_out,
+    misdirected_out,
     /// Data messages taken over from other workers.
-    strays_in,
+    misdirected_in,
     /// Data messages dropped: their owner's inbox was full.
-    strays_dropped,
-    /// Strays dropped: no buffer was free.
+    misdirected_dropped,
+    /// Misdirected datagrams dropped: no buffer was free.
     rx_no_buffer,
     /// Datagrams dropped: empty, or type and length do not agree.
     rx_malformed,

@@ -18,12 +18,16 @@ pub struct Measured {
 
 /// What is worth reading first: a word, the counter that is the part, and the counters that are the whole.
 const SHARES: [(&str, &str, &[&str]); 4] = [
-    ("data that arrived on its owner's core", "rx_owned", &["rx_owned", "strays_out", "strays_dropped"]),
-    ("data handed to its owner", "strays_out", &["rx_owned", "strays_out", "strays_dropped"]),
+    (
+        "data that arrived on its owner's core",
+        "rx_owned",
+        &["rx_owned", "misdirected_out", "misdirected_dropped"],
+    ),
+    ("data handed to its owner", "misdirected_out", &["rx_owned", "misdirected_out", "misdirected_dropped"]),
     (
         "data dropped, its owner's mailbox being full",
-        "strays_dropped",
-        &["rx_owned", "strays_out", "strays_dropped"],
+        "misdirected_dropped",
+        &["rx_owned", "misdirected_out", "misdirected_dropped"],
     ),
     ("frames read from their owner's TUN queue", "tx_frames_own", &["tx_frames_own", "tx_frames_other"]),
 ];
@@ -150,8 +154,8 @@ mod tests {
     use crate::gateway::control::PeerState;
 
     fn measured(name: &str) -> Measured {
-        let worker = |owned, strays| {
-            let counters = [("rx_owned", owned), ("strays_out", strays), ("rx_replayed", 0)];
+        let worker = |owned, misdirected| {
+            let counters = [("rx_owned", owned), ("misdirected_out", misdirected), ("rx_replayed", 0)];
             counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
         };
         let slow = [("peers_spread", 3), ("peers_spread_now", 1)];

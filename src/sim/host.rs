@@ -307,7 +307,7 @@ impl Host {
         match (self.lanes.get(actor), self.links.workers.get(actor)) {
             (Some(lane), Some(inbox)) => {
                 let inbox =
-                    !inbox.controls.is_empty() || !inbox.strays.is_empty() || !lane.backlog.is_empty();
+                    !inbox.controls.is_empty() || !inbox.misdirected.is_empty() || !lane.backlog.is_empty();
                 !lane.stopped && (lane.busy || lane.io.readable() || inbox)
             }
             _ => {

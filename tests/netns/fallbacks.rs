@@ -173,7 +173,7 @@ fn without_bpf_the_kernels_hash_chooses_the_queue() {
 }
 
 #[test]
-fn without_a_filter_on_the_sockets_strays_are_handed_on() {
+fn without_a_filter_on_the_sockets_misdirected_datagrams_are_handed_on() {
     static HINDRANCE: Hindrance =
         Hindrance { behind: &["python3", "-c", REFUSE, NO_REUSEPORT_FILTER], options: &["--workers", "2"] };
     let Some(mut pair) = works_without(&HINDRANCE) else { return };

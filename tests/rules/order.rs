@@ -74,7 +74,7 @@ fn rule_03_order_holds_across_lost_handshakes_and_rekeys() {
 }
 
 #[test]
-fn rule_03_strays_reach_their_owner_and_none_is_lost() {
+fn rule_03_misdirected_datagrams_reach_their_owner_and_none_is_lost() {
     for seed in seeds(20) {
         // Without steering most trains reach a worker that does not own them.
         let config = HostConfig { workers: 3, steer: false, gro: seed % 2 == 0, ..HostConfig::default() };
@@ -86,7 +86,7 @@ fn rule_03_strays_reach_their_owner_and_none_is_lost() {
             lab.run(millis(30));
         }
         assert_eq!(lab.missing(), 0);
-        assert!(lab.counter(1, "strays_in") > 10);
-        assert_eq!(lab.counter(1, "strays_dropped"), 0);
+        assert!(lab.counter(1, "misdirected_in") > 10);
+        assert_eq!(lab.counter(1, "misdirected_dropped"), 0);
     }
 }

@@ -98,7 +98,7 @@ fn random_traffic_under_every_fault_is_never_false_and_recovers() {
 fn random_traffic_on_a_wire_that_keeps_order_keeps_order() {
     for seed in seeds(12) {
         let mut lab = mesh(seed);
-        // Strays take another way than what reaches its owner at once: with steering there are none.
+        // Misdirected datagrams take another way than what reaches its owner at once: with steering there are none.
         for site in 0..lab.sites.len() {
             lab.host(site).set_steering(true);
         }

@@ -21,12 +21,12 @@ fn rule_05_datagrams_of_every_length_are_dropped_and_counted() {
         }
         lab.run(millis(20));
     }
-    let reasons = ["rx_malformed", "rx_bad_mac1", "rx_handshakes", "rx_unknown_index", "strays_out"];
+    let reasons = ["rx_malformed", "rx_bad_mac1", "rx_handshakes", "rx_unknown_index", "misdirected_out"];
     let before = 1; // The handshake that made the session.
     let counted: u64 = reasons.iter().map(|reason| lab.counter(0, reason)).sum();
-    let strays = lab.counter(0, "strays_out");
+    let misdirected = lab.counter(0, "misdirected_out");
     assert!(
-        (sent..=sent + before + strays).contains(&counted),
+        (sent..=sent + before + misdirected).contains(&counted),
         "{sent} sent, {counted} counted: {:?}",
         lab.host(0).counters()
     );

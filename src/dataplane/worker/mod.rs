@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! controls ─► peers, routes, sessions
-//! strays ───┐
+//! misdirected ┐
 //! io.recv_udp ─► rx: open ─► check ─► coalesce ─► io.write_tun
 //! io.recv_tun ─► tx: route ─► split ─► seal ────► io.send_udp
 //!                      └─► staged, until a session is installed
@@ -138,10 +138,10 @@ impl Worker {
 
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
         let Some(controls) = self.take_controls(io, now) else { return Turn::Stop };
-        let strays = self.take_strays(io, now);
+        let misdirected = self.take_misdirected(io, now);
         let trains = self.take_trains(io, now);
         let frames = self.take_frames(io, now);
-        if controls || strays || frames || trains { Turn::Busy } else { Turn::Idle }
+        if controls || misdirected || frames || trains { Turn::Busy } else { Turn::Idle }
     }
 
     /// Carries out what the slow path asked for; whether the budget was used up. `None`: stop.
@@ -156,12 +156,12 @@ impl Worker {
     }
 
     /// Takes what other workers received for us; whether the budget was used up.
-    fn take_strays<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
+    fn take_misdirected<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut budget = TRAFFIC_BUDGET;
         while budget > 0 {
-            let Some(stray) = self.inbox.strays.pop() else { return false };
-            budget = budget.saturating_sub(cost(stray.bytes.len()));
-            self.receiver(io, now).stray(&stray);
+            let Some(misdirected) = self.inbox.misdirected.pop() else { return false };
+            budget = budget.saturating_sub(cost(misdirected.bytes.len()));
+            self.receiver(io, now).misdirected(&misdirected);
         }
         true
     }

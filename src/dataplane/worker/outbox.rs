@@ -1,9 +1,9 @@
-//! What a worker says to others: events and handshake messages to the slow path, strays to other workers. Each of them is
-//! rung at most once a turn.
+//! What a worker says to others: events and handshake messages to the slow path, misdirected datagrams to other workers. Each of
+//! them is rung at most once a turn.
 
 use super::peers::Peer;
+use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
-use crate::dataplane::strays::Stray;
 use crate::dataplane::{
     Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPath,
     UNDER_LOAD,
@@ -88,18 +88,24 @@ impl Outbox {
     }
 
     /// Passes `count` data messages on to their owner; there may be no such worker.
-    pub(super) fn stray(&mut self, owner: u8, count: usize, len: usize, stray: impl FnOnce() -> Stray) {
+    pub(super) fn misdirected(
+        &mut self,
+        owner: u8,
+        count: usize,
+        len: usize,
+        misdirected: impl FnOnce() -> Misdirected,
+    ) {
         let owner = usize::from(owner);
         let Some(inbox) = self.workers.get(owner) else {
             add(&self.stats.rx_unknown_index, count);
             return;
         };
-        if !(inbox.strays.has_room(len) && inbox.strays.push(stray())) {
-            add(&self.stats.strays_dropped, count);
+        if !(inbox.misdirected.has_room(len) && inbox.misdirected.push(misdirected())) {
+            add(&self.stats.misdirected_dropped, count);
             return;
         }
         self.ring_workers[owner] = true;
-        add(&self.stats.strays_out, count);
+        add(&self.stats.misdirected_out, count);
     }
 
     /// Has something logged, unless too much waits to be logged already.

@@ -7,8 +7,8 @@ use super::outbox::Outbox;
 use super::peers::{Peer, Peers};
 use super::tx::alloc;
 use crate::crypto::aead::MAX_SEGMENTS;
+use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::add;
-use crate::dataplane::strays::Stray;
 use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::io::slab::Buf;
@@ -151,17 +151,17 @@ impl<I: Io> Receiver<'_, I> {
     }
 
     /// Takes data messages that another worker received for us.
-    pub(super) fn stray(&mut self, stray: &Stray) {
-        add(&self.outbox.stats.strays_in, stray.count());
+    pub(super) fn misdirected(&mut self, misdirected: &Misdirected) {
+        add(&self.outbox.stats.misdirected_in, misdirected.count());
         let Some(mut buf) = alloc(self.io) else {
-            return add(&self.outbox.stats.rx_no_buffer, stray.count());
+            return add(&self.outbox.stats.rx_no_buffer, misdirected.count());
         };
-        let (start, len) = (DATA_HEADER_LEN, stray.bytes.len());
+        let (start, len) = (DATA_HEADER_LEN, misdirected.bytes.len());
         let Some(space) = buf.get_mut(start..start + len) else {
-            return add(&self.outbox.stats.rx_malformed, stray.count());
+            return add(&self.outbox.stats.rx_malformed, misdirected.count());
         };
-        space.copy_from_slice(&stray.bytes);
-        let Stray { stride, from, to, ecn, .. } = *stray;
+        space.copy_from_slice(&misdirected.bytes);
+        let Misdirected { stride, from, to, ecn, .. } = *misdirected;
         self.take(UdpTrain { buf, start, len, stride, from, to, ecn });
     }
 
@@ -236,8 +236,8 @@ impl<I: Io> Receiver<'_, I> {
         let count = run.len().div_ceil(stride);
         if owner != self.id {
             let Origin { from, to, ecn } = origin;
-            let stray = || Stray { bytes: buf[run.clone()].into(), stride, from, to, ecn };
-            self.outbox.stray(owner, count, run.len(), stray);
+            let misdirected = || Misdirected { bytes: buf[run.clone()].into(), stride, from, to, ecn };
+            self.outbox.misdirected(owner, count, run.len(), misdirected);
             return 0;
         }
         let stats = &self.outbox.stats;

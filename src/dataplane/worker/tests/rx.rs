@@ -1,7 +1,7 @@
 //! From the wire to the TUN device.
 
 use super::*;
-use crate::dataplane::strays::{STRAY_BYTES, STRAY_QUEUE};
+use crate::dataplane::misdirected::{MISDIRECTED_BYTES, MISDIRECTED_QUEUE};
 use crate::io::UdpTrain;
 use crate::noise::REJECT_AFTER_TIME;
 use proptest::prelude::*;
@@ -301,8 +301,8 @@ fn a_train_of_mixed_indices_reaches_every_owner() {
     let written = rigs[1].written();
     assert_eq!(written.len(), 1);
     assert_eq!(tag(&written[0]), 2);
-    assert_eq!(rigs[0].count(|stats| &stats.strays_out), 1);
-    assert_eq!(rigs[1].count(|stats| &stats.strays_in), 1);
+    assert_eq!(rigs[0].count(|stats| &stats.misdirected_out), 1);
+    assert_eq!(rigs[1].count(|stats| &stats.misdirected_in), 1);
     assert_eq!(rigs[0].count(|stats| &stats.rx_unknown_index), 2);
 }
 
@@ -316,50 +316,50 @@ fn a_train_at_the_wrong_worker_is_handed_on_and_opened_as_one() {
     let train = remote.seal(&packets.iter().map(Vec::as_slice).collect::<Vec<_>>());
     rigs[0].push_train(train, outer(0));
     rigs[0].turn();
-    assert_eq!(links.workers[1].strays.len(), 1);
+    assert_eq!(links.workers[1].misdirected.len(), 1);
     rigs[1].turn();
-    assert_eq!(rigs[0].count(|stats| &stats.strays_out), 40);
-    assert_eq!(rigs[1].count(|stats| &stats.strays_in), 40);
+    assert_eq!(rigs[0].count(|stats| &stats.misdirected_out), 40);
+    assert_eq!(rigs[1].count(|stats| &stats.misdirected_in), 40);
     assert_eq!(rigs[1].count(|stats| &stats.rx_packets), 40);
     assert_eq!(rigs[1].written().len(), 1, "one write for all of them");
     assert_eq!(rigs[1].peers[0].rx_bytes.load(Relaxed), 40 * (1404_u64.next_multiple_of(16) + 32));
 }
 
 #[test]
-fn strays_that_wait_are_bounded_in_bytes_and_there_is_room_again_once_they_are_taken() {
+fn misdirected_datagrams_that_wait_are_bounded_in_bytes_and_there_is_room_again_once_they_are_taken() {
     let links = Links::new(2).unwrap();
     let mut rigs = [0, 1].map(|me| Rig::of(&links, me));
     rigs[1].add_peers(1);
     let remote = rigs[1].connect(0);
     let text = packet("10.0.0.1", ME, 1, 1376);
     let train = || remote.seal(&[text.as_slice(); 40]);
-    let fit = STRAY_BYTES / train().0.len();
+    let fit = MISDIRECTED_BYTES / train().0.len();
     for round in 1..3 {
         for _ in 0..fit + 2 {
             rigs[0].push_train(train(), outer(0));
             rigs[0].turn();
         }
-        assert_eq!(links.workers[1].strays.len(), fit, "round {round}");
-        assert_eq!(rigs[0].count(|stats| &stats.strays_dropped), 2 * 40 * round);
+        assert_eq!(links.workers[1].misdirected.len(), fit, "round {round}");
+        assert_eq!(rigs[0].count(|stats| &stats.misdirected_dropped), 2 * 40 * round);
         while rigs[1].turn() == Turn::Busy {
             rigs[1].io.discard_written();
         }
-        assert_eq!(links.workers[1].strays.len(), 0);
+        assert_eq!(links.workers[1].misdirected.len(), 0);
         assert_eq!(rigs[1].count(|stats| &stats.rx_packets), fit as u64 * 40 * round);
     }
 }
 
 #[test]
-fn strays_beyond_the_owners_queue_are_dropped_and_counted() {
+fn misdirected_datagrams_beyond_the_owners_queue_are_dropped_and_counted() {
     let links = Links::new(2).unwrap();
     let mut rig = Rig::of(&links, 0);
     let (_, _, remote) = Rig::of(&links, 1).session(1, Role::Initiator);
-    for _ in 0..STRAY_QUEUE + 3 {
+    for _ in 0..MISDIRECTED_QUEUE + 3 {
         let train = remote.seal(&[&[]]);
         rig.push_train(train, outer(0));
         rig.turn();
     }
-    assert_eq!(rig.count(|stats| &stats.strays_dropped), 3);
+    assert_eq!(rig.count(|stats| &stats.misdirected_dropped), 3);
 }
 
 #[test]

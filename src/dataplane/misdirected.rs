@@ -5,14 +5,14 @@ use crossbeam::queue::ArrayQueue;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Strays that may wait for their owner; full: dropped and counted.
-pub const STRAY_QUEUE: usize = 1024;
-/// Bytes of all strays that wait for one owner: 3 ms of 10 Gb/s, so that memory stays bounded where whole trains are handed on.
-pub const STRAY_BYTES: usize = 4 << 20;
+/// Misdirected datagrams that may wait for their owner; full: dropped and counted.
+pub const MISDIRECTED_QUEUE: usize = 1024;
+/// Bytes of all misdirected datagrams that wait for one owner: 3 ms of 10 Gb/s, so that memory stays bounded where whole trains are handed on.
+pub const MISDIRECTED_BYTES: usize = 4 << 20;
 
 /// Data messages that arrived at a worker that does not own them.
 #[derive(Clone, Debug)]
-pub struct Stray {
+pub struct Misdirected {
     /// Type-4 datagrams for one receiver index, back to back.
     pub bytes: Box<[u8]>,
     /// Size of all of them but perhaps the last, in bytes.
@@ -25,38 +25,38 @@ pub struct Stray {
     pub ecn: u8,
 }
 
-impl Stray {
+impl Misdirected {
     /// Number of messages.
     pub fn count(&self) -> usize {
         self.bytes.len().div_ceil(self.stride.max(1))
     }
 }
 
-/// A queue of strays, bounded in number and in bytes; any worker adds, the owner takes.
+/// A queue of misdirected datagrams, bounded in number and in bytes; any worker adds, the owner takes.
 #[derive(Debug)]
-pub struct Strays {
-    queue: ArrayQueue<Stray>,
+pub struct MisdirectedQueue {
+    queue: ArrayQueue<Misdirected>,
     bytes: AtomicUsize,
 }
 
-impl Default for Strays {
-    fn default() -> Strays {
-        Strays { queue: ArrayQueue::new(STRAY_QUEUE), bytes: AtomicUsize::new(0) }
+impl Default for MisdirectedQueue {
+    fn default() -> MisdirectedQueue {
+        MisdirectedQueue { queue: ArrayQueue::new(MISDIRECTED_QUEUE), bytes: AtomicUsize::new(0) }
     }
 }
 
-impl Strays {
+impl MisdirectedQueue {
     /// Whether `len` bytes more may wait: asking first spares their copy under overload.
     pub fn has_room(&self, len: usize) -> bool {
-        !self.queue.is_full() && self.bytes.load(Relaxed) + len <= STRAY_BYTES
+        !self.queue.is_full() && self.bytes.load(Relaxed) + len <= MISDIRECTED_BYTES
     }
 
     /// Adds one; false: no room.
-    pub fn push(&self, stray: Stray) -> bool {
-        let len = stray.bytes.len();
+    pub fn push(&self, misdirected: Misdirected) -> bool {
+        let len = misdirected.bytes.len();
         // Counted before it is in the queue, so that the owner never takes off what is not yet counted.
-        let within = self.bytes.fetch_add(len, Relaxed) + len <= STRAY_BYTES;
-        let added = within && self.queue.push(stray).is_ok();
+        let within = self.bytes.fetch_add(len, Relaxed) + len <= MISDIRECTED_BYTES;
+        let added = within && self.queue.push(misdirected).is_ok();
         if !added {
             self.bytes.fetch_sub(len, Relaxed);
         }
@@ -64,10 +64,10 @@ impl Strays {
     }
 
     /// Takes the oldest.
-    pub fn pop(&self) -> Option<Stray> {
-        let stray = self.queue.pop()?;
-        self.bytes.fetch_sub(stray.bytes.len(), Relaxed);
-        Some(stray)
+    pub fn pop(&self) -> Option<Misdirected> {
+        let misdirected = self.queue.pop()?;
+        self.bytes.fetch_sub(misdirected.bytes.len(), Relaxed);
+        Some(misdirected)
     }
 
     /// How many wait.
