@@ -188,8 +188,9 @@ fn view(name: &str, details: bool) -> Result<View, String> {
     };
     if details {
         view.names = client::peer_names(name);
-        let owners = client::status(name)?.map(|status| status.peers).unwrap_or_default();
-        view.owners = owners.into_iter().map(|owner| (owner.public_key, owner.worker)).collect();
+        let status = client::status(name)?.unwrap_or_default();
+        view.owners = status.peers.into_iter().map(|owner| (owner.public_key, owner.worker)).collect();
+        view.unbound = status.unbound;
     }
     Ok(view)
 }

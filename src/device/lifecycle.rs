@@ -1,5 +1,6 @@
 //! Interface up and down, the local key, peers added and removed (kernel `device.c`, `peer.c`, `netlink.c`).
 
+use super::attempts::Attempts;
 use super::outbox::Broadcast;
 use super::peer::{Peer, Watch};
 use super::{BindRequest, Device, Now};
@@ -7,6 +8,8 @@ use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::dataplane::PeerShared;
 use crate::noise::cookie::{CookieJar, GateKeys};
 use crate::noise::handshake::{Handshake, Identity};
+use crate::time::Instant;
+use std::io::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use subtle::ConstantTimeEq;
@@ -16,10 +19,10 @@ use zeroize::Zeroizing;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Link {
     Down,
-    /// Going up since then: the sockets are asked for.
-    Binding(Now),
-    /// Up, but without sockets: another port may still bring them.
-    Unbound,
+    /// Up, and the sockets are asked for, at this time.
+    Binding(Now, Attempts),
+    /// Up, but without sockets: tried again, and another port may bring them sooner.
+    Unbound(Attempts),
     Up,
 }
 
@@ -27,23 +30,48 @@ impl Device {
     /// The interface went up or down: sockets opened or closed, sessions dropped when down (kernel `wg_open`, `wg_stop`).
     pub fn set_up(&mut self, now: Now, up: bool) {
         match (self.link, up) {
-            (Link::Down | Link::Unbound, true) => {
-                self.link = Link::Binding(now);
-                self.out.bind(Some(BindRequest { port: self.port, mark: self.mark }));
-            }
-            (Link::Binding(_) | Link::Up, false) => self.stop(),
-            (Link::Unbound, false) => self.link = Link::Down,
-            (Link::Binding(_) | Link::Up, true) | (Link::Down, false) => {}
+            (Link::Down, true) => self.bind(now, Attempts::new(now.mono)),
+            (Link::Binding(..) | Link::Up, false) => self.stop(),
+            (Link::Unbound(_), false) => self.link = Link::Down,
+            (Link::Binding(..) | Link::Unbound(_) | Link::Up, true) | (Link::Down, false) => {}
         }
     }
 
-    /// The driver's answer to [`super::Output::Bind`]: the port, or the error number (EADDRINUSE), with which the device stays
-    /// down until it is set up again or given another port.
-    pub fn bound(&mut self, result: Result<u16, i32>) {
-        let Link::Binding(now) = self.link else { return };
+    fn bind(&mut self, now: Now, attempts: Attempts) {
+        self.link = Link::Binding(now, attempts);
+        self.out.bind(Some(BindRequest { port: self.port, mark: self.mark }));
+    }
+
+    /// When to try again to bind, where that failed.
+    pub(super) fn next_attempt(&self) -> Option<Instant> {
+        match self.link {
+            Link::Unbound(attempts) => Some(attempts.next),
+            _ => None,
+        }
+    }
+
+    /// Tries again to bind, once it is time.
+    pub(super) fn try_again(&mut self, now: Now) {
+        if let Link::Unbound(attempts) = self.link
+            && attempts.next <= now.mono
+        {
+            self.bind(now, attempts);
+        }
+    }
+
+    /// The driver's answer to [`super::Output::Bind`]: the port, or why there is none (EADDRINUSE). Then the device is without
+    /// sockets until a later attempt, or one with another port, succeeds.
+    pub fn bound(&mut self, result: Result<u16, Error>) {
+        let Link::Binding(now, mut attempts) = self.link else { return };
         match result {
-            Ok(port) => self.start(now, port),
-            Err(_) => self.link = Link::Unbound,
+            Ok(port) => {
+                attempts.succeeded(port);
+                self.start(now, port);
+            }
+            Err(error) => {
+                attempts.failed(now.mono, &error);
+                self.link = Link::Unbound(attempts);
+            }
         }
     }
 

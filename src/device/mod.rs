@@ -14,6 +14,7 @@
 //! asks [`Device::poll_timeout`] again.
 
 mod allowed;
+mod attempts;
 mod balance;
 mod handshakes;
 mod indices;
@@ -52,6 +53,8 @@ use balance::Balancer;
 use indices::IndexTable;
 use lifecycle::Link;
 use outbox::{Broadcast, Outbox};
+use status::Unbound;
+use std::io::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -178,14 +181,15 @@ impl Device {
         }
     }
 
-    /// Timers that are due, at most a bounded number of peers a call: [`Self::poll_timeout`] tells whether more are.
+    /// Timers that are due and another attempt to bind, at most a bounded number of peers a call: [`Self::poll_timeout`] tells whether more are.
     pub fn handle_timeout(&mut self, now: Now) {
+        self.try_again(now);
         self.run_timers(now);
     }
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.schedule.next(), self.balancer.next()].into_iter().flatten().min()
+        [self.schedule.next(), self.balancer.next(), self.next_attempt()].into_iter().flatten().min()
     }
 
     /// What to do next; call until `None` after every `handle_*`, `set_*` and UAPI call.
@@ -235,9 +239,15 @@ impl Device {
         self.identity.as_ref().map(Identity::public)
     }
 
-    /// The UDP port: as configured, or as bound once up; 0: any.
+    /// The UDP port: the configured one while the interface is down, the bound one once it is up; 0: any, or not bound.
     pub fn listen_port(&self) -> u16 {
-        self.port
+        if self.unbound().is_some() { 0 } else { self.port }
+    }
+
+    /// The interface is up but has no sockets: for which port it waits, and why there are none.
+    pub fn unbound(&self) -> Option<Unbound> {
+        let Link::Unbound(attempts) = self.link else { return None };
+        Some(Unbound { port: self.port, error: Error::from_raw_os_error(attempts.errno).to_string() })
     }
 
     /// The sockets' mark; 0: none.

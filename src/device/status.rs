@@ -7,6 +7,7 @@ use super::{Device, More};
 use crate::dataplane::Links;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Status {
     pub io: String,
     /// Whether the interface is up and the sockets are bound.
     pub up: bool,
+    /// Why it is not bound although the interface is up; `None`: it is, or the interface is down.
+    pub unbound: Option<Unbound>,
     /// Whether an eBPF program brings a peer's packets to its owner's TUN queue.
     pub tun_steering: bool,
     /// Whether a BPF program brings a peer's datagrams to its owner's socket; `None` while there are no sockets.
@@ -37,6 +40,21 @@ pub struct Status {
     pub handshakes: Counters,
     /// One a worker.
     pub workers: Vec<Counters>,
+}
+
+/// A port that is waited for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Unbound {
+    /// 0: any.
+    pub port: u16,
+    /// What the kernel said at the last attempt.
+    pub error: String,
+}
+
+impl Display for Unbound {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "none: UDP port {}: {}; trying again", self.port, self.error)
+    }
 }
 
 /// Who opens a peer's packets.
@@ -71,6 +89,7 @@ impl Device {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             up: self.is_up(),
+            unbound: self.unbound(),
             handshakes: by_name(self.stats().snapshot()),
             workers: links.workers.iter().map(|inbox| by_name(inbox.stats.snapshot())).collect(),
             ..Status::default()

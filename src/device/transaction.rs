@@ -168,8 +168,8 @@ impl Device {
         let port = request.listen_port.unwrap_or(self.port);
         let moves = match self.link {
             Link::Up => (port, mark) != (self.port, self.mark),
-            Link::Unbound => request.listen_port.is_some(),
-            Link::Down | Link::Binding(_) => false,
+            Link::Unbound(_) => request.listen_port.is_some(),
+            Link::Down | Link::Binding(..) => false,
         };
         let bound = if moves { bind(BindRequest { port, mark })? } else { port };
         if (bound, mark) != (self.port, self.mark) {
@@ -177,7 +177,7 @@ impl Device {
         }
         self.mark = mark;
         self.port = bound;
-        if moves && self.link == Link::Unbound {
+        if moves && matches!(self.link, Link::Unbound(_)) {
             self.start(now, bound);
         }
         Ok(())

@@ -65,15 +65,7 @@ pub fn get(name: &str) -> Result<DeviceState, String> {
 
 /// What a device says beyond the protocol. `Ok(None)`: another implementation, which does not know the question.
 pub fn status(name: &str) -> Result<Option<Status>, String> {
-    let answer = match open(name)?.exchange("status=1\n\n") {
-        Ok(answer) => answer,
-        Err(error) if error.raw_os_error().is_some() || error.kind() == ErrorKind::UnexpectedEof => {
-            return Ok(None);
-        }
-        Err(error) => return Err(format!("{name}: {error}")),
-    };
-    let text = answer.lines().find_map(|line| line.strip_prefix("status="));
-    Ok(text.and_then(|text| serde_json::from_str(text).ok()))
+    open(name)?.status().map_err(|error| format!("{name}: {error}"))
 }
 
 /// Peers' names by public key in base64, from the comments in the interface's file; none where it cannot be read.

@@ -1,6 +1,7 @@
 //! A running device, seen from outside: its configuration socket and what it answers.
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::device::status::Status;
 use crate::device::uapi::SetRequest;
 use crate::gateway::config::set_text;
 use crate::gateway::socket;
@@ -153,13 +154,36 @@ impl Control {
         })
     }
 
+    /// Asks for what the protocol has no words for. `Ok(None)`: another implementation, which does not know the question.
+    pub fn status(&self) -> Result<Option<Status>> {
+        let answer = match self.exchange("status=1\n\n") {
+            Ok(answer) => answer,
+            Err(error) if error.raw_os_error().is_some() || error.kind() == ErrorKind::UnexpectedEof => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let text = answer.lines().find_map(|line| line.strip_prefix("status="));
+        Ok(text.and_then(|text| serde_json::from_str(text).ok()))
+    }
+
+    /// As [`Self::get`], with the port that is configured even while somebody else has it.
+    pub fn configured(&self) -> Result<DeviceState> {
+        let mut device = self.get()?;
+        if device.listen_port == 0 {
+            let unbound = self.status()?.and_then(|status| status.unbound);
+            device.listen_port = unbound.map_or(0, |unbound| unbound.port);
+        }
+        Ok(device)
+    }
+
     /// Changes what the request says.
     pub fn set(&self, request: &SetRequest) -> Result<()> {
         self.exchange(&set_text(request)).map(drop)
     }
 
     /// The answer without its last line, `errno=0`.
-    pub(super) fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
+    fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
         let mut stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -212,23 +236,48 @@ mod tests {
         assert!(!format!("{state:?}").contains("a8dac1"));
     }
 
-    #[test]
-    fn an_error_number_becomes_an_error() {
-        let path = std::env::temp_dir().join(format!("rt-control-{}.sock", std::process::id()));
+    /// A device that gives these answers, one a connection, to what it then reports to have been asked.
+    fn answering(name: &str, answers: Vec<String>) -> (Control, std::thread::JoinHandle<Vec<String>>) {
+        let path = std::env::temp_dir().join(format!("rt-control-{}-{name}.sock", std::process::id()));
         let listener = UnixListener::bind(&path).unwrap();
         let control = Control { path: path.clone() };
         let server = std::thread::spawn(move || {
-            for answer in ["errno=0\n\n", "errno=-22\n\n", &format!("{ANSWER}errno=0\n\n")] {
+            let serve = |answer: String| {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut line = String::new();
                 BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
                 stream.write_all(answer.as_bytes()).unwrap();
-            }
+                line
+            };
+            let asked = answers.into_iter().map(serve).collect();
+            std::fs::remove_file(path).unwrap();
+            asked
         });
+        (control, server)
+    }
+
+    #[test]
+    fn an_error_number_becomes_an_error() {
+        let answers = ["errno=0\n\n".into(), "errno=-22\n\n".into(), format!("{ANSWER}errno=0\n\n")];
+        let (control, server) = answering("errors", answers.to_vec());
         control.set(&SetRequest::default()).unwrap();
         assert_eq!(control.set(&SetRequest::default()).unwrap_err().raw_os_error(), Some(22));
-        assert_eq!(control.get().unwrap().listen_port, 7);
+        assert_eq!(control.configured().unwrap().listen_port, 7);
         server.join().unwrap();
-        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_port_that_somebody_else_has_is_configured_all_the_same() {
+        let status = r#"status={"unbound":{"port":4500,"error":"in use"}}"#;
+        let answers = ["fwmark=9\nerrno=0\n\n".into(), format!("{status}\nerrno=0\n\n")];
+        let (control, server) = answering("unbound", answers.to_vec());
+        let device = control.configured().unwrap();
+        assert_eq!((device.listen_port, device.fwmark), (4500, 9));
+        assert_eq!(server.join().unwrap(), ["get=1\n", "status=1\n"]);
+        // Another implementation does not know the second question.
+        let answers = ["errno=0\n\n".into(), "errno=-22\n\n".into()];
+        let (control, server) = answering("other", answers.to_vec());
+        assert_eq!(control.configured().unwrap().listen_port, 0);
+        server.join().unwrap();
     }
 }

@@ -52,6 +52,9 @@ pub fn table(measured: &Measured) -> String {
         steered(Some(status.tun_steering)),
         steered(status.udp_steering)
     );
+    if let Some(unbound) = &status.unbound {
+        let _ = writeln!(text, "  listening port: {unbound}");
+    }
     let _ = writeln!(text, "  peers: {}, on {} worker(s)\n", status.peers.len(), status.workers.len());
     for (what, part, whole) in SHARES {
         let sum = |names: &[&str]| status.workers.iter().map(|worker| total(worker, names)).sum::<u64>();
@@ -151,6 +154,7 @@ pub fn prometheus(devices: &[Measured]) -> String {
 mod tests {
     use super::*;
     use crate::crypto::x25519::PublicKey;
+    use crate::device::status::Unbound;
     use crate::gateway::control::PeerState;
 
     fn measured(name: &str) -> Measured {
@@ -178,6 +182,15 @@ mod tests {
         );
         assert!(!text.contains("rx_replayed"), "{text}");
         assert!(table(&Measured { status: None, ..measured("wg0") }).contains("another implementation"));
+    }
+
+    #[test]
+    fn a_port_that_is_waited_for_is_told_with_the_reason() {
+        let mut waiting = measured("wg0");
+        let unbound = Some(Unbound { port: 7, error: "in use".into() });
+        waiting.status = waiting.status.map(|status| Status { unbound, ..status });
+        assert!(table(&waiting).contains("listening port: none: UDP port 7: in use"), "{}", table(&waiting));
+        assert!(!table(&measured("wg0")).contains("listening port"));
     }
 
     #[test]

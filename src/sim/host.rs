@@ -450,7 +450,7 @@ impl Host {
         let result = request.map(|request| pick_port(request, self.bind_error.take(), &mut self.rng));
         self.rebind(result.and_then(Result::ok));
         if let Some(result) = result {
-            self.device.bound(result);
+            self.device.bound(result.map_err(std::io::Error::from_raw_os_error));
         }
     }
 

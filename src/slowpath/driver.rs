@@ -11,10 +11,11 @@ use crate::routing::Prefix;
 use crate::slowpath::jobs::{Jobs, Progress, Request};
 use crate::slowpath::listening::LinkEvent;
 use crate::sys::clock::Clock;
+use crate::sys::error::errno;
 use crate::sys::source::Routes;
 use crate::time::Instant;
 use std::collections::VecDeque;
-use std::io::Error;
+use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,7 +32,7 @@ const LARGE: usize = 1000;
 const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// Pause before controls that did not fit a worker's queue are offered again.
 const RETRY: Duration = Duration::from_millis(1);
-/// How long our own sockets on the same port may take to close in the workers before "in use" is believed.
+/// How long the workers may take to close our sockets on a port that we left.
 const PORT_RELEASE: Duration = Duration::from_millis(500);
 
 /// The device, and everything its [`Output`]s touch.
@@ -41,6 +42,10 @@ pub(super) struct Driver {
     /// Controls that did not fit a worker's queue, in order; bounded by what one UAPI operation or timeout makes.
     backlog: Vec<VecDeque<Control>>,
     group: Option<UdpGroup>,
+    /// The port that we left last, and until when the workers may still have sockets on it.
+    left: Option<(u16, Instant)>,
+    /// A transaction that asks for that port, and waits for the workers.
+    postponed: Option<Box<SetRequest>>,
     steering: Option<TunSteering>,
     gro: bool,
     uring: bool,
@@ -77,6 +82,8 @@ impl Driver {
             links,
             backlog,
             group: None,
+            left: None,
+            postponed: None,
             steering,
             gro,
             uring,
@@ -121,7 +128,16 @@ impl Driver {
             return;
         }
         let now = self.now();
-        if let Progress::Read(request) = self.jobs.change(&mut self.device, now) {
+        let request = match self.postponed.take() {
+            Some(request) => request,
+            None => match self.jobs.change(&mut self.device, now) {
+                Progress::Read(request) => request,
+                Progress::Going | Progress::Done => return,
+            },
+        };
+        if self.is_left(now.mono, &request) {
+            self.postponed = Some(request);
+        } else {
             let begun = self.begin(now, *request);
             if begun.as_ref().is_ok_and(|begun| begun.peers() >= LARGE) {
                 self.tidy_at = Some(now.mono + TIDY_AFTER);
@@ -199,7 +215,7 @@ impl Driver {
             if let Some(group) = group.filter(|group| group.port == wanted.port) {
                 return set_mark(group, wanted.mark);
             }
-            let (group, sockets) = bind(wanted, workers, gro)?;
+            let (group, sockets) = bind(wanted, workers, gro).map_err(|error| refused(&error))?;
             let port = group.port;
             bound = Some((group, sockets));
             Ok(port)
@@ -210,41 +226,47 @@ impl Driver {
         begun
     }
 
+    /// Whether it asks for a port that our own sockets still have: they are about to close, so it is not in use.
+    fn is_left(&self, now: Instant, request: &SetRequest) -> bool {
+        let Some((port, until)) = self.left else { return false };
+        let is_asked_for = request.listen_port == Some(port) && now < until;
+        let probe = UdpConfig { port, mark: 0, workers: 1, gro: false };
+        is_asked_for && udp::bind(&probe).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    }
+
+    /// Lets go of the sockets; the workers do so when they are told.
+    fn leave(&mut self) {
+        if let Some(group) = self.group.take() {
+            self.left = Some((group.port, Clock.now() + PORT_RELEASE));
+        }
+    }
+
     fn hand_out(&mut self, group: UdpGroup, sockets: Vec<UdpSockets>) {
         if sockets.len() > 1 && !group.steered && !std::mem::replace(&mut self.told_unsteered, true) {
             log::warn!(
                 "no steering of the UDP sockets: workers hand on what the kernel gives to the wrong one"
             );
         }
+        self.leave();
         self.group = Some(group);
         for (backlog, pair) in self.backlog.iter_mut().zip(sockets) {
             backlog.push_back(Control::Rebind(Some(pair)));
         }
     }
 
-    /// The interface went up or down. Our own sockets on the port may still be closing in the workers: wait for them.
+    /// The interface went up or down, or another attempt is due.
     fn bind_or_close(&mut self, request: Option<BindRequest>) {
         let Some(wanted) = request else {
-            self.group = None;
+            self.leave();
             self.backlog.iter_mut().for_each(|backlog| backlog.push_back(Control::Rebind(None)));
             return;
         };
-        let begun = std::time::Instant::now();
-        let result = loop {
-            match bind(wanted, self.links.workers.len(), self.gro) {
-                Err(libc::EADDRINUSE) if begun.elapsed() < PORT_RELEASE => {
-                    self.deliver();
-                    std::thread::sleep(RETRY);
-                }
-                result => break result,
-            }
-        };
-        match result {
+        match bind(wanted, self.links.workers.len(), self.gro) {
             Ok((group, sockets)) => {
                 self.device.bound(Ok(group.port));
                 self.hand_out(group, sockets);
             }
-            Err(errno) => self.device.bound(Err(errno)),
+            Err(error) => self.device.bound(Err(error)),
         }
     }
 
@@ -269,12 +291,13 @@ impl Driver {
             }
         }
         let stuck = self.deliver();
-        let changes = self.jobs.has_changes() && self.workers_keep_up();
+        let waits = self.postponed.is_some();
+        let changes = self.jobs.has_changes() && self.workers_keep_up() && !waits;
         if self.work_pending || self.device.has_unchecked_sources() || changes || self.jobs.has_questions() {
             return Some(Instant::START);
         }
         let due = [self.device.poll_timeout(), self.tidy_at].into_iter().flatten().min();
-        let again = stuck.then(|| Clock.now() + RETRY);
+        let again = (stuck || waits).then(|| Clock.now() + RETRY);
         [due, again].into_iter().flatten().min()
     }
 
@@ -310,19 +333,18 @@ impl Driver {
     }
 }
 
-/// Binds one pair of sockets a worker; the error number where that fails.
-fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>), i32> {
-    let config = UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro };
-    udp::bind(&config).map_err(|error| {
-        log::error!("cannot bind UDP port {}: {error}", wanted.port);
-        crate::sys::error::errno(&error).unwrap_or(libc::EIO)
-    })
+/// Binds one pair of sockets a worker.
+fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>)> {
+    udp::bind(&UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro })
+}
+
+/// Tells why a transaction fails; its error number.
+fn refused(error: &Error) -> i32 {
+    log::error!("the configuration is refused: {error}");
+    errno(error).unwrap_or(libc::EIO)
 }
 
 /// Changes the mark of bound sockets; returns their port, or the error number.
 fn set_mark(group: &UdpGroup, mark: u32) -> Result<u16, i32> {
-    group.set_mark(mark).map(|()| group.port).map_err(|error| {
-        log::error!("cannot set the firewall mark {mark:#x}: {error}");
-        crate::sys::error::errno(&error).unwrap_or(libc::EIO)
-    })
+    group.set_mark(mark).map(|()| group.port).map_err(|error| refused(&error))
 }

@@ -24,6 +24,7 @@ mod lifecycle;
 mod load;
 mod memory;
 mod pair;
+mod ports;
 mod rekey;
 mod reload;
 mod sources;

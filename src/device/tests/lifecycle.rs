@@ -57,6 +57,47 @@ fn a_port_in_use_keeps_the_device_down_until_another_is_given() {
 }
 
 #[test]
+fn a_port_in_use_is_tried_again_ever_more_seldom_and_not_shown_until_it_is_bound() {
+    let mut side = Side::new(1);
+    side.bind_answer = Err(EADDRINUSE);
+    side.apply(Instant::START, &port(7));
+    assert_eq!(side.device.listen_port(), 7, "down: what is configured");
+    side.device.set_up(at(Instant::START), true);
+    side.drain();
+    let mut now = Instant::START;
+    let mut pauses = Vec::new();
+    while side.binds.len() < 40 {
+        let due = side.device.poll_timeout().unwrap();
+        pauses.push(due.since(now));
+        now = due;
+        side.device.handle_timeout(at(now));
+        side.drain();
+        assert_eq!((side.device.is_up(), side.device.listen_port()), (false, 0));
+        assert_eq!(side.device.unbound().map(|unbound| unbound.port), Some(7));
+        side.device.set_up(at(now), true); // as at every change of the MTU
+        side.drain();
+    }
+    assert!(pauses.is_sorted() && pauses[0] <= Duration::from_millis(1), "{pauses:?}");
+    assert_eq!(pauses.last(), Some(&Duration::from_secs(1)));
+    side.bind_answer = Ok(7);
+    now = now + Duration::from_secs(1);
+    side.device.handle_timeout(at(now));
+    side.drain();
+    assert_eq!((side.device.is_up(), side.device.listen_port(), side.device.unbound()), (true, 7, None));
+    assert_eq!(side.device.poll_timeout(), None);
+}
+
+#[test]
+fn a_device_that_went_down_asks_for_no_port() {
+    let mut side = Side::new(1);
+    side.bind_answer = Err(EADDRINUSE);
+    side.device.set_up(at(Instant::START), true);
+    side.drain();
+    side.device.set_up(at(Instant::START), false);
+    assert_eq!((side.device.poll_timeout(), side.device.unbound()), (None, None));
+}
+
+#[test]
 fn a_port_in_use_fails_the_transaction_and_changes_nothing() {
     let mut pair = Pair::connected();
     let mut request = port(7);

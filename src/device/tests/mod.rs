@@ -253,7 +253,7 @@ impl Side {
                 self.log.push("Bind");
                 self.binds.push(request);
                 if request.is_some() {
-                    self.device.bound(self.bind_answer);
+                    self.device.bound(self.bind_answer.map_err(std::io::Error::from_raw_os_error));
                 }
             }
             Output::Steer(prefix, target) => self.steer.push((prefix, target)),

@@ -80,8 +80,8 @@ impl Device {
         if let Some(identity) = &self.identity {
             key_line(text, "private_key", &Zeroizing::new(identity.private().to_bytes()));
         }
-        if self.port != 0 {
-            line(text, "listen_port", self.port);
+        if self.listen_port() != 0 {
+            line(text, "listen_port", self.listen_port());
         }
         if self.mark != 0 {
             line(text, "fwmark", self.mark);

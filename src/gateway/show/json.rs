@@ -1,6 +1,7 @@
 //! The form for programs.
 
 use super::{View, address, endpoint, public_key};
+use crate::device::status::Unbound;
 use crate::gateway::control::PeerState;
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -17,6 +18,8 @@ pub struct InterfaceJson {
     pub private_key: Option<Zeroizing<String>>,
     /// 0: none yet.
     pub listen_port: u16,
+    /// Why it does not listen, where it should.
+    pub unbound: Option<Unbound>,
     /// 0: none.
     pub fwmark: u32,
     /// In the device's order.
@@ -59,6 +62,7 @@ pub fn json(view: &View) -> InterfaceJson {
         public_key: public_key(device),
         private_key: device.private_key.as_ref().filter(|_| view.reveal).map(|key| key.to_base64()),
         listen_port: device.listen_port,
+        unbound: view.unbound.clone(),
         fwmark: device.fwmark,
         peers: device.peers.iter().map(|peer| of_peer(view, peer)).collect(),
     }

@@ -10,6 +10,7 @@ pub use paint::Paint;
 pub use pretty::pretty;
 
 use crate::crypto::x25519::SharedSecret;
+use crate::device::status::Unbound;
 use crate::gateway::control::{DeviceState, PeerState};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use std::collections::HashMap;
@@ -28,6 +29,8 @@ pub struct View {
     pub names: HashMap<String, String>,
     /// Owning workers, by public key in base64; empty where the device has none.
     pub owners: HashMap<String, u8>,
+    /// Why it does not listen, where it should.
+    pub unbound: Option<Unbound>,
     /// Seconds since the Unix epoch.
     pub now: u64,
     /// WG_HIDE_KEYS=never.

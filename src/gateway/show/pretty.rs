@@ -17,6 +17,8 @@ pub fn pretty(view: &View, paint: Paint, verbose: bool) -> Text {
     }
     if device.listen_port != 0 {
         line(&mut text, paint, "listening port", &device.listen_port.to_string());
+    } else if let Some(unbound) = &view.unbound {
+        line(&mut text, paint, "listening port", &unbound.to_string());
     }
     if device.fwmark != 0 {
         line(&mut text, paint, "fwmark", &format!("{:#x}", device.fwmark));

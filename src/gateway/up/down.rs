@@ -141,7 +141,7 @@ fn save_to(session: &mut Session<'_>, control: &Control, loaded: Loaded) -> Resu
     // Another process may have changed it since it was read.
     let mut loaded = loaded.place.load(Permissions::Warn)?;
     session.console.command(&format!("wg showconf {name}"));
-    let device = control.get().map_err(Failure::of(control.path().display()))?;
+    let device = control.configured().map_err(Failure::of(control.path().display()))?;
     let link = session.host.link(&name).map_err(Failure::of(&name))?;
     let addresses = match link {
         Some(link) => Some(session.host.addresses(link.index).map_err(Failure::of(&name))?),

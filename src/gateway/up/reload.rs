@@ -71,7 +71,7 @@ impl<'a> Reload<'a> {
         let link = session.host.link(&name).map_err(Failure::of(&name))?.ok_or_else(|| {
             Failure::new(format!("`{name}' is in another network namespace: run this there"))
         })?;
-        let device = control.get().map_err(Failure::of(control.path().display()))?;
+        let device = control.configured().map_err(Failure::of(control.path().display()))?;
         let addresses = session.host.addresses(link.index).map_err(Failure::of(&name))?;
         let resolved = resolve_what_can_be(config, session);
         let mut request =
