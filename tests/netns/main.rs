@@ -17,6 +17,7 @@ mod dns;
 mod failures;
 mod fallbacks;
 mod firewall;
+mod healing;
 mod hostile;
 mod interop;
 mod keys;

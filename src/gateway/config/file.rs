@@ -1,6 +1,6 @@
 //! Where a configuration is found, who may read it, and how it is replaced.
 
-use super::{Config, ConfigError, ConfigErrors, Document, Warning};
+use super::{Config, ConfigError, ConfigErrors, Document, Salvage, Warning};
 use rustix::fs::{FlockOperation, flock};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -90,6 +90,17 @@ impl Place {
 
     /// As [`Self::find`], with names looked up in `directory`.
     pub fn find_in(directory: &Path, given: &str) -> std::result::Result<Place, LoadError> {
+        let Place { file, interface } = Place::named_in(directory, given)?;
+        let file = fs::canonicalize(&file).map_err(|error| LoadError::File(file, error))?;
+        Ok(Place { file, interface })
+    }
+
+    /// As [`Self::find`], whether there is such a file or not.
+    pub fn named(given: &str) -> std::result::Result<Place, LoadError> {
+        Place::named_in(Path::new(DIRECTORY), given)
+    }
+
+    fn named_in(directory: &Path, given: &str) -> std::result::Result<Place, LoadError> {
         let path = match is_interface_name(given) {
             true => directory.join(format!("{given}.conf")),
             false => PathBuf::from(given),
@@ -100,8 +111,13 @@ impl Place {
             Some(name) if is_interface_name(name) => name.to_owned(),
             _ => return Err(LoadError::Name(given.to_owned())),
         };
-        let file = fs::canonicalize(&path).map_err(|error| LoadError::File(path, error))?;
-        Ok(Place { file, interface })
+        Ok(Place { file: path, interface })
+    }
+
+    /// What can be read of a file that has mistakes; nothing where there is no file.
+    pub fn salvage(&self) -> Salvage {
+        let bytes = fs::read(&self.file).map(zeroize::Zeroizing::new);
+        bytes.map(|bytes| Document::new(&bytes).salvage()).unwrap_or_default()
     }
 
     /// Reads and checks the file.

@@ -1,7 +1,7 @@
 //! From lines to meaning: all errors at once.
 
 use super::document::{INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, name_in, quick_pair, quoted, wg_cleaned};
-use super::{Config, ConfigError, Document, Line, Peer, Warning, value};
+use super::{Config, ConfigError, Document, Interface, Line, Peer, Warning, value};
 use crate::crypto::x25519::PublicKey;
 use crate::routing::Prefix;
 use std::collections::{HashMap, HashSet};
@@ -19,14 +19,30 @@ pub(super) struct Section {
     pub(super) name: Option<String>,
 }
 
+/// What takes a tunnel down, of a file that may be wrong in other places.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Salvage {
+    /// The interface's part, but for the lines with mistakes.
+    pub interface: Interface,
+    /// Lines that were meant as a hook of `down` and cannot be read; 1 is the first.
+    pub lost: Vec<usize>,
+}
+
 impl Document {
+    /// Reads the interface's part as far as that goes.
+    pub fn salvage(&self) -> Salvage {
+        let parser = self.taken();
+        let lines = parser.errors.iter().map(|error| error.line);
+        let is_hook = |at: &usize| {
+            let line = self.lines.get(at - 1).map(|line| line.trim_ascii().to_ascii_lowercase());
+            line.is_some_and(|line| line.starts_with(b"predown") || line.starts_with(b"postdown"))
+        };
+        Salvage { lost: lines.filter(is_hook).collect(), interface: parser.config.interface }
+    }
+
     /// Reads the meaning, or all that is wrong with it.
     pub fn parse(&self) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
-        let mut parser = Parser::default();
-        for (at, (line, kind)) in self.kinds().enumerate() {
-            parser.line = at + 1;
-            parser.take(line, kind);
-        }
+        let mut parser = self.taken();
         for section in self.sections().into_iter().filter(|section| !section.interface) {
             let peer = parser.peers.iter_mut().find(|(_, peer)| peer.line.0 == section.header + 1);
             if let Some((_, peer)) = peer {
@@ -34,6 +50,15 @@ impl Document {
             }
         }
         parser.finish()
+    }
+
+    fn taken(&self) -> Parser {
+        let mut parser = Parser::default();
+        for (at, (line, kind)) in self.kinds().enumerate() {
+            parser.line = at + 1;
+            parser.take(line, kind);
+        }
+        parser
     }
 
     /// The sections in order. A comment directly above a header belongs to it, unless it holds a name and the section has

@@ -2,8 +2,10 @@
 
 use super::dns::Manager;
 use super::journal::Trace;
-use super::{Console, Failure, Result, Session, dns, firewall, load, policy};
-use crate::gateway::config::{FileLock, Loaded, Permissions, Runtime, Table, write_private};
+use super::{Console, Failure, Result, Session, dns, firewall, load, policy, read};
+use crate::gateway::config::{
+    FileLock, Interface, LoadError, Loaded, Permissions, Place, Runtime, Table, write_private,
+};
 use crate::gateway::control::{Control, DeviceState};
 use crate::gateway::socket;
 use crate::sys::link;
@@ -14,14 +16,13 @@ const END: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes the tunnel down: hooks, the file saved where it says so, and everything that `up` made removed.
-pub fn down(given: &str, mut console: Console<'_>) -> Result<()> {
-    let loaded = load(given, Permissions::Warn, &mut console)?;
-    let mut session = Session::new(&loaded.place.interface, console)?;
-    let interface = &loaded.config.interface;
+pub fn down(given: &str, console: Console<'_>) -> Result<()> {
+    let mut session = Session::new(&Place::named(given)?.interface, console)?;
+    let (interface, loaded) = read_for_down(given, &mut session)?;
     let Some(control) = Control::find(&session.name) else { return remove_remains(&mut session) };
     session.hooks(&interface.pre_down)?;
-    if interface.save_config {
-        save_to(&mut session, &control, loaded.clone())?;
+    if let Some(loaded) = loaded.filter(|_| interface.save_config) {
+        save_to(&mut session, &control, loaded)?;
     }
     let device = control.get().map_err(Failure::of(control.path().display()))?;
     for trace in remains(&session, &device, interface.table) {
@@ -37,6 +38,36 @@ pub fn down(given: &str, mut console: Console<'_>) -> Result<()> {
     }
     session.journal.forget();
     session.hooks(&interface.post_down)
+}
+
+/// The file; of one that cannot be read, or not all of it, what there is: that is no reason for a tunnel to stay.
+fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, Option<Loaded>)> {
+    let place = Place::named(given)?;
+    let error = match read(given, Permissions::Warn, &mut session.console) {
+        Ok(loaded) => return Ok((loaded.config.interface.clone(), Some(loaded))),
+        Err(error) => error,
+    };
+    if Control::find(&session.name).is_none() && session.journal.traces().is_empty() {
+        return Err(error.into());
+    }
+    session.console.remark(&error.to_string());
+    let LoadError::Content(_) = error else {
+        session
+            .console
+            .remark("its PreDown and PostDown hooks cannot be read, and do not run; nothing is saved");
+        return Ok((Interface::default(), None));
+    };
+    let salvage = place.salvage();
+    let interface = salvage.interface;
+    for line in salvage.lost {
+        session.console.remark(&format!("{}:{line}: this hook cannot be read", place.file.display()));
+    }
+    session.console.remark(&format!(
+        "of a file with mistakes {} PreDown and {} PostDown hooks run, and nothing is saved",
+        interface.pre_down.len(),
+        interface.post_down.len()
+    ));
+    Ok((interface, None))
 }
 
 /// The process is gone, and with it the interface; what a killed one left elsewhere is removed.

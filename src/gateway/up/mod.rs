@@ -181,6 +181,14 @@ fn program(console: &mut Console<'_>, name: &str, arguments: &[&str], input: &st
 }
 
 fn load(given: &str, permissions: Permissions, console: &mut Console<'_>) -> Result<Loaded> {
+    Ok(read(given, permissions, console)?)
+}
+
+fn read(
+    given: &str,
+    permissions: Permissions,
+    console: &mut Console<'_>,
+) -> std::result::Result<Loaded, LoadError> {
     let loaded = Place::find(given)?.load(permissions)?;
     for warning in &loaded.warnings {
         console.remark(&warning.describe(&loaded.place.file));
