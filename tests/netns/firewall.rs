@@ -100,13 +100,23 @@ fn without_nft_iptables_clamps_and_a_reload_clamps_anew() {
 }
 
 #[test]
-fn without_nft_and_iptables_a_default_route_is_refused() {
+fn a_missing_packet_filter_is_noticed_before_anything_is_done() {
     let Some(site) = Site::new() else { return };
-    site.write("Address = 192.168.96.1/24", &peer(DEFAULT));
     let up = format!("{} up {}", ringtun().display(), site.file().display());
-    let said = without(&site, &["nft", "iptables-restore", "ip6tables-restore"], &up);
-    assert!(said.expect_err("no firewall").contains("install nftables"));
-    assert!(site.is_gone());
+    let hidden = ["nft", "iptables-restore", "ip6tables-restore"];
+    for (more, peers) in [("", DEFAULT), ("\n# ClampMSS = true", "AllowedIPs = 10.7.0.0/16")] {
+        site.write(&format!("Address = 192.168.96.1/24\nPreUp = echo the hook runs{more}"), &peer(peers));
+        let said = without(&site, &hidden, &up).expect_err("no firewall");
+        assert!(said.contains("install nftables"), "{said}");
+        assert!(!said.contains("the hook runs") && !said.contains("ringtun --mtu"), "{said}");
+        assert!(site.is_gone());
+    }
+    // Where IPv4's is there alone, IPv4's default route can be guarded.
+    if find_program("iptables-restore").is_some() {
+        site.write("Address = 192.168.96.1/24", &peer("AllowedIPs = ::/0"));
+        let said = without(&site, &["nft", "ip6tables-restore"], &up).expect_err("no firewall");
+        assert!(said.contains("install nftables") && !said.contains("ringtun --mtu"), "{said}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@
 mod common;
 
 mod bulk;
+mod container;
 mod damage;
 mod dns;
 mod failures;

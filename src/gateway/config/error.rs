@@ -38,6 +38,8 @@ impl std::error::Error for ConfigErrors {}
 pub enum Warning {
     /// Everyone may read the keys.
     WorldReadable(PathBuf),
+    /// Everyone may read the keys, and the file's mount is read-only.
+    WorldReadableMount,
     /// A key's last value replaces an earlier one.
     Replaced {
         /// Of the value that counts.
@@ -70,7 +72,7 @@ impl Warning {
     /// The line, where the warning is about one.
     pub fn line(&self) -> Option<usize> {
         match self {
-            Warning::WorldReadable(_) => None,
+            Warning::WorldReadable(_) | Warning::WorldReadableMount => None,
             Warning::Replaced { line, .. }
             | Warning::HostBits { line, .. }
             | Warning::Taken { line, .. }
@@ -97,6 +99,10 @@ impl fmt::Display for Warning {
                     file.display()
                 )
             }
+            Warning::WorldReadableMount => f.write_str(
+                "the keys in it are readable by everyone, and its mount is read-only: give it mode 0400 where it comes from \
+                 (for a Kubernetes secret, defaultMode: 0400)",
+            ),
             Warning::Replaced { key, .. } => write!(f, "{key} replaces the value that stands above"),
             Warning::HostBits { value, .. } => {
                 write!(f, "{value} has bits beyond its prefix length, which are ignored")

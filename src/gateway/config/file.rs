@@ -124,7 +124,9 @@ impl Place {
     pub fn load(self, permissions: Permissions) -> std::result::Result<Loaded, LoadError> {
         let failed = |error| LoadError::File(self.file.clone(), error);
         let exposed = is_world_accessible(&self.file).map_err(failed)?;
-        if exposed && permissions == Permissions::Refuse {
+        // Nobody here can mend that of a container's secret, so refusing would be for ever.
+        let is_fixed = exposed && is_on_read_only_mount(&self.file).map_err(failed)?;
+        if exposed && !is_fixed && permissions == Permissions::Refuse {
             return Err(LoadError::WorldReadable(self.file));
         }
         let bytes = zeroize::Zeroizing::new(fs::read(&self.file).map_err(failed)?);
@@ -134,7 +136,9 @@ impl Place {
             Err(errors) => return Err(LoadError::Content(self.errors(errors))),
         };
         if exposed {
-            warnings.insert(0, Warning::WorldReadable(self.file.clone()));
+            let file = self.file.clone();
+            let warning = if is_fixed { Warning::WorldReadableMount } else { Warning::WorldReadable(file) };
+            warnings.insert(0, warning);
         }
         Ok(Loaded { place: self, document, config, warnings })
     }
@@ -149,6 +153,10 @@ impl Place {
 fn is_world_accessible(file: &Path) -> Result<bool> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(fs::metadata(file)?.mode() & fs::metadata(directory)?.mode() & 0o007 != 0)
+}
+
+fn is_on_read_only_mount(file: &Path) -> Result<bool> {
+    Ok(rustix::fs::statvfs(file)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 /// Replaces `path` whole or not at all: a new file of mode 0600 beside it, synced, then renamed over it.

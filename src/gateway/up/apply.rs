@@ -2,7 +2,7 @@
 
 use super::journal::Trace;
 use super::{Failure, Result, Session, dns, firewall, policy};
-use crate::gateway::config::{Address, Config, Endpoint, Loaded, Table};
+use crate::gateway::config::{Address, Config, Endpoint, Loaded, Table, allowed_ips};
 use crate::gateway::control::{Control, DeviceState};
 use crate::gateway::itself;
 use crate::gateway::mtu::{self, Family, Path};
@@ -28,6 +28,7 @@ pub(in crate::gateway) type Resolved = Vec<(Endpoint, SocketAddr)>;
 pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) -> Result<()> {
     let (config, name) = (&loaded.config, session.name.clone());
     let interface = &config.interface;
+    is_possible(config, clamp)?;
     session.hooks(&interface.pre_up)?;
     let resolved = resolve_all(config, session)?;
     let mtu = mtu_for(&name, config, &resolved, interface.fwmark.unwrap_or(0), &session.host)?;
@@ -62,6 +63,17 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     session.hooks(&interface.post_up)?;
     session.interrupt.check()?;
     session.journal.note(&Trace::Finished)
+}
+
+/// Whether the host has what the file's wishes need. Asked before hooks run, which nothing undoes.
+fn is_possible(config: &Config, clamp: bool) -> Result<()> {
+    let interface = &config.interface;
+    let mut defaults = allowed_ips(config).into_iter().filter(|prefix| is_default(interface.table, *prefix));
+    defaults.try_for_each(policy::is_possible)?;
+    if clamp {
+        firewall::is_here_to_clamp()?;
+    }
+    if interface.dns.is_empty() { Ok(()) } else { dns::manager("").map(drop) }
 }
 
 /// Every endpoint's address.
@@ -178,6 +190,11 @@ pub(super) fn add_address(session: &mut Session<'_>, index: u32, address: Addres
     let proto = policy::proto(address.addr.is_ipv6());
     let command = format!("ip {proto} address add {address} dev {}", session.name);
     session.step(&command, |host| host.add_address(index, address))
+}
+
+/// Whether it is a default route that goes by policy rules.
+pub(super) fn is_default(table: Table, prefix: Prefix) -> bool {
+    table == Table::Auto && prefix.len() == 0
 }
 
 /// All allowed IPs of the device, the longest first and then by text, as wg-quick's `sort -nr` has them.

@@ -58,6 +58,24 @@ fn clamp_rules(interface: &str, mtu: u32) -> String {
         )
 }
 
+/// Whether [`against_spoofing`] has a program to run.
+pub(super) fn is_here_against_spoofing(v6: bool) -> Result<()> {
+    if hooks::find("nft").is_some() || iptables::is_here(v6) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "a default route needs nft(8) or iptables(8) to guard the tunnel's addresses: install nftables, or set `Table = off`",
+    ))
+}
+
+/// Whether [`clamp`] has a program to run.
+pub(super) fn is_here_to_clamp() -> Result<()> {
+    if hooks::find("nft").is_some() || iptables::is_here(false) {
+        return Ok(());
+    }
+    Err(Failure::new("clamping the MSS needs nft(8) or iptables(8): install nftables"))
+}
+
 /// Adds [`spoof_rules`] in the place of earlier ones.
 pub(super) fn against_spoofing(
     interface: &str,
@@ -69,12 +87,8 @@ pub(super) fn against_spoofing(
     if hooks::find("nft").is_some() {
         return program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses));
     }
-    if iptables::is_here(v6) {
-        return iptables::against_spoofing(interface, v6, table, addresses, console);
-    }
-    Err(Failure::new(
-        "a default route needs nft(8) or iptables(8) to guard the tunnel's addresses: install nftables, or set `Table = off`",
-    ))
+    is_here_against_spoofing(v6)?;
+    iptables::against_spoofing(interface, v6, table, addresses, console)
 }
 
 /// Adds [`clamp_rules`] in the place of earlier ones.
@@ -82,9 +96,7 @@ pub(super) fn clamp(interface: &str, mtu: u32, console: &mut Console<'_>) -> Res
     if hooks::find("nft").is_some() {
         return program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu));
     }
-    if !iptables::is_here(false) {
-        return Err(Failure::new("clamping the MSS needs nft(8) or iptables(8): install nftables"));
-    }
+    is_here_to_clamp()?;
     // Without IPv6 in the kernel ip6tables fails, and has nothing to clamp.
     let has_v6 = Path::new("/proc/net/if_inet6").exists() && iptables::is_here(true);
     iptables::clamp(interface, false, mtu, console)?;

@@ -95,7 +95,13 @@ impl Journal {
             let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path)?;
             file.write_all(format!("{trace}\n").as_bytes())
         };
-        append().map_err(Failure::of(self.path.display()))
+        append().map_err(|error| match error.kind() {
+            std::io::ErrorKind::ReadOnlyFilesystem => Failure::new(format!(
+                "{}: what is to be undone cannot be noted, since /run is read-only: mount a tmpfs there",
+                self.path.display()
+            )),
+            _ => Failure::of(self.path.display())(error),
+        })
     }
 
     /// Takes back one note, where there is such.

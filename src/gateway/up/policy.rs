@@ -102,12 +102,33 @@ fn table(session: &mut Session<'_>, control: &Control) -> Result<u32> {
     )))
 }
 
-/// The reverse path filter is to look with the mark that connection tracking restored.
-fn accept_marked_answers(session: &mut Session<'_>) -> Result<()> {
-    let was_off = std::fs::read_to_string(VALID_MARK).is_ok_and(|text| text.trim() == "0");
-    if was_off {
-        session.journal.note(&Trace::ValidMark)?;
+fn are_marked_answers_good() -> bool {
+    std::fs::read_to_string(VALID_MARK).is_ok_and(|text| text.trim() == "1")
+}
+
+/// Whether a default route can be made here, asked before anything is done.
+pub(super) fn is_possible(prefix: Prefix) -> Result<()> {
+    let v6 = prefix.addr().is_ipv6();
+    firewall::is_here_against_spoofing(v6)?;
+    if v6 || are_marked_answers_good() {
+        return Ok(());
     }
+    match rustix::fs::access(VALID_MARK, rustix::fs::Access::WRITE_OK) {
+        Err(rustix::io::Errno::ROFS) => Err(Failure::new(
+            "a default route needs net.ipv4.conf.all.src_valid_mark=1, and /proc/sys is read-only: set it from outside \
+             (docker run --sysctl net.ipv4.conf.all.src_valid_mark=1; a pod's securityContext.sysctls), or set `Table = off`",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The reverse path filter is to look with the mark that connection tracking restored. What is so already is not written: in a
+/// container it cannot be.
+fn accept_marked_answers(session: &mut Session<'_>) -> Result<()> {
+    if are_marked_answers_good() {
+        return Ok(());
+    }
+    session.journal.note(&Trace::ValidMark)?;
     session.step("sysctl -q net.ipv4.conf.all.src_valid_mark=1", |_| std::fs::write(VALID_MARK, "1"))
 }
 

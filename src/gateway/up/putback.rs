@@ -1,8 +1,8 @@
 //! What a `reload` that failed had added is removed again. Whether a signal came or not, all of it is tried; what fails is told.
 
-use super::apply::in_order;
+use super::apply::{in_order, is_default};
 use super::journal::Trace;
-use super::reload::{Reload, add_missing, is_default, remove_address, remove_route_from};
+use super::reload::{Reload, add_missing, remove_address, remove_route_from};
 use super::{Failure, Result, Session, down, firewall, policy};
 use crate::device::uapi::SetRequest;
 use crate::routing::Prefix;

@@ -8,7 +8,7 @@
 //! What can fail comes first and only adds; where it does fail, [`super::putback`] removes that again, and what was there was
 //! never touched. Peers come after all of it, since a session that was dropped cannot be put back.
 
-use super::apply::{self, Resolved};
+use super::apply::{self, Resolved, is_default};
 use super::host::{Host, MAIN};
 use super::journal::Trace;
 use super::{Console, Failure, Result, Session, firewall, load, policy};
@@ -248,11 +248,6 @@ fn resolve_what_can_be(config: &Config, session: &mut Session<'_>) -> Resolved {
         }
     }
     resolved
-}
-
-/// Whether it is a default route that goes by policy rules.
-pub(super) fn is_default(table: Table, prefix: Prefix) -> bool {
-    table == Table::Auto && prefix.len() == 0
 }
 
 /// Where a route to `prefix` stands, if anywhere.
