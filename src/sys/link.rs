@@ -9,6 +9,7 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::net::{self, SocketType, netdevice, socket};
 use std::ffi::CString;
 use std::io;
 
@@ -20,6 +21,15 @@ pub(crate) fn index(name: &str) -> io::Result<u32> {
         0 => Err(io::Error::last_os_error()),
         index => Ok(index),
     }
+}
+
+/// A link-local address's scope as people write it: the interface's name, or its number where it is gone.
+pub(crate) fn scope(index: u32) -> String {
+    let name = || {
+        let socket = socket(net::AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+        netdevice::index_to_name(socket, index).ok()
+    };
+    name().unwrap_or_else(|| index.to_string())
 }
 
 /// Whether the interface called `name` is a tunnel's, of this or another program: to delete any other one, such as `lo`, is

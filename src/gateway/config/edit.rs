@@ -46,7 +46,7 @@ impl Document {
     }
 
     /// Writes what the tunnel is now: values that are right already, comments and order stay; peers that are gone go, with
-    /// the comments above them; new ones come last. An endpoint given by name stays by name.
+    /// the comments that are theirs; new ones come last. An endpoint given by name stays by name.
     pub fn save(&mut self, runtime: &Runtime<'_>) -> Result<(), Vec<ConfigError>> {
         let (config, _) = self.parse()?;
         let current: HashMap<PublicKey, &PeerState> =
@@ -80,9 +80,9 @@ impl Document {
             section = self.set(section, "AllowedIPs", list);
         }
         let named = peer.endpoint.as_ref().is_some_and(|endpoint| endpoint.address().is_none());
-        let endpoint = state.endpoint.map(Endpoint::from);
-        if !named && endpoint.is_some() && endpoint != peer.endpoint {
-            section = self.set(section, "Endpoint", endpoint.map(value));
+        let stands = |addr| peer.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_at(addr));
+        if let Some(addr) = state.endpoint.filter(|&addr| !named && !stands(addr)) {
+            section = self.set(section, "Endpoint", Some(value(Endpoint::from(addr))));
         }
         if peer.persistent_keepalive.unwrap_or(0) != state.persistent_keepalive {
             let seconds = Some(state.persistent_keepalive).filter(|&seconds| seconds != 0);

@@ -17,6 +17,7 @@ mod names;
 mod parse;
 mod print;
 mod request;
+mod sections;
 pub(in crate::gateway) mod value;
 
 pub use document::Document;
@@ -28,6 +29,7 @@ pub use request::{Resolver, allowed_ips, difference, set_text};
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
+use crate::sys::link;
 use std::fmt;
 use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -219,6 +221,20 @@ impl Endpoint {
         self.host.split('%').next()?.parse().ok()
     }
 
+    /// Whether this is how `addr` may be written, so that nothing is to be changed.
+    pub(in crate::gateway) fn is_at(&self, addr: SocketAddr) -> bool {
+        let scope = match addr {
+            SocketAddr::V6(v6) => v6.scope_id(),
+            SocketAddr::V4(_) => 0,
+        };
+        let written = self.host.split_once('%').map_or("", |(_, scope)| scope);
+        let same_scope = match written {
+            "" => scope == 0,
+            text => text.parse() == Ok(scope) || link::index(text).is_ok_and(|index| index == scope),
+        };
+        self.port == addr.port() && self.address() == Some(addr.ip()) && same_scope
+    }
+
     /// Asks the system's resolver, which may block; the first answer counts, as for wg(8).
     pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let nothing = || Error::new(ErrorKind::NotFound, "the name has no address");
@@ -229,7 +245,8 @@ impl Endpoint {
 impl From<SocketAddr> for Endpoint {
     fn from(addr: SocketAddr) -> Endpoint {
         let host = match addr {
-            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            // An interface's name outlives a start of the host; its number does not.
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), link::scope(v6.scope_id())),
             _ => addr.ip().to_string(),
         };
         Endpoint { host, port: addr.port() }

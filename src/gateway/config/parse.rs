@@ -1,23 +1,10 @@
 //! From lines to meaning: all errors at once.
 
-use super::document::{INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, name_in, quick_pair, quoted, wg_cleaned};
+use super::document::{INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, quick_pair, quoted, wg_cleaned};
 use super::{Config, ConfigError, Document, Interface, Line, Peer, Warning, value};
 use crate::crypto::x25519::PublicKey;
 use crate::routing::Prefix;
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
-
-/// One section's lines, by index.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Section {
-    pub(super) interface: bool,
-    /// The header.
-    pub(super) header: usize,
-    /// From the comments directly above the header to the next section's.
-    pub(super) lines: Range<usize>,
-    /// From a comment.
-    pub(super) name: Option<String>,
-}
 
 /// What takes a tunnel down, of a file that may be wrong in other places.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -59,32 +46,6 @@ impl Document {
             parser.take(line, kind);
         }
         parser
-    }
-
-    /// The sections in order. A comment directly above a header belongs to it, unless it holds a name and the section has
-    /// one of its own: then it is the tail of the section above.
-    pub(super) fn sections(&self) -> Vec<Section> {
-        let kinds: Vec<Kind> = self.kinds().map(|(_, kind)| kind).collect();
-        let names: Vec<Option<String>> = self.lines.iter().map(|line| name_in(line)).collect();
-        let comment = |at: usize| kinds.get(at) == Some(&Kind::Blank) && self.lines[at].contains(&b'#');
-        let mut sections = Vec::new();
-        let mut end = kinds.len();
-        for header in (0..kinds.len()).rev() {
-            let interface = match kinds[header] {
-                Kind::Interface => true,
-                Kind::Peer => false,
-                _ => continue,
-            };
-            let lead = (0..header).rev().take_while(|&at| comment(at)).last().unwrap_or(header);
-            let own = names[header..end].iter().flatten().next();
-            let above = names[lead..header].iter().flatten().next_back();
-            let start = if own.is_some() && above.is_some() { header } else { lead };
-            let name = own.or(above).cloned();
-            sections.push(Section { interface, header, lines: start..end, name });
-            end = start;
-        }
-        sections.reverse();
-        sections
     }
 }
 

@@ -12,7 +12,7 @@ pub use pretty::pretty;
 use crate::crypto::x25519::SharedSecret;
 use crate::device::status::Unbound;
 use crate::gateway::control::{DeviceState, PeerState};
-use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use crate::sys::link;
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -250,19 +250,15 @@ fn ipv6(ip: Ipv6Addr) -> String {
 /// An endpoint as getnameinfo(3) writes it: a link-local address names its interface.
 fn endpoint(addr: SocketAddr) -> String {
     let SocketAddr::V6(v6) = addr else { return addr.to_string() };
+    // fe80::/10 and multicast of link scope, as glibc has it.
+    let [first, ..] = v6.ip().segments();
+    let is_link_local = first & 0xffc0 == 0xfe80 || first & 0xff0f == 0xff02;
     let scope = match v6.scope_id() {
         0 => String::new(),
-        index => format!("%{}", interface(*v6.ip(), index).unwrap_or_else(|| index.to_string())),
+        index if is_link_local => format!("%{}", link::scope(index)),
+        index => format!("%{index}"),
     };
     format!("[{}{scope}]:{}", ipv6(*v6.ip()), v6.port())
-}
-
-fn interface(ip: Ipv6Addr, index: u32) -> Option<String> {
-    let groups = ip.segments();
-    // fe80::/10 and multicast of link scope, as glibc has it.
-    let link_local = groups[0] & 0xffc0 == 0xfe80 || groups[0] & 0xff0f == 0xff02;
-    let socket = link_local.then(|| socket(AddressFamily::INET, SocketType::DGRAM, None).ok()).flatten()?;
-    netdevice::index_to_name(socket, index).ok()
 }
 
 #[cfg(test)]

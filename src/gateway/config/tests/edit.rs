@@ -173,3 +173,129 @@ fn of_a_peers_two_sections_one_remains() {
         .push(PeerState { allowed_ips: vec!["10.0.0.0/16".parse().unwrap()], ..PeerState::new(key(PUBLIC)) });
     assert_eq!(saved(&twice, &now), format!("[Peer]\nPublicKey = {PUBLIC}\nAllowedIPs = 10.0.0.0/16\n"));
 }
+
+/// Saves `text` without the peers of these keys.
+fn without(text: &str, gone: &[&str]) -> String {
+    let mut now = device(text);
+    now.peers.retain(|peer| !gone.contains(&peer.public_key.to_base64().as_str()));
+    saved(text, &now)
+}
+
+/// A peer's key, by its number.
+fn numbered(number: u8) -> String {
+    PublicKey([number; 32]).to_base64()
+}
+
+/// How a generator writes a peer of a name and a number.
+type Style<'a> = &'a dyn Fn(&str, u8) -> String;
+
+const HEAD: &str = "[Interface]\nListenPort = 1\n";
+
+#[test]
+fn a_peer_goes_with_the_marks_around_it_and_leaves_all_others_theirs() {
+    let pivpn = |name: &str, number: u8| {
+        let key = numbered(number);
+        format!(
+            "### begin {name} ###\n[Peer]\nPublicKey = {key}\nAllowedIPs = 10.6.0.{number}/32\n### end {name} ###\n"
+        )
+    };
+    let nyr = |name: &str, number: u8| {
+        let key = numbered(number);
+        format!(
+            "# BEGIN_PEER {name}\n[Peer]\nPublicKey = {key}\nAllowedIPs = 10.6.0.{number}/32\n# END_PEER {name}\n"
+        )
+    };
+    let last = |name: &str, number: u8| {
+        // A client called `end` cannot be told from a mark here.
+        let name = name.replace("end", "dave");
+        format!("# {name} begin\n[Peer]\nPublicKey={}\n\n# {name} end\n\n", numbered(number))
+    };
+    let styles: [Style<'_>; 3] = [&pivpn, &nyr, &last];
+    for style in styles {
+        let blocks = [style("alice", 2), style("bob.phone", 3), style("end", 4), style("carol-1", 5)];
+        for kept in 0..16_u8 {
+            let keeps = |at: usize| kept >> at & 1 == 1;
+            let gone: Vec<String> =
+                (0..4_u8).filter(|&at| !keeps(at.into())).map(|at| numbered(at + 2)).collect();
+            let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+            let expected: String = blocks
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| keeps(*at))
+                .map(|(_, block)| block.as_str())
+                .collect();
+            assert_eq!(without(&(HEAD.to_owned() + &blocks.concat()), &gone), HEAD.to_owned() + &expected);
+        }
+    }
+}
+
+#[test]
+fn a_peer_put_out_of_use_by_comments_is_nobodys_to_remove() {
+    let block = |name: &str, number: u8| {
+        format!("### begin {name} ###\n[Peer]\nPublicKey = {}\n### end {name} ###\n", numbered(number))
+    };
+    let off = "### begin off ###\n#[disabled] [Peer]\n#[disabled] PublicKey = x\n### end off ###\n";
+    let plain = "#[Peer]\n#PublicKey = y\n#AllowedIPs = 10.6.0.9/32\n";
+    let text = [HEAD, &block("alice", 2), off, &block("carol", 3), plain, &block("dave", 4)].concat();
+    let gone = [numbered(2), numbered(3), numbered(4)];
+    let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+    assert_eq!(
+        without(&text, &gone[..1]),
+        [HEAD, off, &block("carol", 3), plain, &block("dave", 4)].concat()
+    );
+    assert_eq!(without(&text, &gone[1..]), [HEAD, &block("alice", 2), off, plain].concat());
+    assert_eq!(without(&text, &gone), [HEAD, off, plain].concat());
+}
+
+#[test]
+fn marks_around_several_peers_outlive_each_of_them() {
+    let peer = |number| format!("[Peer]\nPublicKey = {}\n", numbered(number));
+    let (begin, end) = ("# BEGIN ANSIBLE MANAGED BLOCK\n", "# END ANSIBLE MANAGED BLOCK\n");
+    let text = [HEAD, begin, &peer(2), &peer(3), end].concat();
+    assert_eq!(without(&text, &[&numbered(2)]), [HEAD, begin, &peer(3), end].concat());
+    assert_eq!(without(&text, &[&numbered(3)]), [HEAD, begin, &peer(2), end].concat());
+    assert_eq!(without(&text, &[&numbered(2), &numbered(3)]), [HEAD, begin, end].concat());
+}
+
+#[test]
+fn a_heading_between_empty_lines_is_no_peers() {
+    let peer = |name, number| {
+        format!(
+            "# {name}\n[Peer]\nPublicKey = {}\n#Endpoint = 192.0.2.1:1\n# seldom here\n\n",
+            numbered(number)
+        )
+    };
+    let heading = "# ---- phones ----\n\n";
+    let text = [HEAD, "\n", &peer("alice", 2), heading, &peer("bob", 3)].concat();
+    assert_eq!(without(&text, &[&numbered(2)]), [HEAD, "\n", heading, &peer("bob", 3)].concat());
+    assert_eq!(without(&text, &[&numbered(3)]), [HEAD, "\n", &peer("alice", 2), heading].concat());
+}
+
+#[test]
+fn a_value_put_out_of_use_stays_with_the_section_above() {
+    let first = format!("[Peer]\nPublicKey = {}\n#AllowedIPs = 10.0.0.0/8\n", numbered(2));
+    let second = format!("# bob\n[Peer]\nPublicKey = {}\n", numbered(3));
+    let text = [HEAD, &first, &second].concat();
+    assert_eq!(without(&text, &[&numbered(2)]), [HEAD, &second].concat());
+    assert_eq!(without(&text, &[&numbered(3)]), [HEAD, &first].concat());
+}
+
+#[test]
+fn a_link_local_endpoint_keeps_its_interfaces_name() {
+    let text = format!("[Peer]\nPublicKey = {}\nEndpoint = [fe80::1%lo]:51820\n", numbered(2));
+    let mut now = device(&text);
+    now.peers[0].endpoint = Some(std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 51820, 0, 1).into());
+    assert_eq!(saved(&text, &now), text);
+    now.peers[0].endpoint = Some(std::net::SocketAddrV6::new("fe80::2".parse().unwrap(), 51820, 0, 1).into());
+    assert_eq!(saved(&text, &now), text.replace("fe80::1", "fe80::2"));
+    let bare = text.replace("Endpoint = [fe80::1%lo]:51820\n", "");
+    assert_eq!(saved(&bare, &now), text.replace("fe80::1", "fe80::2"));
+}
+
+#[test]
+fn an_endpoint_that_is_right_keeps_its_spelling() {
+    let text = format!("[Peer]\nPublicKey = {}\nEndpoint = [2001:0DB8:0:0::1]:51820\n", numbered(2));
+    let mut now = device(&text);
+    now.peers[0].endpoint = Some("[2001:db8::1]:51820".parse().unwrap());
+    assert_eq!(saved(&text, &now), text);
+}
