@@ -25,7 +25,7 @@ use crate::wire::message::MAX_HANDSHAKE_LEN;
 use crossbeam::queue::ArrayQueue;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::Duration;
 
 /// Controls that may wait for one worker; the slow path keeps what does not fit and tries again.
@@ -68,6 +68,8 @@ pub struct PeerShared {
     pub tx_bytes: AtomicU64,
     /// The session to send with.
     pub sending: Sending,
+    /// Sender index of the last handshake message sent to it.
+    pub handshake_index: AtomicU32,
     unanswered_since: AtomicU64,
     unacknowledged_since: AtomicU64,
     last_data_received: AtomicU64,
@@ -91,6 +93,7 @@ impl PeerShared {
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
             sending: Sending::default(),
+            handshake_index: AtomicU32::new(0),
             unanswered_since: AtomicU64::new(0),
             unacknowledged_since: AtomicU64::new(0),
             last_data_received: AtomicU64::new(0),
@@ -271,6 +274,8 @@ pub struct SlowPath {
     /// When a worker last saw [`UNDER_LOAD`] of them wait, in nanoseconds; 0: never. One for all workers: a flood that only
     /// some of them turn away would still have the slow path to itself.
     pub loaded_at: Arc<AtomicU64>,
+    /// When a routing loop was last logged, in nanoseconds; 0: never. One for all workers, as it is one loop.
+    pub looped_at: Arc<AtomicU64>,
     /// What is worth a line of log: the worker's number and what happened.
     pub notices: Arc<ArrayQueue<(u8, Notice)>>,
     /// Rings the slow path.
@@ -305,6 +310,7 @@ impl Links {
                 events: Arc::new(ArrayQueue::new(EVENT_QUEUE)),
                 handshakes: Arc::new(ArrayQueue::new(HANDSHAKE_QUEUE)),
                 loaded_at: Arc::default(),
+                looped_at: Arc::default(),
                 notices: Arc::new(ArrayQueue::new(NOTICE_QUEUE)),
                 waker: Waker::new()?,
             },

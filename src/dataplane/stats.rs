@@ -46,6 +46,8 @@ counters! {
     tx_staged_dropped,
     /// Frames dropped: no peer's AllowedIPs hold the destination.
     tx_no_peer,
+    /// Packets dropped: they are our own outer packets, which a route leads back into the tunnel.
+    tx_looped,
     /// Frames dropped: the peer has no endpoint.
     tx_no_endpoint,
     /// Packets dropped: the session ran out of counters while their train was built.

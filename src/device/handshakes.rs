@@ -7,7 +7,7 @@ use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{HandshakeError, IncomingInitiation};
 use crate::noise::session::SessionKeys;
-use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify};
+use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify, index};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -180,6 +180,7 @@ impl Device {
         let (Some(endpoint), Some(datagram)) = (peer.endpoint, HandshakeDatagram::new(message)) else {
             return;
         };
+        peer.shared.handshake_index.store(index(message).unwrap_or_default(), Relaxed);
         peer.shared.authenticated_sent(now.mono);
         peer.shared.tx_bytes.fetch_add(message.len() as u64, Relaxed);
         self.out.one(peer.shared.owner, Control::Send(endpoint, datagram));

@@ -120,7 +120,7 @@ impl IoStats {
     }
 }
 
-/// What the kernel refused at run time.
+/// What is worth a line of log at run time: what the kernel refused, and what it sends in circles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
     /// UDP_SEGMENT does not work (`errno`): datagrams go one by one from now on.
@@ -143,6 +143,11 @@ pub enum Notice {
         errno: i32,
         /// How many, since this was told before.
         datagrams: u64,
+    },
+    /// Packets to the peer at `to` came back through the TUN device, and were dropped.
+    RoutingLoop {
+        /// The peer's endpoint.
+        to: SocketAddr,
     },
     /// The TUN device refuses super-packets (TCP, else UDP): plain packets from now on.
     TunOffloadOff {
@@ -172,6 +177,14 @@ impl std::fmt::Display for Notice {
                     _ => "",
                 };
                 write!(f, "cannot send to {to}: {cause}{hint} ({datagrams} datagrams dropped)")
+            }
+            Notice::RoutingLoop { to } => {
+                write!(
+                    f,
+                    "routing loop: the route to the peer at {to} leads into the tunnel itself, so what is sent to it is \
+                     dropped; give {} a route by another interface, or FwMark a rule of its own",
+                    to.ip()
+                )
             }
             Notice::TunOffloadOff { tcp } => {
                 let kind = if *tcp { "TCP" } else { "UDP" };

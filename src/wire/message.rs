@@ -45,6 +45,12 @@ pub fn classify(datagram: &[u8]) -> Option<MessageKind> {
     }
 }
 
+/// The index behind the type word: the receiver's of data and cookie replies, the sender's of the other two.
+#[inline]
+pub fn index(message: &[u8]) -> Option<u32> {
+    message.get(4..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
 /// Header of a data message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataHeader {

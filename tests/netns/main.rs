@@ -24,6 +24,7 @@ mod interop;
 mod keys;
 mod lifecycle;
 mod load;
+mod loops;
 mod memory;
 mod pair;
 mod ports;

@@ -11,6 +11,7 @@
 //! All of it runs on one thread, to completion: at the end of a turn nothing is half done but what is staged.
 
 mod control;
+mod loops;
 mod outbox;
 mod padding;
 mod patience;

@@ -10,8 +10,13 @@ use crate::dataplane::{
 };
 use crate::io::Notice;
 use crate::time::Instant;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Between two lines of log about routing loops.
+const LOOP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The outgoing side of a worker's mailboxes, and its counters.
 pub(super) struct Outbox {
@@ -114,6 +119,16 @@ impl Outbox {
             self.ring_slow = true;
         } else {
             add(&self.stats.notices_dropped, 1);
+        }
+    }
+
+    /// Has a routing loop logged, unless this worker or another did so a short while ago.
+    pub(super) fn routing_loop(&mut self, to: SocketAddr, now: Instant) {
+        let last = self.slow.looped_at.load(Relaxed);
+        let is_soon = last != 0 && now.since(Instant::from_nanos(last)) < LOOP_INTERVAL;
+        let told = |at: &AtomicU64| at.compare_exchange(last, now.as_nanos(), Relaxed, Relaxed).is_ok();
+        if !is_soon && told(&self.slow.looped_at) {
+            self.notice(self.id, Notice::RoutingLoop { to });
         }
     }
 

@@ -1,13 +1,15 @@
 //! The worker's table of peers, by slot, with what each has staged.
 
+use super::loops::{Loops, Outer};
 use crate::dataplane::staging::Staging;
 use crate::dataplane::{MAX_STAGED, PeerId, PeerShared};
 use crate::io::Endpoint;
 use crate::routing::RouteTable;
 use crate::time::Instant;
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Slots whose room is kept though nobody has them.
 const KEPT: usize = 1024;
@@ -45,6 +47,21 @@ impl Peer {
         self.endpoint.is_some() && self.shared.sending.load().usable(now).is_some()
     }
 
+    /// Whether it is we who send this to the peer.
+    fn is_sent(&self, outer: &Outer, now: Instant) -> bool {
+        let is_there = |endpoint: Endpoint| {
+            (endpoint.addr.ip(), endpoint.addr.port()) == (outer.to.ip(), outer.to.port())
+        };
+        let is_its_index = || match outer.data {
+            true => {
+                let published = self.shared.sending.load();
+                published.usable(now).is_some_and(|session| session.remote_index() == outer.index)
+            }
+            false => self.shared.handshake_index.load(Relaxed) == outer.index,
+        };
+        self.endpoint.is_some_and(is_there) && is_its_index()
+    }
+
     /// Whether frames wait for a session.
     pub(super) fn has_staged(&self) -> bool {
         !self.staged.is_empty()
@@ -57,17 +74,30 @@ pub(super) struct Peers {
     table: Vec<Option<Peer>>,
     pub(super) routes: Arc<RouteTable>,
     staging: Arc<Staging>,
+    loops: Loops,
 }
 
 impl Peers {
     /// No peers yet; `staging`: the room that all workers share.
     pub(super) fn new(staging: Arc<Staging>) -> Peers {
-        Peers { table: Vec::new(), routes: Arc::default(), staging }
+        Peers { table: Vec::new(), routes: Arc::default(), staging, loops: Loops::default() }
     }
 
     /// The slot of the peer whose AllowedIPs hold `addr`.
     pub(super) fn route(&self, addr: IpAddr) -> Option<u32> {
         self.routes.lookup(addr)
+    }
+
+    /// Where a packet from the TUN device goes if it is an outer packet of our own.
+    pub(super) fn find_loop(
+        &mut self,
+        packet: &[u8],
+        destination: IpAddr,
+        now: Instant,
+    ) -> Option<SocketAddr> {
+        let table = &self.table;
+        let is_ours = |outer: &Outer| table.iter().flatten().any(|peer| peer.is_sent(outer, now));
+        self.loops.find(packet, destination, now, is_ours)
     }
 
     /// Whoever has this slot now.

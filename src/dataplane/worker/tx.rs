@@ -60,7 +60,12 @@ impl<'a, I: Io> Sender<'a, I> {
         if splitter.remaining() > 1 {
             add(&self.outbox.stats.tx_super_packets, 1);
         }
-        let Some(slot) = self.peers.route(splitter.info().destination) else {
+        let destination = splitter.info().destination;
+        if let Some(to) = self.peers.find_loop(splitter.packet(), destination, self.now) {
+            add(&self.outbox.stats.tx_looped, splitter.remaining());
+            return self.outbox.routing_loop(to, self.now);
+        }
+        let Some(slot) = self.peers.route(destination) else {
             add(&self.outbox.stats.tx_no_peer, 1);
             return self.refuse(frame);
         };
