@@ -25,6 +25,16 @@ pub(super) enum LinkEvent {
     RouteMtus(Vec<(Prefix, u32)>),
 }
 
+impl LinkEvent {
+    /// The MTU it tells; 0: none.
+    pub(super) fn mtu(&self) -> u32 {
+        match self {
+            LinkEvent::State { mtu, .. } => *mtu,
+            LinkEvent::RoutesChanged | LinkEvent::RouteMtus(_) => 0,
+        }
+    }
+}
+
 /// An error from the socket (ENOBUFS: messages were lost) ends the listening, so that the state is asked for anew.
 pub(super) fn overrun(message: &NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
     match &message.payload {

@@ -11,6 +11,7 @@ mod driver;
 mod jobs;
 mod listening;
 mod netlink;
+mod quiet;
 mod routes;
 pub mod runtime;
 mod stream;

@@ -5,7 +5,7 @@
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
 
 use crate::slowpath::listening::{AbortOnDrop, LinkEvent, RELISTEN, overrun};
-use crate::slowpath::routes;
+use crate::slowpath::{quiet, routes};
 use crate::sys::tun_namespace;
 use futures_util::{FutureExt, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -35,8 +35,9 @@ const ROUTING: [MulticastGroup; 7] = [
 /// Starts the thread that follows the interface of `queue` until the device is gone or the receiver is dropped.
 pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
     std::thread::Builder::new().name("ringtun-link".into()).spawn(move || {
+        let mut moved = false;
         while tun_namespace::interface_name(queue.as_fd()).is_ok() && !events.is_closed() {
-            if let Err(error) = listen_where_it_lives(&queue, &events) {
+            if let Err(error) = listen_where_it_lives(&queue, &mut moved, &events) {
                 log::warn!("cannot follow the interface through netlink: {error}; trying again");
                 std::thread::sleep(RELISTEN);
             }
@@ -62,7 +63,8 @@ fn block_on<F: Future<Output = Result<()>>>(future: F) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-fn listen_where_it_lives(queue: &OwnedFd, events: &Sender<LinkEvent>) -> Result<()> {
+/// `moved`: it left a namespace since it was heard of last.
+fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
     match tun_namespace::namespace(queue.as_fd()) {
         // Entering the namespace one is in would need CAP_SYS_ADMIN all the same, which a hardened service does not have.
         Ok(namespace) if is_own(&namespace)? => {}
@@ -71,7 +73,7 @@ fn listen_where_it_lives(queue: &OwnedFd, events: &Sender<LinkEvent>) -> Result<
         Err(error) => log::debug!("cannot ask for the interface's namespace: {error}"),
     }
     let name = tun_namespace::interface_name(queue.as_fd())?;
-    block_on(listen_for_link(&name, events))
+    block_on(listen_for_link(&name, moved, events))
 }
 
 /// Whether the calling thread is in this network namespace.
@@ -81,11 +83,14 @@ fn is_own(namespace: &OwnedFd) -> Result<bool> {
 }
 
 /// Returns `Ok` when the interface left this namespace or was deleted.
-async fn listen_for_link(name: &str, events: &Sender<LinkEvent>) -> Result<()> {
+async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
     let (connection, handle, mut messages) = new_multicast_connection(&[MulticastGroup::Link])?;
     let _driver = AbortOnDrop(tokio::spawn(connection));
     // Subscribed first, asked second: no change falls between.
     let (index, mut known) = query(&handle, name).await?;
+    if std::mem::take(moved) {
+        quiet::quiet(&handle, index).await;
+    }
     if events.send(known.clone()).await.is_err() {
         return Ok(());
     }
@@ -96,6 +101,9 @@ async fn listen_for_link(name: &str, events: &Sender<LinkEvent>) -> Result<()> {
                 if link.header.index == index =>
             {
                 let state = state_of(&link, &known);
+                if known.mtu() < quiet::LEAST_MTU && state.mtu() >= quiet::LEAST_MTU {
+                    quiet::quiet(&handle, index).await;
+                }
                 if state != known && events.send(state.clone()).await.is_err() {
                     return Ok(());
                 }
@@ -104,6 +112,7 @@ async fn listen_for_link(name: &str, events: &Sender<LinkEvent>) -> Result<()> {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
                 if link.header.index == index =>
             {
+                *moved = true;
                 return Ok(());
             }
             _ => overrun(&message)?,
@@ -143,13 +152,9 @@ async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkEvent)> {
 
 /// The state a link message tells; a message without an MTU leaves the known one.
 fn state_of(link: &LinkMessage, known: &LinkEvent) -> LinkEvent {
-    let known_mtu = match known {
-        LinkEvent::State { mtu, .. } => *mtu,
-        LinkEvent::RoutesChanged | LinkEvent::RouteMtus(_) => 0,
-    };
     let mtu = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
-    LinkEvent::State { up: link.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or(known_mtu) }
+    LinkEvent::State { up: link.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or(known.mtu()) }
 }

@@ -37,6 +37,39 @@ fn a_device_moved_to_another_namespace_keeps_its_sockets_where_they_were() {
 }
 
 #[test]
+fn the_kernel_makes_up_no_link_local_address_after_a_move_or_a_small_mtu() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let (host, cell) = (Arc::new(Host::namespace()), Host::namespace());
+    let device = Device::start(&host, RINGTUN);
+    let name = &device.name;
+    let addresses = |place: &Host| place.run(&format!("ip -6 -br addr show dev {name} scope link"));
+    let is_quiet = |place: &Host| {
+        let mode = place.run(&format!("ip -d link show {name}")).contains("addrgenmode none");
+        mode && !addresses(place).contains("fe80:")
+    };
+    host.run(&format!("ip link set {name} up"));
+    assert!(is_quiet(&host));
+    host.run(&format!("ip link set {name} mtu 1000"));
+    eventually("the device's IPv6 is gone", SOON, || {
+        !host.run(&format!("ip -d link show {name}")).contains("addrgenmode none")
+    });
+    host.run(&format!("ip link set {name} mtu 1420"));
+    eventually("it is quiet with its old MTU", SOON, || is_quiet(&host));
+    host.run(&format!("ip link set {name} netns {0} && ip -n {0} link set {name} up", cell.name()));
+    eventually("it is quiet where it was moved", SOON, || is_quiet(&cell));
+    // Who wants such an address gives one, or has the kernel make one.
+    cell.run(&format!(
+        "ip link set {name} down && ip link set {name} addrgenmode random && ip link set {name} up
+         ip addr add fe80::7/64 dev {name} nodad && ip link set {name} mtu 1400 && ip link set {name} mtu 1410"
+    ));
+    std::thread::sleep(Duration::from_secs(1));
+    let shown = addresses(&cell);
+    assert!(shown.contains("fe80::7/64") && shown.matches("fe80:").count() == 2, "{shown}");
+}
+
+#[test]
 fn signals_remove_device_and_socket() {
     for signal in ["TERM", "INT"] {
         let Some(mut pair) = Pair::connected(RINGTUN, RINGTUN) else { return };

@@ -1,0 +1,45 @@
+//! Keeps the kernel from giving the interface an IPv6 link-local address of its own making.
+//!
+//! [`crate::io::tun`] says so as it makes the interface, but the kernel forgets it with everything that IPv6 knows of an
+//! interface: when that moves to another namespace, and when its MTU falls below IPv6's least (Linux `addrconf_notify`). With the
+//! address come router solicitations, which an inner network has no use for.
+
+use crate::sys::link;
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use rtnetlink::Handle;
+use std::io::{Error, Result};
+
+/// IPv6 has an interface whose MTU is at least this (RFC 8200 section 5).
+pub(super) const LEAST_MTU: u32 = 1280;
+
+/// Forbids it, and removes what the kernel made up meanwhile. What a person gave stays.
+pub(super) async fn quiet(handle: &Handle, index: u32) {
+    if let Err(error) = try_to(handle, index).await {
+        log::debug!("cannot keep the kernel from making up a link-local address: {error}");
+    }
+}
+
+async fn try_to(handle: &Handle, index: u32) -> Result<()> {
+    link::disable_link_local(index)?;
+    let mut addresses = handle.address().get().set_link_index_filter(index).execute();
+    let mut made_up = Vec::new();
+    while let Some(address) = addresses.try_next().await.map_err(Error::other)? {
+        if is_made_up(&address) {
+            made_up.push(address);
+        }
+    }
+    for address in made_up {
+        handle.address().del(address).execute().await.map_err(Error::other)?;
+    }
+    Ok(())
+}
+
+/// An interface without hardware address gets a stable private one (`addrconf_dev_config`), which nobody else can give.
+fn is_made_up(address: &AddressMessage) -> bool {
+    let is_stable = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::StablePrivacy));
+    address.header.family == AddressFamily::Inet6
+        && address.header.scope == AddressScope::Link
+        && address.attributes.iter().any(is_stable)
+}
