@@ -133,7 +133,7 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
         tun.offloads
     );
     if let Some(file) = config.upkeep {
-        upkeep::start(tun.name.clone(), file, config.mtu).map_err(failed("cannot start a thread"))?;
+        upkeep::start(tun.name.clone(), file).map_err(failed("cannot start a thread"))?;
     }
     let listener = socket.listener().map_err(failed("cannot listen for configuration"))?;
     let (removed, socket_removed) = tokio::sync::mpsc::channel(1);

@@ -26,8 +26,8 @@ const SILENCE: Duration = Duration::from_secs(150);
 const FIRST_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Starts the thread; it ends with the process. `mtu` is what the paths gave when the interface was made.
-pub(super) fn start(interface: String, file: PathBuf, mtu: u32) -> std::io::Result<()> {
+/// Starts the thread; it ends with the process.
+pub(super) fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
     let look_after = move || {
         let mut keeper = Keeper {
             interface,
@@ -35,7 +35,7 @@ pub(super) fn start(interface: String, file: PathBuf, mtu: u32) -> std::io::Resu
             read: None,
             config: Config::default(),
             waits: Waits::default(),
-            path: mtu,
+            path: None,
         };
         loop {
             std::thread::sleep(LOOK);
@@ -52,8 +52,8 @@ struct Keeper {
     read: Option<SystemTime>,
     config: Config,
     waits: Waits,
-    /// The MTU that the paths gave when last asked.
-    path: u32,
+    /// The MTU that the paths gave when last asked, by `up` the first time.
+    path: Option<u32>,
 }
 
 impl Keeper {
@@ -102,6 +102,7 @@ impl Keeper {
         if self.read.is_none() || matches!(self.config.interface.mtu, Some(Mtu::Bytes(_))) {
             return Ok(());
         }
+        let Some(known) = self.path.or_else(|| up::noted_mtu(&self.interface)) else { return Ok(()) };
         let host = Host::new()?;
         let Some(link) = host.link(&self.interface)? else { return Ok(()) };
         let has_endpoint = |key: PublicKey| {
@@ -114,7 +115,8 @@ impl Keeper {
         let Ok(mtu) = apply::mtu_for(&self.interface, &self.config, &current, mark, &host) else {
             return Ok(());
         };
-        if std::mem::replace(&mut self.path, mtu) == mtu {
+        self.path = Some(mtu);
+        if known == mtu {
             return Ok(());
         }
         let mtu = if link.mtu < IPV6_MINIMUM { mtu } else { mtu.max(IPV6_MINIMUM) };

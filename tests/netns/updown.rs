@@ -211,7 +211,7 @@ fn a_failing_step_leaves_the_host_as_it_was() {
     eventually("the port is taken", SOON, || site.host.run("ss -Hlun").contains(":4500"));
     let (before, mark) = (site.look(), site.valid_mark());
     let table = [
-        (format!("{address}\nPreUp = false"), "`false`: exit status: 1"),
+        (format!("{address}\nPreUp = ip link show %i && false"), "&& false`: exit status: 1"),
         (format!("{address}\nPostUp = true\nPostUp = exit 3"), "`exit 3`: exit status: 3"),
         (format!("{address}\n{address}"), "address add 192.168.96.1/24"),
         (address.to_owned(), "route add 10.7.0.0/16"),
@@ -259,15 +259,49 @@ fn hooks_run_in_order_with_the_interfaces_name() {
     let Some(site) = Site::new() else { return };
     let log = site.directory.join("log");
     let log = log.display();
-    let hook =
-        |key: &str| format!("{key} = echo {key} %i $(ip -o link show %i 2>/dev/null | wc -l) >>{log}\n");
+    let hook = |key: &str| {
+        format!("{key} = echo {key} %i $(ip -o link show %i 2>/dev/null | wc -l) '#' >>{log} # it is\n")
+    };
     let hooks: String = ["PreUp", "PostUp", "PreDown", "PostDown"].map(hook).concat();
     site.write(&hooks, "");
     site.done("up");
     site.done("down");
     let name = &site.name;
-    let expected = format!("PreUp {name} 0\nPostUp {name} 1\nPreDown {name} 1\nPostDown {name} 0\n");
+    let expected = format!("PreUp {name} 1 #\nPostUp {name} 1 #\nPreDown {name} 1 #\nPostDown {name} 0 #\n");
     assert_eq!(std::fs::read_to_string(site.directory.join("log")).expect("a log"), expected);
+}
+
+#[test]
+fn hooks_have_wg_quicks_variables() {
+    let Some(site) = Site::new() else { return };
+    let log = site.directory.join("log");
+    let hook = |key: &str| format!("{key} = echo {key} $INTERFACE $CONFIG_FILE >>{}\n", log.display());
+    let keys = ["PreUp", "PostUp", "PreDown", "PostDown"];
+    site.write(&keys.map(hook).concat(), "");
+    site.done("up");
+    site.done("down");
+    let expected = keys.map(|key| format!("{key} {} {}\n", site.name, site.file().display())).concat();
+    assert_eq!(std::fs::read_to_string(log).expect("a log"), expected);
+}
+
+#[test]
+fn what_pre_up_sets_on_the_interface_stays() {
+    let Some(site) = Site::new() else { return };
+    let (key, public_key) = key_pair();
+    let secret = site.directory.join("key");
+    std::fs::write(&secret, &key).expect("a key");
+    let peer = peer("AllowedIPs = 10.7.0.0/16");
+    site.write_whole(&format!(
+        "[Interface]\nAddress = 192.168.96.1/24\nPreUp = wg set %i private-key {} listen-port 4500 fwmark 7\n{peer}",
+        secret.display()
+    ));
+    site.done("up");
+    let shown = site.host.run(&format!("wg show {}", site.name));
+    for what in [public_key.as_str(), "listening port: 4500", "fwmark: 0x7", "allowed ips: 10.7.0.0/16"] {
+        assert!(shown.contains(what), "no {what} in {shown}");
+    }
+    site.done("down");
+    assert!(site.is_gone());
 }
 
 /// `ringtun up` in a hook that does not end; the interface is there.

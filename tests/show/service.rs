@@ -244,8 +244,8 @@ fn the_journal_hears_of_every_step_and_which_tunnel_it_is_about() {
     );
     assert!(host.try_run(&format!("unshare -m sh -ec '{script}'")).is_err(), "PostUp fails, and up does not");
     let expected = [
-        (format!("[#] ringtun --mtu 1420 {name}"), "6"),
-        (format!("[#] wg setconf {name} <(ringtun strip {})", file.display()), "6"),
+        (format!("[#] ringtun {name}"), "6"),
+        (format!("[#] wg addconf {name} <(ringtun strip {})", file.display()), "6"),
         (format!("[#] ip link set mtu 1420 up dev {name}"), "6"),
         ("[#] exit 3".to_owned(), "6"),
         (format!("[#] ip link delete dev {name}"), "6"),

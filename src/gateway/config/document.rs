@@ -1,6 +1,6 @@
 //! A file as lines: lossless, and read as wg-quick(8) and wg(8) read them.
 //!
-//! Two programs read a wg-quick file. wg-quick cuts a line at `#`, takes what stands before the first `=`, trimmed, for
+//! Two programs read a wg-quick file. wg-quick cuts a line at `#`, but for a hook's command, takes what stands before the first `=`, trimmed, for
 //! the key, and keeps the interface's lines that it knows; all other lines go to wg as they are. wg removes *all* white
 //! space from a line, cuts at `#`, and compares without regard to case: `[ Peer ]` and `Public Key = …` are good there.
 
@@ -32,6 +32,8 @@ pub(super) enum Kind {
 /// The keys of wg-quick(8) in `[Interface]`.
 pub(super) const QUICK_KEYS: [&str; 9] =
     ["Address", "MTU", "DNS", "Table", "PreUp", "PreDown", "PostUp", "PostDown", "SaveConfig"];
+/// Those whose values are commands.
+pub(super) const HOOK_KEYS: [&str; 4] = ["PreUp", "PreDown", "PostUp", "PostDown"];
 /// The keys of wg(8) in `[Interface]`.
 pub(super) const INTERFACE_KEYS: [&str; 3] = ["ListenPort", "FwMark", "PrivateKey"];
 /// The keys of wg(8) in `[Peer]`.
@@ -73,6 +75,14 @@ pub(super) fn quick_pair(line: &[u8]) -> (&[u8], &[u8]) {
     let value =
         code.iter().position(|&byte| byte == b'=').map_or(code, |at| code.get(at + 1..).unwrap_or_default());
     (trim(before(code, b'=')), trim(value))
+}
+
+/// A hook's command: what follows the first `=`, a `#` included, which is the shell's to read (wg-quick since 1.0.20250521).
+pub(super) fn hook_command(line: &[u8]) -> &[u8] {
+    match before(line, b'#').iter().position(|&byte| byte == b'=') {
+        Some(at) => trim(line.get(at + 1..).unwrap_or_default()),
+        None => quick_pair(line).1,
+    }
 }
 
 /// The line as wg sees it. A secret, perhaps.

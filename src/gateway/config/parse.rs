@@ -1,6 +1,8 @@
 //! From lines to meaning: all errors at once.
 
-use super::document::{INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, quick_pair, quoted, wg_cleaned};
+use super::document::{
+    HOOK_KEYS, INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
+};
 use super::{Config, ConfigError, Document, Interface, Line, Peer, Warning, value};
 use crate::crypto::x25519::PublicKey;
 use crate::routing::Prefix;
@@ -96,9 +98,12 @@ impl Parser {
     }
 
     fn quick_line(&mut self, key: &'static str, line: &[u8]) -> Result<(), String> {
-        let (left, right) = quick_pair(line);
+        let (left, mut right) = quick_pair(line);
         if left == right && !line.contains(&b'=') {
             return Err(format!("expected `{key} = VALUE`"));
+        }
+        if HOOK_KEYS.contains(&key) {
+            right = hook_command(line);
         }
         let text = str::from_utf8(right).map_err(|_| format!("{key}: expected text in UTF-8"))?;
         if text.contains('\0') {

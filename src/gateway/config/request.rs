@@ -1,4 +1,4 @@
-//! What is sent to a device: all of a configuration as `wg setconf` would, or the difference as `wg syncconf` would.
+//! What is sent to a device: all of a configuration as `wg addconf` would, or the difference as `wg syncconf` would.
 
 use super::{Config, Endpoint, Peer};
 use crate::crypto::x25519::{PublicKey, SharedSecret};
@@ -14,13 +14,13 @@ use zeroize::Zeroizing;
 pub type Resolver<'a> = &'a mut dyn FnMut(&Peer, &Endpoint) -> Option<SocketAddr>;
 
 impl Config {
-    /// Replaces all that a device has, as `wg setconf` does: what the file lacks is unset.
+    /// Sets what the file says, as `wg addconf` does: what it lacks stays, since a hook may have set it.
     pub fn request(&self, resolve: Resolver<'_>) -> SetRequest {
         SetRequest {
-            private_key: Some(self.interface.private_key.clone()),
-            listen_port: Some(self.interface.listen_port.unwrap_or(0)),
-            fwmark: Some(self.interface.fwmark.unwrap_or(0)),
-            replace_peers: true,
+            private_key: self.interface.private_key.clone().map(Some),
+            listen_port: self.interface.listen_port,
+            fwmark: self.interface.fwmark,
+            replace_peers: false,
             peers: self.peers.iter().map(|peer| peer.request(resolve)).collect(),
         }
     }

@@ -29,21 +29,22 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     let (config, name) = (&loaded.config, session.name.clone());
     let interface = &config.interface;
     is_possible(config, clamp)?;
-    session.hooks(&interface.pre_up)?;
-    let resolved = resolve_all(config, session)?;
-    let mtu = mtu_for(&name, config, &resolved, interface.fwmark.unwrap_or(0), &session.host)?;
     if let Some(port) = interface.listen_port {
         is_free(port)?;
     }
-    let control = start(session, loaded, mtu)?;
+    let control = start(session, loaded)?;
+    session.hooks(&interface.pre_up)?;
+    let resolved = resolve_all(config, session)?;
+    let mtu = mtu_for(&name, config, &resolved, interface.fwmark.unwrap_or(0), &session.host)?;
     let index = session.index()?.ok_or_else(|| Failure::new(format!("`{name}' is gone again")))?;
     let request = config.request(&mut |_, endpoint| address_of(endpoint, &resolved));
-    session.step(&format!("wg setconf {name} <(ringtun strip {})", loaded.place.file.display()), |_| {
+    session.step(&format!("wg addconf {name} <(ringtun strip {})", loaded.place.file.display()), |_| {
         control.set(&request)
     })?;
     for &address in &interface.addresses {
         add_address(session, index, address)?;
     }
+    session.journal.note(&Trace::Mtu(mtu))?;
     session.step(&format!("ip link set mtu {mtu} up dev {name}"), |host| host.set_mtu(index, mtu, true))?;
     if !interface.dns.is_empty() {
         let manager = dns::manager(&name)?;
@@ -165,15 +166,15 @@ pub(super) fn is_free(port: u16) -> Result<()> {
 }
 
 /// Starts the background process, which makes the interface.
-fn start(session: &mut Session<'_>, loaded: &Loaded, mtu: u32) -> Result<Control> {
+fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
     session.interrupt.check()?;
     let name = session.name.clone();
-    let said = format!("ringtun --mtu {mtu} {name}");
+    let said = format!("ringtun {name}");
     session.console.command(&said);
     session.journal.note(&Trace::Interface)?;
     let program = itself::program().map_err(Failure::of(&said))?;
     let mut command = Command::new(program);
-    command.args(["--mtu", &mtu.to_string(), "--config"]).arg(&loaded.place.file).args(["--", &name]);
+    command.arg("--config").arg(&loaded.place.file).args(["--", &name]);
     let status = command.stdin(Stdio::null()).status().map_err(Failure::of(&said))?;
     if !status.success() {
         if status.code().is_some() {

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes the tunnel down: hooks, the file saved where it says so, and everything that `up` made removed.
 pub fn down(given: &str, console: Console<'_>) -> Result<()> {
-    let mut session = Session::new(&Place::named(given)?.interface, console)?;
+    let mut session = Session::new(&Place::named(given)?, console)?;
     let (interface, loaded) = read_for_down(given, &mut session)?;
     let Some(control) = Control::find(&session.name) else { return remove_remains(&mut session) };
     session.hooks(&interface.pre_down)?;
@@ -97,7 +97,7 @@ fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Tra
     let of_wg_quick = noted.is_empty() && table == Table::Auto && device.fwmark != 0;
     let mut traces = noted;
     // Other tunnels may rely on it by now.
-    traces.retain(|trace| !matches!(trace, Trace::ValidMark | Trace::Finished));
+    traces.retain(|trace| !matches!(trace, Trace::ValidMark | Trace::Mtu(_) | Trace::Finished));
     let default = |v6: bool| {
         let zero = |prefix: &crate::routing::Prefix| prefix.len() == 0 && prefix.addr().is_ipv6() == v6;
         device.peers.iter().flat_map(|peer| &peer.allowed_ips).any(zero)
@@ -114,7 +114,7 @@ fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Tra
         Trace::Clamp => 1,
         Trace::Spoof => 2,
         Trace::Rules { v6, .. } => 3 + u8::from(*v6),
-        Trace::ValidMark | Trace::Interface | Trace::Finished => 9,
+        Trace::ValidMark | Trace::Interface | Trace::Mtu(_) | Trace::Finished => 9,
     };
     traces.sort_by_key(rank);
     traces.dedup();
@@ -133,7 +133,7 @@ pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
         // systemd-resolved forgot the link as that went, and knows no such name any more.
         Trace::Dns(Manager::Resolved) if session.index()?.is_none() => Ok(()),
         Trace::Dns(manager) => dns::unset(manager, &name, &mut session.console),
-        Trace::Finished => Ok(()),
+        Trace::Mtu(_) | Trace::Finished => Ok(()),
     }
 }
 
@@ -160,7 +160,7 @@ fn remove_interface(session: &mut Session<'_>) -> Result<()> {
 /// Writes what the tunnel is now to its file; what is the same keeps its bytes, comments included.
 pub fn save(given: &str, mut console: Console<'_>) -> Result<()> {
     let loaded = load(given, Permissions::Warn, &mut console)?;
-    let mut session = Session::new(&loaded.place.interface, console)?;
+    let mut session = Session::new(&loaded.place, console)?;
     let control = session.control()?;
     save_to(&mut session, &control, loaded)
 }

@@ -9,19 +9,29 @@ use std::time::Duration;
 /// How often a running hook is looked after.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// What hooks are told of the tunnel.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// `%i`, and INTERFACE in the environment.
+    pub(super) interface: &'a str,
+    /// CONFIG_FILE in the environment.
+    pub(super) file: &'a Path,
+}
+
 /// Runs the hooks one after the other; the first that fails ends it. A signal is passed on to the hook at hand.
 pub(super) fn run(
     hooks: &[String],
-    interface: &str,
+    place: Place<'_>,
     console: &mut Console<'_>,
     interrupt: &Interrupt,
 ) -> Result<()> {
     for hook in hooks {
         interrupt.check()?;
-        let hook = expand(hook, interface);
+        let hook = expand(hook, place.interface);
         console.command(&hook);
-        let child =
-            shell(&hook).spawn().map_err(|error| Failure::new(format!("cannot run `{hook}`: {error}")))?;
+        let child = shell(&hook, place)
+            .spawn()
+            .map_err(|error| Failure::new(format!("cannot run `{hook}`: {error}")))?;
         let status = wait(child, interrupt).map_err(|error| Failure::new(format!("`{hook}`: {error}")))?;
         interrupt.check()?;
         if !status.success() {
@@ -35,8 +45,9 @@ fn expand(hook: &str, interface: &str) -> String {
     hook.replace("%i", interface)
 }
 
-/// bash with the options that wg-quick evaluates hooks under; sh where there is no bash.
-fn shell(hook: &str) -> Command {
+/// bash with the options that wg-quick evaluates hooks under; sh where there is no bash. wg-quick's own variables are there, since
+/// it evaluates hooks in a shell that has them.
+fn shell(hook: &str, place: Place<'_>) -> Command {
     let mut command;
     match find("bash") {
         Some(bash) => {
@@ -48,7 +59,7 @@ fn shell(hook: &str) -> Command {
             command.args(["-e", "-c", hook]);
         }
     }
-    command.env("LC_ALL", "C");
+    command.env("LC_ALL", "C").env("INTERFACE", place.interface).env("CONFIG_FILE", place.file);
     command
 }
 
@@ -88,14 +99,24 @@ mod tests {
         );
     }
 
+    fn place() -> Place<'static> {
+        Place { interface: "wg0", file: Path::new("/etc/wireguard/wg0.conf") }
+    }
+
+    #[test]
+    fn a_hook_sees_wg_quicks_variables() {
+        let hook = "test $INTERFACE = wg0 && test $CONFIG_FILE = /etc/wireguard/wg0.conf";
+        assert!(shell(hook, place()).status().unwrap().success());
+    }
+
     #[test]
     fn a_hook_fails_where_any_of_its_commands_does() {
         for (hook, good) in [("true", true), ("false; true", false), ("exit 3", false)] {
-            assert_eq!(shell(hook).status().unwrap().success(), good, "{hook}");
+            assert_eq!(shell(hook, place()).status().unwrap().success(), good, "{hook}");
         }
         if find("bash").is_some() {
-            assert!(!shell("false | true").status().unwrap().success());
-            assert!(shell("[[ wg0 == +(wg)0 ]]").status().unwrap().success());
+            assert!(!shell("false | true", place()).status().unwrap().success());
+            assert!(shell("[[ wg0 == +(wg)0 ]]", place()).status().unwrap().success());
         }
     }
 }

@@ -24,6 +24,8 @@ pub(super) enum Trace {
     Clamp,
     /// Resolvers.
     Dns(Manager),
+    /// What the paths to the endpoints gave for the interface's MTU, bytes: nothing to undo.
+    Mtu(u32),
     /// Nothing: `up` came to its end.
     Finished,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Trace {
             Trace::Clamp => f.write_str("clamp"),
             Trace::Dns(Manager::Resolvconf(record)) => write!(f, "resolvconf {record}"),
             Trace::Dns(Manager::Resolved) => f.write_str("resolved"),
+            Trace::Mtu(bytes) => write!(f, "mtu {bytes}"),
             Trace::Finished => f.write_str("finished"),
         }
     }
@@ -59,6 +62,7 @@ impl Trace {
             ["clamp"] => Trace::Clamp,
             ["resolvconf", record] => Trace::Dns(Manager::Resolvconf(record.to_owned())),
             ["resolved"] => Trace::Dns(Manager::Resolved),
+            ["mtu", bytes] => Trace::Mtu(bytes.parse().ok()?),
             ["finished"] => Trace::Finished,
             _ => return None,
         })

@@ -1,7 +1,7 @@
 //! `up`, `down`, `save`, `reload`: a configuration becomes a tunnel of this host, and is taken back.
 //!
 //! ```text
-//!   PreUp > resolve names > choose MTU > ringtun NAME > keys and peers > addresses > MTU, up > DNS > routes, rules, nft > PostUp
+//!   ringtun NAME > PreUp > resolve names > choose MTU > keys and peers > addresses > MTU, up > DNS > routes, rules, nft > PostUp
 //! ```
 //!
 //! Order and effect are wg-quick(8)'s. Each step that outlives the interface is noted in the [`journal`] before it is
@@ -33,6 +33,7 @@ use interrupt::Interrupt;
 use journal::{Journal, Trace};
 use std::fmt;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -102,9 +103,21 @@ pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
     firewall::clamp(interface, mtu, &mut Console::new(&mut |line| log::debug!("{line}")))
 }
 
+/// What the paths to the endpoints gave for the interface's MTU when `up` last asked; `None` until it is done.
+pub(in crate::gateway) fn noted_mtu(interface: &str) -> Option<u32> {
+    let traces = Journal::open(interface).traces();
+    let mtu = traces.iter().rev().find_map(|trace| match trace {
+        Trace::Mtu(bytes) => Some(*bytes),
+        _ => None,
+    });
+    mtu.filter(|_| traces.contains(&Trace::Finished))
+}
+
 /// One run over one interface.
 struct Session<'a> {
     name: String,
+    /// The configuration, which hooks may want to read.
+    file: PathBuf,
     host: Host,
     console: Console<'a>,
     interrupt: Interrupt,
@@ -112,9 +125,11 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(name: &str, console: Console<'a>) -> Result<Session<'a>> {
+    fn new(place: &Place, console: Console<'a>) -> Result<Session<'a>> {
+        let name = &place.interface;
         Ok(Session {
-            name: name.to_owned(),
+            name: name.clone(),
+            file: place.file.clone(),
             host: Host::new().map_err(Failure::of("cannot speak netlink"))?,
             console,
             interrupt: Interrupt::catch()?,
@@ -142,7 +157,8 @@ impl<'a> Session<'a> {
     }
 
     fn hooks(&mut self, hooks: &[String]) -> Result<()> {
-        hooks::run(hooks, &self.name, &mut self.console, &self.interrupt)
+        let place = hooks::Place { interface: &self.name, file: &self.file };
+        hooks::run(hooks, place, &mut self.console, &self.interrupt)
     }
 
     fn index(&self) -> Result<Option<u32>> {
@@ -212,7 +228,7 @@ fn is_clamp_line(line: &[u8]) -> bool {
 /// Brings the tunnel up, or leaves the host as it was.
 pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()> {
     let loaded = load(given, Permissions::Refuse, &mut console)?;
-    let mut session = Session::new(&loaded.place.interface, console)?;
+    let mut session = Session::new(&loaded.place, console)?;
     refuse_what_is_there(&session)?;
     if !session.journal.traces().is_empty() {
         session.console.remark("what a tunnel that was killed left behind is removed first");

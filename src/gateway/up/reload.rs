@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 /// Applies the file's changes. Hooks do not run, and DNS stays as it is: those take `down` and `up`.
 pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
     let loaded = load(given, Permissions::Refuse, &mut console)?;
-    let mut session = Session::new(&loaded.place.interface, console)?;
+    let mut session = Session::new(&loaded.place, console)?;
     let reload = Reload::prepare(&loaded, &mut session)?;
     let mut added = Vec::new();
     if let Err(failure) = reload.add(&mut session, &mut added) {

@@ -154,12 +154,19 @@ fn hooks_keep_their_order_and_their_text() {
     let read = interface(
         "PostUp = nft add rule a=b; echo %i # why\nPreUp=x\npostup = echo 'a, b'\nPreDown = y\nPostDown = z\nPostDown =",
     );
-    assert_eq!(read.post_up, ["nft add rule a=b; echo %i", "echo 'a, b'"]);
+    assert_eq!(read.post_up, ["nft add rule a=b; echo %i # why", "echo 'a, b'"]);
     assert_eq!(
         (read.pre_up, read.pre_down, read.post_down),
         (vec!["x".into()], vec!["y".into()], vec!["z".into()])
     );
     rejected_in_interface("PostUp", "expected `PostUp = VALUE`");
+}
+
+#[test]
+fn a_number_sign_in_a_hook_is_the_shells() {
+    let read = interface("PostUp = echo '#1' a#b # c\n# PostUp = false\nPostDown = # nothing");
+    assert_eq!(read.post_up, ["echo '#1' a#b # c"]);
+    assert_eq!(read.post_down, ["# nothing"]);
 }
 
 #[test]
