@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 #[command(after_help = "Example:
   (umask 077; ringtun import hostname.wg0 > /etc/wireguard/wg0.conf)
 
-What a wg-quick file has no words for is reported on standard error, by line.")]
+What a wg-quick file has no words for is reported on standard error, by line: commands, routes that no wgaip covers.")]
 pub(super) struct ImportArgs {
     /// OpenBSD's hostname.if(5) file
     #[arg(value_name = "FILE")]
