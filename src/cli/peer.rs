@@ -8,6 +8,7 @@ use crate::gateway::config::{Config, DnsServer, Endpoint, FileLock, Loaded, Mtu,
 use crate::gateway::control::{Control, DeviceState};
 use crate::gateway::peering::{Introduction, Invitation, introduce, openbsd};
 use crate::gateway::route::route_to;
+use crate::gateway::up::{Console, lead_to};
 use crate::routing::Prefix;
 use clap::{Args, Subcommand, ValueEnum};
 use qrcode::render::unicode::Dense1x2;
@@ -28,7 +29,7 @@ pub(super) enum PeerCommand {
   ringtun peer add phone --for mobile --endpoint vpn.example.org --allowed-ips 0.0.0.0/0,::/0 --dns 192.168.96.1
   ringtun peer add office --interface wg1 --behind 10.7.0.0/16 --psk
 
-Adds the peer's section to the interface's file and, where the tunnel is up, to the running device.
+Adds the peer's section to the interface's file and, where the tunnel is up, to the running device, with routes to it.
 The other side's configuration goes to standard output. Its private key is shown this once and stored nowhere.")]
 pub(super) struct AddArgs {
     /// The new peer's name, kept in the file as `# Name = NAME`
@@ -85,7 +86,7 @@ pub(super) fn run(command: PeerCommand) -> Result<(), String> {
 fn add(args: AddArgs) -> Result<(), String> {
     let place = Place::find(&args.interface).map_err(|error| error.to_string())?;
     let file = place.file.clone();
-    let _turn = FileLock::take(&file)
+    let turn = FileLock::take(&file)
         .map_err(|error| format!("{}: cannot lock its directory: {error}", file.display()))?;
     let mut loaded = load(&args.interface)?;
     let running = running(&loaded)?;
@@ -99,17 +100,25 @@ fn add(args: AddArgs) -> Result<(), String> {
     loaded.document.add_peer(&ends.here);
     write_private(&file, &loaded.document.bytes()).map_err(|error| format!("{}: {error}", file.display()))?;
     eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
-    if let Some((control, _)) = &running {
-        apply(control, &ends).map_err(|error| {
-            format!(
-                "{}; the file has the new peer already: `ringtun reload {}` tries again",
-                running_error(&loaded, &error),
-                loaded.place.interface
-            )
-        })?;
-        eprintln!("added it to the running {}", loaded.place.interface);
-    }
-    print_secret(text.as_bytes())
+    drop(turn);
+    let joined = running.as_ref().map_or(Ok(()), |(control, _)| join(control, &ends, &loaded));
+    // Whatever came of that: the key is nowhere else.
+    print_secret(text.as_bytes())?;
+    joined
+}
+
+/// Takes the new peer into the running tunnel, and routes what it is allowed.
+fn join(control: &Control, ends: &Introduction, loaded: &Loaded) -> Result<(), String> {
+    let name = &loaded.place.interface;
+    let again = format!("`ringtun reload {name}` tries again");
+    apply(control, ends).map_err(|error| {
+        format!("{}; the file has the new peer already: {again}", running_error(loaded, &error))
+    })?;
+    eprintln!("added it to the running {name}");
+    let mut say = |line: &str| eprintln!("{line}");
+    lead_to(&ends.here, loaded, Console::new(&mut say)).map_err(|failure| {
+        format!("{failure}; the tunnel has the new peer already, but not all of its routes: {again}")
+    })
 }
 
 /// The running device, if it is this file's: one that only shares the interface's name has another key.

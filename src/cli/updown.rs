@@ -45,7 +45,8 @@ pub(super) struct SaveArgs {
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  ringtun reload wg0                  after a change of /etc/wireguard/wg0.conf\n\n\
-        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is.\n\
+        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is. Routes that somebody\n\
+        deleted come back; what hooks or people added (addresses, routes, an MTU, preshared keys) stays.\n\
         Where a step fails, or Ctrl-C is pressed, everything is left as it was."
 )]
 pub(super) struct ReloadArgs {

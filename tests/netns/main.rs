@@ -21,6 +21,7 @@ mod firewall;
 mod healing;
 mod hostile;
 mod interop;
+mod keeping;
 mod keys;
 mod lifecycle;
 mod load;

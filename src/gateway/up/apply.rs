@@ -1,12 +1,13 @@
 //! The steps of `up`.
 
 use super::journal::Trace;
-use super::{Failure, Result, Session, dns, firewall, policy};
-use crate::gateway::config::{Address, Config, Endpoint, Loaded, Table, allowed_ips};
-use crate::gateway::control::{Control, DeviceState};
+use super::routes::{Routes, in_order, is_default, prefixes};
+use super::{Console, Failure, Result, Session, before, dns, firewall, policy};
+use crate::gateway::config::{Address, Config, Endpoint, Loaded, Peer, Table, allowed_ips};
+use crate::gateway::control::Control;
 use crate::gateway::itself;
 use crate::gateway::mtu::{self, Family, Path};
-use crate::gateway::up::host::{Host, MAIN};
+use crate::gateway::up::host::{Host, proto};
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -41,29 +42,72 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     session.step(&format!("wg addconf {name} <(ringtun strip {})", loaded.place.file.display()), |_| {
         control.set(&request)
     })?;
+    session.journal.note_all(before::of_peers(&config.peers))?;
     for &address in &interface.addresses {
         add_address(session, index, address)?;
     }
-    session.journal.note(&Trace::Mtu(mtu))?;
+    session.journal.note_mtu(mtu)?;
     session.step(&format!("ip link set mtu {mtu} up dev {name}"), |host| host.set_mtu(index, mtu, true))?;
     if !interface.dns.is_empty() {
         let manager = dns::manager(&name)?;
         session.interrupt.check()?;
-        session.journal.note(&Trace::Dns(manager.clone()))?;
+        session.journal.note(Trace::Dns(manager.clone()))?;
         dns::set(&manager, &name, interface, &mut session.console)?;
     }
     let device = control.get().map_err(Failure::of(&name))?;
-    for prefix in prefixes(&device) {
-        add_route(session, &control, index, interface.table, prefix, &BTreeSet::new())?;
-    }
+    lead(session, &control, index, interface.table, &prefixes(&device))?;
     if clamp {
         session.interrupt.check()?;
-        session.journal.note(&Trace::Clamp)?;
+        session.journal.note(Trace::Clamp)?;
         firewall::clamp(&name, mtu, &mut session.console)?;
     }
     session.hooks(&interface.post_up)?;
     session.interrupt.check()?;
-    session.journal.note(&Trace::Finished)
+    session.journal.note(Trace::Finished)
+}
+
+/// Leads prefixes into the interface, as `table` says.
+pub(super) fn lead(
+    session: &mut Session<'_>,
+    control: &Control,
+    index: u32,
+    table: Table,
+    prefixes: &[Prefix],
+) -> Result<()> {
+    lead_past(session, control, index, table, prefixes, &BTreeSet::new())
+}
+
+/// As [`lead`], while routes to some prefixes are `going`. What is led there already stays as it is.
+pub(super) fn lead_past(
+    session: &mut Session<'_>,
+    control: &Control,
+    index: u32,
+    table: Table,
+    prefixes: &[Prefix],
+    going: &BTreeSet<Prefix>,
+) -> Result<()> {
+    let mut routes = Routes::read(&session.host, index, &session.journal)?;
+    for &prefix in prefixes {
+        if is_default(table, prefix) {
+            policy::add_default(session, control, &mut routes, index, prefix)?;
+        } else if let Some(table) = routes.lacking(prefix, table, 0, going) {
+            routes.add(session, index, prefix, table)?;
+        }
+    }
+    Ok(())
+}
+
+/// Leads what a new peer of a running tunnel is allowed into it.
+pub fn lead_to(peer: &Peer, loaded: &Loaded, console: Console<'_>) -> Result<()> {
+    let name = &loaded.place.interface;
+    let mut session = Session::new(&loaded.place, console)?;
+    let control = session.control()?;
+    let index = session.index()?.ok_or_else(|| {
+        Failure::new(format!("`{name}' is in another network namespace: its routes are to be added there"))
+    })?;
+    let prefixes = in_order(peer.allowed_ips.iter().copied().collect());
+    lead(&mut session, &control, index, loaded.config.interface.table, &prefixes)?;
+    session.journal.note_all(before::of_peers(std::slice::from_ref(peer)))
 }
 
 /// Whether the host has what the file's wishes need. Asked before hooks run, which nothing undoes.
@@ -171,7 +215,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
     let name = session.name.clone();
     let said = format!("ringtun {name}");
     session.console.command(&said);
-    session.journal.note(&Trace::Interface)?;
+    session.journal.note(Trace::Interface)?;
     let program = itself::program().map_err(Failure::of(&said))?;
     let mut command = Command::new(program);
     command.arg("--config").arg(&loaded.place.file).args(["--", &name]);
@@ -179,7 +223,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
     if !status.success() {
         if status.code().is_some() {
             // It said why and made nothing; an interface that is there now is somebody else's.
-            session.journal.retract(&Trace::Interface)?;
+            session.journal.retract(&[Trace::Interface])?;
         }
         return Err(Failure::new(format!("{said}: {status}")));
     }
@@ -188,73 +232,15 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
 
 /// `ip address add`.
 pub(super) fn add_address(session: &mut Session<'_>, index: u32, address: Address) -> Result<()> {
-    let proto = policy::proto(address.addr.is_ipv6());
+    let proto = proto(address.addr.is_ipv6());
     let command = format!("ip {proto} address add {address} dev {}", session.name);
+    session.journal.note(Trace::Address(address))?;
     session.step(&command, |host| host.add_address(index, address))
-}
-
-/// Whether it is a default route that goes by policy rules.
-pub(super) fn is_default(table: Table, prefix: Prefix) -> bool {
-    table == Table::Auto && prefix.len() == 0
-}
-
-/// All allowed IPs of the device, the longest first and then by text, as wg-quick's `sort -nr` has them.
-pub(super) fn prefixes(device: &DeviceState) -> Vec<Prefix> {
-    in_order(device.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect())
-}
-
-/// The order of [`prefixes`].
-pub(super) fn in_order(all: BTreeSet<Prefix>) -> Vec<Prefix> {
-    let mut all: Vec<Prefix> = all.into_iter().collect();
-    all.sort_by_cached_key(|prefix| std::cmp::Reverse((prefix.len(), prefix.to_string())));
-    all
-}
-
-/// A route to an allowed IP, as `Table` has it, unless there is one that covers it and is not `going`; and where it was added.
-pub(super) fn add_route(
-    session: &mut Session<'_>,
-    control: &Control,
-    index: u32,
-    table: Table,
-    prefix: Prefix,
-    going: &BTreeSet<Prefix>,
-) -> Result<Option<u32>> {
-    let proto = policy::proto(prefix.addr().is_ipv6());
-    let command = format!("ip {proto} route add {prefix} dev {}", session.name);
-    let table = match table {
-        Table::Off => return Ok(None),
-        Table::Number(table) => {
-            session.step(&format!("{command} table {table}"), |host| host.add_route(index, prefix, table))?;
-            table
-        }
-        Table::Auto if prefix.len() == 0 => policy::add_default(session, control, index, prefix)?,
-        Table::Auto => {
-            if session.host.covers(index, prefix, going).map_err(Failure::of(&command))? {
-                return Ok(None);
-            }
-            session.step(&command, |host| host.add_route(index, prefix, MAIN))?;
-            MAIN
-        }
-    };
-    Ok(Some(table))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::x25519::PublicKey;
-    use crate::gateway::control::PeerState;
-
-    #[test]
-    fn the_longest_prefix_goes_first_and_ipv6_before_ipv4() {
-        let mut peer = PeerState::new(PublicKey([7; 32]));
-        peer.allowed_ips = ["10.0.0.0/8", "0.0.0.0/0", "::/0", "10.1.0.0/16", "fd00::1/128"]
-            .map(|text| text.parse().unwrap())
-            .to_vec();
-        let device = DeviceState { peers: vec![peer], ..DeviceState::default() };
-        let text: Vec<String> = prefixes(&device).iter().map(ToString::to_string).collect();
-        assert_eq!(text, ["fd00::1/128", "10.1.0.0/16", "10.0.0.0/8", "::/0", "0.0.0.0/0"]);
-    }
 
     #[test]
     fn retries_are_wgs() {

@@ -5,7 +5,7 @@ use crate::gateway::config::Interface;
 use std::path::Path;
 
 /// Who manages resolvers here.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Manager {
     /// resolvconf(8), and the record's name.
     Resolvconf(String),

@@ -2,9 +2,9 @@
 
 use super::dns::Manager;
 use super::journal::Trace;
-use super::{Console, Failure, Result, Session, dns, firewall, load, policy, read};
+use super::{Console, Failure, Result, Session, before, dns, firewall, load, policy, read};
 use crate::gateway::config::{
-    FileLock, Interface, LoadError, Loaded, Permissions, Place, Runtime, Table, write_private,
+    Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
 };
 use crate::gateway::control::{Control, DeviceState};
 use crate::gateway::socket;
@@ -47,7 +47,7 @@ fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, O
         Ok(loaded) => return Ok((loaded.config.interface.clone(), Some(loaded))),
         Err(error) => error,
     };
-    if Control::find(&session.name).is_none() && session.journal.traces().is_empty() {
+    if Control::find(&session.name).is_none() && !session.journal.has_remains() {
         return Err(error.into());
     }
     session.console.remark(&error.to_string());
@@ -83,7 +83,7 @@ fn remove_remains(session: &mut Session<'_>) -> Result<()> {
             "`{name}' is an interface, but no process of it answers here: ip link delete dev {name} removes it"
         )));
     }
-    if session.journal.traces().is_empty() {
+    if !session.journal.has_remains() {
         return Err(Failure::new(format!("`{name}' is not up")));
     }
     session.console.remark(&format!("the process of {name} was killed; what it left behind is removed"));
@@ -94,16 +94,16 @@ fn remove_remains(session: &mut Session<'_>) -> Result<()> {
 /// What is to be undone, in wg-quick's order: what was noted, and what wg-quick would have made of the same file.
 fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Trace> {
     let noted = session.journal.traces();
-    let of_wg_quick = noted.is_empty() && table == Table::Auto && device.fwmark != 0;
+    let of_wg_quick = !session.journal.is_of_up() && table == Table::Auto && device.fwmark != 0;
     let mut traces = noted;
     // Other tunnels may rely on it by now.
-    traces.retain(|trace| !matches!(trace, Trace::ValidMark | Trace::Mtu(_) | Trace::Finished));
+    traces.retain(|trace| !matches!(trace, Trace::ValidMark) && !trace.goes_with_interface());
     let default = |v6: bool| {
         let zero = |prefix: &crate::routing::Prefix| prefix.len() == 0 && prefix.addr().is_ipv6() == v6;
         device.peers.iter().flat_map(|peer| &peer.allowed_ips).any(zero)
     };
     for v6 in [false, true] {
-        // Without notes it was wg-quick that brought the tunnel up.
+        // Where `up` noted nothing it was wg-quick that brought the tunnel up.
         if of_wg_quick && default(v6) {
             traces.push(Trace::Rules { v6, table: device.fwmark });
         }
@@ -114,7 +114,7 @@ fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Tra
         Trace::Clamp => 1,
         Trace::Spoof => 2,
         Trace::Rules { v6, .. } => 3 + u8::from(*v6),
-        Trace::ValidMark | Trace::Interface | Trace::Mtu(_) | Trace::Finished => 9,
+        _ => 9,
     };
     traces.sort_by_key(rank);
     traces.dedup();
@@ -133,7 +133,8 @@ pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
         // systemd-resolved forgot the link as that went, and knows no such name any more.
         Trace::Dns(Manager::Resolved) if session.index()?.is_none() => Ok(()),
         Trace::Dns(manager) => dns::unset(manager, &name, &mut session.console),
-        Trace::Mtu(_) | Trace::Finished => Ok(()),
+        Trace::Address(_) | Trace::Route { .. } | Trace::Mtu(_) => Ok(()),
+        Trace::Preshared(_) | Trace::Keepalive(_) | Trace::Finished => Ok(()),
     }
 }
 
@@ -183,5 +184,19 @@ fn save_to(session: &mut Session<'_>, control: &Control, loaded: Loaded) -> Resu
     if let Err(errors) = loaded.document.save(&runtime) {
         return Err(Failure::new(loaded.place.errors(errors).to_string()));
     }
-    write_private(&file, &loaded.document.bytes()).map_err(Failure::of(file.display()))
+    write_private(&file, &loaded.document.bytes()).map_err(Failure::of(file.display()))?;
+    take_over(session, &loaded.document.parse().map(|(config, _)| config).unwrap_or_default())
+}
+
+/// What the file has now is its own, whoever added it to the tunnel.
+fn take_over(session: &mut Session<'_>, config: &Config) -> Result<()> {
+    if session.journal.traces().is_empty() {
+        return Ok(());
+    }
+    session.journal.note_all(before::of_peers(&config.peers))?;
+    session.journal.note_all(config.interface.addresses.iter().copied().map(Trace::Address).collect())?;
+    match config.interface.mtu {
+        Some(Mtu::Bytes(mtu)) => session.journal.note_mtu(mtu.into()),
+        _ => Ok(()),
+    }
 }

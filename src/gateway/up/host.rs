@@ -84,23 +84,21 @@ impl Host {
 
     /// The interface's addresses, in the kernel's order.
     pub(super) fn addresses(&self, index: u32) -> Result<Vec<Address>> {
+        Ok(self.held_addresses(index)?.into_iter().map(|(address, _)| address).collect())
+    }
+
+    /// Those of them that have no other end, as a file's have none.
+    pub(super) fn plain_addresses(&self, index: u32) -> Result<Vec<Address>> {
+        let held = self.held_addresses(index)?.into_iter();
+        Ok(held.filter(|(_, other_end)| !other_end).map(|(address, _)| address).collect())
+    }
+
+    /// The interface's addresses, and whether they have another end (`peer` of ip-address(8)).
+    fn held_addresses(&self, index: u32) -> Result<Vec<(Address, bool)>> {
         let request = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<AddressMessage> = self.runtime.block_on(request.try_collect()).map_err(into_io)?;
-        let local = |message: &AddressMessage| {
-            let of = |attribute: &AddressAttribute| match attribute {
-                AddressAttribute::Local(addr) => Some(*addr),
-                _ => None,
-            };
-            let plain = |attribute: &AddressAttribute| match attribute {
-                AddressAttribute::Address(addr) => Some(*addr),
-                _ => None,
-            };
-            message.attributes.iter().find_map(of).or_else(|| message.attributes.iter().find_map(plain))
-        };
         let ours = messages.iter().filter(|message| message.header.index == index);
-        Ok(ours
-            .filter_map(|message| Some(Address { addr: local(message)?, len: message.header.prefix_len }))
-            .collect())
+        Ok(ours.filter_map(held_address).collect())
     }
 
     /// `ip address add ADDRESS dev …`
@@ -132,34 +130,23 @@ impl Host {
         }
     }
 
-    /// Whether the main table has a route by this interface that covers all of `prefix`, such as its own network. Routes to
-    /// what is `going` do not count.
-    pub(super) fn covers(&self, index: u32, prefix: Prefix, going: &BTreeSet<Prefix>) -> Result<bool> {
-        self.any_route(prefix.addr(), |route| {
-            let covers = |held: Prefix| {
-                held.len() <= prefix.len() && held.contains(prefix.addr()) && !going.contains(&held)
-            };
-            table_of(route) == MAIN
-                && outgoing(route) == Some(index)
-                && destination(route).is_some_and(covers)
-        })
-    }
-
-    /// Whether a table has this very route by this interface.
-    pub(super) fn has_route(&self, index: u32, prefix: Prefix, table: u32) -> Result<bool> {
-        self.any_route(prefix.addr(), |route| {
-            table_of(route) == table && outgoing(route) == Some(index) && destination(route) == Some(prefix)
-        })
-    }
-
-    /// Whether a routing table holds nothing, in either family.
-    pub(super) fn table_is_empty(&self, table: u32) -> Result<bool> {
-        for family in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
-            if self.any_route(family, |route| table_of(route) == table)? {
-                return Ok(false);
+    /// All routes by this interface: table, destination, and whether an administrator added it, as [`Self::add_route`] does.
+    pub(super) fn routes(&self, index: u32) -> Result<Vec<(u32, Prefix, bool)>> {
+        let mut routes = Vec::new();
+        self.each_route(|route| {
+            if outgoing(route) == Some(index) {
+                let added = route.header.protocol == RouteProtocol::Boot;
+                routes.extend(destination(route).map(|to| (table_of(route), to, added)));
             }
-        }
-        Ok(true)
+        })?;
+        Ok(routes)
+    }
+
+    /// The tables that hold something, in either family.
+    pub(super) fn tables(&self) -> Result<BTreeSet<u32>> {
+        let mut tables = BTreeSet::new();
+        self.each_route(|route| tables.extend([table_of(route)]))?;
+        Ok(tables)
     }
 
     /// The MTU of the path that a tunnel's own packets, which carry `mark`, take to an address. `None`: there is no such
@@ -169,19 +156,20 @@ impl Host {
         (route.interface != tunnel).then_some(route.mtu)
     }
 
-    /// Whether any route of the family of `of` fulfils the condition.
-    fn any_route(&self, of: IpAddr, holds: impl Fn(&RouteMessage) -> bool) -> Result<bool> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(of);
-        self.runtime.block_on(async {
-            // Read to the end: what is left unread would be taken for the next answer.
-            let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
-            let mut found = false;
-            while let Some(route) = routes.try_next().await.map_err(into_io)? {
-                found |= holds(&route);
-            }
-            Ok(found)
-        })
+    /// Shows every route there is.
+    fn each_route(&self, mut show: impl FnMut(&RouteMessage)) -> Result<()> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            self.runtime.block_on(async {
+                let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
+                while let Some(route) = routes.try_next().await.map_err(into_io)? {
+                    show(&route);
+                }
+                Ok::<(), Error>(())
+            })?;
+        }
+        Ok(())
     }
 
     /// `ip rule add …`, before those that are there.
@@ -189,6 +177,14 @@ impl Host {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule_message(v6, rule);
         self.runtime.block_on(request.execute()).map_err(into_io)
+    }
+
+    /// Whether the rule of this mark is there, and whether the main table's stands directly before it.
+    pub(super) fn has_rules(&self, v6: bool, table: u32) -> Result<(bool, bool)> {
+        let rules = self.rules(v6)?;
+        let at = rules.iter().position(|message| is(message, Rule::NotMarked(table)));
+        let before = at.and_then(|at| rules.get(at.checked_sub(1)?));
+        Ok((at.is_some(), before.is_some_and(|message| is(message, Rule::MainWithoutDefault))))
     }
 
     /// Removes the rule of this mark, and the main table's that stands directly before it: further ones are other
@@ -222,6 +218,11 @@ impl Host {
     }
 }
 
+/// ip(8)'s option for a family.
+pub(super) fn proto(v6: bool) -> &'static str {
+    if v6 { "-6" } else { "-4" }
+}
+
 fn into_io(error: rtnetlink::Error) -> Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
@@ -239,6 +240,20 @@ fn mtu_of(message: &LinkMessage) -> u32 {
         _ => None,
     };
     message.attributes.iter().find_map(mtu).unwrap_or(0)
+}
+
+/// The address, and whether it has another end.
+fn held_address(message: &AddressMessage) -> Option<(Address, bool)> {
+    let (mut local, mut plain) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(addr) => local = Some(*addr),
+            AddressAttribute::Address(addr) => plain = Some(*addr),
+            _ => {}
+        }
+    }
+    let address = Address { addr: local.or(plain)?, len: message.header.prefix_len };
+    Some((address, local.is_some() && plain.is_some() && local != plain))
 }
 
 /// As ip(8) writes it: both ends are ours.

@@ -1,16 +1,21 @@
-//! What `up` did to the host beyond the interface, in a file that outlives a killed process: /run/ringtun/NAME.
+//! What `up` and `reload` did to the host, in a file that outlives a killed process: /run/ringtun/NAME. What goes with the
+//! interface needs no undoing; it is noted to be told from what hooks and people add.
 //!
 //! A line a trace, written before the step. It holds nothing secret.
 
 use super::dns::Manager;
 use super::{Failure, Result};
+use crate::crypto::x25519::PublicKey;
+use crate::gateway::config::{Address, value};
+use crate::routing::Prefix;
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 const DIRECTORY: &str = "/run/ringtun";
 
-/// Something to be undone.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Something that was done.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Trace {
     /// The interface, and the process behind it.
     Interface,
@@ -24,8 +29,16 @@ pub(super) enum Trace {
     Clamp,
     /// Resolvers.
     Dns(Manager),
-    /// What the paths to the endpoints gave for the interface's MTU, bytes: nothing to undo.
+    /// An address of the interface.
+    Address(Address),
+    /// A route into the interface.
+    Route { prefix: Prefix, table: u32 },
+    /// The MTU that file and paths asked for, bytes.
     Mtu(u32),
+    /// The file has a preshared key for this peer.
+    Preshared(PublicKey),
+    /// The file has a keepalive for this peer.
+    Keepalive(PublicKey),
     /// Nothing: `up` came to its end.
     Finished,
 }
@@ -40,13 +53,27 @@ impl fmt::Display for Trace {
             Trace::Clamp => f.write_str("clamp"),
             Trace::Dns(Manager::Resolvconf(record)) => write!(f, "resolvconf {record}"),
             Trace::Dns(Manager::Resolved) => f.write_str("resolved"),
-            Trace::Mtu(bytes) => write!(f, "mtu {bytes}"),
+            Trace::Address(address) => write!(f, "address {address}"),
+            Trace::Route { prefix, table } => write!(f, "route {prefix} {table}"),
+            Trace::Mtu(mtu) => write!(f, "mtu {mtu}"),
+            Trace::Preshared(key) => write!(f, "preshared {}", key.to_base64()),
+            Trace::Keepalive(key) => write!(f, "keepalive {}", key.to_base64()),
             Trace::Finished => f.write_str("finished"),
         }
     }
 }
 
 impl Trace {
+    /// Whether nothing is left of it once the interface is gone.
+    pub(super) fn goes_with_interface(&self) -> bool {
+        match self {
+            Trace::Address(_) | Trace::Route { .. } | Trace::Mtu(_) => true,
+            Trace::Preshared(_) | Trace::Keepalive(_) | Trace::Finished => true,
+            Trace::Interface | Trace::ValidMark | Trace::Rules { .. } => false,
+            Trace::Spoof | Trace::Clamp | Trace::Dns(_) => false,
+        }
+    }
+
     fn parse(line: &str) -> Option<Trace> {
         let family = |word: &str| match word {
             "4" => Some(false),
@@ -62,7 +89,13 @@ impl Trace {
             ["clamp"] => Trace::Clamp,
             ["resolvconf", record] => Trace::Dns(Manager::Resolvconf(record.to_owned())),
             ["resolved"] => Trace::Dns(Manager::Resolved),
-            ["mtu", bytes] => Trace::Mtu(bytes.parse().ok()?),
+            ["address", address] => Trace::Address(value::address(address).ok()?),
+            ["route", prefix, table] => {
+                Trace::Route { prefix: prefix.parse().ok()?, table: table.parse().ok()? }
+            }
+            ["mtu", mtu] => Trace::Mtu(mtu.parse().ok()?),
+            ["preshared", key] => Trace::Preshared(value::public_key(key).ok()?),
+            ["keepalive", key] => Trace::Keepalive(value::public_key(key).ok()?),
             ["finished"] => Trace::Finished,
             _ => return None,
         })
@@ -72,32 +105,62 @@ impl Trace {
 /// The notes about one interface.
 pub(super) struct Journal {
     path: PathBuf,
+    /// As they stand in the file, in order.
+    traces: Vec<Trace>,
+    /// The same.
+    known: HashSet<Trace>,
 }
 
 impl Journal {
-    /// Of the interface `name`, whether there are notes or not.
+    /// Of the interface `name`, whether there are notes or not. A line cut short by a crash is a step that was not taken.
     pub(super) fn open(name: &str) -> Journal {
-        Journal { path: Path::new(DIRECTORY).join(name) }
+        let path = Path::new(DIRECTORY).join(name);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let traces: Vec<Trace> = text.lines().filter_map(Trace::parse).collect();
+        Journal { path, known: traces.iter().cloned().collect(), traces }
     }
 
-    /// What was noted, in order. A line cut short by a crash is a step that was not taken.
+    /// What was noted, in order.
     pub(super) fn traces(&self) -> Vec<Trace> {
-        std::fs::read_to_string(&self.path).unwrap_or_default().lines().filter_map(Trace::parse).collect()
+        self.traces.clone()
+    }
+
+    /// Whether this was noted.
+    pub(super) fn has(&self, trace: &Trace) -> bool {
+        self.known.contains(trace)
     }
 
     /// Whether `up` began and did not end.
     pub(super) fn is_unfinished(&self) -> bool {
-        let traces = self.traces();
-        !traces.is_empty() && !traces.contains(&Trace::Finished)
+        self.is_of_up() && !self.has(&Trace::Finished)
+    }
+
+    /// Whether it was `up` that made the interface.
+    pub(super) fn is_of_up(&self) -> bool {
+        self.has(&Trace::Interface)
+    }
+
+    /// Whether something is to be undone, now that the interface is gone.
+    pub(super) fn has_remains(&self) -> bool {
+        self.traces.iter().any(|trace| !trace.goes_with_interface())
     }
 
     /// Notes a step that is about to be taken.
-    pub(super) fn note(&self, trace: &Trace) -> Result<()> {
+    pub(super) fn note(&mut self, trace: Trace) -> Result<()> {
+        self.note_all(vec![trace])
+    }
+
+    /// Notes steps; what was noted already stays as it is.
+    pub(super) fn note_all(&mut self, traces: Vec<Trace>) -> Result<()> {
         use std::io::Write;
+        let new: Vec<Trace> = traces.into_iter().filter(|trace| self.known.insert(trace.clone())).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
         let append = || {
             std::fs::create_dir_all(DIRECTORY)?;
             let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path)?;
-            file.write_all(format!("{trace}\n").as_bytes())
+            file.write_all(text(&new).as_bytes())
         };
         append().map_err(|error| match error.kind() {
             std::io::ErrorKind::ReadOnlyFilesystem => Failure::new(format!(
@@ -105,29 +168,54 @@ impl Journal {
                 self.path.display()
             )),
             _ => Failure::of(self.path.display())(error),
-        })
+        })?;
+        self.traces.extend(new);
+        Ok(())
     }
 
-    /// Takes back one note, where there is such.
-    pub(super) fn retract(&self, gone: &Trace) -> Result<()> {
-        let left: Vec<Trace> = self.traces().into_iter().filter(|trace| trace != gone).collect();
-        self.rewrite(&left)
+    /// Takes back notes, where there are such.
+    pub(super) fn retract(&mut self, gone: &[Trace]) -> Result<()> {
+        let gone: HashSet<&Trace> = gone.iter().collect();
+        let left: Vec<Trace> = self.traces().into_iter().filter(|trace| !gone.contains(trace)).collect();
+        if left.len() == self.traces.len() { Ok(()) } else { self.rewrite(left) }
+    }
+
+    /// File and paths ask for this MTU, and no other.
+    pub(super) fn note_mtu(&mut self, mtu: u32) -> Result<()> {
+        let old: Vec<Trace> =
+            self.traces().into_iter().filter(|trace| matches!(trace, Trace::Mtu(_))).collect();
+        if old == [Trace::Mtu(mtu)] {
+            return Ok(());
+        }
+        self.retract(&old)?;
+        self.note(Trace::Mtu(mtu))
     }
 
     /// These, and no others.
-    pub(super) fn rewrite(&self, traces: &[Trace]) -> Result<()> {
+    pub(super) fn rewrite(&mut self, traces: Vec<Trace>) -> Result<()> {
         if traces.is_empty() {
             self.forget();
             return Ok(());
         }
-        let text: String = traces.iter().map(|trace| format!("{trace}\n")).collect();
-        std::fs::write(&self.path, text).map_err(Failure::of(self.path.display()))
+        if traces == self.traces {
+            return Ok(());
+        }
+        std::fs::write(&self.path, text(&traces)).map_err(Failure::of(self.path.display()))?;
+        self.known = traces.iter().cloned().collect();
+        self.traces = traces;
+        Ok(())
     }
 
     /// All is undone.
-    pub(super) fn forget(&self) {
+    pub(super) fn forget(&mut self) {
         let _ = std::fs::remove_file(&self.path); // there may be none
+        self.traces.clear();
+        self.known.clear();
     }
+}
+
+fn text(traces: &[Trace]) -> String {
+    traces.iter().map(|trace| format!("{trace}\n")).collect()
 }
 
 #[cfg(test)]
@@ -145,6 +233,13 @@ mod tests {
             Trace::Clamp,
             Trace::Dns(Manager::Resolvconf("tun.wg0".into())),
             Trace::Dns(Manager::Resolved),
+            Trace::Address(value::address("fd00::1/64").unwrap()),
+            Trace::Address(value::address("192.168.96.1/24").unwrap()),
+            Trace::Route { prefix: "10.7.0.0/16".parse().unwrap(), table: 254 },
+            Trace::Route { prefix: "::/0".parse().unwrap(), table: 51820 },
+            Trace::Mtu(1420),
+            Trace::Preshared(PublicKey([7; 32])),
+            Trace::Keepalive(PublicKey([9; 32])),
             Trace::Finished,
         ];
         for trace in traces {

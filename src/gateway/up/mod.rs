@@ -9,6 +9,7 @@
 //! `up` was killed is healed from the same notes, by `down` or by the next `up`.
 
 pub(in crate::gateway) mod apply;
+mod before;
 mod dns;
 mod down;
 mod firewall;
@@ -20,7 +21,9 @@ mod journal;
 mod policy;
 mod putback;
 mod reload;
+mod routes;
 
+pub use apply::lead_to;
 pub use down::{down, save};
 pub use reload::reload;
 
@@ -97,7 +100,7 @@ pub struct Options {
 
 /// Clamps to another MTU, where `up` was asked to clamp.
 pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
-    if !Journal::open(interface).traces().contains(&Trace::Clamp) {
+    if !Journal::open(interface).has(&Trace::Clamp) {
         return Ok(());
     }
     firewall::clamp(interface, mtu, &mut Console::new(&mut |line| log::debug!("{line}")))
@@ -230,7 +233,7 @@ pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()>
     let loaded = load(given, Permissions::Refuse, &mut console)?;
     let mut session = Session::new(&loaded.place, console)?;
     refuse_what_is_there(&session)?;
-    if !session.journal.traces().is_empty() {
+    if session.journal.has_remains() {
         session.console.remark("what a tunnel that was killed left behind is removed first");
         session.undo_all();
     }

@@ -3,8 +3,9 @@
 //! The socket marks what it sends. What is not marked looks into a table of its own, where the default route leads into the
 //! tunnel; a rule before that takes any better route of the main table.
 
-use super::host::Rule;
+use super::host::{Rule, proto};
 use super::journal::Trace;
+use super::routes::Routes;
 use super::{Failure, Result, Session, firewall};
 use crate::device::uapi::SetRequest;
 use crate::gateway::control::Control;
@@ -17,33 +18,36 @@ const FIRST_TABLE: u32 = 51820;
 const TABLES: u32 = 10_000;
 const VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
-/// `0.0.0.0/0` or `::/0` through the interface; and in which table. The rules come first: while the table is empty they change
+/// `0.0.0.0/0` or `::/0` through the interface; what of it is there already stays. The rules come first: while the table is empty they change
 /// nothing, but a route in it without the second one would take what better routes of the main table lead elsewhere.
 pub(super) fn add_default(
     session: &mut Session<'_>,
     control: &Control,
+    routes: &mut Routes,
     index: u32,
     prefix: Prefix,
-) -> Result<u32> {
+) -> Result<()> {
     let table = table(session, control)?;
     let v6 = prefix.addr().is_ipv6();
-    let (proto, name) = (proto(v6), session.name.clone());
     add_rules(session, v6, table)?;
-    session.step(&format!("ip {proto} route add {prefix} dev {name} table {table}"), |host| {
-        host.add_route(index, prefix, table)
-    })?;
+    if !routes.has(prefix, table) {
+        routes.add(session, index, prefix, table)?;
+    }
     if !v6 {
         accept_marked_answers(session)?;
     }
     session.interrupt.check()?;
-    guard(session, index, v6, table)?;
-    Ok(table)
+    guard(session, index, v6, table)
 }
 
-/// Both rules: the main table's goes before the other, and so is added after it.
+/// Both rules, as far as they are lacking: the main table's goes before the other, and so is added after it.
 fn add_rules(session: &mut Session<'_>, v6: bool, table: u32) -> Result<()> {
-    session.journal.note(&Trace::Rules { v6, table })?;
-    for rule in [Rule::NotMarked(table), Rule::MainWithoutDefault] {
+    session.journal.note(Trace::Rules { v6, table })?;
+    let (has_mark, has_main) = session.host.has_rules(v6, table).map_err(Failure::of("ip rule show"))?;
+    for (rule, is_there) in [(Rule::NotMarked(table), has_mark), (Rule::MainWithoutDefault, has_main)] {
+        if is_there {
+            continue;
+        }
         let command = match rule {
             Rule::NotMarked(table) => format!("ip {} rule add not fwmark {table} table {table}", proto(v6)),
             Rule::MainWithoutDefault => {
@@ -69,15 +73,10 @@ pub(super) fn remove_rules(session: &mut Session<'_>, v6: bool, table: u32) -> R
     Ok(())
 }
 
-/// ip(8)'s option for a family.
-pub(super) fn proto(v6: bool) -> &'static str {
-    if v6 { "-6" } else { "-4" }
-}
-
 /// The rules against spoofing, for the addresses that the interface has now.
 pub(super) fn guard(session: &mut Session<'_>, index: u32, v6: bool, table: u32) -> Result<()> {
     let addresses = session.host.addresses(index).map_err(Failure::of(&session.name))?;
-    session.journal.note(&Trace::Spoof)?;
+    session.journal.note(Trace::Spoof)?;
     firewall::against_spoofing(&session.name, v6, table, &addresses, &mut session.console)
 }
 
@@ -88,8 +87,9 @@ fn table(session: &mut Session<'_>, control: &Control) -> Result<u32> {
     if mark != 0 {
         return Ok(mark);
     }
+    let used = session.host.tables().map_err(failed())?;
     for table in FIRST_TABLE..FIRST_TABLE + TABLES {
-        if session.host.table_is_empty(table).map_err(failed())? {
+        if !used.contains(&table) {
             let request = SetRequest { fwmark: Some(table), ..SetRequest::default() };
             session.step(&format!("wg set {} fwmark {table}", session.name.clone()), |_| {
                 control.set(&request)
@@ -128,7 +128,7 @@ fn accept_marked_answers(session: &mut Session<'_>) -> Result<()> {
     if are_marked_answers_good() {
         return Ok(());
     }
-    session.journal.note(&Trace::ValidMark)?;
+    session.journal.note(Trace::ValidMark)?;
     session.step("sysctl -q net.ipv4.conf.all.src_valid_mark=1", |_| std::fs::write(VALID_MARK, "1"))
 }
 

@@ -1,27 +1,24 @@
 //! What a `reload` that failed had added is removed again. Whether a signal came or not, all of it is tried; what fails is told.
 
-use super::apply::{in_order, is_default};
 use super::journal::Trace;
 use super::reload::{Reload, add_missing, remove_address, remove_route_from};
+use super::routes::{Routes, in_order, is_default, table_of};
 use super::{Failure, Result, Session, down, firewall, policy};
 use crate::device::uapi::SetRequest;
-use crate::routing::Prefix;
-
-/// With less, an interface has no IPv6 addresses (RFC 8200, section 5).
-const IPV6_MIN_MTU: u32 = 1280;
+use crate::gateway::mtu::IPV6_MINIMUM;
 
 impl Reload<'_> {
-    /// `added`: routes, and their tables.
-    pub(super) fn put_back(&self, session: &mut Session<'_>, added: &[(Prefix, u32)]) {
+    /// Undoes what [`Reload::add`] did before it failed.
+    pub(super) fn put_back(&self, session: &mut Session<'_>) {
         session.console.remark("that failed: what was changed is put back");
         let done = [
             self.put_back_mtu(session),
             self.put_back_rules(session),
-            self.put_back_routes(session, added),
+            self.put_back_routes(session),
             self.put_back_mark(session),
             self.put_back_addresses(session),
             self.put_back_guard(session),
-            session.journal.rewrite(&self.before.traces),
+            session.journal.rewrite(self.before.traces.clone()),
         ];
         for one in done {
             session.told(one);
@@ -53,16 +50,13 @@ impl Reload<'_> {
         Ok(())
     }
 
-    fn put_back_routes(&self, session: &mut Session<'_>, added: &[(Prefix, u32)]) -> Result<()> {
-        let (mark, was) = (self.mark_now()?, &self.before);
-        // A default route may be there, and what follows it have failed: then `added` lacks it.
-        let is_begun = |prefix: &Prefix| {
-            let was_there = was.prefixes.contains(prefix) && mark == was.device.fwmark;
-            is_default(self.table, *prefix) && !was_there
-        };
-        let begun = self.prefixes.iter().filter(|prefix| is_begun(prefix)).map(|&prefix| (prefix, mark));
-        for (prefix, table) in begun.chain(added.iter().copied()) {
-            if session.host.has_route(self.index, prefix, table).map_err(Failure::of(prefix))? {
+    /// Those that came, wherever they lead.
+    fn put_back_routes(&self, session: &mut Session<'_>) -> Result<()> {
+        let mark = self.mark_now()?;
+        let now = Routes::read(&session.host, self.index, &session.journal)?;
+        for &prefix in &self.prefixes {
+            let Some(table) = table_of(self.table, prefix, mark) else { continue };
+            if now.has(prefix, table) && !self.before.routes.has(prefix, table) {
                 remove_route_from(session, self.index, prefix, table);
             }
         }
@@ -80,11 +74,11 @@ impl Reload<'_> {
     }
 
     fn put_back_addresses(&self, session: &mut Session<'_>) -> Result<()> {
-        if !self.moves() && self.mtu >= IPV6_MIN_MTU {
+        if !self.moves() && self.mtu >= IPV6_MINIMUM {
             return Ok(());
         }
         let was = &self.before;
-        let has = session.host.addresses(self.index).map_err(Failure::of(&session.name))?;
+        let has = session.host.plain_addresses(self.index).map_err(Failure::of(&session.name))?;
         for address in has.into_iter().filter(|address| !was.addresses.contains(address)) {
             remove_address(session, self.index, address);
         }
@@ -104,10 +98,5 @@ impl Reload<'_> {
             }
         }
         Ok(())
-    }
-
-    fn mark_now(&self) -> Result<u32> {
-        let device = self.control.get().map_err(Failure::of(self.control.path().display()))?;
-        Ok(device.fwmark)
     }
 }

@@ -2,19 +2,21 @@
 //! their sessions.
 //!
 //! ```text
-//!   check, resolve > mark > new addresses > new routes, rules, nft > MTU > keys and peers > what the file lacks is removed
+//!   check, resolve > mark > new addresses > missing routes, rules, nft > MTU > keys and peers > what the file lacks is removed
 //! ```
 //!
 //! What can fail comes first and only adds; where it does fail, [`super::putback`] removes that again, and what was there was
 //! never touched. Peers come after all of it, since a session that was dropped cannot be put back.
 
-use super::apply::{self, Resolved, is_default};
-use super::host::{Host, MAIN};
+use super::apply::{self, Resolved};
+use super::before::{Before, Owned, of_peers};
+use super::host::proto;
 use super::journal::Trace;
+use super::routes::{self, Routes, in_order, is_default, table_of};
 use super::{Console, Failure, Result, Session, firewall, load, policy};
 use crate::device::uapi::SetRequest;
-use crate::gateway::config::{Address, Config, Loaded, Permissions, Table, allowed_ips, difference};
-use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::config::{Address, Config, Loaded, Peer, Permissions, Table, allowed_ips, difference};
+use crate::gateway::control::Control;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 
@@ -23,9 +25,8 @@ pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
     let loaded = load(given, Permissions::Refuse, &mut console)?;
     let mut session = Session::new(&loaded.place, console)?;
     let reload = Reload::prepare(&loaded, &mut session)?;
-    let mut added = Vec::new();
-    if let Err(failure) = reload.add(&mut session, &mut added) {
-        reload.put_back(&mut session, &added);
+    if let Err(failure) = reload.add(&mut session) {
+        reload.put_back(&mut session);
         return Err(failure);
     }
     if reload.remove(&mut session)? {
@@ -37,29 +38,23 @@ pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
     )))
 }
 
-/// What was before a reload.
-pub(super) struct Before {
-    pub(super) device: DeviceState,
-    /// In the kernel's order.
-    pub(super) addresses: Vec<Address>,
-    pub(super) mtu: u32,
-    pub(super) prefixes: BTreeSet<Prefix>,
-    pub(super) traces: Vec<Trace>,
-}
-
 /// Everything that a reload needs to know, found out before it begins.
 pub(super) struct Reload<'a> {
     pub(super) control: Control,
     pub(super) index: u32,
     pub(super) table: Table,
     pub(super) before: Before,
+    owned: Owned,
     said: String,
     /// What the device is asked for, but for its mark.
     request: SetRequest,
     /// The device's new mark, where that changes.
     pub(super) mark: Option<u32>,
     pub(super) mtu: u32,
+    /// What file and paths ask for, whatever somebody set.
+    asked_mtu: u32,
     addresses: &'a [Address],
+    peers: &'a [Peer],
     /// In the order in which their routes are added.
     pub(super) prefixes: Vec<Prefix>,
 }
@@ -72,33 +67,40 @@ impl<'a> Reload<'a> {
             Failure::new(format!("`{name}' is in another network namespace: run this there"))
         })?;
         let device = control.configured().map_err(Failure::of(control.path().display()))?;
-        let addresses = session.host.addresses(link.index).map_err(Failure::of(&name))?;
         let resolved = resolve_what_can_be(config, session);
         let mut request =
             difference(&device, config, &mut |_, endpoint| apply::address_of(endpoint, &resolved));
-        let (table, prefixes) = (config.interface.table, apply::in_order(allowed_ips(config)));
+        let (table, prefixes) = (config.interface.table, in_order(allowed_ips(config)));
         let has_default = prefixes.iter().any(|prefix| is_default(table, *prefix));
         // `FwMark = off` with a default route: the mark is the one that `up` chose.
         let mark = request.fwmark.take().filter(|&mark| mark != 0 || !has_default);
-        let mtu = apply::mtu_for(&name, config, &resolved, mark.unwrap_or(device.fwmark), &session.host)?;
+        let asked_mtu =
+            apply::mtu_for(&name, config, &resolved, mark.unwrap_or(device.fwmark), &session.host)?;
         if let Some(port) = request.listen_port {
             apply::is_free(port)?;
         }
-        let before = Before {
-            addresses,
-            mtu: link.mtu,
-            prefixes: apply::prefixes(&device).into_iter().collect(),
-            traces: session.journal.traces(),
-            device,
-        };
-        let said = format!("wg syncconf {name} <(ringtun strip {})", loaded.place.file.display());
-        let addresses = &config.interface.addresses;
-        let index = link.index;
-        Ok(Reload { control, index, table, before, said, request, mark, mtu, addresses, prefixes })
+        let before = Before::look(session, link, device)?;
+        let mut owned = Owned::of(&before, table);
+        owned.spare(config, &mut request);
+        Ok(Reload {
+            control,
+            index: link.index,
+            table,
+            mtu: owned.mtu(asked_mtu, link.mtu),
+            asked_mtu,
+            before,
+            owned,
+            said: format!("wg syncconf {name} <(ringtun strip {})", loaded.place.file.display()),
+            request,
+            mark,
+            addresses: &config.interface.addresses,
+            peers: &config.peers,
+            prefixes,
+        })
     }
 
-    /// All that may fail. `added`: routes, and their tables.
-    fn add(&self, session: &mut Session<'_>, added: &mut Vec<(Prefix, u32)>) -> Result<()> {
+    /// All that may fail.
+    fn add(&self, session: &mut Session<'_>) -> Result<()> {
         if let Some(mark) = self.mark {
             let request = SetRequest { fwmark: Some(mark), ..SetRequest::default() };
             let command = format!("wg set {} fwmark {mark}", session.name);
@@ -107,8 +109,15 @@ impl<'a> Reload<'a> {
         for &address in self.addresses.iter().filter(|address| self.is_new(address)) {
             apply::add_address(session, self.index, address)?;
         }
-        self.add_routes(session, added)?;
+        apply::lead_past(session, &self.control, self.index, self.table, &self.prefixes, &self.going())?;
         self.change_mtu(session)?;
+        // What was there already, and the file has now, is its own from now on.
+        let (routes, mark) = (&self.before.routes, self.before.device.fwmark);
+        let routes = self.prefixes.iter().filter_map(|&prefix| routes.taken_over(prefix, self.table, mark));
+        session.journal.note_all(routes.collect())?;
+        session.journal.note_all(self.addresses.iter().copied().map(Trace::Address).collect())?;
+        session.journal.note_all(of_peers(self.peers))?;
+        session.journal.note_mtu(self.asked_mtu)?;
         session.step(&self.said, |_| self.control.set(&self.request))
     }
 
@@ -118,30 +127,20 @@ impl<'a> Reload<'a> {
         !self.before.addresses.iter().any(in_the_way)
     }
 
-    /// Whether addresses change.
-    pub(super) fn moves(&self) -> bool {
-        let has: BTreeSet<&Address> = self.before.addresses.iter().collect();
-        has != self.addresses.iter().collect()
+    /// Addresses that the file has no more, or with another network.
+    fn leaving(&self) -> impl Iterator<Item = &Address> {
+        let replaced = |one: &Address| {
+            let mut new = self.addresses.iter();
+            one.addr.is_ipv6() && new.any(|address| address.addr == one.addr)
+        };
+        let gone = self.before.addresses.iter().filter(|one| !self.addresses.contains(one));
+        gone.filter(move |one| self.owned.addresses.contains(one) || replaced(one))
     }
 
-    fn add_routes(&self, session: &mut Session<'_>, added: &mut Vec<(Prefix, u32)>) -> Result<()> {
-        let going = self.going();
-        for &prefix in &self.prefixes {
-            let is_new = !self.before.prefixes.contains(&prefix);
-            let needs_route = match is_default(self.table, prefix) {
-                true => is_new || self.mark.is_some(),
-                // An address that goes may take along what covered it.
-                false => is_new || (self.moves() && self.table == Table::Auto),
-            };
-            if needs_route {
-                let table = apply::add_route(session, &self.control, self.index, self.table, prefix, &going)?;
-                added.extend(table.map(|table| (prefix, table)));
-            } else if self.moves() && is_default(self.table, prefix) {
-                session.interrupt.check()?;
-                policy::guard(session, self.index, prefix.addr().is_ipv6(), self.before.device.fwmark)?;
-            }
-        }
-        Ok(())
+    /// Whether addresses change.
+    pub(super) fn moves(&self) -> bool {
+        let mut wanted = self.addresses.iter();
+        wanted.any(|address| !self.before.addresses.contains(address)) || self.leaving().next().is_some()
     }
 
     /// Routes of the main table that are not there any more in the end.
@@ -168,23 +167,29 @@ impl<'a> Reload<'a> {
 
     /// What the file has no more. All of it is tried; whether all of it was done.
     fn remove(&self, session: &mut Session<'_>) -> Result<bool> {
+        let mark = self.mark_now()?;
+        let wanted = |(prefix, table): &(Prefix, u32)| {
+            self.prefixes.contains(prefix) && table_of(self.table, *prefix, mark) == Some(*table)
+        };
+        let mut gone = Vec::new();
         let mut good = true;
-        for &prefix in &self.before.prefixes {
-            if !self.prefixes.contains(&prefix) {
-                good &= self.remove_route(session, prefix, true);
-            } else if is_default(self.table, prefix) && self.mark.is_some() {
-                good &= self.remove_route(session, prefix, false);
-            }
+        for &(prefix, table) in self.owned.routes.iter().filter(|route| !wanted(route)) {
+            good &= self.remove_route(session, prefix, table);
+            gone.push(Trace::Route { prefix, table });
         }
+        for &address in self.leaving() {
+            good &= remove_address(session, self.index, address);
+            gone.push(Trace::Address(address));
+        }
+        session.journal.retract(&gone)?;
         if !self.moves() {
             return Ok(good);
         }
-        for address in self.before.addresses.iter().filter(|address| !self.addresses.contains(address)) {
-            good &= remove_address(session, self.index, *address);
-        }
         // With the first address of a network, the kernel removes the others of it.
+        let stays = |one: &&Address| !gone.contains(&Trace::Address(**one));
+        let staying: Vec<Address> = self.before.addresses.iter().filter(stays).copied().collect();
         good &= add_missing(session, self.index, self.addresses)?;
-        let mark = self.control.get().map_err(Failure::of(self.control.path().display()))?.fwmark;
+        good &= add_missing(session, self.index, &staying)?;
         good &= self.restore_routes(session, &self.prefixes, mark)?;
         for prefix in self.prefixes.iter().filter(|prefix| is_default(self.table, **prefix)) {
             let guarded = policy::guard(session, self.index, prefix.addr().is_ipv6(), mark);
@@ -193,25 +198,28 @@ impl<'a> Reload<'a> {
         Ok(good)
     }
 
-    /// A route of before. `unguard`: without it nothing of its family is left to be guarded.
-    fn remove_route(&self, session: &mut Session<'_>, prefix: Prefix, unguard: bool) -> bool {
-        let (v6, mark) = (prefix.addr().is_ipv6(), self.before.device.fwmark);
-        let table = match table_of(self.table, prefix, mark) {
-            Some(table) => table,
-            None => return true,
-        };
+    /// A route of before; with a default route its rules go, too.
+    fn remove_route(&self, session: &mut Session<'_>, prefix: Prefix, table: u32) -> bool {
+        let v6 = prefix.addr().is_ipv6();
         let mut good = remove_route_from(session, self.index, prefix, table);
-        if is_default(self.table, prefix) {
-            let rules = policy::remove_rules(session, v6, mark)
-                .and_then(|()| session.journal.retract(&Trace::Rules { v6, table: mark }));
-            good &= session.told(rules);
-            if unguard {
-                let name = session.name.clone();
-                let removed = firewall::remove_spoof(&name, Some(v6), &mut session.console);
-                good &= session.told(removed);
-            }
+        let rules = Trace::Rules { v6, table };
+        if prefix.len() != 0 || !session.journal.has(&rules) {
+            return good;
+        }
+        let removed =
+            policy::remove_rules(session, v6, table).and_then(|()| session.journal.retract(&[rules]));
+        good &= session.told(removed);
+        if !self.prefixes.iter().any(|other| is_default(self.table, *other) && other.addr().is_ipv6() == v6) {
+            let name = session.name.clone();
+            let removed = firewall::remove_spoof(&name, Some(v6), &mut session.console);
+            good &= session.told(removed);
         }
         good
+    }
+
+    pub(super) fn mark_now(&self) -> Result<u32> {
+        let device = self.control.get().map_err(Failure::of(self.control.path().display()))?;
+        Ok(device.fwmark)
     }
 
     /// An address that went took routes along, with the last one of IPv4 all of them.
@@ -221,18 +229,13 @@ impl<'a> Reload<'a> {
         prefixes: &[Prefix],
         mark: u32,
     ) -> Result<bool> {
+        let routes = Routes::read(&session.host, self.index, &session.journal)?;
         let mut good = true;
         for &prefix in prefixes {
-            let Some(table) = table_of(self.table, prefix, mark) else { continue };
-            let is_there = match table {
-                MAIN => session.host.covers(self.index, prefix, &BTreeSet::new()),
-                table => session.host.has_route(self.index, prefix, table),
-            };
-            if !is_there.map_err(Failure::of(prefix))? {
-                let proto = policy::proto(prefix.addr().is_ipv6());
-                let command = format!("ip {proto} route add {prefix} dev {} table {table}", session.name);
-                good &= session.regardless(&command, |host| host.add_route(self.index, prefix, table));
-            }
+            let Some(table) = routes.lacking(prefix, self.table, mark, &BTreeSet::new()) else { continue };
+            session.journal.note(Trace::Route { prefix, table })?;
+            let command = routes::command("add", &session.name, prefix, table);
+            good &= session.regardless(&command, |host| host.add_route(self.index, prefix, table));
         }
         Ok(good)
     }
@@ -250,36 +253,23 @@ fn resolve_what_can_be(config: &Config, session: &mut Session<'_>) -> Resolved {
     resolved
 }
 
-/// Where a route to `prefix` stands, if anywhere.
-fn table_of(table: Table, prefix: Prefix, mark: u32) -> Option<u32> {
-    match table {
-        Table::Off => None,
-        Table::Number(number) => Some(number),
-        Table::Auto if prefix.len() == 0 => Some(mark).filter(|&mark| mark != 0),
-        Table::Auto => Some(MAIN),
-    }
-}
-
 pub(super) fn remove_route_from(session: &mut Session<'_>, index: u32, prefix: Prefix, table: u32) -> bool {
-    let proto = policy::proto(prefix.addr().is_ipv6());
-    let place = if table == MAIN { String::new() } else { format!(" table {table}") };
-    let command = format!("ip {proto} route delete {prefix} dev {}{place}", session.name);
+    let command = routes::command("delete", &session.name, prefix, table);
     session.regardless(&command, |host| host.remove_route(index, prefix, table))
 }
 
 pub(super) fn remove_address(session: &mut Session<'_>, index: u32, address: Address) -> bool {
-    let proto = policy::proto(address.addr.is_ipv6());
+    let proto = proto(address.addr.is_ipv6());
     let command = format!("ip {proto} address delete {address} dev {}", session.name);
     session.regardless(&command, |host| host.remove_address(index, address))
 }
 
 /// Adds those of `wanted` that are not there; whether all came.
 pub(super) fn add_missing(session: &mut Session<'_>, index: u32, wanted: &[Address]) -> Result<bool> {
-    let addresses = |host: &Host| host.addresses(index);
-    let has = addresses(&session.host).map_err(Failure::of(&session.name))?;
+    let has = session.host.plain_addresses(index).map_err(Failure::of(&session.name))?;
     let mut good = true;
     for &address in wanted.iter().filter(|address| !has.contains(address)) {
-        let proto = policy::proto(address.addr.is_ipv6());
+        let proto = proto(address.addr.is_ipv6());
         let command = format!("ip {proto} address add {address} dev {}", session.name);
         good &= session.regardless(&command, |host| host.add_address(index, address));
     }

@@ -1,0 +1,134 @@
+//! What was before a reload, and what of it is `up`'s own or an earlier `reload`'s: only that may a `reload` take away. The rest
+//! hooks and people added.
+
+use super::journal::Trace;
+use super::routes::{Routes, prefixes, table_of};
+use super::{Failure, Result, Session};
+use crate::crypto::x25519::{PublicKey, SharedSecret};
+use crate::device::uapi::SetRequest;
+use crate::gateway::config::{Address, Config, Peer, Table};
+use crate::gateway::control::DeviceState;
+use crate::gateway::up::host::Link;
+use crate::routing::Prefix;
+use std::collections::BTreeSet;
+
+/// What was before a reload.
+pub(super) struct Before {
+    pub(super) device: DeviceState,
+    /// Those without another end, in the kernel's order.
+    pub(super) addresses: Vec<Address>,
+    pub(super) mtu: u32,
+    pub(super) prefixes: BTreeSet<Prefix>,
+    pub(super) routes: Routes,
+    pub(super) traces: Vec<Trace>,
+}
+
+impl Before {
+    /// As it is now.
+    pub(super) fn look(session: &Session<'_>, link: Link, device: DeviceState) -> Result<Before> {
+        Ok(Before {
+            addresses: session.host.plain_addresses(link.index).map_err(Failure::of(&session.name))?,
+            mtu: link.mtu,
+            prefixes: prefixes(&device).into_iter().collect(),
+            routes: Routes::read(&session.host, link.index, &session.journal)?,
+            traces: session.journal.traces(),
+            device,
+        })
+    }
+}
+
+/// What the notes tell to be the tunnel's own.
+#[derive(Default)]
+pub(super) struct Owned {
+    pub(super) addresses: BTreeSet<Address>,
+    /// With their tables.
+    pub(super) routes: BTreeSet<(Prefix, u32)>,
+    /// What the interface was last given; `None`: unknown.
+    pub(super) mtu: Option<u32>,
+    preshared: BTreeSet<PublicKey>,
+    keepalive: BTreeSet<PublicKey>,
+}
+
+impl Owned {
+    /// By the notes of before. Where there are none, as after wg-quick's `up`, all that is there counts; `table` is the file's.
+    pub(super) fn of(before: &Before, table: Table) -> Owned {
+        let mut owned = Owned::default();
+        for trace in &before.traces {
+            match trace {
+                Trace::Address(address) => drop(owned.addresses.insert(*address)),
+                Trace::Route { prefix, table } => drop(owned.routes.insert((*prefix, *table))),
+                Trace::Mtu(mtu) => owned.mtu = Some(*mtu),
+                Trace::Preshared(key) => drop(owned.preshared.insert(*key)),
+                Trace::Keepalive(key) => drop(owned.keepalive.insert(*key)),
+                _ => {}
+            }
+        }
+        if owned.mtu.is_none() {
+            let mark = before.device.fwmark;
+            let route = |prefix: &Prefix| Some((*prefix, table_of(table, *prefix, mark)?));
+            let keys: BTreeSet<PublicKey> = before.device.peers.iter().map(|peer| peer.public_key).collect();
+            owned.addresses = before.addresses.iter().copied().collect();
+            owned.routes = before.prefixes.iter().filter_map(route).collect();
+            (owned.preshared, owned.keepalive) = (keys.clone(), keys);
+        }
+        owned
+    }
+
+    /// The MTU to have: `asked` by file and paths, but what somebody set stays while that is what it was.
+    pub(super) fn mtu(&self, asked: u32, now: u32) -> u32 {
+        if self.mtu == Some(asked) { now } else { asked }
+    }
+
+    /// Leaves preshared keys and keepalives of which the file does not speak and never did.
+    pub(super) fn spare(&mut self, config: &Config, request: &mut SetRequest) {
+        self.preshared.extend(with_secret(&config.peers).map(|peer| peer.public_key));
+        self.keepalive.extend(with_keepalive(&config.peers).map(|peer| peer.public_key));
+        for peer in request.peers.iter_mut().filter(|peer| !peer.remove) {
+            let key = peer.public_key;
+            if peer.preshared_key == Some(SharedSecret([0; 32])) && !self.preshared.contains(&key) {
+                peer.preshared_key = None;
+            }
+            if peer.persistent_keepalive == Some(0) && !self.keepalive.contains(&key) {
+                peer.persistent_keepalive = None;
+            }
+        }
+    }
+}
+
+fn with_secret(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
+    peers.iter().filter(|peer| peer.preshared_key.is_some())
+}
+
+fn with_keepalive(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
+    peers.iter().filter(|peer| peer.persistent_keepalive.is_some())
+}
+
+/// The notes of what a file says of its peers.
+pub(super) fn of_peers(peers: &[Peer]) -> Vec<Trace> {
+    let secret = with_secret(peers).map(|peer| Trace::Preshared(peer.public_key));
+    secret.chain(with_keepalive(peers).map(|peer| Trace::Keepalive(peer.public_key))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::config::Document;
+
+    #[test]
+    fn what_somebody_set_stays_until_another_size_is_asked_for() {
+        let owned = |mtu| Owned { mtu, ..Owned::default() };
+        assert_eq!(owned(Some(1420)).mtu(1420, 1380), 1380);
+        assert_eq!(owned(Some(1420)).mtu(1300, 1380), 1300);
+        assert_eq!(owned(None).mtu(1420, 1380), 1420);
+    }
+
+    #[test]
+    fn notes_of_peers_tell_whose_and_no_secret() {
+        let text = "[Peer]\nPublicKey=xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nPersistentKeepalive=0\n\
+            PresharedKey=yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n";
+        let config = Document::new(text.as_bytes()).parse().unwrap().0;
+        let notes: String = of_peers(&config.peers).iter().map(|trace| format!("{trace}\n")).collect();
+        let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+        assert_eq!(notes, format!("preshared {key}\nkeepalive {key}\n"));
+    }
+}
