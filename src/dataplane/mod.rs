@@ -19,11 +19,12 @@ use crate::noise::cookie::GateKeys;
 use crate::noise::session::{RecvSession, SendSession};
 use crate::noise::timers::Activity;
 use crate::routing::RouteTable;
+use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
 use crate::wire::message::MAX_HANDSHAKE_LEN;
 use crossbeam::queue::ArrayQueue;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::Duration;
@@ -226,6 +227,10 @@ pub enum Control {
     Mtu(u32),
     /// The MTUs of the routes into the interface that have one, by prefix.
     RouteMtus(Option<Arc<RouteTable>>),
+    /// The broadcast addresses of the interface, about which nobody hears.
+    Broadcasts(Arc<[Ipv4Addr]>),
+    /// Sockets for ICMP where the interface is now, or none.
+    Icmp(Option<Arc<IcmpSockets>>),
     /// Other sockets, or none.
     Rebind(Option<UdpSockets>),
     /// End the worker.

@@ -7,9 +7,12 @@ use crate::io::udp::UdpSockets;
 use crate::io::{IoStats, Notice, SendTrain, TunFrame, UdpTrain};
 use crate::sys::clock::Clock;
 use crate::sys::cmsg::{decode_control, decode_name};
+use crate::sys::icmp::IcmpSockets;
 use crate::time::Instant;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Buffers that wait for datagrams, at most; a smaller pool gives half of its own. So receiving leaves half of the pool to
 /// sending, and sending leaves what receiving still lacks: neither can starve the other.
@@ -21,6 +24,7 @@ pub(super) struct Edge {
     pub(super) tun: TunQueue,
     pub(super) out: SendQueue,
     pub(super) sockets: UdpSockets,
+    pub(super) icmp: Option<Arc<IcmpSockets>>,
     pub(super) stats: IoStats,
     pub(super) clock: Clock,
     /// The end of the last wait.
@@ -34,6 +38,7 @@ impl Edge {
             tun: TunQueue::new(tun),
             out: SendQueue::new(),
             sockets: UdpSockets::default(),
+            icmp: None,
             stats: IoStats::default(),
             clock: Clock,
             woken: Clock.now(),
@@ -100,6 +105,10 @@ impl Edge {
     pub(super) fn flush(&mut self) {
         self.out.set_now(self.woken);
         self.out.flush(&self.sockets, &mut self.stats);
+    }
+
+    pub(super) fn send_icmp(&self, to: IpAddr, message: &[u8]) -> bool {
+        self.icmp.as_ref().is_some_and(|icmp| icmp.send(to, message))
     }
 
     pub(super) fn take_notice(&mut self) -> Option<Notice> {

@@ -12,11 +12,14 @@ use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::calls::Batch;
+use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
 use std::io::{Error, Result};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 /// Headroom before a received train; also where io_uring puts it.
 const START: usize = 192;
@@ -317,6 +320,14 @@ impl Io for Mmsg {
                 self.broken = Some(error);
             }
         }
+    }
+
+    fn set_icmp(&mut self, sockets: Option<Arc<IcmpSockets>>) {
+        self.edge.icmp = sockets;
+    }
+
+    fn send_icmp(&mut self, to: IpAddr, message: &[u8]) -> bool {
+        self.edge.send_icmp(to, message)
     }
 
     fn gso(&self) -> bool {

@@ -23,9 +23,11 @@ use crate::io::slab::{Buf, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::offload::coalesce::CoalesceOptions;
 pub use crate::sys::cmsg::LocalAddr;
+use crate::sys::icmp::IcmpSockets;
 use crate::time::Instant;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Where a peer is, and from which local address to speak to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -226,6 +228,14 @@ pub trait Io {
 
     /// Takes other sockets (another port, interface up) or none (interface down). What was queued on the old ones is dropped.
     fn rebind(&mut self, sockets: Option<UdpSockets>);
+
+    /// Takes other sockets for [`Self::send_icmp`], or none: the interface moved to another namespace.
+    fn set_icmp(&mut self, _sockets: Option<Arc<IcmpSockets>>) {}
+
+    /// Sends an ICMP message to `to` from an address of the host's own. False: there is no way to.
+    fn send_icmp(&mut self, _to: IpAddr, _message: &[u8]) -> bool {
+        false
+    }
 
     /// Whether UDP_SEGMENT still works, so that trains of more than one segment are worth building.
     fn gso(&self) -> bool;

@@ -9,7 +9,7 @@ use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
 use crate::slowpath::jobs::{Jobs, Progress, Request};
-use crate::slowpath::listening::LinkEvent;
+use crate::slowpath::listening::{LinkEvent, LinkState};
 use crate::sys::clock::Clock;
 use crate::sys::error::errno;
 use crate::sys::source::Routes;
@@ -258,7 +258,7 @@ impl Driver {
     fn bind_or_close(&mut self, request: Option<BindRequest>) {
         let Some(wanted) = request else {
             self.leave();
-            self.backlog.iter_mut().for_each(|backlog| backlog.push_back(Control::Rebind(None)));
+            self.tell_all(|| Control::Rebind(None));
             return;
         };
         match bind(wanted, self.links.workers.len(), self.gro) {
@@ -270,11 +270,23 @@ impl Driver {
         }
     }
 
+    fn tell_all(&mut self, control: impl Fn() -> Control) {
+        self.backlog.iter_mut().for_each(|backlog| backlog.push_back(control()));
+    }
+
     pub(super) fn link_event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::State { up, mtu } => {
+            LinkEvent::State(LinkState { up, mtu }) => {
                 self.device.set_mtu(mtu);
                 self.device.set_up(self.now(), up);
+            }
+            LinkEvent::Icmp(sockets) => {
+                let sockets = sockets.map(Arc::new);
+                self.tell_all(|| Control::Icmp(sockets.clone()));
+            }
+            LinkEvent::Broadcasts(addresses) => {
+                let addresses: Arc<[_]> = addresses.into();
+                self.tell_all(|| Control::Broadcasts(Arc::clone(&addresses)));
             }
             LinkEvent::RoutesChanged => self.device.routes_changed(),
             LinkEvent::RouteMtus(routes) => self.device.set_route_mtus(routes),

@@ -4,8 +4,9 @@
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
 
-use crate::slowpath::listening::{AbortOnDrop, LinkEvent, RELISTEN, overrun};
+use crate::slowpath::listening::{AbortOnDrop, LinkEvent, LinkState, RELISTEN, overrun};
 use crate::slowpath::{quiet, routes};
+use crate::sys::icmp::IcmpSockets;
 use crate::sys::tun_namespace;
 use futures_util::{FutureExt, StreamExt};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -65,15 +66,34 @@ fn block_on<F: Future<Output = Result<()>>>(future: F) -> Result<()> {
 
 /// `moved`: it left a namespace since it was heard of last.
 fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
+    if *moved && events.blocking_send(LinkEvent::Icmp(None)).is_err() {
+        return Ok(());
+    }
     match tun_namespace::namespace(queue.as_fd()) {
-        // Entering the namespace one is in would need CAP_SYS_ADMIN all the same, which a hardened service does not have.
-        Ok(namespace) if is_own(&namespace)? => {}
-        Ok(namespace) => move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?,
+        Ok(namespace) => {
+            // Entering the namespace one is in would need CAP_SYS_ADMIN all the same, which a hardened service does not have.
+            if !is_own(&namespace)? {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            }
+            send_icmp_sockets(events);
+        }
         // Linux before 5.2: the device is followed only while it stays in the namespace where it was made.
         Err(error) => log::debug!("cannot ask for the interface's namespace: {error}"),
     }
     let name = tun_namespace::interface_name(queue.as_fd())?;
     block_on(listen_for_link(&name, moved, events))
+}
+
+/// Those of the namespace that the calling thread is in.
+fn send_icmp_sockets(events: &Sender<LinkEvent>) {
+    let sockets = IcmpSockets::open();
+    if let Err(error) = &sockets {
+        log::debug!(
+            "no raw sockets ({error}): ICMP comes from the destinations of the packets that it is about"
+        );
+    }
+    // A receiver that is gone ends the thread soon.
+    let _ = events.blocking_send(LinkEvent::Icmp(sockets.ok()));
 }
 
 /// Whether the calling thread is in this network namespace.
@@ -91,7 +111,7 @@ async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent
     if std::mem::take(moved) {
         quiet::quiet(&handle, index).await;
     }
-    if events.send(known.clone()).await.is_err() {
+    if events.send(LinkEvent::State(known)).await.is_err() {
         return Ok(());
     }
     let _routes = AbortOnDrop(tokio::spawn(routes::follow(index, events.clone())));
@@ -100,11 +120,11 @@ async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
                 if link.header.index == index =>
             {
-                let state = state_of(&link, &known);
-                if known.mtu() < quiet::LEAST_MTU && state.mtu() >= quiet::LEAST_MTU {
+                let state = state_of(&link, known);
+                if known.mtu < quiet::LEAST_MTU && state.mtu >= quiet::LEAST_MTU {
                     quiet::quiet(&handle, index).await;
                 }
-                if state != known && events.send(state.clone()).await.is_err() {
+                if state != known && events.send(LinkEvent::State(state)).await.is_err() {
                     return Ok(());
                 }
                 known = state;
@@ -141,20 +161,20 @@ async fn listen_for_routes(events: &Sender<LinkEvent>) -> Result<()> {
     Err(Error::other("the netlink connection ended"))
 }
 
-async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkEvent)> {
+async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkState)> {
     let link = handle.link().get().match_name(name.to_owned()).execute().next().await;
     match link {
-        Some(Ok(link)) => Ok((link.header.index, state_of(&link, &LinkEvent::State { up: false, mtu: 0 }))),
+        Some(Ok(link)) => Ok((link.header.index, state_of(&link, LinkState::default()))),
         Some(Err(error)) => Err(Error::other(error)),
         None => Err(Error::other("the interface is not there")),
     }
 }
 
 /// The state a link message tells; a message without an MTU leaves the known one.
-fn state_of(link: &LinkMessage, known: &LinkEvent) -> LinkEvent {
+fn state_of(link: &LinkMessage, known: LinkState) -> LinkState {
     let mtu = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
-    LinkEvent::State { up: link.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or(known.mtu()) }
+    LinkState { up: link.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or(known.mtu) }
 }

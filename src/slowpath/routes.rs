@@ -1,5 +1,6 @@
 //! Follows the routes into the tunnel that have an MTU of their own (RTAX_MTU): padding must not go beyond it (kernel `wg_xmit`
-//! asks `dst_mtu`). The TUN device tells the interface's MTU alone.
+//! asks `dst_mtu`). The TUN device tells the interface's MTU alone. And follows the broadcast addresses that lead there, about which
+//! no ICMP is sent.
 //!
 //! A host may have a million routes that change all the time; the kernel filters for us those that lead into the interface.
 
@@ -7,12 +8,14 @@ use crate::routing::Prefix;
 use crate::slowpath::listening::{AbortOnDrop, LinkEvent, RELISTEN, overrun};
 use crate::sys::sockopt;
 use futures_util::{StreamExt, TryStreamExt};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NLM_F_MULTIPART, NetlinkPayload};
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -21,7 +24,7 @@ use tokio::sync::mpsc::Sender;
 /// Routes with an MTU of their own that are remembered: 4096 × ~64 bytes. Packets on others are padded to the interface's MTU.
 const MAX_ROUTES: usize = 4096;
 
-/// Sends [`LinkEvent::RouteMtus`] whenever the routes into the interface of this index change their MTUs, until the receiver is
+/// Sends [`LinkEvent::RouteMtus`] and [`LinkEvent::Broadcasts`] whenever the routes into the interface of this index change so, until the receiver is
 /// dropped.
 pub(super) async fn follow(index: u32, events: Sender<LinkEvent>) {
     while !events.is_closed() {
@@ -40,12 +43,19 @@ async fn listen(index: u32, events: &Sender<LinkEvent>) -> Result<()> {
     // Linux before 4.20 tells all routes instead of the interface's; they are looked through below all the same.
     let _ = socket.set_netlink_get_strict_chk(true);
     let _driver = AbortOnDrop(tokio::spawn(connection));
-    let mut routes = RouteMtus::new(index);
+    let mut routes = IntoTunnel::new(index);
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         ask(&handle, family, &mut routes).await?;
     }
-    let mut told = Vec::new();
+    let (mut told, mut told_broadcasts) = (Vec::new(), BTreeSet::new());
     loop {
+        if routes.broadcasts != told_broadcasts {
+            told_broadcasts.clone_from(&routes.broadcasts);
+            let addresses = routes.broadcasts.iter().copied().collect();
+            if events.send(LinkEvent::Broadcasts(addresses)).await.is_err() {
+                return Ok(());
+            }
+        }
         let known = routes.by_prefix();
         if known != told {
             told.clone_from(&known);
@@ -65,7 +75,7 @@ async fn listen(index: u32, events: &Sender<LinkEvent>) -> Result<()> {
 }
 
 /// Asks for the routes of a family that are there.
-async fn ask(handle: &Handle, family: AddressFamily, routes: &mut RouteMtus) -> Result<()> {
+async fn ask(handle: &Handle, family: AddressFamily, routes: &mut IntoTunnel) -> Result<()> {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
     message.attributes.push(RouteAttribute::Oif(routes.index));
@@ -79,20 +89,27 @@ async fn ask(handle: &Handle, family: AddressFamily, routes: &mut RouteMtus) -> 
 /// Table, priority, prefix: two routes of one of them cannot be.
 type Key = (u32, u32, Prefix);
 
-/// The routes into one interface that have an MTU.
-struct RouteMtus {
+/// What the routes into one interface tell.
+struct IntoTunnel {
     index: u32,
     known: BTreeMap<Key, u32>,
+    /// Of the interface's networks.
+    broadcasts: BTreeSet<Ipv4Addr>,
 }
 
-impl RouteMtus {
-    fn new(index: u32) -> RouteMtus {
-        RouteMtus { index, known: BTreeMap::new() }
+impl IntoTunnel {
+    fn new(index: u32) -> IntoTunnel {
+        IntoTunnel { index, known: BTreeMap::new(), broadcasts: BTreeSet::new() }
     }
 
     /// A route is there, new or instead of another.
     fn add(&mut self, route: &RouteMessage) {
         let Some((key, mtu)) = self.read(route) else { return };
+        if let Some(address) = broadcast(route, &key)
+            && self.broadcasts.len() < MAX_ROUTES
+        {
+            self.broadcasts.insert(address);
+        }
         match mtu {
             Some(mtu) if self.known.len() < MAX_ROUTES || self.known.contains_key(&key) => {
                 self.known.insert(key, mtu);
@@ -106,6 +123,9 @@ impl RouteMtus {
     fn remove(&mut self, route: &RouteMessage) {
         if let Some((key, _)) = self.read(route) {
             self.known.remove(&key);
+            if let Some(address) = broadcast(route, &key) {
+                self.broadcasts.remove(&address);
+            }
         }
     }
 
@@ -147,6 +167,14 @@ impl RouteMtus {
             least.entry(prefix).and_modify(|known: &mut u32| *known = mtu.min(*known)).or_insert(mtu);
         }
         least.into_iter().collect()
+    }
+}
+
+/// The address that such a route is for.
+fn broadcast(route: &RouteMessage, (_, _, prefix): &Key) -> Option<Ipv4Addr> {
+    match prefix.addr() {
+        IpAddr::V4(address) if route.header.kind == RouteType::Broadcast => Some(address),
+        _ => None,
     }
 }
 
@@ -226,6 +254,33 @@ mod tests {
                 types.push(u16::from_ne_bytes([message[4], message[5]]));
             }
             assert_eq!(types, [libc::RTM_NEWROUTE, libc::RTM_DELROUTE]);
+        });
+    }
+
+    #[test]
+    fn the_broadcast_addresses_of_the_interface_are_told_at_first_and_whenever_they_change() {
+        in_netns(|| {
+            let index = two_links();
+            ip("addr add 10.8.0.1/24 dev rt0");
+            ip("addr add 10.9.0.1/24 dev rt1");
+            let (events, mut heard) = mpsc::channel(8);
+            let mut next = async |change: &str| {
+                ip(change);
+                let event = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+                match event.expect("nothing was told") {
+                    Some(LinkEvent::Broadcasts(addresses)) => addresses,
+                    other => panic!("{other:?}"),
+                }
+            };
+            let of_8 = Ipv4Addr::new(10, 8, 0, 255);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let _task = AbortOnDrop(tokio::spawn(follow(index, events)));
+                assert_eq!(next("link show").await, [of_8]);
+                let both = next("addr add 10.7.0.1/30 dev rt0").await;
+                assert_eq!(both, [Ipv4Addr::new(10, 7, 0, 3), of_8]);
+                assert_eq!(next("addr del 10.7.0.1/30 dev rt0").await, [of_8]);
+            });
         });
     }
 

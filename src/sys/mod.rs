@@ -9,6 +9,7 @@ pub mod clock;
 pub(crate) mod cmsg;
 pub mod error;
 pub mod gso;
+pub mod icmp;
 pub mod inherit;
 pub(crate) mod ioctl;
 pub mod link;

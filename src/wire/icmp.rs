@@ -25,8 +25,8 @@ pub enum Unreachable {
     TooBig(u32),
 }
 
-/// Writes into `out` the ICMP packet that answers `offending`, addressed from its destination to its source (a
-/// userspace tunnel has no address of its own to speak from, and this one passes reverse-path filters), and returns
+/// Writes into `out` the ICMP packet that answers `offending`, addressed from its destination to its source (what is
+/// written to a TUN device may not come from the host itself, and this address passes reverse-path filters), and returns
 /// its length. `None` where RFC 1122/4443 forbid an answer: to ICMP errors, fragments other than the first,
 /// multicast, broadcast or unspecified sources; and where `offending` is no IP packet or `out` cannot hold its header.
 ///

@@ -34,6 +34,7 @@ mod reload;
 mod sources;
 mod story;
 mod tool;
+mod unreachable;
 mod updown;
 
 use common::{implementation, lab};

@@ -39,6 +39,8 @@ impl Worker {
             Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
             Control::Mtu(mtu) => self.padding.set_interface(mtu),
             Control::RouteMtus(routes) => self.padding.routes = routes,
+            Control::Broadcasts(addresses) => self.refuser.broadcasts = addresses,
+            Control::Icmp(sockets) => io.set_icmp(sockets),
             Control::Rebind(sockets) => io.rebind(sockets),
             Control::Stop => return false,
         }

@@ -1,10 +1,13 @@
-//! ICMP unreachable back into the TUN device, within a rate.
+//! ICMP unreachable to whom the tunnel cannot send for, within a rate.
 
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::io::Io;
 use crate::time::Instant;
 use crate::wire::icmp::{Unreachable, unreachable};
+use crate::wire::ip;
 use crate::wire::vnet::{VNET_HDR_LEN, VnetHeader};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One message a millisecond on average, per worker (Linux: `net.ipv4.icmp_msgs_per_sec`, 1000).
@@ -16,10 +19,12 @@ const BURST: u32 = 50;
 #[derive(Default)]
 pub(super) struct Refuser {
     full_at: Instant,
+    /// Of the interface's networks: nobody hears about a packet to all their hosts (RFC 1122 section 3.2.2).
+    pub(super) broadcasts: Arc<[Ipv4Addr]>,
 }
 
 impl Refuser {
-    /// Writes an ICMP unreachable towards the source of `frame` (virtio-net header and packet), where one is due.
+    /// Sends an ICMP unreachable to the source of `frame` (virtio-net header and packet), where one is due.
     pub(super) fn refuse<I: Io>(
         &mut self,
         io: &mut I,
@@ -29,6 +34,10 @@ impl Refuser {
         now: Instant,
     ) {
         let Some(packet) = frame.get(VNET_HDR_LEN..) else { return };
+        let Some(info) = ip::parse(packet) else { return };
+        if matches!(info.destination, IpAddr::V4(to) if self.broadcasts.contains(&to)) {
+            return;
+        }
         if !self.has_token(now) {
             add(&stats.icmp_limited, 1);
             return;
@@ -39,9 +48,13 @@ impl Refuser {
         };
         let (vnet, out) = buf.split_at_mut(VNET_HDR_LEN);
         let Some(len) = unreachable(packet, why, out) else { return };
-        vnet.copy_from_slice(&VnetHeader::default().to_bytes());
         self.full_at = self.full_at.max(now) + INTERVAL;
         add(&stats.icmp_sent, 1);
+        let message = ip::transport(&out[..len]).and_then(|transport| out.get(transport.offset..len));
+        if message.is_some_and(|message| io.send_icmp(info.source, message)) {
+            return;
+        }
+        vnet.copy_from_slice(&VnetHeader::default().to_bytes());
         let piece = 0..VNET_HDR_LEN + len;
         io.write_tun(&buf.share(), std::slice::from_ref(&piece));
     }

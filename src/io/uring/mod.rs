@@ -16,13 +16,16 @@ use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
+use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
 use ring::{Event, Kind, Ring, START};
 use std::collections::VecDeque;
 use std::io::{Error, Result};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use writes::Writes;
 
 /// Failures of a socket's receive in a row that end the worker: it will not mend.
@@ -315,6 +318,14 @@ impl Io for Uring {
         self.failures = 0;
         drop(old);
         self.edge.sockets = sockets.unwrap_or_default();
+    }
+
+    fn set_icmp(&mut self, sockets: Option<Arc<IcmpSockets>>) {
+        self.edge.icmp = sockets;
+    }
+
+    fn send_icmp(&mut self, to: IpAddr, message: &[u8]) -> bool {
+        self.edge.send_icmp(to, message)
     }
 
     fn gso(&self) -> bool {
