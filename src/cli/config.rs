@@ -1,6 +1,7 @@
 //! `check`, `strip`: what a configuration says, without touching anything.
 
-use crate::gateway::config::{ConfigError, LoadError, Permissions, Place, Warning};
+use crate::gateway::config::{Config, ConfigError, LoadError, Permissions, Place, Warning};
+use crate::gateway::up;
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
@@ -13,7 +14,8 @@ use std::process::ExitCode;
   ringtun check ./wg0.conf
   ringtun check --json wg0 | jq .errors
 
-Prints every error and warning as FILE:LINE: what, and what was expected. Names are not resolved.
+Prints every error and warning as FILE:LINE: what, and what was expected. Names are not resolved. What wg-quick and `up` accept and
+no tunnel works with, such as a peer with one's own key, is an error here.
 Exit status: 0 without errors, 1 with errors, 2 wrong usage.")]
 pub(super) struct CheckArgs {
     /// Interface's name, or a file NAME.conf
@@ -52,7 +54,12 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
     let place = Place::find(&args.given).map_err(|error| error.to_string())?;
     let file = place.file.clone();
     let (errors, warnings, peers) = match place.load(Permissions::Warn) {
-        Ok(loaded) => (Vec::new(), loaded.warnings, loaded.config.peers.len()),
+        Ok(loaded) => {
+            let (mut errors, warnings) = sorted(loaded.warnings);
+            errors.extend(rivals(&loaded.place.interface, &loaded.config));
+            errors.sort_by_key(|error| error.line);
+            (errors, warnings, loaded.config.peers.len())
+        }
         Err(LoadError::Content(found)) => (found.errors, Vec::new(), 0),
         Err(other) => return Err(other.to_string()),
     };
@@ -69,6 +76,29 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
         println!("{}: good, {peers} peer(s)", file.display());
     }
     Ok(code)
+}
+
+/// What no tunnel works with is an error here.
+fn sorted(found: Vec<Warning>) -> (Vec<ConfigError>, Vec<Warning>) {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    for warning in found {
+        match warning {
+            Warning::Broken { line, message } => errors.push(ConfigError { line, message }),
+            other => warnings.push(other),
+        }
+    }
+    (errors, warnings)
+}
+
+/// Routes that `up` would fail to add.
+fn rivals(interface: &str, config: &Config) -> impl Iterator<Item = ConfigError> {
+    up::rivals(interface, config).into_iter().map(|(prefix, other)| {
+        let peer = config.peers.iter().find(|peer| peer.allowed_ips.contains(&prefix));
+        let message = format!(
+            "AllowedIPs {prefix}: {other}, which is up, has this route: expected another network, or {other} to go down first"
+        );
+        ConfigError { line: peer.map_or(1, |peer| peer.line.0), message }
+    })
 }
 
 fn report(file: &Path, errors: &[ConfigError], warnings: &[Warning], peers: usize) -> Report {

@@ -428,3 +428,18 @@ fn the_default_route_comes_after_the_rules_that_keep_other_traffic_out_of_it() {
         assert!(rule < route, "{said}");
     }
 }
+
+#[test]
+fn check_names_the_tunnel_that_has_a_route_already() {
+    let Some(site) = Site::new() else { return };
+    let other = site.directory.join("other.conf");
+    site.write("Address = 192.168.96.1/24", &peer("AllowedIPs = 10.7.0.0/16, 192.168.96.0/24"));
+    std::fs::copy(site.file(), &other).expect("a copy");
+    let check = || site.host.try_run(&format!("{} check {}", ringtun().display(), other.display()));
+    check().unwrap_or_else(|error| panic!("nothing is up: {error}"));
+    site.done("up");
+    let error = check().expect_err("the route is taken");
+    assert!(error.contains(&format!("AllowedIPs 10.7.0.0/16: {}, which is up", site.name)), "{error}");
+    assert!(!error.contains("192.168.96.0/24"), "a connected network may be on both: {error}");
+    site.done("check");
+}

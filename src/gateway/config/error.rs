@@ -66,6 +66,13 @@ pub enum Warning {
         /// Of the later section.
         line: usize,
     },
+    /// No tunnel works so, though the language has nothing against it.
+    Broken {
+        /// Where.
+        line: usize,
+        /// What, and what was expected.
+        message: String,
+    },
 }
 
 impl Warning {
@@ -76,7 +83,8 @@ impl Warning {
             Warning::Replaced { line, .. }
             | Warning::HostBits { line, .. }
             | Warning::Taken { line, .. }
-            | Warning::SamePeer { line } => Some(*line),
+            | Warning::SamePeer { line }
+            | Warning::Broken { line, .. } => Some(*line),
         }
     }
 
@@ -110,6 +118,7 @@ impl fmt::Display for Warning {
             Warning::Taken { prefix, .. } => {
                 write!(f, "AllowedIPs {prefix} belongs to a peer above, which loses it to this one")
             }
+            Warning::Broken { message, .. } => f.write_str(message),
             Warning::SamePeer { .. } => {
                 f.write_str("a peer above has the same PublicKey; this section replaces its AllowedIPs")
             }

@@ -1,6 +1,6 @@
 //! Where a configuration is found, who may read it, and how it is replaced.
 
-use super::{Config, ConfigError, ConfigErrors, Document, Salvage, Warning};
+use super::{Config, ConfigError, ConfigErrors, Document, Salvage, Warning, lint};
 use rustix::fs::{FlockOperation, flock};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -140,6 +140,8 @@ impl Place {
             let warning = if is_fixed { Warning::WorldReadableMount } else { Warning::WorldReadable(file) };
             warnings.insert(0, warning);
         }
+        warnings.extend(lint::broken(&document, &config));
+        warnings.sort_by_key(Warning::line);
         Ok(Loaded { place: self, document, config, warnings })
     }
 

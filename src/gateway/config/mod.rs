@@ -9,10 +9,12 @@
 //! What wg-quick and wg accept is accepted and means the same. Beyond them there are `MTU = exact` and peers' names
 //! in comments (`# Name = laptop`). Stricter on purpose: a port above 65535, which the C library cuts to 16 bits.
 
+mod dialect;
 mod document;
 mod edit;
 mod error;
 mod file;
+mod lint;
 mod names;
 mod parse;
 mod print;

@@ -3,10 +3,11 @@
 use super::document::{
     HOOK_KEYS, INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
 };
-use super::{Config, ConfigError, Document, Interface, Line, Peer, Warning, value};
+use super::{Config, ConfigError, Document, Interface, Line, Peer, Warning, dialect, value};
 use crate::crypto::x25519::PublicKey;
 use crate::routing::Prefix;
 use std::collections::{HashMap, HashSet};
+use zeroize::Zeroizing;
 
 /// What takes a tunnel down, of a file that may be wrong in other places.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -43,13 +44,26 @@ impl Document {
 
     fn taken(&self) -> Parser {
         let mut parser = Parser::default();
-        for (at, (line, kind)) in self.kinds().enumerate() {
+        if let Some(error) = dialect::encoding(&self.lines) {
+            parser.errors.push(error);
+            return parser;
+        }
+        let mut unmarked = None;
+        if let Some((rest, error)) = self.lines.first().and_then(|line| dialect::behind_mark(line)) {
+            parser.errors.push(error);
+            let mut document = self.clone();
+            document.lines[0] = Zeroizing::new(rest.to_vec());
+            unmarked = Some(document);
+        }
+        for (at, (line, kind)) in unmarked.as_ref().unwrap_or(self).kinds().enumerate() {
             parser.line = at + 1;
             parser.take(line, kind);
         }
         parser
     }
 }
+
+const BEFORE_ANY_SECTION: &str = "a value before any section: expected [Interface] or [Peer] first";
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum In {
@@ -69,6 +83,8 @@ struct Parser {
     /// Single values set so far: the interface's, and the last peer's.
     seen: HashSet<&'static str>,
     seen_peer: HashSet<&'static str>,
+    /// Whether a key of AmneziaWG's was told.
+    saw_amnezia: bool,
     errors: Vec<ConfigError>,
     warnings: Vec<Warning>,
 }
@@ -90,7 +106,7 @@ impl Parser {
                 Ok(())
             }
             Kind::Quick(key) => self.quick_line(key, line),
-            Kind::Wg => self.wg_line(&wg_cleaned(line)),
+            Kind::Wg => self.wg_line(line),
         };
         if let Err(message) = taken {
             self.errors.push(ConfigError { line: self.line, message });
@@ -109,7 +125,7 @@ impl Parser {
         if text.contains('\0') {
             return Err(format!("{key}: there is a NUL byte, expected text"));
         }
-        let key_error = |message: String| format!("{key}: {message}");
+        let key_error = |message: String| format!("{key}: {message}{}", dialect::of_value(key, line));
         // wg-quick leaves it to the shell to split, at commas and blanks.
         let words = || text.split([',', ' ', '\t']).filter(|word| !word.is_empty());
         let interface = &mut self.config.interface;
@@ -147,27 +163,29 @@ impl Parser {
         Ok(())
     }
 
-    fn wg_line(&mut self, cleaned: &[u8]) -> Result<(), String> {
-        if self.section == In::Nothing && !cleaned.starts_with(b"[") {
-            return Err("a value before any section: expected [Interface] or [Peer] first".into());
-        }
+    fn wg_line(&mut self, line: &[u8]) -> Result<(), String> {
+        let cleaned = &wg_cleaned(line);
         let known: &[&'static str] = if self.section == In::Interface { &INTERFACE_KEYS } else { &PEER_KEYS };
         let found = known.iter().find_map(|key| {
             let (left, right) = cleaned.split_at_checked(key.len())?;
             Some((*key, right.strip_prefix(b"=")?)).filter(|_| left.eq_ignore_ascii_case(key.as_bytes()))
         });
-        let Some((key, value)) = found else { return Err(self.unknown(cleaned)) };
+        let Some((key, value)) = found else { return self.unknown_line(line, cleaned) };
+        if self.section == In::Nothing {
+            return Err(BEFORE_ANY_SECTION.into());
+        }
         if value.is_empty() {
             return Err(format!("{key}: expected a value; remove the line if there is none"));
         }
         let text = str::from_utf8(value).map_err(|_| format!("{key}: expected text in UTF-8"))?;
+        let wrong = |message: String| format!("{key}: {message}{}", dialect::of_value(key, line));
         let (again, list) = match self.section {
             In::Interface => {
-                self.interface_value(key, text).map_err(|message| format!("{key}: {message}"))?;
+                self.interface_value(key, text).map_err(wrong)?;
                 (!self.seen.insert(key), false)
             }
             _ => {
-                self.peer_value(key, text).map_err(|message| format!("{key}: {message}"))?;
+                self.peer_value(key, text).map_err(wrong)?;
                 (!self.seen_peer.insert(key), key == "AllowedIPs")
             }
         };
@@ -205,6 +223,21 @@ impl Parser {
             }
         }
         Ok(())
+    }
+
+    fn unknown_line(&mut self, line: &[u8], cleaned: &[u8]) -> Result<(), String> {
+        let key = cleaned.split(|&byte| byte == b'=').next().unwrap_or_default();
+        if let Some(message) = dialect::amnezia(key).filter(|_| self.section == In::Interface) {
+            return if std::mem::replace(&mut self.saw_amnezia, true) { Ok(()) } else { Err(message) };
+        }
+        if let Some(message) = dialect::of_line(line) {
+            return Err(message);
+        }
+        Err(if self.section == In::Nothing && !cleaned.starts_with(b"[") {
+            BEFORE_ANY_SECTION.into()
+        } else {
+            self.unknown(cleaned)
+        })
     }
 
     /// What to say of a line that neither program knows. Its value may be a key, and a key without a name looks like one
@@ -249,10 +282,16 @@ impl Parser {
     fn finish(mut self) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
         let mut owners: HashMap<Prefix, PublicKey> = HashMap::new();
         let mut keys = HashSet::new();
-        for (key, mut peer) in self.peers {
+        let headers: Vec<usize> = self.peers.iter().map(|(_, peer)| peer.line.0).collect();
+        for (at, (key, mut peer)) in self.peers.into_iter().enumerate() {
             let line = peer.line.0;
             let Some(key) = key else {
                 // A key that is there and wrong has been reported.
+                let end = headers.get(at + 1).copied().unwrap_or(usize::MAX);
+                let is_told = |error: &ConfigError| error.message.contains("PublicKey");
+                if self.errors.iter().any(|error| (line..end).contains(&error.line) && is_told(error)) {
+                    continue;
+                }
                 let message = "a peer without PublicKey: expected one in this section".into();
                 self.errors.push(ConfigError { line, message });
                 continue;

@@ -3,6 +3,7 @@
 use crate::gateway::config::Address;
 use crate::gateway::route;
 use crate::routing::Prefix;
+use crate::sys::link;
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -147,6 +148,17 @@ impl Host {
         let mut tables = BTreeSet::new();
         self.each_route(|route| tables.extend([table_of(route)]))?;
         Ok(tables)
+    }
+
+    /// Which other tunnel has the main table's route to exactly one of these destinations.
+    pub(super) fn rivals(&self, ours: &str, to: &BTreeSet<Prefix>) -> Result<Vec<(Prefix, String)>> {
+        let mut found = Vec::new();
+        self.each_route(|route| {
+            let taken = destination(route).filter(|prefix| table_of(route) == MAIN && to.contains(prefix));
+            found.extend(taken.zip(outgoing(route)).map(|(prefix, index)| (prefix, link::scope(index))));
+        })?;
+        found.retain(|(_, name)| name != ours && link::is_tunnel(name));
+        Ok(found)
     }
 
     /// The MTU of the path that a tunnel's own packets, which carry `mark`, take to an address. `None`: there is no such

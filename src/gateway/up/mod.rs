@@ -27,9 +27,10 @@ pub use apply::lead_to;
 pub use down::{down, save};
 pub use reload::reload;
 
-use crate::gateway::config::{LoadError, Loaded, Permissions, Place};
+use crate::gateway::config::{Address, Config, LoadError, Loaded, Permissions, Place, Table, allowed_ips};
 use crate::gateway::control::Control;
 use crate::gateway::leaving;
+use crate::routing::Prefix;
 use crate::sys::link;
 use host::Host;
 use interrupt::Interrupt;
@@ -213,6 +214,20 @@ fn read(
         console.remark(&warning.describe(&loaded.place.file));
     }
     Ok(loaded)
+}
+
+/// The routes that `up` would add and another tunnel that is up has already, with its name. None where the kernel does not say.
+pub fn rivals(interface: &str, config: &Config) -> Vec<(Prefix, String)> {
+    if config.interface.table != Table::Auto {
+        return Vec::new();
+    }
+    let mut wanted = allowed_ips(config);
+    let connected = |prefix: &Prefix| {
+        let networks = config.interface.addresses.iter().map(Address::network);
+        networks.into_iter().any(|network| network.len() <= prefix.len() && network.contains(prefix.addr()))
+    };
+    wanted.retain(|prefix| prefix.len() > 0 && !connected(prefix));
+    Host::new().and_then(|host| host.rivals(interface, &wanted)).unwrap_or_default()
 }
 
 /// Whether the file asks for clamping by a comment `# ClampMSS = true`.

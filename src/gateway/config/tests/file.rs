@@ -66,13 +66,14 @@ fn a_name_is_at_most_15_of_wg_quicks_characters() {
 #[test]
 fn a_world_readable_file_is_warned_of_or_refused_with_the_remedy() {
     let folder = Folder::new("mode", 0o755);
-    folder.file("wg0.conf", "[Interface]\n", 0o644);
+    let text = format!("[Interface]\nPrivateKey = {PRIVATE}\n");
+    folder.file("wg0.conf", &text, 0o644);
     let load = |permissions| Place::find_in(&folder.0, "wg0").unwrap().load(permissions);
     let loaded = load(Permissions::Warn).unwrap();
     assert!(matches!(loaded.warnings.as_slice(), [Warning::WorldReadable(_)]));
     let refusal = load(Permissions::Refuse).unwrap_err().to_string();
     assert!(refusal.contains("chmod 600 ") && refusal.ends_with("wg0.conf"), "{refusal}");
-    folder.file("wg0.conf", "[Interface]\n", 0o640);
+    folder.file("wg0.conf", &text, 0o640);
     assert!(load(Permissions::Refuse).unwrap().warnings.is_empty());
 }
 

@@ -62,7 +62,7 @@ fn listen_port_is_16_bits_or_a_service() {
         rejected_in_interface(&format!("ListenPort = {wrong}"), "expected a port from 0 to 65535");
     }
     rejected_in_interface("ListenPort =", "expected a value");
-    rejected_in_interface("ListenPort", "expected `KEY = VALUE`");
+    rejected_in_interface("ListenPort", "expected `ListenPort = VALUE`: the `=` is missing");
 }
 
 #[test]
@@ -248,8 +248,8 @@ fn preshared_and_public_keys_are_keys() {
     );
     assert_eq!(peer(&format!("PresharedKey = {}=", "A".repeat(43))).preshared_key, None);
     rejected_in_peer("PresharedKey = x", "genpsk");
-    rejected("[Peer]\nPublicKey = x\n", 1, "without PublicKey");
-    assert!(parse("[Peer]\nPublicKey = x\n").unwrap_err()[1].message.contains("44 characters"));
+    rejected("[Peer]\nPublicKey = x\n", 2, "44 characters");
+    assert_eq!(parse("[Peer]\nPublicKey = x\n").unwrap_err().len(), 1, "the key is there, though wrong");
     rejected("\n[Peer]\nAllowedIPs = 10.0.0.0/8\n", 2, "without PublicKey");
 }
 

@@ -1,5 +1,6 @@
 //! Rules of the language, then agreement with the programs that defined it, then properties.
 
+mod dialect;
 mod edit;
 mod file;
 mod language;
