@@ -43,7 +43,7 @@ fn session(owner: u8) -> Session {
     };
     let (send, receive) = keys([1; 32], [2; 32], index, 77, Role::Initiator);
     let (remote, _) = keys([2; 32], [1; 32], 77, index, Role::Responder);
-    Session { send, receive: Box::new(receive), remote }
+    Session { send, receive, remote }
 }
 
 fn rig(links: &Links, id: u8, shared: Arc<PeerShared>, session: Session) -> Rig {

@@ -95,7 +95,7 @@ fn rig() -> Rig {
         Control::AddPeer(Arc::new(PeerShared::new(id, 0))),
         Control::Endpoint(id, Some(endpoint)),
         Control::Routes(Arc::new(RouteTable::build([(prefix, 0)]))),
-        Control::Install(id, Box::new(receive), send),
+        Control::Install(id, receive, send),
     ] {
         assert!(links.workers[0].controls.push(control).is_ok());
     }

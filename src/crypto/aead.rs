@@ -13,6 +13,7 @@ use crate::crypto::hchacha::hchacha20;
 use crate::crypto::lanes;
 pub(crate) use crate::crypto::segment::counter;
 pub use crate::crypto::segment::{HEADER_LEN, TAG_LEN};
+use crate::crypto::wiped::Wiped;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
 #[cfg(target_arch = "x86_64")]
 use subtle::ConstantTimeEq;
@@ -43,7 +44,7 @@ impl Opened {
 
 /// A key, expanded once, usable from any thread.
 pub struct AeadKey {
-    single: LessSafeKey,
+    single: Wiped<LessSafeKey>,
     #[cfg(target_arch = "x86_64")]
     lanes: Option<(lanes::Kernel, lanes::Key)>,
 }
@@ -144,19 +145,12 @@ impl AeadKey {
     }
 }
 
-impl Drop for AeadKey {
-    /// `ring` does not wipe its keys: overwrite this one, where the optimizer must believe that it is read again.
-    fn drop(&mut self) {
-        self.single = expand(&[0; 32]);
-        std::hint::black_box(&self.single);
-    }
-}
-
-fn expand(key: &[u8; 32]) -> LessSafeKey {
+/// A key as `ring` takes it, which does not wipe its keys.
+fn expand(key: &[u8; 32]) -> Wiped<LessSafeKey> {
     let Ok(key) = UnboundKey::new(&CHACHA20_POLY1305, key) else {
         unreachable!("every 32 bytes are a ChaCha20-Poly1305 key");
     };
-    LessSafeKey::new(key)
+    Wiped::new(LessSafeKey::new(key))
 }
 
 /// Bytes of the leading segments that are whole, where each has room for header and tag.

@@ -7,6 +7,8 @@ mod hchacha;
 pub mod lanes;
 pub mod random;
 mod segment;
+pub mod stack;
+mod wiped;
 pub mod x25519;
 
 /// What the tests of this room and of the next one share.

@@ -15,12 +15,11 @@ pub const BASE64_LEN: usize = 44;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PublicKey(pub [u8; 32]);
 
-/// A private key, clamped, zeroized on drop; its `Debug` hides it; equality is in constant time.
-#[derive(ZeroizeOnDrop)]
+/// A private key, clamped, zeroized on drop; its `Debug` hides it; equality is in constant time. Wherever it is moved to, its
+/// bytes stay in one place.
 pub struct PrivateKey {
-    bytes: [u8; 32],
+    bytes: Box<Zeroizing<[u8; 32]>>,
     /// The same, beside its public key, as AWS-LC keeps them on the heap; it wipes all memory that it frees.
-    #[zeroize(skip)]
     ready: agreement::PrivateKey,
 }
 
@@ -52,9 +51,10 @@ impl PrivateKey {
         let Ok(ready) = agreement::PrivateKey::from_private_key(&X25519, &bytes) else {
             panic!("no memory left for a private key");
         };
-        let key = PrivateKey { bytes, ready };
+        let mut place = Box::new(Zeroizing::new([0; 32]));
+        place.copy_from_slice(&bytes);
         bytes.zeroize();
-        key
+        PrivateKey { bytes: place, ready }
     }
 
     /// Reads the 44 characters that wg(8) writes, and clamps.
@@ -64,12 +64,12 @@ impl PrivateKey {
 
     /// The key as wg(8) writes it: a secret, zeroized on drop.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.bytes))
+        Zeroizing::new(STANDARD.encode(&self.bytes[..]))
     }
 
     /// The clamped bytes, to be shown or stored.
     pub fn to_bytes(&self) -> [u8; 32] {
-        self.bytes
+        **self.bytes
     }
 
     /// The matching public key.
@@ -100,7 +100,7 @@ impl PrivateKey {
 
 impl Clone for PrivateKey {
     fn clone(&self) -> PrivateKey {
-        PrivateKey::from_bytes(self.bytes)
+        PrivateKey::from_bytes(**self.bytes)
     }
 }
 
@@ -133,7 +133,7 @@ macro_rules! secret {
     ($name:ident, $bytes:tt) => {
         impl ConstantTimeEq for $name {
             fn ct_eq(&self, other: &Self) -> Choice {
-                self.$bytes.ct_eq(&other.$bytes)
+                self.$bytes[..].ct_eq(&other.$bytes[..])
             }
         }
 

@@ -211,8 +211,8 @@ pub enum Control {
     Endpoint(PeerId, Option<Endpoint>),
     /// Open what comes for the session's index, and send with it as soon as its role allows (owner only).
     Install(PeerId, Box<RecvSession>, Arc<SendSession>),
-    /// Forget the session, both halves (owner only).
-    Drop(u32),
+    /// Forget the peer's session with this index, both halves (all workers).
+    Drop(PeerId, u32),
     /// There is a new session to send with: send what was staged (all workers).
     SendStaged(PeerId),
     /// Send a keepalive, if there is a session (owner only). Staged packets go instead, if there are any.

@@ -1,5 +1,5 @@
-//! Which session a peer is sent to with: one word that all workers read, and that the owner of the session's receiving half
-//! alone writes.
+//! Which session a peer is sent to with: one word that all workers read. The owner of the session's receiving half alone
+//! publishes it; whoever first hears of its end withdraws it.
 //!
 //! So that no packet leaves that cannot be answered, a session is published only where its receiving half is in place, and
 //! withdrawn before that goes. A session that this device began is published as it is installed; one that it answered as the

@@ -2,14 +2,18 @@
 
 use super::outbox::Broadcast;
 use super::{Device, Now};
+use crate::crypto::stack;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
 use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{HandshakeError, IncomingInitiation};
-use crate::noise::session::SessionKeys;
-use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify, index};
+use crate::noise::session::{RecvSession, SendSession};
+use crate::wire::message::{CookieReply, Initiation, MessageKind, RESPONSE_LEN, Response, classify, index};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Both halves of a new session.
+type Session = (Arc<SendSession>, Box<RecvSession>);
 
 impl Device {
     /// One handshake message; MAC1 of types 1 and 2 has been verified by the worker, under load MAC2, too.
@@ -32,17 +36,26 @@ impl Device {
     }
 
     fn receive_initiation(&mut self, now: Now, message: &IncomingHandshake) {
-        let Some(identity) = &self.identity else { return };
-        let opened = Initiation::parse(message.datagram.bytes())
+        let answer = stack::leaving_nothing(|| self.answer(now, message.datagram.bytes()));
+        let Some((id, response, session)) = answer else { return };
+        self.stats.initiations_accepted += 1;
+        self.count_received(now, id, message);
+        self.install(now, id, session);
+        // The owner's worker sends it, after it has taken the receiving half: order within one queue.
+        self.send(now, id, &response);
+        self.look(now, id.slot);
+    }
+
+    /// Whose initiation it is, the response to it, and the session that comes of it; `None`: it was refused, and counted.
+    fn answer(&mut self, now: Now, message: &[u8]) -> Option<(PeerId, [u8; RESPONSE_LEN], Session)> {
+        let identity = self.identity.as_ref()?;
+        let opened = Initiation::parse(message)
             .ok_or(HandshakeError::Decrypt)
             .and_then(|initiation| IncomingInitiation::open(identity, &initiation));
-        let incoming = match opened {
-            Ok(incoming) => incoming,
-            Err(error) => return self.stats.refuse(error),
-        };
+        let incoming = opened.map_err(|error| self.stats.refuse(error)).ok()?;
         let Some(peer) = self.peers.find(&incoming.remote).and_then(|slot| self.peers.get_mut(slot)) else {
             self.stats.dropped_unknown_peer += 1;
-            return;
+            return None;
         };
         let id = peer.shared.id;
         let outstanding = peer.handshake.pending_index();
@@ -52,7 +65,8 @@ impl Device {
             Ok(answer) => answer,
             Err(error) => {
                 self.indices.free(index);
-                return self.stats.refuse(error);
+                self.stats.refuse(error);
+                return None;
             }
         };
         // An initiation of ours may have given way to the peer's.
@@ -60,12 +74,7 @@ impl Device {
             self.indices.free(outstanding);
         }
         peer.jar.seal(&mut response, now.mono);
-        self.stats.initiations_accepted += 1;
-        self.count_received(now, id, message);
-        self.install(now, id, keys);
-        // The owner's worker sends it, after it has taken the receiving half: order within one queue.
-        self.send(now, id, &response);
-        self.look(now, id.slot);
+        Some((id, response, keys.into_halves(peer.sessions.birth(now.mono))))
     }
 
     fn receive_response(&mut self, now: Now, message: &IncomingHandshake) {
@@ -78,14 +87,18 @@ impl Device {
         let Some(peer) = peer.filter(|peer| peer.handshake.pending_index() == Some(response.receiver)) else {
             return self.stats.refuse(HandshakeError::Unexpected);
         };
-        let keys = match peer.handshake.complete(identity, &response) {
-            Ok(keys) => keys,
+        let birth = peer.sessions.birth(now.mono);
+        let completed = stack::leaving_nothing(|| {
+            peer.handshake.complete(identity, &response).map(|keys| keys.into_halves(birth))
+        });
+        let session = match completed {
+            Ok(session) => session,
             Err(error) => return self.stats.refuse(error),
         };
         let id = peer.shared.id;
         self.stats.responses_accepted += 1;
         self.count_received(now, id, message);
-        self.install(now, id, keys);
+        self.install(now, id, session);
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
             peer.last_handshake = Some(now.wall);
@@ -120,12 +133,11 @@ impl Device {
     }
 
     /// Hands both halves of a new session to their owner, and frees what it replaced.
-    fn install(&mut self, now: Now, id: PeerId, keys: SessionKeys) {
+    fn install(&mut self, now: Now, id: PeerId, (send, receive): Session) {
         let Some(peer) = self.peers.by_id(id) else { return };
-        let (send, receive) = keys.into_halves(peer.sessions.birth(now.mono));
         peer.timers.session_derived(now.mono);
         let freed = peer.sessions.install(Arc::clone(&send));
-        self.out.one(peer.shared.owner, Control::Install(id, Box::new(receive), send));
+        self.out.one(peer.shared.owner, Control::Install(id, receive, send));
         self.drop_freed(id, freed);
     }
 
@@ -157,9 +169,10 @@ impl Device {
         let outstanding = peer.handshake.pending_index();
         let index = self.indices.allocate(peer.shared.owner, slot, &mut *self.entropy);
         let timestamp = self.clock.stamp(now.wall);
-        let Ok(mut message) =
+        let initiation = stack::leaving_nothing(|| {
             peer.handshake.initiate(identity, index, timestamp, now.mono, &mut *self.entropy)
-        else {
+        });
+        let Ok(mut message) = initiation else {
             // A low-order public key: no handshake will ever succeed.
             self.indices.free(index);
             self.out.all(Broadcast::PurgeStaged(id));

@@ -4,6 +4,7 @@ use super::attempts::Attempts;
 use super::outbox::Broadcast;
 use super::peer::{Peer, Watch};
 use super::{BindRequest, Device, Now};
+use crate::crypto::stack;
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::dataplane::PeerShared;
 use crate::noise::cookie::{CookieJar, GateKeys};
@@ -12,8 +13,6 @@ use crate::time::Instant;
 use std::io::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
 
 /// The interface's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,12 +121,16 @@ impl Device {
     /// Another private key, or none: sessions are dropped, and made anew with the next packet or keepalive. The timestamps
     /// accepted from peers stay, so that no old initiation can be replayed if the key comes back.
     pub(super) fn set_private_key(&mut self, now: Now, key: Option<PrivateKey>) {
-        let identity = key.map(Identity::new);
+        let (identity, is_same) = stack::leaving_nothing(|| {
+            let identity = key.map(Identity::new);
+            let is_same = same_key(self.identity.as_ref(), identity.as_ref());
+            (identity, is_same)
+        });
         // We are no peer of ours (kernel: `wg_set_device`).
         if let Some(slot) = identity.as_ref().and_then(|identity| self.peers.find(identity.public())) {
             self.remove_peer(slot);
         }
-        if same_key(self.identity.as_ref(), identity.as_ref()) {
+        if is_same {
             return;
         }
         let keys = identity.as_ref().map(|identity| GateKeys::new(identity.public(), &mut *self.entropy));
@@ -144,11 +147,14 @@ impl Device {
         }
     }
 
-    /// Adds a peer.
-    pub(super) fn add_peer(&mut self, key: PublicKey, psk: SharedSecret) -> u32 {
-        let handshake = Handshake::new(key, psk);
-        let id = self.peers.insert(key, |id, owner| {
-            Peer::new(key, Arc::new(PeerShared::new(id, owner)), handshake, CookieJar::new(&key))
+    /// Adds a peer, with a preshared key if it has one.
+    pub(super) fn add_peer(&mut self, key: PublicKey, psk: Option<&SharedSecret>) -> u32 {
+        let id = stack::leaving_nothing(|| {
+            self.peers.insert(key, |id, owner| {
+                let psk = psk.cloned().unwrap_or(SharedSecret([0; 32]));
+                let handshake = Handshake::new(key, psk);
+                Peer::new(key, Arc::new(PeerShared::new(id, owner)), handshake, CookieJar::new(&key))
+            })
         });
         if let Some(peer) = self.peers.get(id.slot) {
             self.out.all(Broadcast::AddPeer(Arc::clone(&peer.shared)));
@@ -195,10 +201,7 @@ impl Device {
 
 fn same_key(one: Option<&Identity>, other: Option<&Identity>) -> bool {
     match (one, other) {
-        (Some(one), Some(other)) => {
-            let bytes = |identity: &Identity| Zeroizing::new(identity.private().to_bytes());
-            bytes(one)[..].ct_eq(&bytes(other)[..]).into()
-        }
+        (Some(one), Some(other)) => one.private() == other.private(),
         (one, other) => one.is_none() && other.is_none(),
     }
 }

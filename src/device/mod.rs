@@ -296,12 +296,11 @@ impl Device {
         self.look(now, id.slot);
     }
 
-    /// Frees receiver indices and has the owner forget their sessions.
+    /// Frees receiver indices and has the workers forget their sessions.
     fn drop_freed(&mut self, id: PeerId, freed: Vec<u32>) {
-        let Some(owner) = self.peers.by_id(id).map(|peer| peer.shared.owner) else { return };
         for index in freed {
             self.indices.free(index);
-            self.out.one(owner, Control::Drop(index));
+            self.out.all(Broadcast::Drop(id, index));
         }
     }
 }

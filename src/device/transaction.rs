@@ -5,6 +5,7 @@ use super::lifecycle::Link;
 use super::table::MAX_PEERS;
 use super::uapi::{AllowedIp, ENOMEM, PeerRequest, SetRequest};
 use super::{BindRequest, Device, Now};
+use crate::crypto::stack;
 use crate::crypto::x25519::{PrivateKey, SharedSecret};
 use crate::io::Endpoint;
 use crate::io::steer::Target;
@@ -195,7 +196,7 @@ impl Device {
         let slot = match self.peers.find(&request.public_key) {
             Some(slot) if request.remove => return Some(Step::Remove(slot)),
             Some(slot) => {
-                self.apply_psk(slot, request.preshared_key.as_ref());
+                self.apply_psk(slot, request.preshared_key.as_deref());
                 slot
             }
             // Our own key is skipped silently, so that one list of peers may serve all of them (kernel: `set_peer`).
@@ -205,10 +206,7 @@ impl Device {
             {
                 return None;
             }
-            None => {
-                let psk = request.preshared_key.clone().unwrap_or(SharedSecret([0; 32]));
-                self.add_peer(request.public_key, psk)
-            }
+            None => self.add_peer(request.public_key, request.preshared_key.as_deref()),
         };
         if let Some(addr) = request.endpoint {
             self.apply_endpoint(slot, Endpoint { addr, from: None });
@@ -224,7 +222,7 @@ impl Device {
     /// Takes effect with the next handshake; sessions stay.
     fn apply_psk(&mut self, slot: u32, psk: Option<&SharedSecret>) {
         if let (Some(peer), Some(psk)) = (self.peers.get_mut(slot), psk) {
-            peer.handshake.set_psk(psk.clone());
+            stack::leaving_nothing(|| peer.handshake.set_psk(psk.clone()));
         }
     }
 

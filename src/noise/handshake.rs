@@ -222,7 +222,11 @@ impl Handshake {
         let key = transcript.mix_psk(&self.psk);
         let empty_sealed = transcript.seal(&key, []);
         self.last_accepted = Some(Accepted { timestamp, at: now });
-        self.outstanding.take_if(|own| local.public.0 > self.remote.0 || !own.may_cross(now));
+        if self.outstanding.as_ref().is_some_and(|own| local.public.0 > self.remote.0 || !own.may_cross(now))
+        {
+            // Taken out instead, it would leave a copy in its place.
+            self.clear();
+        }
         let message = Response {
             sender: index,
             receiver: sender,

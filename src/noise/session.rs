@@ -1,6 +1,7 @@
 //! Transport sessions (paper, sections 5.4.5 and 5.4.6). Sealing is shared (the counter is atomic), opening is owned.
 
 use crate::crypto::aead::{AeadKey, Opened, counter};
+use crate::crypto::stack;
 use crate::noise::replay::ReplayWindow;
 use crate::noise::{
     KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
@@ -45,24 +46,30 @@ pub struct SessionKeys {
 }
 
 impl SessionKeys {
-    /// Expands the keys into both halves, born `now`.
-    pub fn into_halves(self, now: Instant) -> (Arc<SendSession>, RecvSession) {
-        let send = SendSession {
+    /// Expands the keys into both halves, born `now`. Each lives for a time of its own, and so takes nothing of the other along.
+    pub fn into_halves(self, now: Instant) -> (Arc<SendSession>, Box<RecvSession>) {
+        (stack::clean(|| self.sending(now)), stack::clean(|| self.receiving(now)))
+    }
+
+    fn sending(&self, now: Instant) -> Arc<SendSession> {
+        Arc::new(SendSession {
             key: AeadKey::new(&self.send),
             counter: AtomicU64::new(0),
             remote_index: self.remote_index,
             local_index: self.local_index,
             born: now,
             role: self.role,
-        };
-        let receive = RecvSession {
+        })
+    }
+
+    fn receiving(&self, now: Instant) -> Box<RecvSession> {
+        Box::new(RecvSession {
             key: AeadKey::new(&self.receive),
             window: ReplayWindow::default(),
             local_index: self.local_index,
             born: now,
             role: self.role,
-        };
-        (Arc::new(send), receive)
+        })
     }
 }
 

@@ -435,7 +435,7 @@ impl Host {
                             self.violations.push(format!("index {index:#x} given to a second session"));
                         }
                     }
-                    Control::Drop(index) => drop(self.indices.remove(index)),
+                    Control::Drop(_, index) => drop(self.indices.remove(index)),
                     Control::RemovePeer(gone) => self.indices.retain(|_, peer| peer != gone),
                     _ => {}
                 }

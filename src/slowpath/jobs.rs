@@ -4,6 +4,7 @@
 //! answered side by side, each as fast as its asker reads. An answer is begun between two transactions, so that none shows
 //! half of one, unless it is so long that its asker reads while the next transaction is carried out.
 
+use crate::crypto::stack;
 use crate::device::status::{Listing, Status};
 use crate::device::uapi::{self, Dump, Operation, Parser, SetRequest};
 use crate::device::{Device, Now, Transaction};
@@ -130,7 +131,8 @@ impl Jobs {
             return Progress::Done;
         }
         let Some((parser, _)) = self.waiting.front_mut() else { return Progress::Going };
-        let Some(parsed) = parser.go_on(&mut interface_index, &mut more) else { return Progress::Going };
+        let parsed = stack::leaving_nothing(|| parser.go_on(&mut interface_index, &mut more));
+        let Some(parsed) = parsed else { return Progress::Going };
         let Some((_, to)) = self.waiting.pop_front() else { return Progress::Going };
         self.change = Some(Change { transaction: None, to });
         match parsed {

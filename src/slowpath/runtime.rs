@@ -3,6 +3,7 @@
 //! The runtime is tokio-uring where io_uring may be used, plain tokio where it may not. The difference is small: who runs the
 //! loop, here, and who reads and writes a UAPI connection ([`super::stream`]).
 
+use crate::crypto::stack;
 use crate::dataplane::Links;
 use crate::device::Device;
 use crate::device::status::Summary;
@@ -88,7 +89,7 @@ async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
     let mut alarm = Alarm::new()?;
     let mut report = tokio::time::interval(REPORT_INTERVAL);
     loop {
-        let wake_at = driver.pump();
+        let wake_at = stack::leaving_nothing(|| driver.pump());
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
@@ -108,7 +109,8 @@ async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
             }
             rang = pause(&mut alarm, wake_at) => rang?,
         }
-        driver.take_turn()?;
+        // Handshakes and configurations leave keys there.
+        stack::leaving_nothing(|| driver.take_turn())?;
     }
 }
 

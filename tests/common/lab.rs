@@ -3,6 +3,7 @@
 
 use crate::common::guest::Guest;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
@@ -277,6 +278,17 @@ impl Host {
     /// Starts a program in this namespace and leaves it running.
     pub(crate) fn start(&self, program: &str, arguments: &[&str]) -> Process {
         Process::start(self.command(program, arguments))
+    }
+
+    /// What `work` yields on a thread that has entered this namespace: a socket stays in it.
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.name())).expect("a namespace");
+        let enter_and_work = move || {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).expect("to enter it");
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(enter_and_work).join()).expect("no panic")
     }
 
     /// Starts iperf3's server; it serves until the guard is dropped (a guest's, until the guest ends).

@@ -32,7 +32,7 @@ pub(crate) struct Puppet {
 /// Both halves of a session with a puppet.
 pub(crate) struct Session {
     pub(crate) send: Arc<SendSession>,
-    pub(crate) receive: RecvSession,
+    pub(crate) receive: Box<RecvSession>,
 }
 
 impl Puppet {

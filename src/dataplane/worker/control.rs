@@ -31,7 +31,7 @@ impl Worker {
             }
             Control::Endpoint(id, endpoint) => self.set_endpoint(io, now, id, endpoint),
             Control::Install(id, receive, send) => self.install(io, now, id, receive, send),
-            Control::Drop(index) => self.drop_session(index),
+            Control::Drop(id, index) => self.drop_session(id, index),
             Control::SendStaged(id) => self.send_staged(io, now, id),
             Control::Keepalive(id) => self.sender(io, now).keepalive(id),
             Control::Confirm(id) => self.sender(io, now).confirm(id),
@@ -79,8 +79,7 @@ impl Worker {
         self.sender(io, now).flush_staged(id.slot);
     }
 
-    fn drop_session(&mut self, index: u32) {
-        let Some(id) = self.rx.owner(index) else { return };
+    fn drop_session(&mut self, id: PeerId, index: u32) {
         if let Some(peer) = self.peers.find(id) {
             peer.shared.sending.withdraw(index);
             peer.receiving.retain(|&other| other != index);

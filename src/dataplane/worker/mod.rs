@@ -23,6 +23,7 @@ mod tests;
 mod trains;
 mod tx;
 
+use crate::crypto::stack;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::{Endpoint, Io};
@@ -77,6 +78,8 @@ pub struct Worker {
     peers: Peers,
     refuser: Refuser,
     rx: Rx,
+    /// A control came this turn: it may have been the end of a key.
+    told: bool,
 }
 
 impl Worker {
@@ -90,6 +93,7 @@ impl Worker {
             peers: Peers::new(Arc::clone(&links.staging)),
             refuser: Refuser::default(),
             rx: Rx::new(config.coalesce),
+            told: false,
         }
     }
 
@@ -125,7 +129,11 @@ impl Worker {
                     return Err(error);
                 }
             };
-            until = match self.turn(io, now) {
+            let turn = stack::apart(|| self.turn(io, now));
+            if std::mem::take(&mut self.told) {
+                stack::wipe();
+            }
+            until = match turn {
                 Turn::Busy => Some(now),
                 Turn::Idle => {
                     let stats = &self.outbox.stats;
@@ -149,6 +157,7 @@ impl Worker {
     fn take_controls<I: Io>(&mut self, io: &mut I, now: Instant) -> Option<bool> {
         for _ in 0..CONTROL_BUDGET {
             let Some(control) = self.inbox.controls.pop() else { return Some(false) };
+            self.told = true;
             if !self.control(io, now, control) {
                 return None;
             }

@@ -236,8 +236,10 @@ fn a_response_is_refused_once_the_peers_own_handshake_has_taken_effect() {
 }
 
 fn psk(byte: u8, seed: u8) -> SetRequest {
-    let peer =
-        PeerRequest { preshared_key: Some(SharedSecret([byte; 32])), ..PeerRequest::new(public(seed)) };
+    let peer = PeerRequest {
+        preshared_key: Some(Box::new(SharedSecret([byte; 32]))),
+        ..PeerRequest::new(public(seed))
+    };
     SetRequest { peers: vec![peer], ..SetRequest::default() }
 }
 

@@ -68,7 +68,7 @@ pub(super) fn no_bind(_: BindRequest) -> Result<u16, i32> {
 /// A session that a worker would receive on; the sending half until it takes effect.
 pub(super) struct Receiving {
     peer: PeerId,
-    session: RecvSession,
+    session: Box<RecvSession>,
     send: Option<Arc<SendSession>>,
 }
 
@@ -162,15 +162,9 @@ impl Side {
                     assert_eq!((worker, index as u8), (self.peers[&peer].owner, worker));
                     self.log.push("Install");
                     let begun = session.role() == Role::Initiator;
-                    let receiving = Receiving { peer, session: *session, send: Some(send) };
+                    let receiving = Receiving { peer, session, send: Some(send) };
                     assert!(self.receive.insert(index, receiving).is_none());
                     confirmed.extend(begun.then_some(index));
-                }
-                Control::Drop(index) => {
-                    assert_eq!(worker, index as u8);
-                    self.log.push("Drop");
-                    assert!(self.receive.remove(&index).is_some(), "dropped what it never had");
-                    self.send.retain(|_, send| send.local_index() != index);
                 }
                 Control::Keepalive(id) | Control::Confirm(id) => {
                     assert_eq!(worker, self.peers[&id].owner);
@@ -232,6 +226,12 @@ impl Side {
             Control::Endpoint(id, endpoint) => {
                 self.endpoints.insert(id, endpoint);
                 "Endpoint"
+            }
+            Control::Drop(id, index) => {
+                let receiving = self.receive.remove(&index);
+                assert!(receiving.is_some_and(|receiving| receiving.peer == id), "dropped what it never had");
+                self.send.retain(|_, send| send.local_index() != index);
+                "Drop"
             }
             Control::SendStaged(id) => {
                 assert!(self.send.contains_key(&id), "a session to send with");

@@ -52,8 +52,8 @@ pub struct PeerRequest {
     pub remove: bool,
     /// Do nothing if there is no such peer.
     pub update_only: bool,
-    /// All zero: none.
-    pub preshared_key: Option<SharedSecret>,
+    /// All zero: none. Boxed, as requests are moved, and what is moved stays behind as a copy.
+    pub preshared_key: Option<Box<SharedSecret>>,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
     /// Seconds; 0: off.

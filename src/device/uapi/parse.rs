@@ -111,7 +111,7 @@ impl PeerRequest {
         interface: &mut dyn FnMut(&str) -> Option<u32>,
     ) -> Result<(), What> {
         match key {
-            "preshared_key" => self.preshared_key = Some(SharedSecret(*key32(key, value)?)),
+            "preshared_key" => self.preshared_key = Some(Box::new(SharedSecret(*key32(key, value)?))),
             "endpoint" => self.endpoint = Some(endpoint(value, interface).ok_or_else(|| bad(key, value))?),
             "persistent_keepalive_interval" => self.persistent_keepalive = Some(number(key, value)?),
             "allowed_ip" => self.allowed_ips.push(allowed_ip(value).ok_or_else(|| bad(key, value))?),

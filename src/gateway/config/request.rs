@@ -30,7 +30,7 @@ impl Peer {
     /// Adds the peer, or brings one that is there into line.
     pub fn request(&self, resolve: Resolver<'_>) -> PeerRequest {
         PeerRequest {
-            preshared_key: self.preshared_key.clone(),
+            preshared_key: self.preshared_key.clone().map(Box::new),
             endpoint: self.endpoint.as_ref().and_then(|endpoint| resolve(self, endpoint)),
             persistent_keepalive: self.persistent_keepalive,
             replace_allowed_ips: true,
@@ -114,7 +114,8 @@ fn peer_difference(key: PublicKey, wanted: &Wanted, current: Option<&PeerState>)
     let nobody = PeerState::new(key);
     let peer = current.unwrap_or(&nobody);
     if peer.preshared_key != wanted.preshared_key {
-        request.preshared_key = Some(wanted.preshared_key.clone().unwrap_or(SharedSecret([0; 32])));
+        let wanted = wanted.preshared_key.clone().unwrap_or(SharedSecret([0; 32]));
+        request.preshared_key = Some(Box::new(wanted));
     }
     request.endpoint = wanted.endpoint.filter(|&endpoint| peer.endpoint != Some(endpoint));
     request.persistent_keepalive =

@@ -85,7 +85,8 @@ impl Owned {
         self.keepalive.extend(with_keepalive(&config.peers).map(|peer| peer.public_key));
         for peer in request.peers.iter_mut().filter(|peer| !peer.remove) {
             let key = peer.public_key;
-            if peer.preshared_key == Some(SharedSecret([0; 32])) && !self.preshared.contains(&key) {
+            if peer.preshared_key.as_deref() == Some(&SharedSecret([0; 32])) && !self.preshared.contains(&key)
+            {
                 peer.preshared_key = None;
             }
             if peer.persistent_keepalive == Some(0) && !self.keepalive.contains(&key) {

@@ -21,7 +21,7 @@ fn send_at(counter: u64, role: Role) -> Arc<SendSession> {
 }
 
 /// What one end sends the other can open.
-fn pair() -> (Arc<SendSession>, RecvSession) {
+fn pair() -> (Arc<SendSession>, Box<RecvSession>) {
     let (send, _) = keys(1, 2, Role::Initiator).into_halves(Instant::START);
     let (_, receive) = keys(2, 1, Role::Responder).into_halves(Instant::START);
     (send, receive)

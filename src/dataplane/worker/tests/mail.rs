@@ -179,7 +179,7 @@ fn a_keepalive_is_an_empty_message_and_staged_packets_go_instead() {
     assert_eq!(activity.last_authenticated, Some(START));
     assert_eq!(activity.unanswered_since, None, "a keepalive expects no answer");
 
-    rig.control(Control::Drop(index_of(0, 0)));
+    rig.control(Control::Drop(id(0), index_of(0, 0)));
     rig.push_frame(&frame(ME, "10.0.0.1", 8, 16, 0));
     rig.turn();
     let mut remote = rig.connect(0);
@@ -288,8 +288,8 @@ fn controls_are_carried_out_in_order_within_a_budget() {
 fn forgetting_a_receiving_session_leaves_the_others() {
     let mut rig = Rig::with_peers(2);
     let (first, second) = (rig.connect(0), rig.connect(1));
-    rig.control(Control::Drop(index_of(0, 0)));
-    rig.control(Control::Drop(0xdead_be00));
+    rig.control(Control::Drop(id(0), index_of(0, 0)));
+    rig.control(Control::Drop(id(0), 0xdead_be00));
     let train = first.seal(&[&packet("10.0.0.1", ME, 1, 16)]);
     rig.push_train(train, outer(0));
     let train = second.seal(&[&packet("10.1.0.1", ME, 2, 16)]);

@@ -108,7 +108,7 @@ fn tso_frame(source: &str, destination: &str, payload: usize, gso_size: u16) -> 
 /// The other end of one session.
 struct Remote {
     send: Arc<SendSession>,
-    receive: RecvSession,
+    receive: Box<RecvSession>,
 }
 
 impl Remote {
@@ -223,7 +223,7 @@ impl Rig {
         };
         let (send, receive) = keys.into_halves(self.now);
         let (remote_send, remote_receive) = mirrored.into_halves(self.now);
-        (send, Box::new(receive), Remote { send: remote_send, receive: remote_receive })
+        (send, receive, Remote { send: remote_send, receive: remote_receive })
     }
 
     fn turn(&mut self) -> Turn {

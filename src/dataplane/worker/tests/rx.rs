@@ -249,7 +249,7 @@ fn a_session_that_is_received_on_no_more_is_sent_with_no_more_on_any_worker() {
     let confirmation = remote.seal(&[&[]]);
     rigs[0].push_train(confirmation, outer(0));
     rigs[0].turn();
-    rigs[0].control(Control::Drop(index_of(0, 0)));
+    rigs[0].control(Control::Drop(id(0), index_of(0, 0)));
     rigs[0].turn();
     for rig in &mut rigs {
         rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
@@ -267,7 +267,7 @@ fn a_late_packet_of_an_older_session_is_delivered_but_the_younger_one_goes_on_se
     let (local_index, remote_index, role) = (0x1234_5600, 4, Role::Initiator);
     let younger = SessionKeys { send: [5; 32], receive: [6; 32], local_index, remote_index, role };
     let (send, receive) = younger.into_halves(rig.now);
-    rig.control(Control::Install(id(0), Box::new(receive), send));
+    rig.control(Control::Install(id(0), receive, send));
     let train = older.seal(&[&tagged(1)]);
     rig.push_train(train, outer(0));
     rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
