@@ -1,7 +1,7 @@
 //! `check`, `strip`: what a configuration says, without touching anything.
 
 use crate::gateway::config::{Config, ConfigError, LoadError, Permissions, Place, Warning};
-use crate::gateway::up;
+use crate::gateway::{ipv6, up};
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
@@ -55,9 +55,11 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
     let file = place.file.clone();
     let (errors, warnings, peers) = match place.load(Permissions::Warn) {
         Ok(loaded) => {
-            let (mut errors, warnings) = sorted(loaded.warnings);
+            let (mut errors, mut warnings) = sorted(loaded.warnings);
             errors.extend(rivals(&loaded.place.interface, &loaded.config));
             errors.sort_by_key(|error| error.line);
+            let lacking = loaded.config.has_ipv6().then(|| ipv6::why_not("default")).flatten();
+            warnings.extend(lacking.map(Warning::Host));
             (errors, warnings, loaded.config.peers.len())
         }
         Err(LoadError::Content(found)) => (found.errors, Vec::new(), 0),

@@ -4,6 +4,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod doctor;
+pub mod ipv6;
 pub mod itself;
 mod leaving;
 mod limits;

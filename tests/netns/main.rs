@@ -21,6 +21,7 @@ mod firewall;
 mod healing;
 mod hostile;
 mod interop;
+mod ipv6;
 mod keeping;
 mod keys;
 mod lifecycle;

@@ -40,6 +40,15 @@ pub enum Warning {
     WorldReadable(PathBuf),
     /// Everyone may read the keys, and the file's mount is read-only.
     WorldReadableMount,
+    /// The MTU leaves no room for the IPv6 that is asked for.
+    NoIpv6 {
+        /// Of the MTU.
+        line: usize,
+        /// Bytes.
+        mtu: u16,
+    },
+    /// The host lacks something that the file needs.
+    Host(String),
     /// A key's last value replaces an earlier one.
     Replaced {
         /// Of the value that counts.
@@ -79,8 +88,9 @@ impl Warning {
     /// The line, where the warning is about one.
     pub fn line(&self) -> Option<usize> {
         match self {
-            Warning::WorldReadable(_) | Warning::WorldReadableMount => None,
-            Warning::Replaced { line, .. }
+            Warning::WorldReadable(_) | Warning::WorldReadableMount | Warning::Host(_) => None,
+            Warning::NoIpv6 { line, .. }
+            | Warning::Replaced { line, .. }
             | Warning::HostBits { line, .. }
             | Warning::Taken { line, .. }
             | Warning::SamePeer { line }
@@ -111,6 +121,11 @@ impl fmt::Display for Warning {
                 "the keys in it are readable by everyone, and its mount is read-only: give it mode 0400 where it comes from \
                  (for a Kubernetes secret, defaultMode: 0400)",
             ),
+            Warning::NoIpv6 { mtu, .. } => write!(
+                f,
+                "MTU {mtu} is below IPv6's least, 1280: the kernel leaves the interface without IPv6"
+            ),
+            Warning::Host(what) => f.write_str(what),
             Warning::Replaced { key, .. } => write!(f, "{key} replaces the value that stands above"),
             Warning::HostBits { value, .. } => {
                 write!(f, "{value} has bits beyond its prefix length, which are ignored")

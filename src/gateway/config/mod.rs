@@ -45,6 +45,16 @@ pub struct Config {
     pub peers: Vec<Peer>,
 }
 
+impl Config {
+    /// Whether the interface needs IPv6: for an address, or for a route.
+    pub fn has_ipv6(&self) -> bool {
+        let mut addresses = self.interface.addresses.iter();
+        let mut allowed = self.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        addresses.any(|address| address.addr.is_ipv6())
+            || (self.interface.table != Table::Off && allowed.any(|prefix| prefix.addr().is_ipv6()))
+    }
+}
+
 /// What concerns the interface. Secrets are zeroized on drop and hidden from `Debug`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Interface {

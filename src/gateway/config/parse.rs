@@ -3,8 +3,9 @@
 use super::document::{
     HOOK_KEYS, INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
 };
-use super::{Config, ConfigError, Document, Interface, Line, Peer, Warning, dialect, value};
+use super::{Config, ConfigError, Document, Interface, Line, Mtu, Peer, Warning, dialect, value};
 use crate::crypto::x25519::PublicKey;
+use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::routing::Prefix;
 use std::collections::{HashMap, HashSet};
 use zeroize::Zeroizing;
@@ -80,6 +81,8 @@ struct Parser {
     peers: Vec<(Option<PublicKey>, Peer)>,
     section: In,
     line: usize,
+    /// Where MTU was set last.
+    mtu_line: usize,
     /// Single values set so far: the interface's, and the last peer's.
     seen: HashSet<&'static str>,
     seen_peer: HashSet<&'static str>,
@@ -143,7 +146,10 @@ impl Parser {
                     }
                 }
             }
-            "MTU" => interface.mtu = value::mtu(text).map_err(key_error)?,
+            "MTU" => {
+                interface.mtu = value::mtu(text).map_err(key_error)?;
+                self.mtu_line = self.line;
+            }
             "Table" => interface.table = value::table(text).map_err(key_error)?,
             "SaveConfig" => interface.save_config = value::truth(text).map_err(key_error)?,
             hook => {
@@ -306,6 +312,12 @@ impl Parser {
             }
             peer.public_key = key;
             self.config.peers.push(peer);
+        }
+        if let Some(Mtu::Bytes(mtu)) = self.config.interface.mtu
+            && u32::from(mtu) < IPV6_MINIMUM
+            && self.config.has_ipv6()
+        {
+            self.warnings.push(Warning::NoIpv6 { line: self.mtu_line, mtu });
         }
         self.warnings.sort_by_key(Warning::line);
         self.errors.sort_by_key(|error| error.line);

@@ -3,10 +3,10 @@
 use super::journal::Trace;
 use super::routes::{Routes, in_order, is_default, prefixes};
 use super::{Console, Failure, Result, Session, before, dns, firewall, policy};
-use crate::gateway::config::{Address, Config, Endpoint, Loaded, Peer, Table, allowed_ips};
+use crate::gateway::config::{Address, Config, Endpoint, Loaded, Mtu, Peer, Table, allowed_ips};
 use crate::gateway::control::Control;
 use crate::gateway::itself;
-use crate::gateway::mtu::{self, Family, Path};
+use crate::gateway::mtu::{self, Family, IPV6_MINIMUM, Path};
 use crate::gateway::up::host::{Host, proto};
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
@@ -37,6 +37,10 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     session.hooks(&interface.pre_up)?;
     let resolved = resolve_all(config, session)?;
     let mtu = mtu_for(&name, config, &resolved, interface.fwmark.unwrap_or(0), &session.host)?;
+    fits_ipv6(config, mtu)?;
+    if mtu < IPV6_MINIMUM && interface.mtu.is_none() && has_ipv6(&interface.addresses) {
+        session.console.remark(&without_ipv6(mtu));
+    }
     let index = session.index()?.ok_or_else(|| Failure::new(format!("`{name}' is gone again")))?;
     let request = config.request(&mut |_, endpoint| address_of(endpoint, &resolved));
     session.step(&format!("wg addconf {name} <(ringtun strip {})", loaded.place.file.display()), |_| {
@@ -115,10 +119,36 @@ fn is_possible(config: &Config, clamp: bool) -> Result<()> {
     let interface = &config.interface;
     let mut defaults = allowed_ips(config).into_iter().filter(|prefix| is_default(interface.table, *prefix));
     defaults.try_for_each(policy::is_possible)?;
+    if let Some(Mtu::Bytes(mtu)) = interface.mtu {
+        fits_ipv6(config, mtu.into())?;
+    }
     if clamp {
         firewall::is_here_to_clamp()?;
     }
     if interface.dns.is_empty() { Ok(()) } else { dns::manager("").map(drop) }
+}
+
+/// Whether the routes that the file asks for can be with this MTU: below IPv6's least the kernel takes that from the interface
+/// (`addrconf_notify`), with its addresses, and a route that is missing means traffic in clear.
+pub(super) fn fits_ipv6(config: &Config, mtu: u32) -> Result<()> {
+    if mtu >= IPV6_MINIMUM || config.interface.table == Table::Off {
+        return Ok(());
+    }
+    match allowed_ips(config).into_iter().find(|prefix| prefix.addr().is_ipv6()) {
+        Some(prefix) => Err(Failure::new(format!(
+            "{}, so AllowedIPs {prefix} cannot be routed: expected MTU = {IPV6_MINIMUM} or more, or no IPv6 in AllowedIPs",
+            without_ipv6(mtu)
+        ))),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn without_ipv6(mtu: u32) -> String {
+    format!("MTU {mtu} is below IPv6's least, {IPV6_MINIMUM}: the kernel leaves the interface without IPv6")
+}
+
+pub(super) fn has_ipv6(addresses: &[Address]) -> bool {
+    addresses.iter().any(|address| address.addr.is_ipv6())
 }
 
 /// Every endpoint's address.
@@ -235,7 +265,7 @@ pub(super) fn add_address(session: &mut Session<'_>, index: u32, address: Addres
     let proto = proto(address.addr.is_ipv6());
     let command = format!("ip {proto} address add {address} dev {}", session.name);
     session.journal.note(Trace::Address(address))?;
-    session.step(&command, |host| host.add_address(index, address))
+    session.step_of(address.addr.is_ipv6(), &command, |host| host.add_address(index, address))
 }
 
 #[cfg(test)]

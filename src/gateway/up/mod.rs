@@ -29,6 +29,7 @@ pub use reload::reload;
 
 use crate::gateway::config::{Address, Config, LoadError, Loaded, Permissions, Place, Table, allowed_ips};
 use crate::gateway::control::Control;
+use crate::gateway::ipv6;
 use crate::gateway::leaving;
 use crate::routing::Prefix;
 use crate::sys::link;
@@ -146,6 +147,26 @@ impl<'a> Session<'a> {
         self.interrupt.check()?;
         self.console.command(command);
         act(&self.host).map_err(Failure::of(command))
+    }
+
+    /// As [`Self::step`], of one family: where the interface cannot have IPv6, that is told in place of an error's number.
+    fn step_of<T>(
+        &mut self,
+        v6: bool,
+        command: &str,
+        act: impl FnOnce(&Host) -> std::io::Result<T>,
+    ) -> Result<T> {
+        let done = self.step(command, act);
+        // What `up` makes is gone when the remedy is read.
+        let scope = if self.journal.is_unfinished() { "default" } else { &self.name };
+        let is_off = |_: &Failure| v6 && !self.interrupt.came() && ipv6::why_not(&self.name).is_some();
+        match done {
+            Err(failure) if is_off(&failure) => match ipv6::why_not(scope) {
+                Some(why) => Err(Failure::new(format!("{command}: {why}"))),
+                None => Err(failure),
+            },
+            done => done,
+        }
     }
 
     /// Says and does one step that no signal is to keep from being done. What fails is told; whether nothing did.

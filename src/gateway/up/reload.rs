@@ -17,6 +17,7 @@ use super::{Console, Failure, Result, Session, firewall, load, policy};
 use crate::device::uapi::SetRequest;
 use crate::gateway::config::{Address, Config, Loaded, Peer, Permissions, Table, allowed_ips, difference};
 use crate::gateway::control::Control;
+use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 
@@ -53,7 +54,8 @@ pub(super) struct Reload<'a> {
     pub(super) mtu: u32,
     /// What file and paths ask for, whatever somebody set.
     asked_mtu: u32,
-    addresses: &'a [Address],
+    /// Those of the file that the MTU lets be.
+    addresses: Vec<Address>,
     peers: &'a [Peer],
     /// In the order in which their routes are added.
     pub(super) prefixes: Vec<Prefix>,
@@ -82,18 +84,22 @@ impl<'a> Reload<'a> {
         let before = Before::look(session, link, device)?;
         let mut owned = Owned::of(&before, table);
         owned.spare(config, &mut request);
+        let mtu = owned.mtu(asked_mtu, link.mtu);
+        apply::fits_ipv6(config, mtu)?;
+        let mut addresses = config.interface.addresses.clone();
+        addresses.retain(|address| mtu >= IPV6_MINIMUM || !address.addr.is_ipv6());
         Ok(Reload {
             control,
             index: link.index,
             table,
-            mtu: owned.mtu(asked_mtu, link.mtu),
+            mtu,
             asked_mtu,
             before,
             owned,
             said: format!("wg syncconf {name} <(ringtun strip {})", loaded.place.file.display()),
             request,
             mark,
-            addresses: &config.interface.addresses,
+            addresses,
             peers: &config.peers,
             prefixes,
         })
@@ -106,11 +112,18 @@ impl<'a> Reload<'a> {
             let command = format!("wg set {} fwmark {mark}", session.name);
             session.step(&command, |_| self.control.set(&request))?;
         }
+        // A small interface has IPv6 once it has grown; it loses IPv6 when it shrinks.
+        let grows = self.mtu > self.before.mtu;
+        if grows {
+            self.change_mtu(session)?;
+        }
         for &address in self.addresses.iter().filter(|address| self.is_new(address)) {
             apply::add_address(session, self.index, address)?;
         }
         apply::lead_past(session, &self.control, self.index, self.table, &self.prefixes, &self.going())?;
-        self.change_mtu(session)?;
+        if !grows {
+            self.change_mtu(session)?;
+        }
         // What was there already, and the file has now, is its own from now on.
         let (routes, mark) = (&self.before.routes, self.before.device.fwmark);
         let routes = self.prefixes.iter().filter_map(|&prefix| routes.taken_over(prefix, self.table, mark));
@@ -133,7 +146,10 @@ impl<'a> Reload<'a> {
             let mut new = self.addresses.iter();
             one.addr.is_ipv6() && new.any(|address| address.addr == one.addr)
         };
+        // Below IPv6's least MTU its addresses go by themselves.
+        let taken = |one: &Address| one.addr.is_ipv6() && self.mtu < IPV6_MINIMUM;
         let gone = self.before.addresses.iter().filter(|one| !self.addresses.contains(one));
+        let gone = gone.filter(move |one| !taken(one));
         gone.filter(move |one| self.owned.addresses.contains(one) || replaced(one))
     }
 
@@ -186,9 +202,10 @@ impl<'a> Reload<'a> {
             return Ok(good);
         }
         // With the first address of a network, the kernel removes the others of it.
-        let stays = |one: &&Address| !gone.contains(&Trace::Address(**one));
+        let fits = |one: &Address| self.mtu >= IPV6_MINIMUM || !one.addr.is_ipv6();
+        let stays = |one: &&Address| fits(one) && !gone.contains(&Trace::Address(**one));
         let staying: Vec<Address> = self.before.addresses.iter().filter(stays).copied().collect();
-        good &= add_missing(session, self.index, self.addresses)?;
+        good &= add_missing(session, self.index, &self.addresses)?;
         good &= add_missing(session, self.index, &staying)?;
         good &= self.restore_routes(session, &self.prefixes, mark)?;
         for prefix in self.prefixes.iter().filter(|prefix| is_default(self.table, **prefix)) {

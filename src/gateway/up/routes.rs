@@ -109,7 +109,7 @@ impl Routes {
     ) -> Result<()> {
         session.journal.note(Trace::Route { prefix, table })?;
         let command = command("add", &session.name, prefix, table);
-        session.step(&command, |host| host.add_route(index, prefix, table))?;
+        session.step_of(prefix.addr().is_ipv6(), &command, |host| host.add_route(index, prefix, table))?;
         self.there.insert((table, prefix));
         self.noted.insert((table, prefix));
         Ok(())
