@@ -110,7 +110,7 @@ fn interfaces(args: &ShowArgs) -> Result<(), String> {
     if args.field.is_some() {
         return Err("`interfaces` has no fields".into());
     }
-    let names = client::interfaces();
+    let names = client::interfaces()?;
     match (args.json, names.is_empty()) {
         (true, _) => print_json(&names),
         (false, true) => Ok(()),
@@ -126,16 +126,9 @@ fn one(args: &ShowArgs, view: &View) -> Result<(), String> {
     }
 }
 
-/// One that ended meanwhile, or does not answer, is named and left out, as wg(8) does.
 fn all(args: &ShowArgs) -> Result<(), String> {
-    let names = client::interfaces();
-    let mut views = Vec::new();
-    for name in &names {
-        match view(name, args.json || args.verbose) {
-            Ok(view) => views.push(view),
-            Err(error) => eprintln!("ringtun: {error}"),
-        }
-    }
+    let names = client::interfaces()?;
+    let views = each(&names, |name| view(name, args.json || args.verbose))?;
     if args.json {
         print_json(&views.iter().map(show::json).collect::<Vec<_>>())?;
     }
@@ -149,9 +142,22 @@ fn all(args: &ShowArgs) -> Result<(), String> {
             print_bytes(b"\n")?;
         }
     }
-    match views.is_empty() && !names.is_empty() {
+    Ok(())
+}
+
+/// What is asked of each interface. One that ended meanwhile, does not answer or may not be asked is named and left out, as wg(8)
+/// does; where that is so of all it is an error.
+fn each<T>(names: &[String], ask: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    let mut answers = Vec::new();
+    for name in names {
+        match ask(name) {
+            Ok(answer) => answers.push(answer),
+            Err(error) => eprintln!("ringtun: {error}"),
+        }
+    }
+    match answers.is_empty() && !names.is_empty() {
         true => Err("no tunnel could be shown".into()),
-        false => Ok(()),
+        false => Ok(answers),
     }
 }
 
@@ -160,11 +166,13 @@ pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), String> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), String> {
-    let names = args.interface.clone().map_or_else(client::interfaces, |name| vec![name]);
     let measure = |name: String| -> Result<Measured, String> {
         Ok(Measured { status: client::status(&name)?, device: client::get(&name)?, name })
     };
-    let measured = names.into_iter().map(measure).collect::<Result<Vec<_>, _>>()?;
+    let measured = match &args.interface {
+        Some(name) => vec![measure(name.clone())?],
+        None => each(&client::interfaces()?, |name| measure(name.to_owned()))?,
+    };
     if args.prometheus {
         return print_bytes(metrics::prometheus(&measured).as_bytes());
     }

@@ -13,21 +13,27 @@ use std::path::Path;
 /// Interfaces that are looked at, at most: the directory is root's, but a listing should end all the same.
 const MAX_INTERFACES: usize = 4096;
 
-/// The interfaces whose socket answers, in the directory's order as wg(8) has it.
-pub fn interfaces() -> Vec<String> {
-    interfaces_in(Path::new(socket::DIRECTORY))
+/// The interfaces whose socket answers or may not be asked, in the directory's order as wg(8) has it.
+pub fn interfaces() -> Result<Vec<String>, String> {
+    let directory = Path::new(socket::DIRECTORY);
+    interfaces_in(directory).map_err(|error| format!("{}: {error}", directory.display()))
 }
 
-fn interfaces_in(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
     let name = |path: &Path| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned());
-    let answers = |path: &Path| UnixStream::connect(path).is_ok();
+    // Whether anybody listens behind one that may not be asked is not to be learnt; to leave it out would say that nobody does.
+    let is_one = |path: &Path| match UnixStream::connect(path) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::PermissionDenied,
+    };
     let paths = entries.take(MAX_INTERFACES).flatten().map(|entry| entry.path());
-    paths
-        .filter(|path| answers(path))
-        .filter_map(|path| name(&path))
-        .filter(|name| !name.is_empty())
-        .collect()
+    let named = paths.filter_map(|path| Some((name(&path)?, path))).filter(|(name, _)| !name.is_empty());
+    Ok(named.filter(|(_, path)| is_one(path)).map(|(name, _)| name).collect())
 }
 
 /// The running device `name`; the error says what is wrong and which devices there are.
@@ -36,7 +42,7 @@ pub fn open(name: &str) -> Result<Control, String> {
     match UnixStream::connect(socket::path(name)) {
         Ok(_) => Control::find(name).ok_or_else(|| not_running(name)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
-            "{}: {error}; only root may ask a tunnel: try it with sudo",
+            "unable to access interface {name}: Operation not permitted ({}: {error}): only root may ask a tunnel, try it with sudo",
             socket::path(name).display()
         )),
         Err(_) => Err(not_running(name)),
@@ -47,7 +53,7 @@ fn not_running(name: &str) -> String {
     if is_kernels(name) {
         return format!("{name} is the kernel's own WireGuard, not ringtun's: use wg(8) for it");
     }
-    match interfaces().as_slice() {
+    match interfaces().unwrap_or_default().as_slice() {
         [] => format!("no tunnel {name} runs here, nor any other; `ringtun up {name}` starts it"),
         running => format!("no tunnel {name} runs here; running: {}", running.join(", ")),
     }
@@ -88,9 +94,10 @@ mod tests {
         drop(UnixListener::bind(directory.join("dead.sock")).unwrap());
         let _other = UnixListener::bind(directory.join("wg7.other")).unwrap();
         std::fs::write(directory.join("file.sock"), "").unwrap();
-        assert_eq!(interfaces_in(&directory), ["wg7"]);
+        assert_eq!(interfaces_in(&directory).unwrap(), ["wg7"]);
         std::fs::remove_dir_all(&directory).unwrap();
-        assert!(interfaces_in(&directory).is_empty());
+        assert!(interfaces_in(&directory).unwrap().is_empty());
+        assert!(interfaces_in(Path::new("/proc/version")).is_err());
     }
 
     #[test]

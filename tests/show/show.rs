@@ -270,3 +270,33 @@ fn an_interface_that_does_not_run_is_an_error_that_names_those_that_do() {
     }
     assert!(host.try_run(&format!("{program} show {} nonsense", device.name)).is_err());
 }
+
+#[test]
+fn without_privileges_each_tunnel_is_named_as_not_to_be_asked() {
+    if !ready() || !ringtun_itself() {
+        return;
+    }
+    let host = Arc::new(Host::namespace());
+    let device = Device::start(&host, RINGTUN_TWO);
+    // A copy where anybody may read it.
+    let copy = std::env::temp_dir().join(format!("{}-bin", device.name));
+    std::fs::copy(ringtun(), &copy).expect("a copy");
+    let nobody = format!("setpriv --reuid 65534 --regid 65534 --clear-groups {}", copy.display());
+    for command in ["show", "show all dump", "show --json", "status", "status --prometheus"] {
+        let error = host.try_run(&format!("{nobody} {command}")).expect_err("it is not root's");
+        let told = format!("unable to access interface {}: Operation not permitted", device.name);
+        assert!(error.contains(&told) && error.contains("exit status: 1"), "{command}: {error}");
+    }
+    for command in ["show", "showconf", "status"] {
+        let error =
+            host.try_run(&format!("{nobody} {command} {}", device.name)).expect_err("it is not root's");
+        assert!(error.contains("Operation not permitted"), "{command}: {error}");
+    }
+    let listed = host.run(&format!("{nobody} show interfaces"));
+    assert!(listed.split_whitespace().any(|name| name == device.name), "{listed}");
+    // A directory of sockets that may not be read is no empty one.
+    let script = format!("mount -t tmpfs -o mode=0700 none /run/wireguard && exec {nobody} show");
+    let error = host.try_run(&format!("unshare -m sh -c '{script}'")).expect_err("it is closed");
+    assert!(error.contains("/wireguard: Permission denied"), "{error}");
+    let _ = std::fs::remove_file(copy);
+}
