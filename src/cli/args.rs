@@ -22,11 +22,11 @@ Examples:
   ringtun up wg0                     bring up the tunnel of /etc/wireguard/wg0.conf; also down, reload, save
   ringtun wg0                        create wg0 and go to the background once it is ready
   ringtun -f wg0                     the same in the foreground; Ctrl-C removes wg0
-  wg setconf wg0 /etc/wireguard/wg0.conf && ip link set wg0 up
+  wg setconf wg0 <(ringtun strip wg0) && ip link set wg0 up
   WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
   ringtun check wg0 && ringtun peer add laptop --endpoint vpn.example.org
   ringtun show wg0 --verbose && ringtun status wg0 && sudo ringtun doctor
-  ringtun genkey | tee private.key | ringtun pubkey > public.key
+  (umask 077; ringtun genkey | tee private.key | ringtun pubkey > public.key)
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
 
 Environment:

@@ -7,6 +7,7 @@
 mod common;
 
 mod doctor;
+mod help;
 mod service;
 mod show;
 
