@@ -6,7 +6,7 @@ use crate::device::uapi::SetRequest;
 use crate::gateway::config::set_text;
 use crate::gateway::socket;
 use crate::routing::Prefix;
-use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
+use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 /// How long an answer may take: longer than any device needs, short enough for a person.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer taken: some 200,000 peers with a few allowed IPs each.
-const MAX_ANSWER: u64 = 128 << 20;
+const MAX_ANSWER: usize = 128 << 20;
+/// Bytes of it that are read at once.
+const PIECE: usize = 64 * 1024;
 
 /// What a device said it is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -72,6 +74,8 @@ impl DeviceState {
     /// Reads the answer to `get=1`; keys it does not know are left out. `None`: no such answer.
     pub fn parse(answer: &str) -> Option<DeviceState> {
         let mut state = DeviceState::default();
+        // All the room at once: a list that grew would leave copies of the preshared keys behind.
+        state.peers.reserve_exact(answer.lines().filter(|line| line.starts_with("public_key=")).count());
         for line in answer.lines().filter(|line| !line.is_empty()) {
             let (key, value) = line.split_once('=')?;
             match (key, state.peers.last_mut()) {
@@ -182,39 +186,66 @@ impl Control {
         self.exchange(&set_text(request)).map(drop)
     }
 
-    /// The answer without its last line, `errno=0`.
+    /// The answer without its last line, `errno=0`. It is read into memory that is wiped, and into nothing else.
     fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
         let mut stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(request.as_bytes())?;
-        let mut reader = BufReader::new(stream.take(MAX_ANSWER));
-        let mut answer = Zeroizing::new(String::new());
+        let mut answer = Zeroizing::new(Vec::with_capacity(PIECE));
+        // Where the first line begins that is not whole yet.
+        let mut line = 0;
         loop {
-            let start = answer.len();
-            if reader.read_line(&mut answer)? == 0 {
+            if read_more(&mut stream, &mut answer)? == 0 || answer.len() > MAX_ANSWER {
                 return Err(Error::new(
                     ErrorKind::UnexpectedEof,
                     "the device closed the connection without an answer",
                 ));
             }
-            let Some(errno) = answer.get(start..).and_then(|line| line.strip_prefix("errno=")) else {
-                continue;
-            };
-            let errno: i32 = errno.trim_end().parse().unwrap_or(-1);
-            answer.truncate(start);
-            return if errno == 0 {
-                Ok(answer)
-            } else {
-                Err(Error::from_raw_os_error(errno.saturating_abs()))
-            };
+            while let Some(len) = answer[line..].iter().position(|&byte| byte == b'\n') {
+                let Some(errno) = answer[line..line + len].strip_prefix(b"errno=") else {
+                    line += len + 1;
+                    continue;
+                };
+                let errno = str::from_utf8(errno).ok().and_then(|errno| errno.trim_end().parse().ok());
+                match errno.unwrap_or(-1_i32) {
+                    0 => answer.truncate(line),
+                    errno => return Err(Error::from_raw_os_error(errno.saturating_abs())),
+                }
+                return text(answer);
+            }
         }
     }
+}
+
+/// Reads behind what is there; 0: the end.
+fn read_more(stream: &mut UnixStream, answer: &mut Zeroizing<Vec<u8>>) -> Result<usize> {
+    let start = answer.len();
+    if start == answer.capacity() {
+        // Not left to `Vec`, which would free the old copy as it is.
+        let mut larger = Zeroizing::new(Vec::with_capacity(2 * start));
+        larger.extend_from_slice(answer);
+        *answer = larger;
+    }
+    let end = answer.capacity().min(start + PIECE);
+    answer.resize(end, 0);
+    let read = stream.read(answer.get_mut(start..).unwrap_or_default());
+    answer.truncate(start + read.as_ref().map_or(0, |count| *count));
+    read
+}
+
+/// The same memory as text.
+fn text(mut answer: Zeroizing<Vec<u8>>) -> Result<Zeroizing<String>> {
+    String::from_utf8(std::mem::take(&mut *answer)).map(Zeroizing::new).map_err(|error| {
+        drop(Zeroizing::new(error.into_bytes()));
+        Error::new(ErrorKind::InvalidData, "the device's answer is not in UTF-8")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
 
     const ANSWER: &str = "private_key=a8dac1d8a70a751f0f699fb14ba1cff3a8dac1d8a70a751f0f699fb14ba1cf73\nlisten_port=7\nfwmark=9\n\
@@ -263,6 +294,17 @@ mod tests {
         control.set(&SetRequest::default()).unwrap();
         assert_eq!(control.set(&SetRequest::default()).unwrap_err().raw_os_error(), Some(22));
         assert_eq!(control.configured().unwrap().listen_port, 7);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_longer_than_a_piece_is_read_whole() {
+        let key = |number: u32| format!("{number:064x}");
+        let peers: String = (1..5000).map(|number| format!("public_key={}\n", key(number))).collect();
+        let (control, server) = answering("long", vec![format!("{peers}errno=0\n\n")]);
+        let device = control.get().unwrap();
+        assert_eq!(device.peers.len(), 4999);
+        assert!((1u32..).zip(&device.peers).all(|(n, peer)| peer.public_key.0[28..] == n.to_be_bytes()));
         server.join().unwrap();
     }
 

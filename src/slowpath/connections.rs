@@ -215,6 +215,7 @@ async fn serve(
         buffer = filled;
         place.is(State::Ours);
         if !connections.hold(place, framer.room_after(count)).await {
+            buffer.zeroize();
             log::error!(
                 "unfinished control operations hold {} bytes: another was refused",
                 connections.held()

@@ -5,6 +5,7 @@
 use crate::implementation::{Device, Implementation, Io, ringtun_itself};
 use crate::lab::{Host, ready, wait_for};
 use crate::spy::{Secret, Spy};
+use crate::updown::{Site, peer};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ringtun::crypto::random::{Entropy, SystemEntropy};
@@ -23,6 +24,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the program may take to let go of a key.
 const SOON: Duration = Duration::from_secs(5);
+/// Time in which a tunnel has looked at its file, twice.
+const LOOKS: Duration = Duration::from_secs(12);
 /// Outer ports of the device and of its peer, both on the loopback interface.
 const PORT: u16 = 51820;
 const PUPPET_PORT: u16 = 51821;
@@ -255,30 +258,36 @@ impl Stage {
         self.host.run(&format!("wg set {} {words}", self.device.name));
     }
 
-    fn spy(&mut self) -> Spy {
-        Spy::on(self.device.process().pid())
-    }
-
-    /// The secrets are there: the search finds what is to be found.
     #[track_caller]
     fn expect_alive(&mut self, secrets: &[Secret]) {
-        let spy = self.spy();
-        for secret in secrets {
-            assert!(!spy.find(std::slice::from_ref(secret)).is_empty(), "{} is nowhere", secret.name);
-        }
+        expect_alive(self.device.process().pid(), secrets);
     }
 
-    /// The secrets are gone, or soon will be.
     #[track_caller]
     fn expect_gone(&mut self, when: &str, secrets: &[Secret]) {
-        let spy = self.spy();
-        let mut found = Vec::new();
-        let gone = wait_for(SOON, || {
-            found = spy.find(secrets);
-            found.is_empty().then_some(())
-        });
-        assert!(gone.is_some(), "{when}:\n{}\n{}", found.join("\n"), self.device.process().said());
+        expect_gone(self.device.process().pid(), when, secrets);
     }
+}
+
+/// The secrets are there: the search finds what is to be found.
+#[track_caller]
+fn expect_alive(pid: u32, secrets: &[Secret]) {
+    let spy = Spy::on(pid);
+    for secret in secrets {
+        assert!(!spy.find(std::slice::from_ref(secret)).is_empty(), "{} is nowhere", secret.name);
+    }
+}
+
+/// The secrets are gone, or soon will be.
+#[track_caller]
+fn expect_gone(pid: u32, when: &str, secrets: &[Secret]) {
+    let spy = Spy::on(pid);
+    let mut found = Vec::new();
+    let gone = wait_for(SOON, || {
+        found = spy.find(secrets);
+        found.is_empty().then_some(())
+    });
+    assert!(gone.is_some(), "{when}:\n{}", found.join("\n"));
 }
 
 /// The device's own handshake, then those of its peer, each with its traffic; the sessions.
@@ -339,6 +348,37 @@ fn private_keys_leave_with_all_that_came_of_them(io: Io) {
     stage.host.run(&format!("wg showconf {name} && wg show {name} dump"));
     stage.set("private-key /dev/null");
     stage.expect_gone("after the private key was taken away", &next);
+}
+
+/// The tunnel that `ringtun up` brings up reads its file, and asks itself how things stand, every few seconds.
+#[test]
+fn keys_of_a_file_are_nowhere_in_memory_once_the_tunnel_has_them_no_more() {
+    let Some(site) = Site::new() else { return };
+    let mut secrets = vec![Secret::told("the private key", bytes_of(&site.private_key))];
+    let mut sections = String::new();
+    for _ in 0..OTHERS {
+        let psk = private_key().to_base64();
+        sections += &peer(&format!("PresharedKey = {}", *psk));
+        secrets.push(Secret::told("a preshared key", bytes_of(&psk)));
+    }
+    site.write("ListenPort = 4500", &sections);
+    site.done("up");
+    std::thread::sleep(LOOKS);
+    let pids = site.host.run(&format!("ip netns pids {}", site.host.name()));
+    // The processes that list them are among them, and gone by now.
+    let is_ringtun = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ringtun")
+    };
+    let pid = pids.lines().find(is_ringtun).and_then(|pid| pid.parse().ok()).expect("a process");
+    expect_alive(pid, &secrets);
+    let (name, host) = (&site.name, &site.host);
+    host.run(&format!("for peer in $(wg show {name} peers); do wg set {name} peer $peer remove; done"));
+    host.run(&format!("wg set {name} private-key /dev/null"));
+    expect_gone(pid, "after the keys were taken away", &secrets);
+}
+
+fn bytes_of(key: &str) -> [u8; 32] {
+    STANDARD.decode(key).expect("base64").try_into().expect("32 bytes")
 }
 
 fn on_both_backends(test: fn(Io)) {

@@ -136,6 +136,17 @@ impl Document {
         Document { lines: lines.collect() }
     }
 
+    /// The same without the lines of private and preshared keys, for whoever has no use for them.
+    pub fn without_keys(mut self) -> Document {
+        let names_a_key = |line: &[u8]| {
+            let cleaned = wg_cleaned(line);
+            let name = before(&cleaned, b'=');
+            name.eq_ignore_ascii_case(b"PrivateKey") || name.eq_ignore_ascii_case(b"PresharedKey")
+        };
+        self.lines.retain(|line| !names_a_key(line));
+        self
+    }
+
     /// The file: for a document that was not edited, byte for byte what it was made of.
     pub fn bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(self.lines.iter().map(|line| line.len()).sum()));

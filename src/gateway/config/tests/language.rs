@@ -358,3 +358,14 @@ fn no_secret_is_in_an_error_or_debug_output() {
     let shown = format!("{:?} {:?}", config(&text), Document::new(text.as_bytes()));
     assert!(!shown.contains("yAnz5TF") && !shown.contains("200, 9, 243"), "{shown}");
 }
+
+#[test]
+fn without_its_keys_a_file_has_all_the_rest() {
+    let rest = "[Interface]\n# Name = keys\nListenPort = 7\n[Peer]\nPublicKey = AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n";
+    let whole = rest
+        .replace("ListenPort", " private KEY = x # no key\nListenPort")
+        .replace("[Peer]\n", "[Peer]\nPresharedKey\t=x\n#PresharedKey = kept\n");
+    let without = Document::new(whole.as_bytes()).without_keys();
+    let rest = rest.replace("[Peer]\n", "[Peer]\n#PresharedKey = kept\n");
+    assert_eq!(str::from_utf8(&without.bytes()), Ok(&*rest));
+}
