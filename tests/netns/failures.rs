@@ -164,6 +164,8 @@ fn a_terminal_is_told_what_was_made() {
         assert!(said.contains(words), "no {words:?} in {said:?}");
     }
     host.run(&format!("ip link delete dev {name}"));
+    // Of another name: the first one's process may take a while to end.
+    let name = self::name();
     let said = host.run(&format!("{program} {name} 2>&1"));
     assert_eq!(said, "", "a script hears nothing");
     host.run(&format!("ip link delete dev {name}"));
