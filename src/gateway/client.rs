@@ -3,7 +3,7 @@
 use crate::device::status::Status;
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{Control, DeviceState};
-use crate::gateway::socket;
+use crate::gateway::{socket, up};
 use crate::io::tun;
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -76,7 +76,9 @@ pub fn status(name: &str) -> Result<Option<Status>, String> {
 
 /// Peers' names by public key in base64, from the comments in the interface's file; none where it cannot be read.
 pub fn peer_names(interface: &str) -> HashMap<String, String> {
-    let loaded = Place::find(interface).and_then(|place| place.load(Permissions::Warn));
+    let noted = up::noted_file(interface).map(|file| Place { file, interface: interface.to_owned() });
+    let place = noted.map_or_else(|| Place::find(interface), Ok);
+    let loaded = place.and_then(|place| place.load(Permissions::Warn));
     let peers = loaded.map(|loaded| loaded.config.peers).unwrap_or_default();
     peers.into_iter().filter_map(|peer| Some((peer.public_key.to_base64(), peer.name?))).collect()
 }

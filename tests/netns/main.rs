@@ -37,6 +37,7 @@ mod sources;
 mod spy;
 mod story;
 mod tool;
+mod turns;
 mod unreachable;
 mod updown;
 

@@ -4,7 +4,7 @@ use super::{Config, ConfigError, ConfigErrors, Document, Salvage, Warning, lint}
 use rustix::fs::{FlockOperation, flock};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Error, Result, Write};
+use std::io::{Error, ErrorKind, Result, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,12 @@ pub enum LoadError {
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            LoadError::Name(given) if too_long(given).is_some() => write!(
+                f,
+                "`{0}' has {1} characters: expected at most {MAX_NAME}, as the kernel lets interfaces have",
+                too_long(given).unwrap_or_default(),
+                too_long(given).unwrap_or_default().len()
+            ),
             LoadError::Name(given) => write!(
                 f,
                 "`{given}` names no configuration: expected an interface's name (at most {MAX_NAME} of a-z A-Z 0-9 _ = + . -) or a file NAME.conf"
@@ -76,9 +82,38 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
+/// The error, with what was meant where a file's name was given as if it were the interface's, or the other way round.
+fn meant(given: &str, error: Error) -> Error {
+    if error.kind() != ErrorKind::NotFound || !is_interface_name(given) {
+        return error;
+    }
+    let here = format!("./{given}.conf");
+    match given.strip_suffix(".conf") {
+        Some(name) => Error::new(
+            ErrorKind::NotFound,
+            format!("{error}: expected `{name}', or `./{given}' for a file in this directory"),
+        ),
+        None if Path::new(&here).exists() => Error::new(
+            ErrorKind::NotFound,
+            format!("{error}: expected `{here}' for the file in this directory"),
+        ),
+        None => error,
+    }
+}
+
 fn is_interface_name(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'=' | b'+' | b'.' | b'-');
     (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(good)
+}
+
+/// The name for an interface that is good but for its length.
+fn too_long(given: &str) -> Option<&str> {
+    let name = Path::new(given).file_name()?.to_str()?;
+    let name = name.strip_suffix(".conf").unwrap_or(name);
+    (name.len() > MAX_NAME
+        && is_interface_name(name.get(..MAX_NAME)?)
+        && is_interface_name(name.get(MAX_NAME..)?.get(..1)?))
+    .then_some(name)
 }
 
 impl Place {
@@ -91,7 +126,7 @@ impl Place {
     /// As [`Self::find`], with names looked up in `directory`.
     pub fn find_in(directory: &Path, given: &str) -> std::result::Result<Place, LoadError> {
         let Place { file, interface } = Place::named_in(directory, given)?;
-        let file = fs::canonicalize(&file).map_err(|error| LoadError::File(file, error))?;
+        let file = fs::canonicalize(&file).map_err(|error| LoadError::File(file, meant(given, error)))?;
         Ok(Place { file, interface })
     }
 

@@ -35,6 +35,13 @@ pub(super) fn broken(document: &Document, config: &Config) -> Vec<Warning> {
         ),
         Some(_) => {}
     }
+    for (at, address) in interface.addresses.iter().enumerate() {
+        if interface.addresses.iter().take(at).any(|other| other == address) {
+            let header =
+                sections.iter().find(|section| section.interface).map_or(0, |section| section.header);
+            note(header + 1, format!("Address {address} stands twice: expected it once"));
+        }
+    }
     for domain in &interface.dns_search {
         if domain.chars().any(|c| !(c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '~'))) {
             let line =

@@ -10,6 +10,7 @@ use crate::gateway::mtu::{self, Family, IPV6_MINIMUM, Path};
 use crate::gateway::up::host::{Host, proto};
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -231,7 +232,7 @@ pub(in crate::gateway) fn mtu_for(
 pub(super) fn is_free(port: u16) -> Result<()> {
     for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
         if let Err(error) = UdpSocket::bind((any, port))
-            && error.kind() == std::io::ErrorKind::AddrInUse
+            && error.kind() == ErrorKind::AddrInUse
         {
             return Err(Failure::new(format!("ListenPort {port}: another program uses this UDP port")));
         }
@@ -246,6 +247,9 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
     let said = format!("ringtun {name}");
     session.console.command(&said);
     session.journal.note(Trace::Interface)?;
+    // A name that is no line of text is not noted.
+    let file = loaded.place.file.to_str().filter(|file| !file.contains('\n'));
+    session.journal.note_all(file.map(|file| Trace::File(file.into())).into_iter().collect())?;
     let program = itself::program().map_err(Failure::of(&said))?;
     let mut command = Command::new(program);
     command.arg("--config").arg(&loaded.place.file).args(["--", &name]);
@@ -264,8 +268,18 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
 pub(super) fn add_address(session: &mut Session<'_>, index: u32, address: Address) -> Result<()> {
     let proto = proto(address.addr.is_ipv6());
     let command = format!("ip {proto} address add {address} dev {}", session.name);
+    let is_again = session.journal.has(&Trace::Address(address));
     session.journal.note(Trace::Address(address))?;
-    session.step_of(address.addr.is_ipv6(), &command, |host| host.add_address(index, address))
+    let explain = |session: &Session<'_>, error: &std::io::Error| match error.kind() {
+        ErrorKind::AlreadyExists if is_again => {
+            Some(format!("Address {address} stands twice in the file: expected it once"))
+        }
+        ErrorKind::AlreadyExists => {
+            Some("the interface has this address already, as by PreUp: expected it in one place".to_owned())
+        }
+        _ => session.without_ipv6(address.addr.is_ipv6()),
+    };
+    session.explained(&command, |host| host.add_address(index, address), explain)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::dns::Manager;
 use super::journal::Trace;
-use super::{Console, Failure, Result, Session, before, dns, firewall, load, policy, read};
+use super::{Console, Failure, Result, Session, before, dns, firewall, load, policy, read, rights};
 use crate::gateway::config::{
     Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
 };
@@ -13,13 +13,22 @@ use std::time::{Duration, Instant};
 
 /// How long the background process may take to end once its interface is gone.
 const END: Duration = Duration::from_secs(10);
+/// How long a process whose interface is not to be seen may take to show that it is ending.
+const LEAVING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Takes the tunnel down: hooks, the file saved where it says so, and everything that `up` made removed.
 pub fn down(given: &str, console: Console<'_>) -> Result<()> {
+    rights::check("down", given)?;
     let mut session = Session::new(&Place::named(given)?, console)?;
     let (interface, loaded) = read_for_down(given, &mut session)?;
     let Some(control) = Control::find(&session.name) else { return remove_remains(&mut session) };
+    if is_elsewhere(&session)? {
+        return Err(Failure::new(format!(
+            "the interface of `{}' is in another network namespace, or was renamed: run this there, as by ip netns exec",
+            session.name
+        )));
+    }
     session.hooks(&interface.pre_down)?;
     if let Some(loaded) = loaded.filter(|_| interface.save_config) {
         save_to(&mut session, &control, loaded)?;
@@ -68,6 +77,18 @@ fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, O
         interface.post_down.len()
     ));
     Ok((interface, None))
+}
+
+/// Whether a process serves an interface that is not here. One whose interface just went ends in a moment.
+fn is_elsewhere(session: &Session<'_>) -> Result<bool> {
+    let begun = Instant::now();
+    while session.index()?.is_none() && Control::find(&session.name).is_some() {
+        if begun.elapsed() > LEAVING {
+            return Ok(true);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(false)
 }
 
 /// The process is gone, and with it the interface; what a killed one left elsewhere is removed.
@@ -134,7 +155,7 @@ pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
         Trace::Dns(Manager::Resolved) if session.index()?.is_none() => Ok(()),
         Trace::Dns(manager) => dns::unset(manager, &name, &mut session.console),
         Trace::Address(_) | Trace::Route { .. } | Trace::Mtu(_) => Ok(()),
-        Trace::Preshared(_) | Trace::Keepalive(_) | Trace::Finished => Ok(()),
+        Trace::File(_) | Trace::Preshared(_) | Trace::Keepalive(_) | Trace::Finished => Ok(()),
     }
 }
 
@@ -160,6 +181,10 @@ fn remove_interface(session: &mut Session<'_>) -> Result<()> {
 
 /// Writes what the tunnel is now to its file; what is the same keeps its bytes, comments included.
 pub fn save(given: &str, mut console: Console<'_>) -> Result<()> {
+    // Root needs no capability to speak to a device and to write a file.
+    if !rustix::process::geteuid().is_root() {
+        rights::check("save", given)?;
+    }
     let loaded = load(given, Permissions::Warn, &mut console)?;
     let mut session = Session::new(&loaded.place, console)?;
     let control = session.control()?;

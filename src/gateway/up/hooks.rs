@@ -9,6 +9,9 @@ use std::time::Duration;
 /// How often a running hook is looked after.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// The environment's variable that tells a hook's own ringtun at which tunnel it is part of another command.
+pub(super) const TURN: &str = "RINGTUN_TURN";
+
 /// What hooks are told of the tunnel.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -60,6 +63,7 @@ fn shell(hook: &str, place: Place<'_>) -> Command {
         }
     }
     command.env("LC_ALL", "C").env("INTERFACE", place.interface).env("CONFIG_FILE", place.file);
+    command.env(TURN, place.interface);
     command
 }
 

@@ -150,6 +150,18 @@ impl Host {
         Ok(tables)
     }
 
+    /// The interface that has exactly this route.
+    pub(super) fn holder(&self, prefix: Prefix, table: u32) -> Option<String> {
+        let mut found = None;
+        self.each_route(|route| {
+            if table_of(route) == table && destination(route) == Some(prefix) {
+                found = found.take().or(outgoing(route));
+            }
+        })
+        .ok()?;
+        found.map(link::scope)
+    }
+
     /// Which other tunnel has the main table's route to exactly one of these destinations.
     pub(super) fn rivals(&self, ours: &str, to: &BTreeSet<Prefix>) -> Result<Vec<(Prefix, String)>> {
         let mut found = Vec::new();

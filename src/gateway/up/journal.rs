@@ -12,7 +12,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-const DIRECTORY: &str = "/run/ringtun";
+/// Where notes and locks are.
+pub(super) const DIRECTORY: &str = "/run/ringtun";
 
 /// Something that was done.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -39,6 +40,8 @@ pub(super) enum Trace {
     Preshared(PublicKey),
     /// The file has a keepalive for this peer.
     Keepalive(PublicKey),
+    /// The file that `up` read.
+    File(PathBuf),
     /// Nothing: `up` came to its end.
     Finished,
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Trace {
             Trace::Mtu(mtu) => write!(f, "mtu {mtu}"),
             Trace::Preshared(key) => write!(f, "preshared {}", key.to_base64()),
             Trace::Keepalive(key) => write!(f, "keepalive {}", key.to_base64()),
+            Trace::File(file) => write!(f, "file {}", file.display()),
             Trace::Finished => f.write_str("finished"),
         }
     }
@@ -68,7 +72,7 @@ impl Trace {
     pub(super) fn goes_with_interface(&self) -> bool {
         match self {
             Trace::Address(_) | Trace::Route { .. } | Trace::Mtu(_) => true,
-            Trace::Preshared(_) | Trace::Keepalive(_) | Trace::Finished => true,
+            Trace::File(_) | Trace::Preshared(_) | Trace::Keepalive(_) | Trace::Finished => true,
             Trace::Interface | Trace::ValidMark | Trace::Rules { .. } => false,
             Trace::Spoof | Trace::Clamp | Trace::Dns(_) => false,
         }
@@ -80,6 +84,9 @@ impl Trace {
             "6" => Some(true),
             _ => None,
         };
+        if let Some(file) = line.strip_prefix("file ") {
+            return Some(Trace::File(file.into()));
+        }
         let words: Vec<&str> = line.split(' ').collect();
         Some(match words[..] {
             ["interface"] => Trace::Interface,
@@ -162,13 +169,7 @@ impl Journal {
             let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path)?;
             file.write_all(text(&new).as_bytes())
         };
-        append().map_err(|error| match error.kind() {
-            std::io::ErrorKind::ReadOnlyFilesystem => Failure::new(format!(
-                "{}: what is to be undone cannot be noted, since /run is read-only: mount a tmpfs there",
-                self.path.display()
-            )),
-            _ => Failure::of(self.path.display())(error),
-        })?;
+        append().map_err(|error| unwritable(&self.path, error))?;
         self.traces.extend(new);
         Ok(())
     }
@@ -214,6 +215,17 @@ impl Journal {
     }
 }
 
+/// Why notes or locks cannot be written.
+pub(super) fn unwritable(path: &Path, error: std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem => Failure::new(format!(
+            "{}: what is to be undone cannot be noted, since /run is read-only: mount a tmpfs there",
+            path.display()
+        )),
+        _ => Failure::of(path.display())(error),
+    }
+}
+
 fn text(traces: &[Trace]) -> String {
     traces.iter().map(|trace| format!("{trace}\n")).collect()
 }
@@ -240,6 +252,7 @@ mod tests {
             Trace::Mtu(1420),
             Trace::Preshared(PublicKey([7; 32])),
             Trace::Keepalive(PublicKey([9; 32])),
+            Trace::File("/etc/wireguard/my tunnel/wg0.conf".into()),
             Trace::Finished,
         ];
         for trace in traces {

@@ -21,7 +21,9 @@ mod journal;
 mod policy;
 mod putback;
 mod reload;
+mod rights;
 mod routes;
+mod turn;
 
 pub use apply::lead_to;
 pub use down::{down, save};
@@ -41,6 +43,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use turn::Turn;
 
 /// What went wrong, for a person.
 #[derive(Debug)]
@@ -100,6 +103,14 @@ pub struct Options {
     pub clamp_mss: bool,
 }
 
+/// The file that a tunnel was brought up from.
+pub(in crate::gateway) fn noted_file(interface: &str) -> Option<PathBuf> {
+    Journal::open(interface).traces().into_iter().find_map(|trace| match trace {
+        Trace::File(file) => Some(file),
+        _ => None,
+    })
+}
+
 /// Clamps to another MTU, where `up` was asked to clamp.
 pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
     if !Journal::open(interface).has(&Trace::Clamp) {
@@ -127,46 +138,52 @@ struct Session<'a> {
     console: Console<'a>,
     interrupt: Interrupt,
     journal: Journal,
+    /// Nobody else changes this tunnel meanwhile.
+    _turn: Option<Turn>,
 }
 
 impl<'a> Session<'a> {
-    fn new(place: &Place, console: Console<'a>) -> Result<Session<'a>> {
+    /// Waits for another command that is at work on this tunnel.
+    fn new(place: &Place, mut console: Console<'a>) -> Result<Session<'a>> {
         let name = &place.interface;
+        let interrupt = Interrupt::catch()?;
+        let turn = Turn::take(name, &mut console, &interrupt)?;
         Ok(Session {
             name: name.clone(),
             file: place.file.clone(),
             host: Host::new().map_err(Failure::of("cannot speak netlink"))?,
             console,
-            interrupt: Interrupt::catch()?,
+            interrupt,
             journal: Journal::open(name),
+            _turn: turn,
         })
     }
 
     /// Says and does one step, unless a signal came.
     fn step<T>(&mut self, command: &str, act: impl FnOnce(&Host) -> std::io::Result<T>) -> Result<T> {
-        self.interrupt.check()?;
-        self.console.command(command);
-        act(&self.host).map_err(Failure::of(command))
+        self.explained(command, act, |_, _| None)
     }
 
-    /// As [`Self::step`], of one family: where the interface cannot have IPv6, that is told in place of an error's number.
-    fn step_of<T>(
+    /// As [`Self::step`]; `explain` may know better words than the kernel's for what failed.
+    fn explained<T>(
         &mut self,
-        v6: bool,
         command: &str,
         act: impl FnOnce(&Host) -> std::io::Result<T>,
+        explain: impl FnOnce(&Session<'_>, &std::io::Error) -> Option<String>,
     ) -> Result<T> {
-        let done = self.step(command, act);
+        self.interrupt.check()?;
+        self.console.command(command);
+        act(&self.host).map_err(|error| match explain(self, &error) {
+            Some(why) => Failure::new(format!("{command}: {why}")),
+            None => Failure::of(command)(error),
+        })
+    }
+
+    /// Why the interface cannot have what is of IPv6, if it cannot.
+    fn without_ipv6(&self, v6: bool) -> Option<String> {
+        let why = v6.then(|| ipv6::why_not(&self.name)).flatten()?;
         // What `up` makes is gone when the remedy is read.
-        let scope = if self.journal.is_unfinished() { "default" } else { &self.name };
-        let is_off = |_: &Failure| v6 && !self.interrupt.came() && ipv6::why_not(&self.name).is_some();
-        match done {
-            Err(failure) if is_off(&failure) => match ipv6::why_not(scope) {
-                Some(why) => Err(Failure::new(format!("{command}: {why}"))),
-                None => Err(failure),
-            },
-            done => done,
-        }
+        if self.journal.is_unfinished() { ipv6::why_not("default").or(Some(why)) } else { Some(why) }
     }
 
     /// Says and does one step that no signal is to keep from being done. What fails is told; whether nothing did.
@@ -266,6 +283,7 @@ fn is_clamp_line(line: &[u8]) -> bool {
 
 /// Brings the tunnel up, or leaves the host as it was.
 pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()> {
+    rights::check("up", given)?;
     let loaded = load(given, Permissions::Refuse, &mut console)?;
     let mut session = Session::new(&loaded.place, console)?;
     refuse_what_is_there(&session)?;

@@ -6,6 +6,7 @@
 use super::host::{Rule, proto};
 use super::journal::Trace;
 use super::routes::Routes;
+use super::turn::Turn;
 use super::{Failure, Result, Session, firewall};
 use crate::device::uapi::SetRequest;
 use crate::gateway::control::Control;
@@ -27,12 +28,15 @@ pub(super) fn add_default(
     index: u32,
     prefix: Prefix,
 ) -> Result<()> {
+    // Until the route is there, another tunnel would choose the same table.
+    let turn = Turn::take("", &mut session.console, &session.interrupt)?;
     let table = table(session, control)?;
     let v6 = prefix.addr().is_ipv6();
     add_rules(session, v6, table)?;
     if !routes.has(prefix, table) {
         routes.add(session, index, prefix, table)?;
     }
+    drop(turn);
     if !v6 {
         accept_marked_answers(session)?;
     }

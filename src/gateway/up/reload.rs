@@ -13,7 +13,7 @@ use super::before::{Before, Owned, of_peers};
 use super::host::proto;
 use super::journal::Trace;
 use super::routes::{self, Routes, in_order, is_default, table_of};
-use super::{Console, Failure, Result, Session, firewall, load, policy};
+use super::{Console, Failure, Result, Session, firewall, load, policy, rights};
 use crate::device::uapi::SetRequest;
 use crate::gateway::config::{Address, Config, Loaded, Peer, Permissions, Table, allowed_ips, difference};
 use crate::gateway::control::Control;
@@ -23,6 +23,7 @@ use std::collections::BTreeSet;
 
 /// Applies the file's changes. Hooks do not run, and DNS stays as it is: those take `down` and `up`.
 pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
+    rights::check("reload", given)?;
     let loaded = load(given, Permissions::Refuse, &mut console)?;
     let mut session = Session::new(&loaded.place, console)?;
     let reload = Reload::prepare(&loaded, &mut session)?;

@@ -109,7 +109,15 @@ impl Routes {
     ) -> Result<()> {
         session.journal.note(Trace::Route { prefix, table })?;
         let command = command("add", &session.name, prefix, table);
-        session.step_of(prefix.addr().is_ipv6(), &command, |host| host.add_route(index, prefix, table))?;
+        let explain = |session: &Session<'_>, error: &std::io::Error| {
+            match error.kind() {
+            std::io::ErrorKind::AlreadyExists => session.host.holder(prefix, table).map(|holder| {
+                format!("{holder} has this route already: remove it there, or set `Table = off` and route by a hook")
+            }),
+            _ => session.without_ipv6(prefix.addr().is_ipv6()),
+        }
+        };
+        session.explained(&command, |host| host.add_route(index, prefix, table), explain)?;
         self.there.insert((table, prefix));
         self.noted.insert((table, prefix));
         Ok(())

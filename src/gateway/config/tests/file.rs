@@ -64,6 +64,19 @@ fn a_name_is_at_most_15_of_wg_quicks_characters() {
 }
 
 #[test]
+fn a_name_that_leads_nowhere_is_told_with_what_was_meant() {
+    let folder = Folder::new("meant", 0o700);
+    folder.file("wg0.conf", "", 0o600);
+    let told = |given: &str| Place::find_in(&folder.0, given).unwrap_err().to_string();
+    let long = told("abcdefghijklmnop");
+    assert!(long.contains("has 16 characters") && long.contains("at most 15"), "{long}");
+    assert!(told("./abcdefghijklmnop.conf").contains("`abcdefghijklmnop' has 16 characters"));
+    let meant = told("wg0.conf");
+    assert!(meant.contains("wg0.conf.conf") && meant.contains("expected `wg0', or `./wg0.conf'"), "{meant}");
+    assert!(!told("wg1").contains("expected"), "{}", told("wg1"));
+}
+
+#[test]
 fn a_world_readable_file_is_warned_of_or_refused_with_the_remedy() {
     let folder = Folder::new("mode", 0o755);
     let text = format!("[Interface]\nPrivateKey = {PRIVATE}\n");

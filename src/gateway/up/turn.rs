@@ -1,0 +1,90 @@
+//! One command at a time: for one tunnel, and on one host for the choice of a routing table.
+//!
+//! A lock on `/run/ringtun/NAME~` - `~` is in no interface's name - which ends with the process that holds it.
+
+use super::interrupt::Interrupt;
+use super::journal::{DIRECTORY, unwritable};
+use super::{Console, Failure, Result, hooks};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long another command is waited for: longer than a slow `up`, with its hooks and names, usually takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A command's turn, until it is dropped.
+pub(super) struct Turn {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Turn {
+    /// Waits for the turn at the tunnel `name`, or with no name at the host's tables. `None`: a hook's, whose turn it is already; or
+    /// nothing can be written here, so that nobody else has one either.
+    pub(super) fn take(name: &str, console: &mut Console<'_>, interrupt: &Interrupt) -> Result<Option<Turn>> {
+        if !name.is_empty() && std::env::var(hooks::TURN).is_ok_and(|holder| holder == name) {
+            return Ok(None);
+        }
+        let path = Path::new(DIRECTORY).join(format!("{name}~"));
+        let begun = Instant::now();
+        let mut told = false;
+        loop {
+            match try_lock(&path) {
+                Ok(Some(lock)) => return Ok(Some(Turn { path, _lock: lock })),
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(None),
+                Err(error) => return Err(unwritable(&path, error)),
+            }
+            interrupt.check()?;
+            let holder = holder(&path);
+            if begun.elapsed() > PATIENCE {
+                return Err(Failure::new(format!(
+                    "another ringtun (process {holder}) has been at work on `{name}' for a minute: wait for it, or end it"
+                )));
+            }
+            if !told && !name.is_empty() {
+                console.remark(&format!(
+                    "waiting for another ringtun (process {holder}), which is at work on {name}"
+                ));
+                told = true;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path); // while it is locked, so that nobody else's goes
+    }
+}
+
+/// `None`: another process has it.
+fn try_lock(path: &Path) -> std::io::Result<Option<File>> {
+    std::fs::create_dir_all(DIRECTORY)?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        locked => locked?,
+    }
+    // Its holder may have removed it between the two steps: then this one locks nothing.
+    let stands =
+        std::fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|own| own.ino() == there.ino()));
+    if !stands {
+        return Ok(None);
+    }
+    file.set_len(0)?;
+    file.write_all(std::process::id().to_string().as_bytes())?;
+    Ok(Some(file))
+}
+
+fn holder(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    if read.is_ok() && !text.is_empty() { text } else { "unknown".into() }
+}
