@@ -9,9 +9,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes that are looked at for the encoding.
 const SAMPLE_LEN: usize = 64;
 /// AmneziaWG's in `[Interface]`, in lower case: it changes the messages, so the other end must speak it as well.
-const AMNEZIA_KEYS: [&str; 21] = [
+const AMNEZIA_KEYS: [&str; 20] = [
     "jc", "jmin", "jmax", "s1", "s2", "s3", "s4", "h1", "h2", "h3", "h4", "i1", "i2", "i3", "i4", "i5", "j1",
-    "j2", "j3", "itime", "jd",
+    "j2", "j3", "itime",
 ];
 
 /// The error of a file that is no text of bytes at all.
