@@ -1,6 +1,6 @@
 //! The command line: arguments become a validated request, the request runs, an error becomes an exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own).
+//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 a service's configuration is missing or wrong.
 
 mod args;
 mod config;
@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
         Some(Command::Genkey) => keys::genkey(),
         Some(Command::Genpsk) => keys::genpsk(),
         Some(Command::Pubkey) => keys::pubkey(),
-        Some(Command::Service(args)) => service::run(&args),
+        Some(Command::Service(args)) => return service::run(&args),
         Some(Command::Show(args)) => show::show(&args),
         Some(Command::Showconf(args)) => show::showconf(&args),
         Some(Command::Status(args)) => show::status(&args),

@@ -1,8 +1,9 @@
 //! `service`: a tunnel for a service manager.
 
 use super::logger;
-use crate::gateway::service;
+use crate::gateway::service::{self, Ended};
 use clap::Args;
+use std::process::ExitCode;
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -10,14 +11,24 @@ use clap::Args;
   systemctl reload ringtun@wg0            `ringtun reload wg0`; so does SIGHUP
   ringtun service ./office.conf           by hand; Ctrl-C takes the tunnel down
 
-Tells the service manager (NOTIFY_SOCKET) when the tunnel is up, and every few seconds its peers and rate.")]
+Tells the service manager (NOTIFY_SOCKET) when the tunnel is up, and every few seconds its peers and rate.
+Exit status: 0 stopped by a signal, 78 the file is missing or wrong, 1 anything else that failed.")]
 pub(super) struct ServiceArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
     #[arg(value_name = "NAME|FILE")]
     config: String,
 }
 
-pub(super) fn run(args: &ServiceArgs) -> Result<(), String> {
+/// EX_CONFIG of sysexits(3), which systemd knows by name.
+const CONFIGURATION: u8 = 78;
+
+pub(super) fn run(args: &ServiceArgs) -> ExitCode {
     logger::init(false, &args.config);
-    service::run(&args.config)
+    let (message, code) = match service::run(&args.config) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Ended::Configuration(message)) => (message, ExitCode::from(CONFIGURATION)),
+        Err(Ended::Failed(message)) => (message, ExitCode::FAILURE),
+    };
+    logger::fail(&message);
+    code
 }

@@ -5,7 +5,7 @@
 
 use crate::device::status::{SESSION_LIFE, Summary};
 use crate::gateway::client;
-use crate::gateway::config::Place;
+use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::DeviceState;
 use crate::gateway::itself;
 use crate::gateway::notify::{Notify, describe};
@@ -19,9 +19,25 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 /// How often a run that is under way is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Why a service ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Its file is missing or wrong: to begin again is of no use before somebody mends it.
+    Configuration(String),
+    /// Something else, which may be otherwise in a moment.
+    Failed(String),
+}
+
+impl From<String> for Ended {
+    fn from(message: String) -> Ended {
+        Ended::Failed(message)
+    }
+}
+
 /// Runs until SIGTERM or SIGINT (`Ok`), or until the tunnel did not come up or ended by itself. SIGHUP: `reload`.
-pub fn run(given: &str) -> Result<(), String> {
-    let interface = Place::find(given).map_err(|error| error.to_string())?.interface;
+pub fn run(given: &str) -> Result<(), Ended> {
+    let loaded = Place::find(given).and_then(|place| place.load(Permissions::Refuse));
+    let interface = loaded.map_err(|error| Ended::Configuration(error.to_string()))?.place.interface;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot wait for signals: {error}"))?;
     runtime.block_on(async {
@@ -33,7 +49,7 @@ pub fn run(given: &str) -> Result<(), String> {
             stop: [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?],
             reload: catch(SignalKind::hangup())?,
         };
-        service.live().await
+        service.live().await.map_err(Ended::Failed)
     })
 }
 
@@ -172,6 +188,7 @@ mod tests {
 
     #[test]
     fn a_tunnel_without_a_file_is_refused_before_anything_is_done() {
-        assert!(run("/nonexistent/wg0.conf").unwrap_err().contains("/nonexistent/wg0.conf"));
+        let ended = run("/nonexistent/wg0.conf").unwrap_err();
+        assert!(matches!(ended, Ended::Configuration(why) if why.contains("/nonexistent/wg0.conf")));
     }
 }

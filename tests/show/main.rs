@@ -10,5 +10,6 @@ mod doctor;
 mod help;
 mod service;
 mod show;
+mod unit;
 
 use common::{implementation, lab};
