@@ -186,10 +186,11 @@ impl Stage {
         stage
     }
 
-    /// Addresses on both uplinks; no reverse-path filter, as asymmetric ways need it.
+    /// Addresses on both uplinks; no reverse-path filter, as asymmetric ways need it, and no search for duplicates, until whose
+    /// end an address is the source of nothing.
     fn address(&self, family: &Family) {
         let wire = if family.ip == "ip" { "/24" } else { "/64 nodad" };
-        let open = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done";
+        let open = "for f in /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 >$f; done";
         for (host, who) in self.hosts.iter().zip(["SERVER", "CLIENT"]) {
             host.run(&family.fill(&format!(
                 "{open}; IP addr add {who}1{wire} dev up1; IP addr add {who}2{wire} dev up2"
