@@ -45,6 +45,11 @@ impl Edge {
         }
     }
 
+    /// Until when to sleep at most, where the caller has until `until`: a full socket may cease to hold up the TUN device before.
+    pub(super) fn at_most(&self, until: Option<Instant>) -> Option<Instant> {
+        [until, self.out.held_until(self.woken)].into_iter().flatten().min()
+    }
+
     /// When a sleep until `until` begins; `None`: that time has come. A time already told by the last wait costs no reading of the clock.
     pub(super) fn sleeps_from(&self, until: Option<Instant>) -> Option<Instant> {
         if until.is_some_and(|until| until <= self.woken) {
@@ -78,7 +83,7 @@ impl Edge {
 
     /// Whether [`Self::recv_tun`] might yield something.
     pub(super) fn tun_is_worth_a_read(&self, lacking: usize) -> bool {
-        self.tun.is_ready() && self.out.blocked().is_none() && self.pool.free() > lacking
+        self.tun.is_ready() && self.pool.free() > lacking && !self.out.holds_up(self.woken)
     }
 
     pub(super) fn recv_tun(&mut self, lacking: usize) -> Option<TunFrame> {

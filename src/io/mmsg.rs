@@ -45,8 +45,8 @@ pub struct Mmsg {
     epoll: OwnedFd,
     waker: Waker,
     generation: u32,
-    /// The family whose socket is watched for becoming writable.
-    watched: Option<Family>,
+    /// Whose sockets are watched for becoming writable, by family.
+    watched: [bool; 2],
     /// A descriptor that epoll did not take: told by the next wait.
     broken: Option<Error>,
 }
@@ -93,7 +93,7 @@ impl Mmsg {
             last: Family::V6,
         };
         let edge = Edge::new(tun, pool);
-        Ok(Mmsg { edge, inbox, epoll, waker, generation: 0, watched: None, broken: None })
+        Ok(Mmsg { edge, inbox, epoll, waker, generation: 0, watched: [false; 2], broken: None })
     }
 
     fn token(&self, family: Family) -> u64 {
@@ -127,7 +127,7 @@ impl Mmsg {
                 for family in Family::BOTH {
                     if token == self.token(family) {
                         self.inbox.ready[family as usize] |= events & !WRITE != 0;
-                        if events & (WRITE | BROKEN) != 0 && self.edge.out.blocked() == Some(family) {
+                        if events & (WRITE | BROKEN) != 0 && self.edge.out.blocked(family) {
                             self.flush();
                         }
                     }
@@ -136,17 +136,18 @@ impl Mmsg {
         }
     }
 
-    /// Watches the full socket for room, or no socket any more.
+    /// Watches full sockets for room, and others no more.
     fn watch_room(&mut self) {
-        let blocked = self.edge.out.blocked();
-        if let Some(family) = self.watched.filter(|&family| blocked != Some(family)) {
-            self.modify(family, READ);
+        for family in Family::BOTH {
+            let blocked = self.edge.out.blocked(family);
+            // Again where it was watched already: the edge may be past (after ENOBUFS there is none), and this looks anew.
+            if blocked {
+                self.modify(family, READ | WRITE);
+            } else if self.watched[family as usize] {
+                self.modify(family, READ);
+            }
+            self.watched[family as usize] = blocked;
         }
-        // Again where it was watched already: the edge may be past (after ENOBUFS there is none), and this looks anew.
-        if let Some(family) = blocked {
-            self.modify(family, READ | WRITE);
-        }
-        self.watched = blocked;
     }
 
     fn modify(&mut self, family: Family, events: u32) {
@@ -222,6 +223,7 @@ impl Io for Mmsg {
             return Err(error);
         }
         self.edge.tun.alive()?;
+        let until = self.edge.at_most(until);
         let asleep = if self.is_ready() { None } else { self.edge.sleeps_from(until) };
         let timeout_ms = match (asleep, until) {
             (None, _) => 0,
@@ -294,9 +296,7 @@ impl Io for Mmsg {
 
     fn flush(&mut self) {
         self.edge.flush();
-        if self.edge.out.blocked().is_some() || self.watched.is_some() {
-            self.watch_room();
-        }
+        self.watch_room();
     }
 
     fn rebind(&mut self, sockets: Option<UdpSockets>) {
@@ -308,7 +308,7 @@ impl Io for Mmsg {
             }
         }
         self.generation = self.generation.wrapping_add(1);
-        self.watched = None;
+        self.watched = [false; 2];
         (self.inbox.next, self.inbox.came) = (0, 0);
         for family in Family::BOTH {
             let token = self.token(family);

@@ -198,9 +198,10 @@ impl std::fmt::Display for Notice {
 
 /// A worker's view of the world.
 ///
-/// Order: what is queued by `send_udp` leaves in that order; so does what is queued by `write_tun`. Nothing is promised
-/// between the two. Backpressure: when the UDP socket is full, queued trains stay queued (bounded) and `recv_tun`
-/// yields nothing until they are gone, so no packet overtakes another.
+/// Order: what is queued by `send_udp` for one family leaves in that order; so does what is queued by `write_tun`. Nothing is
+/// promised between these. Backpressure: when a UDP socket is full, queued trains stay queued (bounded) and `recv_tun`
+/// yields nothing until they are gone; but where the other family is in use, that is held up for a moment only, and what finds no
+/// room is dropped. No packet overtakes another.
 pub trait Io {
     /// Sleeps until something can be received, the waker was rung, or `until`; returns the time now.
     /// `Some(now or earlier)` polls. An error is fatal for the worker (the TUN device is gone).

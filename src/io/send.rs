@@ -1,17 +1,21 @@
-//! The queue of trains on their way out: kept in order, sent by sendmmsg, and what to do when the kernel refuses one.
+//! The queues of trains on their way out, one a family: kept in order, sent by sendmmsg, and what to do when the kernel refuses
+//! one.
 //!
-//! Every refusal is that of the queue's front (sendmmsg stops at the first message that fails), so mending the front and
+//! Every refusal is that of a queue's front (sendmmsg stops at the first message that fails), so mending the front and
 //! calling again keeps the order:
 //!
 //! | errno | on | then |
 //! | --- | --- | --- |
-//! | EAGAIN | anything | everything stays queued until the socket is writable |
+//! | EAGAIN | anything | the family stays queued until its socket is writable |
 //! | ENOBUFS | anything | the same, a few times; then the front is dropped |
 //! | EINVAL, ENETUNREACH, EHOSTUNREACH, EADDRNOTAVAIL, ENODEV | a sticky source | once more without; if that goes, the source is gone |
 //! | EIO | a train | no UDP_SEGMENT any more: its segments one by one |
 //! | EMSGSIZE, EINVAL | a train | this path is too narrow: its segments one by one, remembered |
 //! | EMSGSIZE | one datagram | that datagram is dropped |
 //! | any other | anything | the rest of the train is dropped |
+//!
+//! A family whose socket is full keeps what the worker reads of the TUN device waiting, but not for long where the other family
+//! is in use: then it must do with a small queue.
 //!
 //! What is dropped is counted, and told once a minute with the error and one of the destinations.
 
@@ -29,8 +33,14 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-/// Trains that may wait for a full socket: 256 × [`BUF_SIZE`](crate::io::slab::BUF_SIZE) = 17 MiB of the pool at most.
+/// Trains of a family that may wait for a full socket: 256 × [`BUF_SIZE`](crate::io::slab::BUF_SIZE) = 17 MiB of the pool at most.
 pub(super) const SEND_QUEUE: usize = 256;
+/// For how long a full socket may hold up the other family: 7 MiB leave at 1 Gbit/s in 60 ms.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Trains that wait for a socket that has been full for longer, while the other family goes on: so many buffers the pool can spare.
+const STUCK_QUEUE: usize = 32;
+/// A family is in use for so long after something was sent by it: as long as a session lives (whitepaper 6.1).
+const IN_USE: Duration = Duration::from_secs(180);
 /// Messages a sendmmsg.
 const BATCH: usize = 64;
 /// Times a train is tried again after ENOBUFS.
@@ -55,6 +65,13 @@ pub(super) enum Family {
 
 impl Family {
     pub(super) const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    fn other(self) -> Family {
+        match self {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        }
+    }
 
     fn of(addr: &SocketAddr) -> Family {
         if addr.is_ipv4() { Family::V4 } else { Family::V6 }
@@ -97,11 +114,38 @@ impl Outgoing {
     }
 }
 
-/// The queue.
-pub(super) struct SendQueue {
+/// One family's queue.
+struct Lane {
     queue: VecDeque<Outgoing>,
+    /// The socket must become writable before anything goes on.
+    blocked: bool,
+    /// When it was full first, since the queue was last empty.
+    full_since: Option<Instant>,
+    /// When something was last sent.
+    sent_at: Option<Instant>,
+}
+
+impl Lane {
+    fn new() -> Lane {
+        Lane { queue: VecDeque::with_capacity(SEND_QUEUE), blocked: false, full_since: None, sent_at: None }
+    }
+
+    fn block(&mut self, now: Instant) {
+        self.blocked = true;
+        self.full_since.get_or_insert(now);
+    }
+
+    /// Whether it is sent by, and not full itself.
+    fn goes_on(&self, now: Instant) -> bool {
+        !self.blocked && self.sent_at.is_some_and(|at| now.since(at) < IN_USE)
+    }
+}
+
+/// The queues.
+pub(super) struct SendQueue {
+    /// By [`Family`].
+    lanes: [Lane; 2],
     batch: Batch,
-    blocked: Option<Family>,
     gso: bool,
     /// False: UDP_SEGMENT is not even tried.
     gso_wanted: bool,
@@ -121,9 +165,8 @@ pub(super) struct SendQueue {
 impl SendQueue {
     pub(super) fn new() -> SendQueue {
         SendQueue {
-            queue: VecDeque::with_capacity(SEND_QUEUE),
+            lanes: [Lane::new(), Lane::new()],
             batch: Batch::new(BATCH),
-            blocked: None,
             gso: true,
             gso_wanted: true,
             proven: false,
@@ -152,9 +195,29 @@ impl SendQueue {
         self.gso_wanted = false;
     }
 
-    /// The family whose socket must become writable before anything goes on.
-    pub(super) fn blocked(&self) -> Option<Family> {
-        self.blocked
+    /// Whether the family's socket must become writable before anything of it goes on.
+    pub(super) fn blocked(&self, family: Family) -> bool {
+        self.lanes[family as usize].blocked
+    }
+
+    /// Whether a full socket holds up everything.
+    pub(super) fn holds_up(&self, now: Instant) -> bool {
+        Family::BOTH.into_iter().any(|family| {
+            self.blocked(family) && self.patience_ends(family, now).is_none_or(|until| now < until)
+        })
+    }
+
+    /// When a full socket ceases to hold up everything, if that is to come.
+    pub(super) fn held_until(&self, now: Instant) -> Option<Instant> {
+        let ends = Family::BOTH.into_iter().filter_map(|family| self.patience_ends(family, now));
+        ends.filter(|&until| now < until).min()
+    }
+
+    /// Until when the family's full socket holds up the other one. `None`: the other one is not in use, or neither is full.
+    fn patience_ends(&self, family: Family, now: Instant) -> Option<Instant> {
+        let (lane, other) = (&self.lanes[family as usize], &self.lanes[family.other() as usize]);
+        let since = lane.full_since.filter(|_| lane.blocked && other.goes_on(now))?;
+        Some(since + PATIENCE)
     }
 
     pub(super) fn take_gone(&mut self) -> Option<Endpoint> {
@@ -167,10 +230,13 @@ impl SendQueue {
 
     /// For other sockets: drops what is queued, counts it, and forgets what the old ones refused.
     pub(super) fn reset(&mut self, stats: &mut IoStats) {
-        while !self.queue.is_empty() {
-            self.drop_front(stats);
+        for family in Family::BOTH {
+            while !self.lanes[family as usize].queue.is_empty() {
+                self.drop_front(family, stats);
+            }
+            self.lanes[family as usize].blocked = false;
+            self.lanes[family as usize].full_since = None;
         }
-        self.blocked = None;
         self.gso = self.gso_wanted;
         self.proven = false;
         self.refusals.clear();
@@ -183,12 +249,13 @@ impl SendQueue {
             stats.udp_send_errors += 1;
             return;
         }
-        if self.queue.len() >= SEND_QUEUE && self.blocked.is_none() {
+        let family = Family::of(&train.to.addr);
+        if !self.has_room(family) && !self.blocked(family) {
             self.flush(sockets, stats);
         }
         let mut out = Outgoing { train, sent: 0, singly: false, nobufs: 0, suspect: None };
         let datagrams = out.datagrams();
-        if self.queue.len() >= SEND_QUEUE {
+        if !self.has_room(family) {
             stats.udp_send_errors += datagrams as u64;
             return;
         }
@@ -197,27 +264,38 @@ impl SendQueue {
                 || datagrams > MAX_SEGMENTS
                 || out.train.len > MAX_BYTES
                 || self.refusals.refuses(out.train.to.addr.ip(), out.train.stride));
-        self.queue.push_back(out);
+        self.lanes[family as usize].queue.push_back(out);
+    }
+
+    fn has_room(&self, family: Family) -> bool {
+        let is_stuck = self.patience_ends(family, self.now).is_some_and(|until| until <= self.now);
+        let most = if is_stuck { STUCK_QUEUE } else { SEND_QUEUE };
+        self.lanes[family as usize].queue.len() < most
     }
 
     /// Sends as much as the sockets take.
     pub(super) fn flush(&mut self, sockets: &UdpSockets, stats: &mut IoStats) {
-        self.blocked = None;
-        while let Some(front) = self.queue.front() {
-            let family = Family::of(&front.train.to.addr);
+        for family in Family::BOTH {
+            self.flush_family(family, sockets, stats);
+        }
+    }
+
+    fn flush_family(&mut self, family: Family, sockets: &UdpSockets, stats: &mut IoStats) {
+        self.lanes[family as usize].blocked = false;
+        while !self.lanes[family as usize].queue.is_empty() {
             let Some(socket) = family.socket(sockets) else {
                 match sockets.v4.is_some() || sockets.v6.is_some() {
-                    true => self.refuse_front(libc::EAFNOSUPPORT, stats),
-                    false => self.drop_front(stats), // the interface is down
+                    true => self.refuse_front(libc::EAFNOSUPPORT, family, stats),
+                    false => self.drop_front(family, stats), // the interface is down
                 }
                 continue;
             };
             let count = self.fill(family);
-            // SAFETY: the messages point into buffers of trains that stay in `queue` during the call.
+            // SAFETY: the messages point into buffers of trains that stay in their queue during the call.
             let outcome = match unsafe { self.batch.send(socket, count) } {
                 Ok(0) => self.refused(libc::EAGAIN, family, stats),
                 Ok(n) => {
-                    self.sent(n, stats);
+                    self.sent(n, family, stats);
                     Continue(())
                 }
                 Err(errno) => self.refused(errno, family, stats),
@@ -226,15 +304,13 @@ impl SendQueue {
                 return;
             }
         }
+        self.lanes[family as usize].full_since = None;
     }
 
-    /// Turns the front of the queue, as far as it is of one family, into messages; how many.
+    /// Turns the front of a queue into messages; how many.
     fn fill(&mut self, family: Family) -> usize {
         let mut count = 0;
-        for out in &self.queue {
-            if Family::of(&out.train.to.addr) != family {
-                break;
-            }
+        for out in &self.lanes[family as usize].queue {
             let SendTrain { buf, len, stride, to, tos } = &out.train;
             let size = if out.singly { *stride } else { *len };
             for message in buf[out.sent..*len].chunks(size) {
@@ -259,16 +335,18 @@ impl SendQueue {
     }
 
     /// The first `count` messages went.
-    fn sent(&mut self, count: usize, stats: &mut IoStats) {
+    fn sent(&mut self, count: usize, family: Family, stats: &mut IoStats) {
+        self.lanes[family as usize].sent_at = Some(self.now);
         for _ in 0..count {
-            let Some(front) = self.queue.front_mut() else { return };
+            let queue = &mut self.lanes[family as usize].queue;
+            let Some(front) = queue.front_mut() else { return };
             let datagrams = if front.singly { 1 } else { front.datagrams() };
             stats.udp_sends += 1;
             stats.udp_sent_datagrams += datagrams as u64;
             self.proven |= datagrams > 1;
             let gone = front.suspect.take();
             if front.advance() {
-                self.queue.pop_front();
+                queue.pop_front();
             }
             if let Some(endpoint) = gone {
                 self.source_gone(endpoint);
@@ -278,7 +356,7 @@ impl SendQueue {
 
     /// It went without its sticky source and not with it: nothing more is sent from there.
     fn source_gone(&mut self, endpoint: Endpoint) {
-        for out in &mut self.queue {
+        for out in &mut self.lanes[Family::of(&endpoint.addr) as usize].queue {
             if out.train.to == endpoint {
                 out.train.to.from = None;
             }
@@ -290,16 +368,18 @@ impl SendQueue {
 
     /// The kernel refused the front; see the table at the top of this file.
     fn refused(&mut self, errno: i32, family: Family, stats: &mut IoStats) -> ControlFlow<()> {
-        let Some(front) = self.queue.front_mut() else { return Break(()) };
+        let now = self.now;
+        let lane = &mut self.lanes[family as usize];
+        let Some(front) = lane.queue.front_mut() else { return Break(()) };
         match errno {
             libc::EINTR => {}
             libc::EAGAIN => {
-                self.blocked = Some(family);
+                lane.block(now);
                 return Break(());
             }
             libc::ENOBUFS if front.nobufs < NOBUFS_RETRIES => {
                 front.nobufs += 1;
-                self.blocked = Some(family);
+                lane.block(now);
                 return Break(());
             }
             libc::EINVAL | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL | libc::ENODEV
@@ -309,24 +389,24 @@ impl SendQueue {
                 front.train.to.from = None;
             }
             libc::EIO | libc::EINVAL | libc::EMSGSIZE if !front.singly && front.datagrams() > 1 => {
-                self.fall_back(errno, stats);
+                self.fall_back(errno, family, stats);
             }
             libc::EMSGSIZE => {
                 stats.udp_send_errors += 1;
                 let to = front.train.to.addr;
                 if front.advance() {
-                    self.queue.pop_front();
+                    lane.queue.pop_front();
                 }
                 self.tell_refusal(errno, to, 1);
             }
-            _ => self.refuse_front(errno, stats),
+            _ => self.refuse_front(errno, family, stats),
         }
         Continue(())
     }
 
     /// The front is a train that went in no form of a train: from here on one by one.
-    fn fall_back(&mut self, errno: i32, stats: &mut IoStats) {
-        let Some(front) = self.queue.front_mut() else { return };
+    fn fall_back(&mut self, errno: i32, family: Family, stats: &mut IoStats) {
+        let Some(front) = self.lanes[family as usize].queue.front_mut() else { return };
         front.singly = true;
         // The train was at fault, not its source.
         if let Some(endpoint) = front.suspect.take() {
@@ -337,7 +417,7 @@ impl SendQueue {
         let unproven = !self.proven && self.refusals.len() + 1 >= UNPROVEN_REFUSALS;
         let off = errno == libc::EIO || (errno == libc::EINVAL && (size <= FITS_ANY_PATH || unproven));
         self.gso &= !off;
-        for out in &mut self.queue {
+        for out in self.lanes.iter_mut().flat_map(|lane| &mut lane.queue) {
             let same_path = out.train.to.addr.ip() == to.ip() && out.train.stride >= size;
             out.singly |= out.datagrams() > 1 && (off || same_path);
         }
@@ -354,10 +434,10 @@ impl SendQueue {
     }
 
     /// Drops the front for this error.
-    fn refuse_front(&mut self, errno: i32, stats: &mut IoStats) {
-        if let Some(front) = self.queue.front() {
+    fn refuse_front(&mut self, errno: i32, family: Family, stats: &mut IoStats) {
+        if let Some(front) = self.lanes[family as usize].queue.front() {
             let (to, datagrams) = (front.train.to.addr, front.datagrams() as u64);
-            self.drop_front(stats);
+            self.drop_front(family, stats);
             self.tell_refusal(errno, to, datagrams);
         }
     }
@@ -373,8 +453,8 @@ impl SendQueue {
         }
     }
 
-    fn drop_front(&mut self, stats: &mut IoStats) {
-        if let Some(front) = self.queue.pop_front() {
+    fn drop_front(&mut self, family: Family, stats: &mut IoStats) {
+        if let Some(front) = self.lanes[family as usize].queue.pop_front() {
             stats.udp_send_errors += front.datagrams() as u64;
         }
     }

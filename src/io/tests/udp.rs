@@ -375,6 +375,70 @@ fn a_full_socket_keeps_order_and_stops_the_reading_of_the_tun() {
 }
 
 #[test]
+fn a_full_socket_of_one_family_does_not_hold_up_the_other() {
+    in_namespace(|backend| {
+        let outer = open_device("tap0", libc::IFF_TAP);
+        ip("addr add fd07::1/64 dev tap0 nodad");
+        ip("addr add 10.6.0.1/32 dev lo");
+        ip("link set lo up");
+        ip("link set tap0 up");
+        let mut bench = backend.bench();
+        let (v4, v6) = (udp_socket("10.6.0.1:0"), udp_socket("[fd07::1]:0"));
+        set_option(&v6, libc::SOL_SOCKET, libc::SO_SNDBUF, 1);
+        bench.io.rebind(Some(UdpSockets { v4: Some(v4.into()), v6: Some(v6.into()), port: 0 }));
+        bench.wait_until_quiet();
+        let there = std::net::UdpSocket::bind("10.6.0.1:0").unwrap();
+        there.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let (v4, v6) = (to(there.local_addr().unwrap()), to("[fd07::2]:9".parse().unwrap()));
+        // Both in one turn, the full one first and in between.
+        for n in 0..20u8 {
+            bench.send(&[n; 600], 600, v6, 0);
+            bench.send(&[n; 600], 600, v4, 0);
+        }
+        bench.io.flush();
+        let mut bytes = [0; 700];
+        for n in 0..20 {
+            assert_eq!((there.recv(&mut bytes).unwrap(), bytes[0]), (600, n));
+        }
+        let before = bench.io.stats().udp_sends;
+        assert!(before > 20 && before < 40, "the other socket was to fill up: {before}");
+        // Frames for either are read again after a moment, and those for the full one have a bound.
+        let inner = std::net::UdpSocket::bind("10.9.0.1:0").unwrap();
+        inner.send_to(b"waits", "10.9.0.2:9").unwrap();
+        let deadline = Clock.now() + Duration::from_secs(5);
+        let frame = loop {
+            match bench.io.recv_tun() {
+                Some(frame) => break frame,
+                None => assert!(bench.io.wait(Some(deadline)).unwrap() < deadline, "the tunnel stands still"),
+            }
+        };
+        assert_eq!(frame.buf[38..frame.len], *b"waits");
+        assert!(bench.io.stats().waits < 100, "waiting is no spinning");
+        for _ in 0..100 {
+            bench.send(&[99; 600], 600, v6, 0);
+        }
+        assert!(bench.io.stats().udp_send_errors >= 60);
+        assert!(bench.io.alloc().is_some(), "and leave buffers to the other");
+        bench.send(&[20; 600], 600, v4, 0);
+        bench.io.flush();
+        assert!(there.recv(&mut bytes).is_ok());
+        // What waited leaves in its order.
+        ip("neigh replace fd07::2 lladdr 02:00:00:00:00:02 dev tap0 nud permanent");
+        let deadline = Clock.now() + Duration::from_secs(5);
+        while bench.io.stats().udp_sends < 41 && Clock.now() < deadline {
+            bench.io.wait(Some(deadline)).unwrap();
+        }
+        let (mut frame, mut order) = ([0; 2000], Vec::new());
+        while let Ok(len) = crate::sys::calls::read(std::os::fd::AsFd::as_fd(&outer), &mut frame) {
+            if len == 10 + 14 + 48 + 600 && frame[72] < 99 {
+                order.push(frame[72]);
+            }
+        }
+        assert_eq!(order, (0..20).collect::<Vec<u8>>());
+    });
+}
+
+#[test]
 fn both_backends_see_the_same_bytes_in_the_same_order() {
     use std::sync::Mutex;
     static SEEN: Mutex<Vec<Vec<Vec<u8>>>> = Mutex::new(Vec::new());

@@ -62,7 +62,7 @@ pub struct Uring {
 struct Armed {
     tun: bool,
     waker: bool,
-    room: bool,
+    room: [bool; 2],
     receive: [bool; 2],
 }
 
@@ -114,9 +114,9 @@ impl Uring {
                 self.ring.receive(receive_kind(family), self.generation, socket)?;
                 self.armed.receive[family as usize] = true;
             }
-            if self.edge.out.blocked() == Some(family) && !self.armed.room {
-                self.ring.poll(Kind::Room, self.generation, socket, libc::POLLOUT)?;
-                self.armed.room = true;
+            if self.edge.out.blocked(family) && !self.armed.room[family as usize] {
+                self.ring.poll(room_kind(family), self.generation, socket, libc::POLLOUT)?;
+                self.armed.room[family as usize] = true;
             }
         }
         Ok(())
@@ -138,15 +138,19 @@ impl Uring {
                     self.waker.clear();
                     self.rung = true;
                 }
-                Kind::Room if event.generation == self.generation => {
-                    self.armed.room = false;
-                    self.edge.flush();
-                }
-                Kind::Room => {}
+                Kind::RoomV4 => self.take_room(Family::V4, event.generation),
+                Kind::RoomV6 => self.take_room(Family::V6, event.generation),
                 Kind::Write => self.wrote(event.generation, event.outcome.map(drop)),
                 Kind::ReceiveV4 => self.take_receive(Family::V4, event),
                 Kind::ReceiveV6 => self.take_receive(Family::V6, event),
             }
+        }
+    }
+
+    fn take_room(&mut self, family: Family, generation: u32) {
+        if generation == self.generation {
+            self.armed.room[family as usize] = false;
+            self.edge.flush();
         }
     }
 
@@ -191,9 +195,9 @@ impl Uring {
                 self.ring.cancel(receive_kind(family), self.generation);
                 self.ending += 1;
             }
-        }
-        if std::mem::take(&mut self.armed.room) {
-            self.ring.cancel(Kind::Room, self.generation);
+            if std::mem::take(&mut self.armed.room[family as usize]) {
+                self.ring.cancel(room_kind(family), self.generation);
+            }
         }
         self.generation = self.generation.wrapping_add(1);
         for _ in 0..CANCEL_ENTERS {
@@ -265,6 +269,7 @@ impl Io for Uring {
         }
         self.edge.tun.alive()?;
         self.arm()?;
+        let until = self.edge.at_most(until);
         let asleep = self.wake_or_sleep(until)?;
         self.take_events();
         self.rung = false;
@@ -346,6 +351,13 @@ impl Io for Uring {
 
     fn take_notice(&mut self) -> Option<Notice> {
         self.edge.take_notice()
+    }
+}
+
+fn room_kind(family: Family) -> Kind {
+    match family {
+        Family::V4 => Kind::RoomV4,
+        Family::V6 => Kind::RoomV6,
     }
 }
 

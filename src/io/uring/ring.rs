@@ -25,15 +25,17 @@ pub(super) const START: usize = 16 + NAME_LEN + CONTROL_LEN;
 pub(super) enum Kind {
     Tun = 1,
     Waker = 2,
-    Room = 3,
+    RoomV4 = 3,
     ReceiveV4 = 4,
     ReceiveV6 = 5,
     Write = 6,
+    RoomV6 = 7,
 }
 
 impl Kind {
     fn of(user_data: u64) -> Option<Kind> {
-        [Kind::Tun, Kind::Waker, Kind::Room, Kind::ReceiveV4, Kind::ReceiveV6, Kind::Write]
+        use Kind::{ReceiveV4, ReceiveV6, RoomV4, RoomV6, Tun, Waker, Write};
+        [Tun, Waker, RoomV4, RoomV6, ReceiveV4, ReceiveV6, Write]
             .into_iter()
             .find(|&kind| kind as u64 == user_data & 0xff)
     }
@@ -113,7 +115,7 @@ impl Ring {
         fd: BorrowedFd<'_>,
         events: i16,
     ) -> Result<()> {
-        let multi = kind != Kind::Room;
+        let multi = !matches!(kind, Kind::RoomV4 | Kind::RoomV6);
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events as u32).multi(multi).build();
         self.push(entry.user_data(kind.tag(generation)))
     }
