@@ -1,0 +1,3 @@
+//! Models of what threads share, with every interleaving explored (loom).
+
+mod waking;
