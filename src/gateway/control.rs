@@ -218,8 +218,8 @@ impl Control {
     }
 }
 
-/// Reads behind what is there; 0: the end.
-fn read_more(stream: &mut UnixStream, answer: &mut Zeroizing<Vec<u8>>) -> Result<usize> {
+/// Reads behind what is there; 0: the end. A signal in the middle, as when a service is stopped, is no end.
+fn read_more(stream: &mut impl Read, answer: &mut Zeroizing<Vec<u8>>) -> Result<usize> {
     let start = answer.len();
     if start == answer.capacity() {
         // Not left to `Vec`, which would free the old copy as it is.
@@ -229,7 +229,12 @@ fn read_more(stream: &mut UnixStream, answer: &mut Zeroizing<Vec<u8>>) -> Result
     }
     let end = answer.capacity().min(start + PIECE);
     answer.resize(end, 0);
-    let read = stream.read(answer.get_mut(start..).unwrap_or_default());
+    let read = loop {
+        match stream.read(answer.get_mut(start..).unwrap_or_default()) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
     answer.truncate(start + read.as_ref().map_or(0, |count| *count));
     read
 }
@@ -306,6 +311,23 @@ mod tests {
         assert_eq!(device.peers.len(), 4999);
         assert!((1u32..).zip(&device.peers).all(|(n, peer)| peer.public_key.0[28..] == n.to_be_bytes()));
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_signal_while_an_answer_is_awaited_loses_nothing() {
+        struct Interrupted(bool);
+        impl Read for Interrupted {
+            fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+                if std::mem::replace(&mut self.0, false) {
+                    return Err(ErrorKind::Interrupted.into());
+                }
+                buffer[..3].copy_from_slice(b"end");
+                Ok(3)
+            }
+        }
+        let mut answer = Zeroizing::new(b"the ".to_vec());
+        assert_eq!(read_more(&mut Interrupted(true), &mut answer).unwrap(), 3);
+        assert_eq!(**answer, *b"the end");
     }
 
     #[test]
