@@ -103,7 +103,8 @@ fn none_is_about_a_broadcast_or_multicast() {
         assert!(said.contains("2 packets transmitted") && !said.contains("nreachable"), "{to}: {said}");
     }
     let after = [counter("icmp_sent"), counter("tx_no_peer")];
-    assert_eq!(after, [before[0], before[1] + 8], "all eight came to the tunnel");
+    assert!(after[1] >= before[1] + 8, "all eight came to the tunnel: {before:?} {after:?}");
+    assert_eq!(after[0], before[0], "about none of them");
     // A host that takes the address of a broadcast that is no more hears of it again.
     site.gateway.run(&format!("ip addr del 10.98.0.1/30 dev {name}; ip addr add 10.98.0.1/24 dev {name}"));
     hears(&site.gateway, "10.98.0.3", "10.98.0.1");
