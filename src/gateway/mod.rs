@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod mtu;
 pub mod notify;
 pub mod peering;
+pub mod rights;
 pub mod route;
 pub mod service;
 pub mod show;

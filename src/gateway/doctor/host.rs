@@ -4,6 +4,7 @@ use super::Finding;
 use super::Level::{Fatal, Missing, Ok as Good, Unknown, Warn};
 use super::parse::version;
 use crate::crypto::lanes::Kernel;
+use crate::gateway::rights::NetAdmin;
 use crate::io::probe::{TunFeatures, tun_features};
 use crate::io::udp::UdpFeatures;
 use crate::sys::gso;
@@ -40,6 +41,29 @@ pub(super) fn kernel() -> Finding {
             "",
         ),
         Some(_) => Finding::ok("kernel", found),
+    }
+}
+
+pub(super) fn rights(net_admin: NetAdmin) -> Finding {
+    let is_root = rustix::process::geteuid().is_root();
+    match net_admin {
+        NetAdmin::Held => Finding::ok("rights", "CAP_NET_ADMIN"),
+        NetAdmin::ForRoot if !is_root => Finding::new(
+            "rights",
+            Unknown,
+            "no CAP_NET_ADMIN, which making interfaces needs",
+            "run tunnels as root",
+        ),
+        NetAdmin::ForRoot | NetAdmin::Withheld => Finding::new(
+            "rights",
+            Fatal,
+            if is_root {
+                "root without CAP_NET_ADMIN, which making interfaces needs"
+            } else {
+                "CAP_NET_ADMIN is withheld, from root as well"
+            },
+            "give the container --cap-add NET_ADMIN, the service AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN",
+        ),
     }
 }
 

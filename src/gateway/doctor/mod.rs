@@ -1,9 +1,13 @@
 //! What this host offers a tunnel, and the remedy for what it lacks. Nothing of the host is changed by looking.
 
+mod firewall;
 mod host;
 mod network;
 mod parse;
+mod tunnels;
+mod walls;
 
+use crate::gateway::rights::{NetAdmin, net_admin};
 use crate::gateway::tunnel::BUFFERS;
 use crate::index::MAX_WORKERS;
 use crate::io::slab::BUF_SIZE;
@@ -56,9 +60,11 @@ impl Finding {
 pub struct Report {
     /// Whether a tunnel can run at all.
     pub can_run: bool,
+    /// Whether not by this process, but by root's.
+    pub as_root: bool,
     /// `io_uring` or `syscalls`.
     pub io: &'static str,
-    /// Workers, unless the command line says otherwise.
+    /// Workers, unless the command line says otherwise; none where no tunnel can run.
     pub workers: usize,
     /// Packet buffers of each, bytes, at most.
     pub buffer_bytes_per_worker: usize,
@@ -68,22 +74,24 @@ pub struct Report {
 
 /// Looks at everything.
 pub fn examine() -> Report {
-    let uring = Uring::probe();
-    let mut findings = vec![host::kernel()];
+    let (uring, net_admin) = (Uring::probe(), net_admin());
+    let mut findings = vec![host::kernel(), host::rights(net_admin)];
     findings.push(host::io_uring(&uring));
     findings.extend(host::tun());
     findings.push(host::udp());
     findings.push(host::cpu());
     findings.push(host::cores());
     findings.push(host::locked_memory());
-    findings.extend(network::socket_buffers());
+    findings.extend(network::socket_buffers(net_admin));
     findings.extend(network::cards());
     findings.extend(network::forwarding());
-    findings.extend(network::firewall());
+    findings.extend(walls::findings(&tunnels::tunnels()));
+    let can_run = findings.iter().all(|finding| finding.level != Level::Fatal);
     Report {
-        can_run: findings.iter().all(|finding| finding.level != Level::Fatal),
+        can_run,
+        as_root: net_admin != NetAdmin::Held,
         io: if uring.is_ok() { "io_uring" } else { "syscalls" },
-        workers: host::core_count().clamp(1, MAX_WORKERS),
+        workers: if can_run { host::core_count().clamp(1, MAX_WORKERS) } else { 0 },
         buffer_bytes_per_worker: BUFFERS * BUF_SIZE,
         findings,
     }
@@ -112,7 +120,8 @@ impl Report {
         let _ = match self.can_run {
             true => writeln!(
                 text,
-                "\nA tunnel would get {} worker(s) on {io}, with at most {mebibytes:.2} MiB of packet buffers each.",
+                "\n{} would get {} worker(s) on {io}, with at most {mebibytes:.2} MiB of packet buffers each.",
+                if self.as_root { "A tunnel that root starts" } else { "A tunnel" },
                 self.workers
             ),
             false => writeln!(text, "\nNo tunnel can run here: see FATAL above."),
@@ -144,6 +153,7 @@ mod tests {
         let fatal = Finding::new("x", Level::Fatal, "gone", "do this");
         let report = Report {
             can_run: false,
+            as_root: false,
             io: "syscalls",
             workers: 1,
             buffer_bytes_per_worker: 0,

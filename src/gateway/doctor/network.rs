@@ -1,8 +1,9 @@
-//! Sockets, network cards, forwarding, firewall.
+//! Sockets, network cards, forwarding.
 
 use super::Finding;
 use super::Level::{Missing, Unknown, Warn};
-use super::parse::{ethtool_feature, input_drops};
+use super::parse::ethtool_feature;
+use crate::gateway::rights::NetAdmin;
 use crate::io::udp::SOCKET_BUFFER;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,13 +16,14 @@ fn sysctl(name: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn program(name: &str) -> Option<PathBuf> {
+/// The path of a tool.
+pub(super) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     path.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
 /// What a tool printed, if it is there and succeeded.
-fn output(name: &str, arguments: &[&str]) -> Option<String> {
+pub(super) fn output(name: &str, arguments: &[&str]) -> Option<String> {
     let done = Command::new(program(name)?)
         .args(arguments)
         .stdin(Stdio::null())
@@ -32,15 +34,25 @@ fn output(name: &str, arguments: &[&str]) -> Option<String> {
 }
 
 /// The limits that bind a program without CAP_NET_ADMIN; with it, SO_RCVBUFFORCE passes them.
-pub(super) fn socket_buffers() -> Vec<Finding> {
+pub(super) fn socket_buffers(net_admin: NetAdmin) -> Vec<Finding> {
     let wanted = SOCKET_BUFFER as u64;
     let one = |name: &str| {
         let what = format!("net.core.{name}");
         match sysctl(&what) {
             Some(limit) if limit >= wanted => Finding::ok(what, format!("{} KiB", limit >> 10)),
-            Some(limit) => Finding::ok(
+            Some(limit) if net_admin == NetAdmin::Held => Finding::ok(
                 what,
-                format!("{} KiB (root's sockets take {} KiB all the same)", limit >> 10, wanted >> 10),
+                format!(
+                    "{} KiB (with CAP_NET_ADMIN sockets take {} KiB all the same)",
+                    limit >> 10,
+                    wanted >> 10
+                ),
+            ),
+            Some(limit) => Finding::new(
+                what.clone(),
+                Warn,
+                format!("{} KiB", limit >> 10),
+                &format!("sysctl -w {what}={wanted}"),
             ),
             None => Finding::new(what, Unknown, "cannot be read", "mount /proc/sys"),
         }
@@ -104,31 +116,4 @@ pub(super) fn forwarding() -> Vec<Finding> {
         one("IPv4 forwarding", "net.ipv4.ip_forward"),
         one("IPv6 forwarding", "net.ipv6.conf.all.forwarding"),
     ]
-}
-
-pub(super) fn firewall() -> Vec<Finding> {
-    let tool = match program("nft") {
-        None if program("iptables-restore").is_some() => {
-            Finding::ok("nftables", "not installed; iptables stands in for it")
-        }
-        None => Finding::new(
-            "nftables",
-            Missing,
-            "nft is not installed",
-            "apt-get install nftables: default routes through a tunnel and MSS clamping need it",
-        ),
-        Some(_) => match output("nft", &["list", "chains"]) {
-            None => {
-                Finding::new("nftables", Unknown, "installed; its rules cannot be read", "look again as root")
-            }
-            Some(chains) if input_drops(&chains) => Finding::new(
-                "nftables",
-                Warn,
-                "an input chain drops by default",
-                "open the tunnel's port, as in: nft add rule inet filter input udp dport 51820 accept",
-            ),
-            Some(_) => Finding::ok("nftables", "installed; no input chain drops by default"),
-        },
-    };
-    vec![tool]
 }

@@ -14,11 +14,6 @@ pub(super) fn ethtool_feature(output: &str, feature: &str) -> Option<bool> {
     })
 }
 
-/// Whether a base chain for input drops by default in the output of `nft list chains`.
-pub(super) fn input_drops(output: &str) -> bool {
-    output.lines().any(|line| line.contains("hook input") && line.contains("policy drop"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,13 +33,5 @@ mod tests {
         assert_eq!(ethtool_feature(text, "generic-receive-offload"), Some(true));
         assert_eq!(ethtool_feature(text, "rx-gro-list"), Some(false));
         assert_eq!(ethtool_feature(text, "rx-gro"), None);
-    }
-
-    #[test]
-    fn only_a_dropping_input_chain_counts() {
-        assert!(input_drops("\tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n"));
-        assert!(!input_drops(
-            "\t\ttype filter hook forward priority filter; policy drop;\n hook input; policy accept;"
-        ));
     }
 }

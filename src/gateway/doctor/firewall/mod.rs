@@ -1,0 +1,235 @@
+//! What a firewall does with a tunnel's packets, as far as its rules say so without a doubt.
+//!
+//! A packet is followed through the chains. What a rule asks for may hold, not hold, or depend on what is not known here, such
+//! as the sender's address. A rule that drops counts if it holds without a doubt; one that accepts, also if it names the
+//! tunnel's port or interface: who wrote it knows whom it is to let in.
+
+mod iptables;
+mod nft;
+
+pub(super) use iptables::read as iptables;
+pub(super) use nft::{has_foreign, read as nft};
+
+use std::ops::RangeInclusive;
+
+/// Chains within chains that are followed, at most; the kernel allows sixteen.
+const MAX_DEPTH: u32 = 16;
+
+/// Where in the kernel a chain is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hook {
+    /// For this host itself.
+    Input,
+    /// For others.
+    Forward,
+}
+
+/// Who keeps a chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tool {
+    /// nft(8).
+    Nft,
+    /// The program of iptables(8) by this name.
+    Iptables(&'static str),
+}
+
+/// A list of rules.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Chain {
+    /// Whose it is.
+    pub(super) tool: Tool,
+    /// `inet filter`; for iptables its table's family, which keeps apart what has one name.
+    pub(super) table: String,
+    /// Its name.
+    pub(super) name: String,
+    /// Of a chain that the kernel enters by itself: where, and whether it drops what no rule decides.
+    base: Option<(Hook, bool)>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Rule {
+    conditions: Vec<Condition>,
+    /// `None`: goes on, after counting or the like.
+    verdict: Option<Verdict>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Verdict {
+    Accept,
+    Drop,
+    Return,
+    Jump(String),
+    Goto(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Condition {
+    Protocol(Vec<String>),
+    /// Destination ports.
+    Ports(Vec<RangeInclusive<u16>>),
+    /// The interface that a packet came by; `*` at the end stands for anything.
+    From(Vec<String>),
+    /// The interface that it leaves by.
+    To(Vec<String>),
+    /// States of connection tracking.
+    States(Vec<String>),
+    Not(Box<Condition>),
+    /// Depends on what is not known here.
+    Unknown,
+}
+
+/// A packet that is followed: always the first of its connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Packet<'a> {
+    /// UDP from a peer to this port.
+    ToPort(u16),
+    /// Out of the tunnel of this interface.
+    OutOf(&'a str),
+    /// Into it.
+    Into(&'a str),
+}
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holds {
+    No,
+    Perhaps,
+    Yes,
+    /// Yes, and it speaks of this very tunnel.
+    Named,
+}
+
+/// What becomes of a packet in a chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Accepted { named: bool },
+    Dropped,
+    Undecided,
+}
+
+impl Condition {
+    fn holds(&self, packet: Packet<'_>) -> Holds {
+        match self {
+            Condition::Protocol(names) => match packet {
+                Packet::ToPort(_) => known(names.iter().any(|name| name == "udp")),
+                _ => Holds::Perhaps,
+            },
+            Condition::Ports(ranges) => match packet {
+                Packet::ToPort(port) if ranges.iter().any(|range| range.contains(&port)) => Holds::Named,
+                Packet::ToPort(_) => Holds::No,
+                _ => Holds::Perhaps,
+            },
+            Condition::From(names) => match packet {
+                Packet::OutOf(tunnel) => named(names, tunnel),
+                Packet::Into(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
+                _ => elsewhere(names),
+            },
+            Condition::To(names) => match packet {
+                Packet::Into(tunnel) => named(names, tunnel),
+                Packet::OutOf(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
+                _ => elsewhere(names),
+            },
+            Condition::States(names) => known(names.iter().any(|name| name == "new")),
+            Condition::Not(condition) => match condition.holds(packet) {
+                Holds::No => Holds::Yes,
+                Holds::Perhaps => Holds::Perhaps,
+                Holds::Yes | Holds::Named => Holds::No,
+            },
+            Condition::Unknown => Holds::Perhaps,
+        }
+    }
+}
+
+fn known(holds: bool) -> Holds {
+    if holds { Holds::Yes } else { Holds::No }
+}
+
+/// Of the interface that is the tunnel's.
+fn named(names: &[String], tunnel: &str) -> Holds {
+    let is_it = |name: &String| match name.strip_suffix('*') {
+        Some(beginning) => tunnel.starts_with(beginning),
+        None => name == tunnel,
+    };
+    if names.iter().any(is_it) { Holds::Named } else { Holds::No }
+}
+
+/// Of an interface that is another one: nothing comes from elsewhere by loopback.
+fn elsewhere(names: &[String]) -> Holds {
+    if names.iter().all(|name| name == "lo") { Holds::No } else { Holds::Perhaps }
+}
+
+impl Rule {
+    /// Whether it holds for the packet, and whether it names the tunnel.
+    fn holds(&self, packet: Packet<'_>) -> (Holds, bool) {
+        let (mut all, mut named) = (Holds::Yes, false);
+        for condition in &self.conditions {
+            match condition.holds(packet) {
+                Holds::No => return (Holds::No, false),
+                Holds::Perhaps => all = Holds::Perhaps,
+                Holds::Yes => {}
+                Holds::Named => named = true,
+            }
+        }
+        (all, named)
+    }
+}
+
+/// A chain that lets a tunnel's packet go no further.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wall<'a> {
+    /// The chain that the kernel entered.
+    pub(super) chain: &'a Chain,
+    /// Whether no rule does, but what the chain does without one.
+    pub(super) by_policy: bool,
+}
+
+/// The first chain of `hook` that drops each of `packets`.
+pub(super) fn wall<'a>(chains: &'a [Chain], hook: Hook, packets: &[Packet<'_>]) -> Option<Wall<'a>> {
+    let bases = chains.iter().filter_map(|chain| match chain.base {
+        Some((at, drops)) if at == hook => Some((chain, drops)),
+        _ => None,
+    });
+    let mut bases = bases.map(|(chain, drops)| {
+        let fates: Vec<Fate> = packets.iter().map(|packet| follow(chains, chain, *packet, 0)).collect();
+        let is_dropped = |fate: &Fate| *fate == Fate::Dropped || (*fate == Fate::Undecided && drops);
+        let by_policy = fates.contains(&Fate::Undecided);
+        fates.iter().all(is_dropped).then_some(Wall { chain, by_policy })
+    });
+    bases.find_map(|wall| wall)
+}
+
+fn follow(chains: &[Chain], chain: &Chain, packet: Packet<'_>, depth: u32) -> Fate {
+    for rule in &chain.rules {
+        let (holds, is_named) = rule.holds(packet);
+        let certain = holds == Holds::Yes;
+        if holds == Holds::No {
+            continue;
+        }
+        match &rule.verdict {
+            Some(Verdict::Accept) if certain || is_named => return Fate::Accepted { named: is_named },
+            Some(Verdict::Drop) if certain => return Fate::Dropped,
+            Some(Verdict::Return) if certain => return Fate::Undecided,
+            Some(Verdict::Jump(name) | Verdict::Goto(name)) if depth < MAX_DEPTH => {
+                let inner = chains
+                    .iter()
+                    .find(|one| one.name == *name && one.table == chain.table && one.tool == chain.tool);
+                let fate = inner.map_or(Fate::Undecided, |inner| follow(chains, inner, packet, depth + 1));
+                let leaves = matches!(rule.verdict, Some(Verdict::Goto(_)));
+                match fate {
+                    Fate::Accepted { named } if certain || named || is_named => {
+                        return Fate::Accepted { named: named || is_named };
+                    }
+                    Fate::Dropped if certain => return Fate::Dropped,
+                    Fate::Undecided if certain && leaves => return Fate::Undecided,
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    Fate::Undecided
+}
+
+#[cfg(test)]
+mod tests;
