@@ -16,7 +16,7 @@ use crate::io::tun::{Tun, TunConfig};
 use crate::io::uring::Uring;
 use crate::slowpath::runtime::{self, SlowPath};
 use crate::sys::error::errno;
-use crate::sys::{gso, memory};
+use crate::sys::{gso, link, memory};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -161,13 +161,7 @@ pub fn run(config: TunnelConfig, ready: impl FnOnce()) -> Result<(), TunnelError
     stop_workers(&links, threads);
     ended
         .map_err(failed("the tunnel ended"))
-        .map_err(|error| TunnelError { deleted: !is_interface(&tun.name), ..error })
-}
-
-fn is_interface(name: &str) -> bool {
-    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None);
-    socket.is_ok_and(|socket| netdevice::name_to_index(socket, name).is_ok())
+        .map_err(|error| TunnelError { deleted: link::index(&tun.name).is_err(), ..error })
 }
 
 /// True: io_uring. The error is why it cannot be used where it was demanded.

@@ -9,6 +9,7 @@ use crate::device::status::{Listing, Status};
 use crate::device::uapi::{self, Dump, Operation, Parser, SetRequest};
 use crate::device::{Device, Now, Transaction};
 use crate::sys::clock::Clock;
+use crate::sys::link;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
@@ -131,7 +132,7 @@ impl Jobs {
             return Progress::Done;
         }
         let Some((parser, _)) = self.waiting.front_mut() else { return Progress::Going };
-        let parsed = stack::leaving_nothing(|| parser.go_on(&mut interface_index, &mut more));
+        let parsed = stack::leaving_nothing(|| parser.go_on(&mut |name| link::index(name).ok(), &mut more));
         let Some(parsed) = parsed else { return Progress::Going };
         let Some((_, to)) = self.waiting.pop_front() else { return Progress::Going };
         self.change = Some(Change { transaction: None, to });
@@ -166,11 +167,4 @@ impl Jobs {
 fn slice() -> impl FnMut() -> bool {
     let end = Clock.now() + SLICE;
     move || Clock.now() < end
-}
-
-/// The index of an interface of this namespace.
-fn interface_index(name: &str) -> Option<u32> {
-    let socket =
-        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None).ok()?;
-    rustix::net::netdevice::name_to_index(socket, name).ok()
 }
