@@ -2,8 +2,9 @@
 
 use super::config::{print_bytes, print_json};
 use crate::gateway::config::Endpoint;
-use crate::gateway::mtu::{ETHERNET, Family, IPV6_MINIMUM, Path, Sum, choose};
+use crate::gateway::mtu::{ETHERNET, IPV6_MINIMUM, Path, Sum, choose};
 use crate::gateway::route::{Route, route_to};
+use crate::wire::family::Family;
 use clap::Args;
 use serde::Serialize;
 use std::fmt::Write;

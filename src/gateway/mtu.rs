@@ -8,6 +8,7 @@
 //! An inner packet of full size is not padded, so the sum is exact.
 
 use crate::gateway::config::Mtu;
+use crate::wire::family::Family;
 use serde::Serialize;
 
 /// The usual link, where no route tells.
@@ -22,31 +23,6 @@ pub const TAG: u32 = 16;
 const TCP: u32 = 20;
 /// Every IPv6 link carries this much (RFC 8200 section 5).
 pub const IPV6_MINIMUM: u32 = 1280;
-
-/// An IP version: outer or inner.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// 20 bytes of header.
-    Ipv4,
-    /// 40 bytes of header.
-    Ipv6,
-}
-
-impl Family {
-    /// Of an address.
-    pub fn of(addr: std::net::IpAddr) -> Family {
-        if addr.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
-    }
-
-    /// Bytes of the header without options.
-    pub fn header(self) -> u32 {
-        match self {
-            Family::Ipv4 => 20,
-            Family::Ipv6 => 40,
-        }
-    }
-}
 
 /// The sum for one outer family, term by term.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -74,11 +50,11 @@ pub struct Sum {
 impl Sum {
     /// Over a link of `link_mtu` bytes; terms stop at zero where the link is too small.
     pub fn new(outer: Family, link_mtu: u32) -> Sum {
-        let inner_mtu = link_mtu.saturating_sub(outer.header() + UDP + WIREGUARD_HEADER + TAG);
+        let inner_mtu = link_mtu.saturating_sub(outer.header_len() as u32 + UDP + WIREGUARD_HEADER + TAG);
         Sum {
             outer,
             link_mtu,
-            ip_header: outer.header(),
+            ip_header: outer.header_len() as u32,
             udp_header: UDP,
             wireguard_header: WIREGUARD_HEADER,
             tag: TAG,
@@ -91,7 +67,7 @@ impl Sum {
 
 /// The largest TCP segment, without TCP options, in packets of `mtu` bytes.
 pub fn mss(mtu: u32, family: Family) -> u32 {
-    mtu.saturating_sub(family.header() + TCP)
+    mtu.saturating_sub(family.header_len() as u32 + TCP)
 }
 
 /// A path to an endpoint.

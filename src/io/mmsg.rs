@@ -6,7 +6,6 @@
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
 use crate::io::edge::{Edge, Received, shape};
-use crate::io::send::Family;
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
@@ -15,6 +14,7 @@ use crate::sys::calls::Batch;
 use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
+use crate::wire::family::Family;
 use std::io::{Error, Result};
 use std::net::IpAddr;
 use std::ops::Range;
@@ -90,7 +90,7 @@ impl Mmsg {
             next: 0,
             came: 0,
             ready: [false; 2],
-            last: Family::V6,
+            last: Family::Ipv6,
         };
         let edge = Edge::new(tun, pool);
         Ok(Mmsg { edge, inbox, epoll, waker, generation: 0, watched: [false; 2], broken: None })
@@ -98,8 +98,8 @@ impl Mmsg {
 
     fn token(&self, family: Family) -> u64 {
         let kind = match family {
-            Family::V4 => TOKEN_V4,
-            Family::V6 => TOKEN_V6,
+            Family::Ipv4 => TOKEN_V4,
+            Family::Ipv6 => TOKEN_V6,
         };
         u64::from(self.generation) << 32 | kind
     }
@@ -152,7 +152,7 @@ impl Mmsg {
 
     fn modify(&mut self, family: Family, events: u32) {
         let token = self.token(family);
-        if let Some(socket) = family.socket(&self.edge.sockets)
+        if let Some(socket) = self.edge.sockets.of(family)
             && let Err(error) = watch(&self.epoll, libc::EPOLL_CTL_MOD, socket, events, token)
         {
             self.broken = Some(error);
@@ -166,9 +166,9 @@ impl Inbox {
         (self.next, self.came) = (0, 0);
         self.refill(pool);
         for _ in Family::BOTH {
-            let family = if self.last == Family::V4 { Family::V6 } else { Family::V4 };
+            let family = self.last.other();
             self.last = family;
-            let Some(socket) = family.socket(sockets).filter(|_| self.ready[family as usize]) else {
+            let Some(socket) = sockets.of(family).filter(|_| self.ready[family as usize]) else {
                 continue;
             };
             let mut count = 0;
@@ -302,7 +302,7 @@ impl Io for Mmsg {
     fn rebind(&mut self, sockets: Option<UdpSockets>) {
         let old = self.edge.rebind(sockets);
         for family in Family::BOTH {
-            if let Some(socket) = family.socket(&old) {
+            if let Some(socket) = old.of(family) {
                 // Others may hold the same open file (a duplicate): closing ours would not take it out. It was put in.
                 let _ = watch(&self.epoll, libc::EPOLL_CTL_DEL, socket, 0, 0);
             }
@@ -312,7 +312,7 @@ impl Io for Mmsg {
         (self.inbox.next, self.inbox.came) = (0, 0);
         for family in Family::BOTH {
             let token = self.token(family);
-            let socket = family.socket(&self.edge.sockets);
+            let socket = self.edge.sockets.of(family);
             self.inbox.ready[family as usize] = socket.is_some();
             if let Some(Err(error)) =
                 socket.map(|socket| watch(&self.epoll, libc::EPOLL_CTL_ADD, socket, READ, token))

@@ -27,10 +27,10 @@ use crate::io::{Endpoint, IoStats, Notice, SendTrain};
 use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
 use crate::sys::calls::Batch;
 use crate::time::Instant;
+use crate::wire::family::Family;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::ControlFlow::{self, Break, Continue};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 /// Trains of a family that may wait for a full socket: 256 × [`BUF_SIZE`](crate::io::slab::BUF_SIZE) = 17 MiB of the pool at most.
@@ -55,37 +55,6 @@ const TELL_INTERVAL: Duration = Duration::from_secs(60);
 const FITS_ANY_PATH: usize = 1280 - 48;
 /// So many destinations refuse trains while none ever took one: it is not the paths, it is UDP_SEGMENT.
 const UNPROVEN_REFUSALS: usize = 4;
-
-/// The two families, as an index.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(super) const BOTH: [Family; 2] = [Family::V4, Family::V6];
-
-    fn other(self) -> Family {
-        match self {
-            Family::V4 => Family::V6,
-            Family::V6 => Family::V4,
-        }
-    }
-
-    fn of(addr: &SocketAddr) -> Family {
-        if addr.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    /// Its socket.
-    pub(super) fn socket(self, sockets: &UdpSockets) -> Option<BorrowedFd<'_>> {
-        let fd = match self {
-            Family::V4 => &sockets.v4,
-            Family::V6 => &sockets.v6,
-        };
-        fd.as_ref().map(AsFd::as_fd)
-    }
-}
 
 struct Outgoing {
     train: SendTrain,
@@ -249,7 +218,7 @@ impl SendQueue {
             stats.udp_send_errors += 1;
             return;
         }
-        let family = Family::of(&train.to.addr);
+        let family = Family::of(train.to.addr.ip());
         if !self.has_room(family) && !self.blocked(family) {
             self.flush(sockets, stats);
         }
@@ -283,7 +252,7 @@ impl SendQueue {
     fn flush_family(&mut self, family: Family, sockets: &UdpSockets, stats: &mut IoStats) {
         self.lanes[family as usize].blocked = false;
         while !self.lanes[family as usize].queue.is_empty() {
-            let Some(socket) = family.socket(sockets) else {
+            let Some(socket) = sockets.of(family) else {
                 match sockets.v4.is_some() || sockets.v6.is_some() {
                     true => self.refuse_front(libc::EAFNOSUPPORT, family, stats),
                     false => self.drop_front(family, stats), // the interface is down
@@ -356,7 +325,7 @@ impl SendQueue {
 
     /// It went without its sticky source and not with it: nothing more is sent from there.
     fn source_gone(&mut self, endpoint: Endpoint) {
-        for out in &mut self.lanes[Family::of(&endpoint.addr) as usize].queue {
+        for out in &mut self.lanes[Family::of(endpoint.addr.ip()) as usize].queue {
             if out.train.to == endpoint {
                 out.train.to.from = None;
             }

@@ -8,10 +8,11 @@ use crate::index::MAX_WORKERS;
 use crate::io::steer;
 use crate::sys::error::{errno, explain, invalid};
 use crate::sys::sockopt;
+use crate::wire::family::Family;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Bytes asked for as each socket's send and receive buffer. The kernel doubles it for its own bookkeeping: at worst 14 MiB
@@ -30,6 +31,17 @@ pub struct UdpSockets {
     pub v6: Option<OwnedFd>,
     /// The port they are bound to.
     pub port: u16,
+}
+
+impl UdpSockets {
+    /// The socket of `family`, where the host has that.
+    pub(super) fn of(&self, family: Family) -> Option<BorrowedFd<'_>> {
+        let fd = match family {
+            Family::Ipv4 => &self.v4,
+            Family::Ipv6 => &self.v6,
+        };
+        fd.as_ref().map(AsFd::as_fd)
+    }
 }
 
 /// What to bind.
@@ -103,12 +115,6 @@ impl UdpFeatures {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Family {
-    V4,
-    V6,
-}
-
 /// One family's sockets, in worker order.
 struct Bound {
     port: u16,
@@ -118,9 +124,9 @@ struct Bound {
 
 /// One attempt at [`bind`].
 fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
-    let v4 = host_has(bind_group(Family::V4, config))?;
+    let v4 = host_has(bind_group(Family::Ipv4, config))?;
     let port = v4.as_ref().map_or(config.port, |bound| bound.port);
-    let v6 = host_has(bind_group(Family::V6, &UdpConfig { port, ..*config }))?;
+    let v6 = host_has(bind_group(Family::Ipv6, &UdpConfig { port, ..*config }))?;
     let families: Vec<&Bound> = v4.iter().chain(&v6).collect();
     let Some(port) = families.last().map(|bound| bound.port) else {
         let error = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
@@ -174,8 +180,8 @@ fn bind_group(family: Family, config: &UdpConfig) -> io::Result<Bound> {
 
 fn wildcard(family: Family, port: u16) -> SockAddr {
     match family {
-        Family::V4 => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into(),
-        Family::V6 => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into(),
+        Family::Ipv4 => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into(),
+        Family::Ipv6 => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into(),
     }
 }
 
@@ -193,8 +199,8 @@ fn explain_bind(error: io::Error, port: u16) -> io::Error {
 /// A socket with all its options, not yet bound.
 fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
     let domain = match family {
-        Family::V4 => Domain::IPV4,
-        Family::V6 => Domain::IPV6,
+        Family::Ipv4 => Domain::IPV4,
+        Family::Ipv6 => Domain::IPV6,
     };
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     set_buffers(&socket);
@@ -209,12 +215,12 @@ fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
     // the tunnel's MTU then costs speed, and is no black hole. UDP_SEGMENT goes well with it, up to the path's MTU.
     let set = |level, name, value: libc::c_int| sockopt::set(socket.as_fd(), level, name, value);
     match family {
-        Family::V4 => {
+        Family::Ipv4 => {
             set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
             set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
             socket.set_recv_tos_v4(true)?;
         }
-        Family::V6 => {
+        Family::Ipv6 => {
             socket.set_only_v6(true)?;
             set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
             set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;

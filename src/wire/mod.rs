@@ -1,6 +1,7 @@
 //! Layouts and checked parsing of everything that crosses a wire or the TUN device. Pure; imports nothing above.
 
 pub mod checksum;
+pub mod family;
 pub mod icmp;
 pub mod ip;
 pub mod message;

@@ -3,7 +3,8 @@
 
 use super::{Console, Failure, Result, hooks, iptables, program};
 use crate::gateway::config::Address;
-use crate::gateway::mtu::{Family, mss};
+use crate::gateway::mtu::mss;
+use crate::wire::family::Family;
 use std::path::Path;
 use std::process::Command;
 

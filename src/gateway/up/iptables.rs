@@ -3,7 +3,8 @@
 
 use super::{Console, Result, hooks, program};
 use crate::gateway::config::Address;
-use crate::gateway::mtu::{Family, mss};
+use crate::gateway::mtu::mss;
+use crate::wire::family::Family;
 use std::process::Command;
 
 /// Whether there is iptables for a family.

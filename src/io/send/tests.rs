@@ -24,10 +24,10 @@ fn sticky(n: u8) -> Endpoint {
 fn eio_switches_trains_off_for_all_from_the_first_unsent() {
     let (mut queue, mut stats) =
         queue_of(&[(100, 100, peer(1)), (3000, 1000, peer(1)), (4000, 1000, peer(2))]);
-    queue.sent(1, Family::V4, &mut stats);
-    assert!(queue.refused(libc::EIO, Family::V4, &mut stats).is_continue());
+    queue.sent(1, Family::Ipv4, &mut stats);
+    assert!(queue.refused(libc::EIO, Family::Ipv4, &mut stats).is_continue());
     assert!(!queue.gso());
-    assert_eq!(queue.fill(Family::V4), 7);
+    assert_eq!(queue.fill(Family::Ipv4), 7);
     assert_eq!((stats.offload_fallbacks, stats.udp_send_errors), (1, 0));
     assert_eq!(queue.take_notice(), Some(Notice::SendOffloadOff { errno: libc::EIO }));
 }
@@ -36,23 +36,23 @@ fn eio_switches_trains_off_for_all_from_the_first_unsent() {
 fn emsgsize_concerns_one_path_only() {
     let (mut queue, mut stats) =
         queue_of(&[(2904, 1452, peer(1)), (2904, 1452, peer(2)), (2400, 1200, peer(1))]);
-    assert!(queue.refused(libc::EMSGSIZE, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EMSGSIZE, Family::Ipv4, &mut stats).is_continue());
     assert!(queue.gso());
-    assert_eq!(queue.fill(Family::V4), 2 + 1 + 1);
-    queue.sent(1, Family::V4, &mut stats);
-    assert_eq!(queue.fill(Family::V4), 1 + 1 + 1);
+    assert_eq!(queue.fill(Family::Ipv4), 2 + 1 + 1);
+    queue.sent(1, Family::Ipv4, &mut stats);
+    assert_eq!(queue.fill(Family::Ipv4), 1 + 1 + 1);
     // The second half is refused for its own sake: it alone is lost.
-    assert!(queue.refused(libc::EMSGSIZE, Family::V4, &mut stats).is_continue());
-    assert_eq!((queue.fill(Family::V4), stats.udp_send_errors), (2, 1));
+    assert!(queue.refused(libc::EMSGSIZE, Family::Ipv4, &mut stats).is_continue());
+    assert_eq!((queue.fill(Family::Ipv4), stats.udp_send_errors), (2, 1));
 }
 
 #[test]
 fn einval_is_the_path_unless_the_segments_fit_every_path() {
     let (mut queue, mut stats) = queue_of(&[(2904, 1452, peer(1))]);
-    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
     assert!(queue.gso());
     let (mut queue, mut stats) = queue_of(&[(2000, 1000, peer(1))]);
-    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
     assert!(!queue.gso());
 }
 
@@ -61,9 +61,9 @@ fn einval_everywhere_and_never_a_train_that_went_is_no_matter_of_paths() {
     let all: Vec<_> = (1..=4).map(|n| (2904, 1452, peer(n))).collect();
     let (mut queue, mut stats) = queue_of(&all);
     for n in 1..=4 {
-        assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+        assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
         assert_eq!(queue.gso(), n < 4);
-        queue.sent(2, Family::V4, &mut stats);
+        queue.sent(2, Family::Ipv4, &mut stats);
     }
     assert_eq!(stats.udp_sent_datagrams, 8);
 }
@@ -72,26 +72,26 @@ fn einval_everywhere_and_never_a_train_that_went_is_no_matter_of_paths() {
 fn a_refused_source_is_tried_once_without_and_reported_only_if_that_helps() {
     let (mut queue, mut stats) =
         queue_of(&[(100, 100, sticky(1)), (100, 100, sticky(1)), (100, 100, sticky(2))]);
-    assert!(queue.refused(libc::ENETUNREACH, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::ENETUNREACH, Family::Ipv4, &mut stats).is_continue());
     assert_eq!(queue.take_gone(), None);
-    queue.sent(1, Family::V4, &mut stats);
+    queue.sent(1, Family::Ipv4, &mut stats);
     assert_eq!(queue.take_gone(), Some(sticky(1)));
     assert_eq!(queue.lanes[0].queue.iter().map(|out| out.train.to).collect::<Vec<_>>(), [peer(1), sticky(2)]);
-    queue.sent(1, Family::V4, &mut stats);
+    queue.sent(1, Family::Ipv4, &mut stats);
     // The other destination is unreachable from anywhere.
-    assert!(queue.refused(libc::ENETUNREACH, Family::V4, &mut stats).is_continue());
-    assert!(queue.refused(libc::ENETUNREACH, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::ENETUNREACH, Family::Ipv4, &mut stats).is_continue());
+    assert!(queue.refused(libc::ENETUNREACH, Family::Ipv4, &mut stats).is_continue());
     assert_eq!((queue.take_gone(), stats.udp_send_errors, queue.lanes[0].queue.len()), (None, 1, 0));
 }
 
 #[test]
 fn a_train_that_its_path_refuses_keeps_its_source() {
     let (mut queue, mut stats) = queue_of(&[(2904, 1452, sticky(1))]);
-    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
-    assert!(queue.refused(libc::EINVAL, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
     assert_eq!(queue.lanes[0].queue[0].train.to, sticky(1));
     assert!(queue.lanes[0].queue[0].singly);
-    queue.sent(2, Family::V4, &mut stats);
+    queue.sent(2, Family::Ipv4, &mut stats);
     assert_eq!((queue.take_gone(), queue.lanes[0].queue.len()), (None, 0));
 }
 
@@ -99,17 +99,17 @@ fn a_train_that_its_path_refuses_keeps_its_source() {
 fn no_buffer_space_is_waited_for_a_few_times_only() {
     let (mut queue, mut stats) = queue_of(&[(100, 100, peer(1))]);
     for _ in 0..NOBUFS_RETRIES {
-        assert!(queue.refused(libc::ENOBUFS, Family::V4, &mut stats).is_break());
-        assert_eq!([queue.blocked(Family::V4), queue.blocked(Family::V6)], [true, false]);
+        assert!(queue.refused(libc::ENOBUFS, Family::Ipv4, &mut stats).is_break());
+        assert_eq!([queue.blocked(Family::Ipv4), queue.blocked(Family::Ipv6)], [true, false]);
     }
-    assert!(queue.refused(libc::ENOBUFS, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::ENOBUFS, Family::Ipv4, &mut stats).is_continue());
     assert_eq!((stats.udp_send_errors, queue.lanes[0].queue.len()), (1, 0));
 }
 
 #[test]
 fn a_full_queue_drops_the_newest_and_counts_its_datagrams() {
     let (mut queue, mut stats) = queue_of(&[(100, 100, peer(1))]);
-    assert!(queue.refused(libc::EAGAIN, Family::V4, &mut stats).is_break());
+    assert!(queue.refused(libc::EAGAIN, Family::Ipv4, &mut stats).is_break());
     let pool = Pool::new(SEND_QUEUE).unwrap();
     for _ in 0..SEND_QUEUE {
         let train = SendTrain { buf: pool.take().unwrap(), len: 300, stride: 100, to: peer(1), tos: 0 };
@@ -126,12 +126,12 @@ fn refusals_are_told_once_a_minute_with_all_that_they_cost() {
     let begin = Instant::from_nanos(1);
     queue.set_now(begin);
     for _ in 0..3 {
-        assert!(queue.refused(libc::EPERM, Family::V4, &mut stats).is_continue());
+        assert!(queue.refused(libc::EPERM, Family::Ipv4, &mut stats).is_continue());
     }
     assert_eq!(queue.take_notice(), refused(1, libc::EPERM, 2));
     assert_eq!(queue.take_notice(), None);
     queue.set_now(begin + TELL_INTERVAL);
-    assert!(queue.refused(libc::EHOSTUNREACH, Family::V4, &mut stats).is_continue());
+    assert!(queue.refused(libc::EHOSTUNREACH, Family::Ipv4, &mut stats).is_continue());
     assert_eq!(queue.take_notice(), refused(4, libc::EHOSTUNREACH, 6));
     assert_eq!(stats.udp_send_errors, 8);
 }
@@ -142,17 +142,17 @@ fn a_full_socket_holds_up_the_other_family_for_a_moment_and_only_if_that_is_in_u
     let (mut queue, mut stats) = queue_of(&[(100, 100, peer(1)), (100, 100, v6), (100, 100, v6)]);
     let mut now = Instant::from_nanos(1_000_000_000);
     queue.set_now(now);
-    assert!(queue.refused(libc::EAGAIN, Family::V6, &mut stats).is_break());
+    assert!(queue.refused(libc::EAGAIN, Family::Ipv6, &mut stats).is_break());
     assert_eq!((queue.holds_up(now), queue.held_until(now)), (true, None), "nobody else is there");
-    assert_eq!(queue.fill(Family::V4), 1, "what is queued goes all the same");
-    queue.sent(1, Family::V4, &mut stats);
+    assert_eq!(queue.fill(Family::Ipv4), 1, "what is queued goes all the same");
+    queue.sent(1, Family::Ipv4, &mut stats);
     assert_eq!((queue.holds_up(now), queue.held_until(now)), (true, Some(now + PATIENCE)));
     now = now + PATIENCE;
     queue.set_now(now);
     assert_eq!((queue.holds_up(now), queue.held_until(now)), (false, None));
     // It stays so while it moves on a little and is full again.
-    queue.sent(1, Family::V6, &mut stats);
-    assert!(queue.refused(libc::EAGAIN, Family::V6, &mut stats).is_break());
+    queue.sent(1, Family::Ipv6, &mut stats);
+    assert!(queue.refused(libc::EAGAIN, Family::Ipv6, &mut stats).is_break());
     assert!(!queue.holds_up(now));
     let pool = Pool::new(SEND_QUEUE).unwrap();
     let mut push = |queue: &mut SendQueue, to| {
@@ -165,7 +165,7 @@ fn a_full_socket_holds_up_the_other_family_for_a_moment_and_only_if_that_is_in_u
     }
     assert_eq!([0, 1].map(|lane: usize| queue.lanes[lane].queue.len()), [2 * STUCK_QUEUE, STUCK_QUEUE]);
     // Where both are full, or the other has long been idle, there is nothing to go on with.
-    assert!(queue.refused(libc::EAGAIN, Family::V4, &mut stats).is_break());
+    assert!(queue.refused(libc::EAGAIN, Family::Ipv4, &mut stats).is_break());
     assert!(queue.holds_up(now));
     queue.lanes[0].blocked = false;
     assert!(!queue.holds_up(now) && queue.holds_up(now + IN_USE));

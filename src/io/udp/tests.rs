@@ -75,7 +75,7 @@ fn a_lone_worker_cannot_be_joined() {
         let _lone = bind(&config(4711, 1)).unwrap();
         let joiner = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         joiner.set_reuse_port(true).unwrap();
-        let error = joiner.bind(&wildcard(Family::V4, 4711)).unwrap_err();
+        let error = joiner.bind(&wildcard(Family::Ipv4, 4711)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
     });
 }

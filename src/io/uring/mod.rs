@@ -11,7 +11,6 @@ mod ring;
 mod writes;
 
 use crate::io::edge::Edge;
-use crate::io::send::Family;
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
@@ -19,6 +18,7 @@ use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
+use crate::wire::family::Family;
 use ring::{Event, Kind, Ring, START};
 use std::collections::VecDeque;
 use std::io::{Error, Result};
@@ -109,7 +109,7 @@ impl Uring {
             self.armed.waker = true;
         }
         for family in Family::BOTH {
-            let Some(socket) = family.socket(&self.edge.sockets) else { continue };
+            let Some(socket) = self.edge.sockets.of(family) else { continue };
             if !self.armed.receive[family as usize] && !self.ring.buffers.is_empty() {
                 self.ring.receive(receive_kind(family), self.generation, socket)?;
                 self.armed.receive[family as usize] = true;
@@ -138,11 +138,11 @@ impl Uring {
                     self.waker.clear();
                     self.rung = true;
                 }
-                Kind::RoomV4 => self.take_room(Family::V4, event.generation),
-                Kind::RoomV6 => self.take_room(Family::V6, event.generation),
+                Kind::RoomV4 => self.take_room(Family::Ipv4, event.generation),
+                Kind::RoomV6 => self.take_room(Family::Ipv6, event.generation),
                 Kind::Write => self.wrote(event.generation, event.outcome.map(drop)),
-                Kind::ReceiveV4 => self.take_receive(Family::V4, event),
-                Kind::ReceiveV6 => self.take_receive(Family::V6, event),
+                Kind::ReceiveV4 => self.take_receive(Family::Ipv4, event),
+                Kind::ReceiveV6 => self.take_receive(Family::Ipv6, event),
             }
         }
     }
@@ -356,14 +356,14 @@ impl Io for Uring {
 
 fn room_kind(family: Family) -> Kind {
     match family {
-        Family::V4 => Kind::RoomV4,
-        Family::V6 => Kind::RoomV6,
+        Family::Ipv4 => Kind::RoomV4,
+        Family::Ipv6 => Kind::RoomV6,
     }
 }
 
 fn receive_kind(family: Family) -> Kind {
     match family {
-        Family::V4 => Kind::ReceiveV4,
-        Family::V6 => Kind::ReceiveV6,
+        Family::Ipv4 => Kind::ReceiveV4,
+        Family::Ipv6 => Kind::ReceiveV6,
     }
 }
