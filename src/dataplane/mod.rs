@@ -3,6 +3,7 @@
 //! Slow path to worker: a bounded queue of [`Control`] each, delivered in order. Worker to slow path: one bounded queue of
 //! [`Event`]s (never lost: the worker tries again with the next packet) and one of handshake datagrams (dropped when full).
 
+pub(crate) mod counters;
 pub mod misdirected;
 pub mod sending;
 pub mod staging;

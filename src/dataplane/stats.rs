@@ -1,29 +1,15 @@
 //! Counters a worker, relaxed atomics written by that worker alone (load, add, store), read by anyone.
 
+use crate::dataplane::counters::counters;
 use crate::io::IoStats;
 use crate::offload::coalesce::{REFUSALS, Refusal};
 use crate::offload::split::SplitError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Declares the counters once: the fields, and their names in [`WorkerStats::snapshot`].
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// One worker's counters; every reason for a drop has a name here.
-        #[derive(Default, Debug)]
-        pub struct WorkerStats {
-            $($(#[$doc])* pub $name: AtomicU64,)*
-        }
-
-        impl WorkerStats {
-            /// All counters by name, for `metrics` and tests.
-            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name.load(Relaxed)),)*]
-            }
-        }
-    };
-}
-
 counters! {
+    /// One worker's counters; every reason for a drop has a name here.
+    WorkerStats of AtomicU64, read |counter| counter.load(Relaxed);
+
     /// Inner packets sealed.
     tx_packets,
     /// Trains queued for sending, keepalives and handshake messages not counted.

@@ -1,25 +1,13 @@
 //! What became of handshake messages (every drop has a name), and what was done to balance the workers.
 
+use crate::dataplane::counters::counters;
 use crate::noise::handshake::HandshakeError;
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// Counters of the slow path, cumulative.
-        #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-        pub struct DeviceStats {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl DeviceStats {
-            /// All counters by name.
-            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),*]
-            }
-        }
-    };
-}
-
 counters! {
+    /// Counters of the slow path, cumulative.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    DeviceStats of u64, read |counter| *counter;
+
     /// Initiations sent, retries included.
     initiations_sent,
     /// Initiations accepted and answered.
