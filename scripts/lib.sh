@@ -54,6 +54,35 @@ why_no_namespaces() {
     return 1
 }
 
+# with_progress WHAT COMMAND...: runs the command with its output in a log, and says every few seconds how long it has taken and what it
+# said last: on one line of a terminal, on a line each elsewhere. Where the command fails its output is shown, and the script ends.
+with_progress() {
+    local what=$1 log ticker code=0
+    shift
+    log=$(mktemp)
+    progress_of "$what" "$log" $$ &
+    ticker=$!
+    "$@" </dev/null >"$log" 2>&1 || code=$?
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    [ ! -t 1 ] || printf '\r\033[K'
+    [ "$code" -eq 0 ] || cat "$log" >&2
+    rm -f "$log"
+    [ "$code" -eq 0 ] || die "$what failed ($code); its output stands above"
+}
+
+# progress_of WHAT LOG PID: what with_progress shows, for as long as the process lives.
+progress_of() {
+    local began=$SECONDS every=10 before='   ' after='\n' said
+    [ ! -t 1 ] || every=1 before='\r\033[K   ' after=''
+    # Its sleep must hold nobody's pipe open when it is ended meanwhile.
+    while sleep "$every" >/dev/null 2>&1 && kill -0 "$3" 2>/dev/null; do
+        said=$(tr '\r' '\n' <"$2" 2>/dev/null | grep -v '^ *$' | tail -n 1 | sed 's/^ *//' | cut -c 1-70) || true
+        # shellcheck disable=SC2059
+        printf "$before%s: %d s${said:+, %s}$after" "$1" $((SECONDS - began)) ${said:+"$said"}
+    done
+}
+
 # install_debian_packages WHAT=PACKAGE...: WHAT is a command, or a file when it begins with a slash. Installs the packages
 # of those that are missing, and no others.
 install_debian_packages() {
@@ -74,15 +103,11 @@ install_debian_packages() {
     command -v apt-get >/dev/null || die "this is not Debian; install the counterparts of: ${missing[*]}"
     is_root || die "missing Debian packages. As root: apt-get install ${missing[*]}"
     note "Debian packages to install: ${missing[*]}"
-    local log
-    log=$(mktemp)
-    if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
-        "${missing[@]}"; } </dev/null >"$log" 2>&1; then
-        cat "$log" >&2
-        rm -f "$log"
-        die "apt-get failed; its output stands above"
-    fi
-    rm -f "$log"
+    with_progress "apt-get update" apt-get -q update
+    # What that comes to, with all they depend on: "Need to get 545 MB of archives." and the like.
+    apt-get -q install --assume-no --no-install-recommends "${missing[@]}" 2>/dev/null |
+        sed -n 's/^\(Need to get .*\)/   \1/p; s/^\(After this operation.*\)/   \1/p' || true
+    with_progress "apt-get install" env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
 }
 
 # Packages to build, to make a lab of namespaces, and to test.
@@ -90,6 +115,7 @@ BUILD_PACKAGES=(gcc=gcc /usr/include/stdio.h=libc6-dev)
 LAB_PACKAGES=(ip=iproute2 wg=wireguard-tools iperf3=iperf3 ping=iputils-ping ethtool=ethtool python3=python3 setpriv=util-linux)
 TEST_PACKAGES=(nft=nftables iptables-restore=iptables systemd-analyze=systemd qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod)
 
+# Ends here where there is no Rust that can build this. To be called before anything is installed or built.
 need_rust() {
     local wanted have
     wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$ROOT/Cargo.toml")
@@ -111,11 +137,21 @@ build_ringtun() {
         [ -x "$RINGTUN_BIN" ] || die "RINGTUN_BIN=$RINGTUN_BIN is not a program"
         note "RINGTUN_BIN=$RINGTUN_BIN: not building"
     else
-        install_debian_packages "${BUILD_PACKAGES[@]}"
         need_rust
+        install_debian_packages "${BUILD_PACKAGES[@]}"
         note "cargo build --release"
         (cd "$ROOT" && cargo build --release --locked --bin ringtun)
         RINGTUN_BIN=${CARGO_TARGET_DIR:-$ROOT/target}/release/ringtun
     fi
     export RINGTUN_BIN
+}
+
+# run_python FILE ARGUMENT...: becomes the script, once the lab's packages are there; asked for help, Python is all it needs.
+run_python() {
+    local file=$1 packages=("${LAB_PACKAGES[@]}")
+    shift
+    case " $* " in *" --help "* | *" -h "*) packages=(python3=python3) ;; esac
+    # Said on standard error, as what the script prints may be read by a program.
+    install_debian_packages "${packages[@]}" >&2
+    exec python3 "$file" "$@"
 }

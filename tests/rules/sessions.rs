@@ -192,7 +192,8 @@ fn storms(count: u64, cycles: u32) -> u64 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let share = seeds.len().div_ceil(cores);
     std::thread::scope(|scope| {
-        let parts: Vec<_> = seeds.chunks(share).map(|part| scope.spawn(move || storms_of(part, cycles))).collect();
+        let parts: Vec<_> =
+            seeds.chunks(share).map(|part| scope.spawn(move || storms_of(part, cycles))).collect();
         parts.into_iter().map(|part| part.join().expect("the seed stands above")).sum()
     })
 }
