@@ -36,16 +36,16 @@ pub(super) struct StripArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct CheckReport {
     file: String,
     ok: bool,
     peers: usize,
-    errors: Vec<Finding>,
-    warnings: Vec<Finding>,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
 }
 
 #[derive(Serialize)]
-struct Finding {
+struct Diagnostic {
     line: Option<usize>,
     message: String,
 }
@@ -103,10 +103,10 @@ fn rivals(interface: &str, config: &Config) -> impl Iterator<Item = ConfigError>
     })
 }
 
-fn report(file: &Path, errors: &[ConfigError], warnings: &[Warning], peers: usize) -> Report {
-    let error = |error: &ConfigError| Finding { line: Some(error.line), message: error.message.clone() };
-    let warning = |warning: &Warning| Finding { line: warning.line(), message: warning.to_string() };
-    Report {
+fn report(file: &Path, errors: &[ConfigError], warnings: &[Warning], peers: usize) -> CheckReport {
+    let error = |error: &ConfigError| Diagnostic { line: Some(error.line), message: error.message.clone() };
+    let warning = |warning: &Warning| Diagnostic { line: warning.line(), message: warning.to_string() };
+    CheckReport {
         file: file.display().to_string(),
         ok: errors.is_empty(),
         peers,

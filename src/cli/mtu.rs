@@ -1,9 +1,9 @@
 //! `mtu`: the sum, explained.
 
 use super::config::{print_bytes, print_json};
-use crate::gateway::config::Endpoint;
+use crate::gateway::config::HostPort;
 use crate::gateway::mtu::{ETHERNET, IPV6_MINIMUM, Path, Sum, choose};
-use crate::gateway::route::{Route, route_to};
+use crate::gateway::route::{KernelRoute, route_to};
 use crate::wire::family::Family;
 use clap::Args;
 use serde::Serialize;
@@ -29,7 +29,7 @@ pub(super) struct MtuArgs {
 }
 
 #[derive(Serialize)]
-struct Report {
+struct MtuReport {
     link_mtu: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<IpAddr>,
@@ -56,11 +56,11 @@ pub(super) fn mtu(args: &MtuArgs) -> Result<(), String> {
     if args.json { print_json(&report) } else { print_bytes(table(&report).as_bytes()) }
 }
 
-fn report(given: Option<u32>, endpoint: Option<IpAddr>, route: Option<Route>) -> Report {
+fn report(given: Option<u32>, endpoint: Option<IpAddr>, route: Option<KernelRoute>) -> MtuReport {
     let link_mtu = route.as_ref().map(|route| route.mtu).or(given).unwrap_or(ETHERNET);
     let sums = [Family::Ipv4, Family::Ipv6].map(|outer| Sum::new(outer, link_mtu));
     let exact = endpoint.map(|addr| Sum::new(Family::of(addr), link_mtu).inner_mtu);
-    Report {
+    MtuReport {
         link_mtu,
         endpoint,
         interface: route.map(|route| route.interface),
@@ -75,14 +75,14 @@ fn resolve(text: &str) -> Result<IpAddr, String> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);
     }
-    let host = Endpoint::parse(text)
+    let host = HostPort::parse(text)
         .map_or_else(|_| text.trim_matches(['[', ']']).to_owned(), |endpoint| endpoint.host);
     let mut found =
         (host.as_str(), 0).to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}"))?;
     found.next().map(|addr| addr.ip()).ok_or_else(|| format!("{host} has no address"))
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &MtuReport) -> String {
     let mut text = String::new();
     if let (Some(endpoint), Some(interface)) = (report.endpoint, &report.interface) {
         let _ = writeln!(text, "to {endpoint} by {interface}\n");
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn an_endpoints_family_decides_the_exact_figure() {
-        let route = || Some(Route { interface: "eth0".into(), mtu: 1500, source: None });
+        let route = || Some(KernelRoute { interface: "eth0".into(), mtu: 1500, source: None });
         assert_eq!(report(None, Some(IpAddr::from([192, 0, 2, 1])), route()).exact_mtu, Some(1440));
         assert_eq!(report(None, "2001:db8::1".parse().ok(), route()).exact_mtu, Some(1420));
     }

@@ -4,8 +4,8 @@ use super::config::{load, print_secret};
 use crate::crypto::random::{Entropy, SystemEntropy};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::uapi::SetRequest;
-use crate::gateway::config::{Config, DnsServer, Endpoint, FileLock, Loaded, Mtu, Place, write_private};
-use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::config::{Config, DnsServer, FileLock, HostPort, Loaded, Mtu, Place, write_private};
+use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::peering::{Introduction, Invitation, introduce, openbsd};
 use crate::gateway::route::route_to;
 use crate::gateway::up::{Console, lead_to};
@@ -108,7 +108,7 @@ fn add(args: AddArgs) -> Result<(), String> {
 }
 
 /// Takes the new peer into the running tunnel, and routes what it is allowed.
-fn join(control: &Control, ends: &Introduction, loaded: &Loaded) -> Result<(), String> {
+fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result<(), String> {
     let name = &loaded.place.interface;
     let again = format!("`ringtun reload {name}` tries again");
     apply(control, ends).map_err(|error| {
@@ -122,8 +122,8 @@ fn join(control: &Control, ends: &Introduction, loaded: &Loaded) -> Result<(), S
 }
 
 /// The running device, if it is this file's: one that only shares the interface's name has another key.
-fn running(loaded: &Loaded) -> Result<Option<(Control, DeviceState)>, String> {
-    let Some(control) = Control::find(&loaded.place.interface) else { return Ok(None) };
+fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, String> {
+    let Some(control) = ControlSocket::find(&loaded.place.interface) else { return Ok(None) };
     let device = control.get().map_err(|error| running_error(loaded, &error))?;
     let key = loaded.config.interface.private_key.as_ref();
     if key.is_some() && key != device.private_key.as_ref() {
@@ -138,7 +138,7 @@ fn running_error(loaded: &Loaded, error: &std::io::Error) -> String {
     format!("the running {} does not answer as it should: {error}", loaded.place.interface)
 }
 
-fn apply(control: &Control, ends: &Introduction) -> std::io::Result<()> {
+fn apply(control: &ControlSocket, ends: &Introduction) -> std::io::Result<()> {
     let peer = ends.here.request(&mut |_, _| None);
     control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() })
 }
@@ -193,7 +193,7 @@ fn resolvers(given: &[String]) -> (Vec<DnsServer>, Vec<String>) {
 }
 
 /// What the new peer is told of this end.
-fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<Endpoint>, String> {
+fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPort>, String> {
     let no_port = "the tunnel has no fixed port: expected ListenPort in [Interface], or --endpoint HOST:PORT";
     let Some(given) = given else {
         let (Some(port), Some(addr)) = (port, default_source()) else {
@@ -201,15 +201,15 @@ fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<Endpoin
             return Ok(None);
         };
         eprintln!("note: the other side is told to find this end at {addr}; --endpoint HOST says otherwise");
-        return Ok(Some(Endpoint { host: addr.to_string(), port }));
+        return Ok(Some(HostPort { host: addr.to_string(), port }));
     };
     let bare = given.trim_matches(['[', ']']);
     let bare_address = bare.parse::<IpAddr>().is_ok();
     if !bare_address && given.contains(':') {
-        return Endpoint::parse(given).map(Some).map_err(|message| format!("--endpoint: {message}"));
+        return HostPort::parse(given).map(Some).map_err(|message| format!("--endpoint: {message}"));
     }
-    let endpoint = Endpoint { host: bare.to_owned(), port: port.ok_or(no_port)? };
-    Endpoint::parse(&endpoint.to_string()).map(Some).map_err(|message| format!("--endpoint: {message}"))
+    let endpoint = HostPort { host: bare.to_owned(), port: port.ok_or(no_port)? };
+    HostPort::parse(&endpoint.to_string()).map(Some).map_err(|message| format!("--endpoint: {message}"))
 }
 
 /// The address this host uses towards the Internet: that of a route to a documentation address, which nothing is sent to.

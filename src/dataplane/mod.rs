@@ -272,7 +272,7 @@ pub struct Inbox {
 
 /// The slow path's inbox, as workers see it.
 #[derive(Clone)]
-pub struct SlowPath {
+pub struct SlowPathInbox {
     /// Events.
     pub events: Arc<ArrayQueue<Event>>,
     /// Handshake messages.
@@ -294,7 +294,7 @@ pub struct Links {
     /// One a worker.
     pub workers: Vec<Inbox>,
     /// The slow path's.
-    pub slow: SlowPath,
+    pub slow: SlowPathInbox,
     /// Room for packets without a session, of all workers together.
     pub staging: Arc<Staging>,
 }
@@ -312,7 +312,7 @@ impl Links {
         };
         Ok(Links {
             workers: (0..workers).map(|_| inbox()).collect::<std::io::Result<_>>()?,
-            slow: SlowPath {
+            slow: SlowPathInbox {
                 events: Arc::new(ArrayQueue::new(EVENT_QUEUE)),
                 handshakes: Arc::new(ArrayQueue::new(HANDSHAKE_QUEUE)),
                 loaded_at: Arc::default(),

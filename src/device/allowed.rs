@@ -1,6 +1,6 @@
 //! AllowedIPs as configured: one owner a prefix, device-wide; changes are collected and published once.
 
-use super::outbox::{Broadcast, Outbox};
+use super::outputs::{Broadcast, OutputQueue};
 use super::peer::Peer;
 use super::table::PeerTable;
 use crate::io::steer::Target;
@@ -13,7 +13,7 @@ const PATCHED: usize = 64;
 
 /// Where a prefix stands: in whose list, at which place. A change takes the same time however long the lists.
 #[derive(Clone, Copy)]
-struct Place {
+struct ListPosition {
     slot: u32,
     at: u32,
 }
@@ -21,7 +21,7 @@ struct Place {
 /// Every prefix's owner. The peers' own lists hold the prefixes in order; both change only here.
 #[derive(Default)]
 pub(super) struct AllowedIps {
-    places: BTreeMap<Prefix, Place>,
+    places: BTreeMap<Prefix, ListPosition>,
     /// What was published last.
     routes: Arc<RouteTable>,
     /// Prefixes changed since the last publication, with where they were steered to before the first change.
@@ -38,7 +38,7 @@ impl AllowedIps {
         };
         let Some(peer) = peers.get_mut(slot) else { return };
         self.changed.entry(prefix).or_insert(before);
-        self.places.insert(prefix, Place { slot, at: peer.allowed.len() as u32 });
+        self.places.insert(prefix, ListPosition { slot, at: peer.allowed.len() as u32 });
         peer.allowed.push(prefix);
     }
 
@@ -67,7 +67,7 @@ impl AllowedIps {
 
     /// Tells the workers the routes, if they changed since the last call; from then on none names a removed peer. Returns the
     /// prefixes that may have to be steered anew, for [`Self::steer`].
-    pub(super) fn publish(&mut self, out: &mut Outbox) -> BTreeMap<Prefix, Option<Target>> {
+    pub(super) fn publish(&mut self, out: &mut OutputQueue) -> BTreeMap<Prefix, Option<Target>> {
         let changed = std::mem::take(&mut self.changed);
         if !changed.is_empty() {
             let routes = match changed.len() {
@@ -75,7 +75,7 @@ impl AllowedIps {
                 _ => RouteTable::build(self.places.iter().map(|(&prefix, place)| (prefix, place.slot))),
             };
             self.routes = Arc::new(routes);
-            out.all(Broadcast::Routes(Arc::clone(&self.routes)));
+            out.all(Broadcast::RoutingTables(Arc::clone(&self.routes)));
         }
         changed
     }
@@ -85,7 +85,7 @@ impl AllowedIps {
         &self,
         peers: &PeerTable,
         changed: impl Iterator<Item = (Prefix, Option<Target>)>,
-        out: &mut Outbox,
+        out: &mut OutputQueue,
     ) {
         for (prefix, before) in changed {
             let owner = self.places.get(&prefix).and_then(|place| peers.get(place.slot));
@@ -97,7 +97,7 @@ impl AllowedIps {
     }
 
     /// Takes the entry at `place` out of its peer's list, whose last entry moves there; returns where that peer's go.
-    fn unlink(&mut self, peers: &mut PeerTable, place: Place) -> Option<Target> {
+    fn unlink(&mut self, peers: &mut PeerTable, place: ListPosition) -> Option<Target> {
         let peer = peers.get_mut(place.slot)?;
         peer.allowed.swap_remove(place.at as usize);
         if let Some(moved) = peer.allowed.get(place.at as usize).and_then(|moved| self.places.get_mut(moved))

@@ -52,7 +52,7 @@ struct PeerLoad {
 
 /// What to do with a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Change {
+enum Decision {
     Spread(PeerId),
     DrawBack(PeerId),
 }
@@ -100,7 +100,7 @@ impl Policy {
     }
 
     /// What to change after a tick, given what the peers moved in it; those that moved nothing may be left out.
-    fn decide(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Change> {
+    fn decide(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
         let mut changes = self.draw_back(busy, peers);
         let shares = self.shares(busy.len(), peers);
         for (worker, share) in shares.iter().enumerate() {
@@ -109,13 +109,13 @@ impl Policy {
             if long_hot && helps(share, &peer) && has_room(busy, worker) && self.spread.len() < MAX_SPREAD {
                 self.spread.insert(peer.id, Spread { rate: peer.sent, calm: 0 });
                 self.hot[worker] = 0; // the next one only once this one's effect is seen
-                changes.push(Change::Spread(peer.id));
+                changes.push(Decision::Spread(peer.id));
             }
         }
         changes
     }
 
-    fn draw_back(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Change> {
+    fn draw_back(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
         let moved: HashMap<PeerId, u64> = match self.spread.is_empty() {
             true => HashMap::new(),
             false => peers.iter().map(|peer| (peer.id, peer.sent)).collect(),
@@ -127,7 +127,7 @@ impl Policy {
             spread.calm = if sent < spread.rate / 2 { spread.calm.saturating_add(1) } else { 0 };
             let back = spread.calm >= CALM_TICKS && !any_hot;
             if back {
-                changes.push(Change::DrawBack(*id));
+                changes.push(Decision::DrawBack(*id));
             }
             !back
         });
@@ -254,11 +254,11 @@ impl Device {
         self.balancer.busy = busy;
         for change in changes {
             match change {
-                Change::Spread(id) => {
+                Decision::Spread(id) => {
                     self.stats.peers_spread += 1;
                     self.steer_peer(id, true);
                 }
-                Change::DrawBack(id) => {
+                Decision::DrawBack(id) => {
                     self.stats.peers_drawn_back += 1;
                     self.steer_peer(id, false);
                 }
@@ -320,7 +320,7 @@ mod tests {
         PeerId { slot, epoch: slot }
     }
 
-    fn tick(policy: &mut Policy, busy: &[u16], peers: &[PeerLoad]) -> Vec<Change> {
+    fn tick(policy: &mut Policy, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
         if policy.observe(busy) { policy.decide(busy, peers) } else { Vec::new() }
     }
 
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(tick(&mut policy, &[100, 900], &peers), []);
         assert_eq!(tick(&mut policy, &[100, 899], &peers), [], "not running");
         assert_eq!(tick(&mut policy, &[100, 950], &peers), []);
-        assert_eq!(tick(&mut policy, &[100, 950], &peers), [Change::Spread(id(1))]);
+        assert_eq!(tick(&mut policy, &[100, 950], &peers), [Decision::Spread(id(1))]);
     }
 
     #[test]
@@ -363,7 +363,7 @@ mod tests {
             assert_eq!(tick(&mut policy, &[500, 500], &[peer(0, 0, sent)]), []);
         }
         assert_eq!(tick(&mut policy, &[500, 950], &[]), [], "queues may be full");
-        assert_eq!(tick(&mut policy, &[500, 500], &[]), [Change::DrawBack(id(0))]);
+        assert_eq!(tick(&mut policy, &[500, 500], &[]), [Decision::DrawBack(id(0))]);
         assert!(!policy.observe(&[500, 500]), "nothing is left to be decided");
     }
 
@@ -372,7 +372,7 @@ mod tests {
         let mut policy = Policy::default();
         let peers = [peer(0, 0, 1000), peer(1, 0, 900), peer(2, 0, 50)];
         let spread: Vec<_> = (0..4).map(|_| tick(&mut policy, &[1000, 0, 0, 0], &peers)).collect();
-        assert_eq!(spread, [vec![], vec![Change::Spread(id(0))], vec![], vec![Change::Spread(id(1))]]);
+        assert_eq!(spread, [vec![], vec![Decision::Spread(id(0))], vec![], vec![Decision::Spread(id(1))]]);
     }
 
     #[test]
@@ -425,8 +425,8 @@ mod tests {
                 let (busy, peers) = carried(workers, &offered, &policy);
                 for change in tick(&mut policy, &busy, &peers) {
                     match change {
-                        Change::Spread(id) => prop_assert!(spread.insert(id)),
-                        Change::DrawBack(id) => prop_assert!(false, "{id:?} drawn back"),
+                        Decision::Spread(id) => prop_assert!(spread.insert(id)),
+                        Decision::DrawBack(id) => prop_assert!(false, "{id:?} drawn back"),
                     }
                 }
             }

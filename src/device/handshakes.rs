@@ -1,6 +1,6 @@
 //! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
 
-use super::outbox::Broadcast;
+use super::outputs::Broadcast;
 use super::{Device, Now};
 use crate::crypto::stack;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Both halves of a new session.
-type Session = (Arc<SendSession>, Box<RecvSession>);
+type SessionHalves = (Arc<SendSession>, Box<RecvSession>);
 
 impl Device {
     /// One handshake message; MAC1 of types 1 and 2 has been verified by the worker, under load MAC2, too.
@@ -47,7 +47,7 @@ impl Device {
     }
 
     /// Whose initiation it is, the response to it, and the session that comes of it; `None`: it was refused, and counted.
-    fn answer(&mut self, now: Now, message: &[u8]) -> Option<(PeerId, [u8; RESPONSE_LEN], Session)> {
+    fn answer(&mut self, now: Now, message: &[u8]) -> Option<(PeerId, [u8; RESPONSE_LEN], SessionHalves)> {
         let identity = self.identity.as_ref()?;
         let opened = Initiation::parse(message)
             .ok_or(HandshakeError::Decrypt)
@@ -133,7 +133,7 @@ impl Device {
     }
 
     /// Hands both halves of a new session to their owner, and frees what it replaced.
-    fn install(&mut self, now: Now, id: PeerId, (send, receive): Session) {
+    fn install(&mut self, now: Now, id: PeerId, (send, receive): SessionHalves) {
         let Some(peer) = self.peers.by_id(id) else { return };
         peer.timers.session_derived(now.mono);
         let freed = peer.sessions.install(Arc::clone(&send));

@@ -1,7 +1,7 @@
 //! Interface up and down, the local key, peers added and removed (kernel `device.c`, `peer.c`, `netlink.c`).
 
 use super::attempts::Attempts;
-use super::outbox::Broadcast;
+use super::outputs::Broadcast;
 use super::peer::{Peer, Watch};
 use super::{BindRequest, Device, Now};
 use crate::crypto::stack;
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// The interface's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Link {
+pub(super) enum InterfaceState {
     Down,
     /// Up, and the sockets are asked for, at this time.
     Binding(Now, Attempts),
@@ -29,29 +29,30 @@ impl Device {
     /// The interface went up or down: sockets opened or closed, sessions dropped when down (kernel `wg_open`, `wg_stop`).
     pub fn set_up(&mut self, now: Now, up: bool) {
         match (self.link, up) {
-            (Link::Down, true) => self.bind(now, Attempts::new(now.mono)),
-            (Link::Binding(..) | Link::Up, false) => self.stop(),
-            (Link::Unbound(_), false) => self.link = Link::Down,
-            (Link::Binding(..) | Link::Unbound(_) | Link::Up, true) | (Link::Down, false) => {}
+            (InterfaceState::Down, true) => self.bind(now, Attempts::new(now.mono)),
+            (InterfaceState::Binding(..) | InterfaceState::Up, false) => self.stop(),
+            (InterfaceState::Unbound(_), false) => self.link = InterfaceState::Down,
+            (InterfaceState::Binding(..) | InterfaceState::Unbound(_) | InterfaceState::Up, true)
+            | (InterfaceState::Down, false) => {}
         }
     }
 
     fn bind(&mut self, now: Now, attempts: Attempts) {
-        self.link = Link::Binding(now, attempts);
+        self.link = InterfaceState::Binding(now, attempts);
         self.out.bind(Some(BindRequest { port: self.port, mark: self.mark }));
     }
 
     /// When to try again to bind, where that failed.
     pub(super) fn next_attempt(&self) -> Option<Instant> {
         match self.link {
-            Link::Unbound(attempts) => Some(attempts.next),
+            InterfaceState::Unbound(attempts) => Some(attempts.next),
             _ => None,
         }
     }
 
     /// Tries again to bind, once it is time.
     pub(super) fn try_again(&mut self, now: Now) {
-        if let Link::Unbound(attempts) = self.link
+        if let InterfaceState::Unbound(attempts) = self.link
             && attempts.next <= now.mono
         {
             self.bind(now, attempts);
@@ -61,7 +62,7 @@ impl Device {
     /// The driver's answer to [`super::Output::Bind`]: the port, or why there is none (EADDRINUSE). Then the device is without
     /// sockets until a later attempt, or one with another port, succeeds.
     pub fn bound(&mut self, result: Result<u16, Error>) {
-        let Link::Binding(now, mut attempts) = self.link else { return };
+        let InterfaceState::Binding(now, mut attempts) = self.link else { return };
         match result {
             Ok(port) => {
                 attempts.succeeded(port);
@@ -69,7 +70,7 @@ impl Device {
             }
             Err(error) => {
                 attempts.failed(now.mono, &error);
-                self.link = Link::Unbound(attempts);
+                self.link = InterfaceState::Unbound(attempts);
             }
         }
     }
@@ -78,7 +79,7 @@ impl Device {
     /// The kernel drops sessions, too, and leaves it at that (`wg_open` sends what is staged): the other end then speaks into a
     /// dead session until it has gone 15 s without an answer.
     pub(super) fn start(&mut self, now: Now, port: u16) {
-        self.link = Link::Up;
+        self.link = InterfaceState::Up;
         self.port = port;
         for slot in self.peers.slots() {
             if let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.interrupted) {
@@ -92,7 +93,7 @@ impl Device {
     }
 
     fn stop(&mut self) {
-        self.link = Link::Down;
+        self.link = InterfaceState::Down;
         for slot in self.peers.slots() {
             if let Some(peer) = self.peers.get_mut(slot) {
                 peer.interrupted |= peer.sessions.current().is_some();

@@ -19,7 +19,7 @@ mod balance;
 mod handshakes;
 mod indices;
 mod lifecycle;
-mod outbox;
+mod outputs;
 mod peer;
 mod sessions;
 mod sources;
@@ -51,8 +51,8 @@ use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
 use balance::Balancer;
 use indices::IndexTable;
-use lifecycle::Link;
-use outbox::{Broadcast, Outbox};
+use lifecycle::InterfaceState;
+use outputs::{Broadcast, OutputQueue};
 use status::Unbound;
 use std::io::Error;
 use std::sync::Arc;
@@ -121,8 +121,8 @@ pub struct Device {
     allowed: AllowedIps,
     indices: IndexTable,
     schedule: Schedule,
-    out: Outbox,
-    link: Link,
+    out: OutputQueue,
+    link: InterfaceState,
     port: u16,
     mark: u32,
     mtu: Option<u32>,
@@ -146,8 +146,8 @@ impl Device {
             allowed: AllowedIps::default(),
             indices: IndexTable::default(),
             schedule: Schedule::default(),
-            out: Outbox::new(workers),
-            link: Link::Down,
+            out: OutputQueue::new(workers),
+            link: InterfaceState::Down,
             port: 0,
             mark: 0,
             mtu: None,
@@ -246,7 +246,7 @@ impl Device {
 
     /// The interface is up but has no sockets: for which port it waits, and why there are none.
     pub fn unbound(&self) -> Option<Unbound> {
-        let Link::Unbound(attempts) = self.link else { return None };
+        let InterfaceState::Unbound(attempts) = self.link else { return None };
         Some(Unbound { port: self.port, error: Error::from_raw_os_error(attempts.errno).to_string() })
     }
 
@@ -257,7 +257,7 @@ impl Device {
 
     /// Whether the sockets are bound and handshakes are answered.
     pub fn is_up(&self) -> bool {
-        self.link == Link::Up
+        self.link == InterfaceState::Up
     }
 
     /// Handshakes counted, by what became of them, and changes of steering.

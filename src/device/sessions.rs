@@ -140,13 +140,13 @@ mod tests {
 
     /// The kernel's three keypairs and what it does with them, by index.
     #[derive(Default, Debug)]
-    struct Kernel {
+    struct KernelModel {
         previous: Option<u32>,
         current: Option<u32>,
         next: Option<u32>,
     }
 
-    impl Kernel {
+    impl KernelModel {
         /// `add_new_keypair`.
         fn add(&mut self, index: u32, role: Role) {
             match role {
@@ -194,7 +194,7 @@ mod tests {
         /// Whatever order handshakes and packets come in: what the kernel would open opens, and what it would send with sends.
         #[test]
         fn nothing_is_forgotten_that_the_kernel_would_keep(steps in steps()) {
-            let (mut sessions, mut kernel) = (Sessions::default(), Kernel::default());
+            let (mut sessions, mut kernel) = (Sessions::default(), KernelModel::default());
             let mut births: Vec<Instant> = Vec::new();
             let mut now = Instant::START;
             for step in steps {

@@ -1,6 +1,6 @@
 //! Where peers are, and from which of our addresses they are spoken to (kernel `socket.c`).
 
-use super::outbox::Broadcast;
+use super::outputs::Broadcast;
 use super::{Departure, Device};
 use crate::dataplane::PeerId;
 use crate::io::Endpoint;

@@ -8,7 +8,7 @@
 //! [`PeerShared::armed`]: crate::dataplane::PeerShared::armed
 //! [`Event::Activity`]: crate::dataplane::Event::Activity
 
-use super::outbox::Broadcast;
+use super::outputs::Broadcast;
 use super::peer::Watch;
 use super::table::PeerTable;
 use super::{Device, Now};

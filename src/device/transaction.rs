@@ -1,7 +1,7 @@
 //! One configuration transaction (kernel `netlink.c`: `wg_set_device`, `set_peer`), in slices: whoever carries it out may do
 //! other work in between, so that a transaction of any size keeps no handshake waiting.
 
-use super::lifecycle::Link;
+use super::lifecycle::InterfaceState;
 use super::table::MAX_PEERS;
 use super::uapi::{AllowedIp, ENOMEM, PeerRequest, SetRequest};
 use super::{BindRequest, Device, Now};
@@ -168,9 +168,9 @@ impl Device {
         let mark = request.fwmark.unwrap_or(self.mark);
         let port = request.listen_port.unwrap_or(self.port);
         let moves = match self.link {
-            Link::Up => (port, mark) != (self.port, self.mark),
-            Link::Unbound(_) => request.listen_port.is_some(),
-            Link::Down | Link::Binding(..) => false,
+            InterfaceState::Up => (port, mark) != (self.port, self.mark),
+            InterfaceState::Unbound(_) => request.listen_port.is_some(),
+            InterfaceState::Down | InterfaceState::Binding(..) => false,
         };
         let bound = if moves { bind(BindRequest { port, mark })? } else { port };
         if (bound, mark) != (self.port, self.mark) {
@@ -178,7 +178,7 @@ impl Device {
         }
         self.mark = mark;
         self.port = bound;
-        if moves && matches!(self.link, Link::Unbound(_)) {
+        if moves && matches!(self.link, InterfaceState::Unbound(_)) {
             self.start(now, bound);
         }
         Ok(())

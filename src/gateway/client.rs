@@ -2,7 +2,7 @@
 
 use crate::device::status::Status;
 use crate::gateway::config::{Permissions, Place};
-use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::{socket, up};
 use crate::io::tun;
 use std::collections::HashMap;
@@ -37,10 +37,10 @@ fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
 }
 
 /// The running device `name`; the error says what is wrong and which devices there are.
-pub fn open(name: &str) -> Result<Control, String> {
+pub fn open(name: &str) -> Result<ControlSocket, String> {
     tun::check_name(name).map_err(|error| error.to_string())?;
     match UnixStream::connect(socket::path(name)) {
-        Ok(_) => Control::find(name).ok_or_else(|| not_running(name)),
+        Ok(_) => ControlSocket::find(name).ok_or_else(|| not_running(name)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
             "unable to access interface {name}: Operation not permitted ({}: {error}): only root may ask a tunnel, try it with sudo",
             socket::path(name).display()

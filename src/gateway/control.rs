@@ -128,18 +128,18 @@ fn key32(value: &str) -> Option<Zeroizing<[u8; 32]>> {
 
 /// A connection to a device's configuration socket.
 #[derive(Debug)]
-pub struct Control {
+pub struct ControlSocket {
     path: PathBuf,
 }
 
-impl Control {
+impl ControlSocket {
     /// The device called `name`; `None`: nobody answers under that name, so it is not running here.
-    pub fn find(name: &str) -> Option<Control> {
-        Control::at(socket::path(name))
+    pub fn find(name: &str) -> Option<ControlSocket> {
+        ControlSocket::at(socket::path(name))
     }
 
-    fn at(path: PathBuf) -> Option<Control> {
-        UnixStream::connect(&path).is_ok().then_some(Control { path })
+    fn at(path: PathBuf) -> Option<ControlSocket> {
+        UnixStream::connect(&path).is_ok().then_some(ControlSocket { path })
     }
 
     /// Where the socket is.
@@ -273,10 +273,10 @@ mod tests {
     }
 
     /// A device that gives these answers, one a connection, to what it then reports to have been asked.
-    fn answering(name: &str, answers: Vec<String>) -> (Control, std::thread::JoinHandle<Vec<String>>) {
+    fn answering(name: &str, answers: Vec<String>) -> (ControlSocket, std::thread::JoinHandle<Vec<String>>) {
         let path = std::env::temp_dir().join(format!("rt-control-{}-{name}.sock", std::process::id()));
         let listener = UnixListener::bind(&path).unwrap();
-        let control = Control { path: path.clone() };
+        let control = ControlSocket { path: path.clone() };
         let server = std::thread::spawn(move || {
             let serve = |answer: String| {
                 let (mut stream, _) = listener.accept().unwrap();

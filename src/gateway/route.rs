@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 /// A way to an address.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Route {
+pub struct KernelRoute {
     /// The interface that packets leave by.
     pub interface: String,
     /// The route's own MTU, else the interface's.
@@ -20,7 +20,7 @@ pub struct Route {
 }
 
 /// Asks the kernel, blocking shortly.
-pub fn route_to(destination: IpAddr) -> Result<Route> {
+pub fn route_to(destination: IpAddr) -> Result<KernelRoute> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
@@ -32,12 +32,12 @@ pub fn route_to(destination: IpAddr) -> Result<Route> {
 }
 
 /// As [`route_to`], over a connection that is there already.
-pub async fn find(handle: &Handle, destination: IpAddr) -> Result<Route> {
+pub async fn find(handle: &Handle, destination: IpAddr) -> Result<KernelRoute> {
     find_marked(handle, destination, 0).await
 }
 
 /// As [`find`], for a packet that carries a firewall mark: rules may lead it elsewhere.
-pub async fn find_marked(handle: &Handle, destination: IpAddr, mark: u32) -> Result<Route> {
+pub async fn find_marked(handle: &Handle, destination: IpAddr, mark: u32) -> Result<KernelRoute> {
     let mut message = RouteMessage::default();
     let (family, address, len) = match destination {
         IpAddr::V4(v4) => (AddressFamily::Inet, RouteAddress::Inet(v4), 32),
@@ -68,7 +68,7 @@ pub async fn find_marked(handle: &Handle, destination: IpAddr, mark: u32) -> Res
     }
     let index = index.ok_or_else(|| Error::new(ErrorKind::NotFound, "a route without an interface"))?;
     let (interface, link_mtu) = link(handle, index).await?;
-    Ok(Route { interface, mtu: own.unwrap_or(link_mtu), source })
+    Ok(KernelRoute { interface, mtu: own.unwrap_or(link_mtu), source })
 }
 
 async fn link(handle: &Handle, index: u32) -> Result<(String, u32)> {

@@ -7,8 +7,8 @@
 use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
 use crate::device::uapi::{PeerRequest, SetRequest};
-use crate::gateway::config::{Config, Document, Endpoint, Mtu};
-use crate::gateway::control::{Control, DeviceState, PeerState};
+use crate::gateway::config::{Config, Document, HostPort, Mtu};
+use crate::gateway::control::{ControlSocket, DeviceState, PeerState};
 use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::gateway::up::apply::Resolved;
 use crate::gateway::up::host::Host;
@@ -61,7 +61,7 @@ struct Keeper {
 impl Keeper {
     fn look(&mut self) {
         self.reread();
-        let Some(control) = Control::find(&self.interface) else { return };
+        let Some(control) = ControlSocket::find(&self.interface) else { return };
         let Ok(device) = control.get() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for (key, endpoint) in self.waits.due(&self.config, &device, now) {
@@ -90,7 +90,7 @@ impl Keeper {
         }
     }
 
-    fn move_to(&self, control: &Control, key: PublicKey, endpoint: &Endpoint, address: SocketAddr) {
+    fn move_to(&self, control: &ControlSocket, key: PublicKey, endpoint: &HostPort, address: SocketAddr) {
         let peer = PeerRequest { update_only: true, endpoint: Some(address), ..PeerRequest::new(key) };
         match control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() }) {
             Ok(()) => log::info!("{endpoint} is {address} now"),
@@ -112,7 +112,7 @@ impl Keeper {
         };
         let endpoints = device.peers.iter().filter(|peer| has_endpoint(peer.public_key));
         let current: Resolved =
-            endpoints.filter_map(|peer| peer.endpoint.map(|at| (Endpoint::from(at), at))).collect();
+            endpoints.filter_map(|peer| peer.endpoint.map(|at| (HostPort::from(at), at))).collect();
         let mark = device.fwmark;
         let Ok(mtu) = apply::mtu_for(&self.interface, &self.config, &current, mark, &host) else {
             return Ok(());
@@ -146,7 +146,7 @@ struct Wait {
 
 impl Waits {
     /// The peers given by name that are silent though they were sent something, and whose pause is over.
-    fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, Endpoint)> {
+    fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, HostPort)> {
         self.0.retain(|key, _| device.peers.iter().any(|peer| peer.public_key == *key));
         let named = config.peers.iter().filter_map(|peer| Some((peer.public_key, peer.endpoint.as_ref()?)));
         let mut due = Vec::new();
@@ -184,14 +184,15 @@ impl Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::config::Peer;
+    use crate::gateway::config::PeerConfig;
 
     const NOW: Duration = Duration::from_secs(1_000_000);
 
     fn world(host: &str) -> (Config, DeviceState) {
         let key = PublicKey([7; 32]);
-        let endpoint = Some(Endpoint { host: host.into(), port: 51820 });
-        let config = Config { peers: vec![Peer { endpoint, ..Peer::new(key) }], ..Config::default() };
+        let endpoint = Some(HostPort { host: host.into(), port: 51820 });
+        let config =
+            Config { peers: vec![PeerConfig { endpoint, ..PeerConfig::new(key) }], ..Config::default() };
         (config, DeviceState { peers: vec![PeerState::new(key)], ..DeviceState::default() })
     }
 

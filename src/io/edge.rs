@@ -129,7 +129,7 @@ impl Edge {
 
 /// What a receive told beside the bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Received<'a> {
+pub(super) struct ReceiveInfo<'a> {
     pub(super) flags: i32,
     pub(super) name: &'a [u8],
     pub(super) control: &'a [u8],
@@ -137,7 +137,7 @@ pub(super) struct Received<'a> {
 
 /// The shape of a train of `len` bytes. `None`: truncated, empty (a datagram without bytes is no message of any kind), or
 /// with a name or control data that make no sense.
-pub(super) fn shape(len: usize, received: Received<'_>) -> Option<Shape> {
+pub(super) fn shape(len: usize, received: ReceiveInfo<'_>) -> Option<TrainShape> {
     if len == 0 || received.flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
         return None;
     }
@@ -147,12 +147,12 @@ pub(super) fn shape(len: usize, received: Received<'_>) -> Option<Shape> {
     if stride == 0 {
         return None;
     }
-    Some(Shape { len, stride, from, to: told.to, ecn: told.ecn })
+    Some(TrainShape { len, stride, from, to: told.to, ecn: told.ecn })
 }
 
 /// A [`UdpTrain`] without its bytes.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct TrainShape {
     len: usize,
     stride: usize,
     from: std::net::SocketAddr,
@@ -160,10 +160,10 @@ pub(super) struct Shape {
     ecn: u8,
 }
 
-impl Shape {
+impl TrainShape {
     /// With its bytes, which begin at `start` of `buf`.
     pub(super) fn train(self, buf: Buf, start: usize) -> UdpTrain {
-        let Shape { len, stride, from, to, ecn } = self;
+        let TrainShape { len, stride, from, to, ecn } = self;
         UdpTrain { buf, start, len, stride, from, to, ecn }
     }
 }

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
-use crate::io::edge::{Edge, Received, shape};
+use crate::io::edge::{Edge, ReceiveInfo, shape};
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
@@ -41,7 +41,7 @@ const BROKEN: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 /// One worker's plain-syscall backend.
 pub struct Mmsg {
     edge: Edge,
-    inbox: Inbox,
+    inbox: ReceiveBatch,
     epoll: OwnedFd,
     waker: Waker,
     generation: u32,
@@ -52,7 +52,7 @@ pub struct Mmsg {
 }
 
 /// Buffers that wait for datagrams, and datagrams that wait to be taken.
-struct Inbox {
+struct ReceiveBatch {
     batch: Batch,
     /// `came[next..]` hold datagrams; all others that are `Some` wait for one.
     bufs: Vec<Option<Buf>>,
@@ -83,7 +83,7 @@ impl Mmsg {
         watch(&epoll, libc::EPOLL_CTL_ADD, tun.as_fd(), READ, TOKEN_TUN)?;
         watch(&epoll, libc::EPOLL_CTL_ADD, waker.as_fd(), READ, TOKEN_WAKER)?;
         let count = Edge::receive_buffers(&pool).min(BATCH);
-        let inbox = Inbox {
+        let inbox = ReceiveBatch {
             batch: Batch::new(count),
             bufs: (0..count).map(|_| None).collect(),
             lacking: count,
@@ -160,7 +160,7 @@ impl Mmsg {
     }
 }
 
-impl Inbox {
+impl ReceiveBatch {
     /// Fills a batch from the sockets that have something, turn about.
     fn receive(&mut self, sockets: &UdpSockets, pool: &Pool) {
         (self.next, self.came) = (0, 0);
@@ -270,7 +270,7 @@ impl Io for Mmsg {
             let n = self.inbox.next;
             self.inbox.next += 1;
             let (len, flags, name, control) = self.inbox.batch.received(n);
-            match shape(len, Received { flags, name, control }) {
+            match shape(len, ReceiveInfo { flags, name, control }) {
                 Some(shape) => {
                     let buf = self.inbox.bufs[n].take()?;
                     self.inbox.lacking += 1;

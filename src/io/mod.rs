@@ -7,7 +7,7 @@
 #![cfg_attr(test, allow(unsafe_code))] // tests speak to the kernel by themselves
 
 mod edge;
-mod refusals;
+mod narrow;
 mod send;
 mod tunqueue;
 

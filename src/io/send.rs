@@ -21,7 +21,7 @@
 
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
-use crate::io::refusals::Refusals;
+use crate::io::narrow::NarrowPaths;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, IoStats, Notice, SendTrain};
 use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
@@ -56,7 +56,7 @@ const FITS_ANY_PATH: usize = 1280 - 48;
 /// So many destinations refuse trains while none ever took one: it is not the paths, it is UDP_SEGMENT.
 const UNPROVEN_REFUSALS: usize = 4;
 
-struct Outgoing {
+struct QueuedTrain {
     train: SendTrain,
     /// Bytes that went already, where the segments go one by one.
     sent: usize,
@@ -67,7 +67,7 @@ struct Outgoing {
     suspect: Option<Endpoint>,
 }
 
-impl Outgoing {
+impl QueuedTrain {
     /// Datagrams still to go.
     fn datagrams(&self) -> usize {
         (self.train.len - self.sent).div_ceil(self.train.stride)
@@ -84,8 +84,8 @@ impl Outgoing {
 }
 
 /// One family's queue.
-struct Lane {
-    queue: VecDeque<Outgoing>,
+struct FamilyQueue {
+    queue: VecDeque<QueuedTrain>,
     /// The socket must become writable before anything goes on.
     blocked: bool,
     /// When it was full first, since the queue was last empty.
@@ -94,9 +94,14 @@ struct Lane {
     sent_at: Option<Instant>,
 }
 
-impl Lane {
-    fn new() -> Lane {
-        Lane { queue: VecDeque::with_capacity(SEND_QUEUE), blocked: false, full_since: None, sent_at: None }
+impl FamilyQueue {
+    fn new() -> FamilyQueue {
+        FamilyQueue {
+            queue: VecDeque::with_capacity(SEND_QUEUE),
+            blocked: false,
+            full_since: None,
+            sent_at: None,
+        }
     }
 
     fn block(&mut self, now: Instant) {
@@ -113,14 +118,14 @@ impl Lane {
 /// The queues.
 pub(super) struct SendQueue {
     /// By [`Family`].
-    lanes: [Lane; 2],
+    lanes: [FamilyQueue; 2],
     batch: Batch,
     gso: bool,
     /// False: UDP_SEGMENT is not even tried.
     gso_wanted: bool,
     /// A train of several segments went at least once.
     proven: bool,
-    refusals: Refusals,
+    narrow: NarrowPaths,
     gone: VecDeque<Endpoint>,
     notices: VecDeque<Notice>,
     /// The time, as its owner told last.
@@ -134,12 +139,12 @@ pub(super) struct SendQueue {
 impl SendQueue {
     pub(super) fn new() -> SendQueue {
         SendQueue {
-            lanes: [Lane::new(), Lane::new()],
+            lanes: [FamilyQueue::new(), FamilyQueue::new()],
             batch: Batch::new(BATCH),
             gso: true,
             gso_wanted: true,
             proven: false,
-            refusals: Refusals::default(),
+            narrow: NarrowPaths::default(),
             gone: VecDeque::with_capacity(GONE_LIST),
             notices: VecDeque::with_capacity(NOTICE_LIST),
             now: Instant::START,
@@ -208,7 +213,7 @@ impl SendQueue {
         }
         self.gso = self.gso_wanted;
         self.proven = false;
-        self.refusals.clear();
+        self.narrow.clear();
     }
 
     /// Queues a train. A full queue is flushed first; a train that still finds no room, or has no datagram, is dropped.
@@ -222,7 +227,7 @@ impl SendQueue {
         if !self.has_room(family) && !self.blocked(family) {
             self.flush(sockets, stats);
         }
-        let mut out = Outgoing { train, sent: 0, singly: false, nobufs: 0, suspect: None };
+        let mut out = QueuedTrain { train, sent: 0, singly: false, nobufs: 0, suspect: None };
         let datagrams = out.datagrams();
         if !self.has_room(family) {
             stats.udp_send_errors += datagrams as u64;
@@ -232,7 +237,7 @@ impl SendQueue {
             && (!self.gso
                 || datagrams > MAX_SEGMENTS
                 || out.train.len > MAX_BYTES
-                || self.refusals.refuses(out.train.to.addr.ip(), out.train.stride));
+                || self.narrow.refuses(out.train.to.addr.ip(), out.train.stride));
         self.lanes[family as usize].queue.push_back(out);
     }
 
@@ -383,7 +388,7 @@ impl SendQueue {
         }
         let (to, size) = (front.train.to.addr, front.train.stride);
         stats.offload_fallbacks += 1;
-        let unproven = !self.proven && self.refusals.len() + 1 >= UNPROVEN_REFUSALS;
+        let unproven = !self.proven && self.narrow.len() + 1 >= UNPROVEN_REFUSALS;
         let off = errno == libc::EIO || (errno == libc::EINVAL && (size <= FITS_ANY_PATH || unproven));
         self.gso &= !off;
         for out in self.lanes.iter_mut().flat_map(|lane| &mut lane.queue) {
@@ -393,7 +398,7 @@ impl SendQueue {
         let notice = match off {
             true => Notice::SendOffloadOff { errno },
             false => {
-                self.refusals.add(to.ip(), size);
+                self.narrow.add(to.ip(), size);
                 Notice::NarrowPath { to, size }
             }
         };

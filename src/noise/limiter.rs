@@ -21,12 +21,12 @@ pub const MAX_SOURCES: usize = 1 << 16;
 /// The table of buckets.
 #[derive(Default, Debug)]
 pub struct Limiter {
-    buckets: HashMap<Source, Bucket>,
+    buckets: HashMap<LimitedSource, Bucket>,
     swept: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Source {
+enum LimitedSource {
     V4([u8; 4]),
     /// The /64.
     V6([u8; 8]),
@@ -41,7 +41,7 @@ struct Bucket {
 impl Limiter {
     /// Whether one more handshake from `source` may be worked on now.
     pub fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        let source = Source::of(source);
+        let source = LimitedSource::of(source);
         if let Some(bucket) = self.buckets.get_mut(&source) {
             return bucket.take(now);
         }
@@ -64,13 +64,13 @@ impl Limiter {
     }
 }
 
-impl Source {
-    fn of(address: IpAddr) -> Source {
+impl LimitedSource {
+    fn of(address: IpAddr) -> LimitedSource {
         match address.to_canonical() {
-            IpAddr::V4(address) => Source::V4(address.octets()),
+            IpAddr::V4(address) => LimitedSource::V4(address.octets()),
             IpAddr::V6(address) => {
                 let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                Source::V6([a, b, c, d, e, f, g, h])
+                LimitedSource::V6([a, b, c, d, e, f, g, h])
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::wire::checksum;
 use crate::wire::ip::tcp_flags::PSH;
 use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, V4_HEADER_LEN, V6_HEADER_LEN, put16};
 use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
-use headers::{Flow, Headers, Hosts, Packet};
+use headers::{FlowKey, Headers, Hosts, PacketClass};
 use std::ops::Range;
 
 /// Most packets in a run: UDP_MAX_SEGMENTS of Linux before 6.9, which virtio_net_hdr_to_skb enforces.
@@ -36,7 +36,7 @@ pub struct CoalesceOptions {
 
 /// One write to the TUN device: a packet or a super-packet behind its virtio-net header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Run {
+pub struct TunWrite {
     /// Pieces of the train's buffer, in order; the first starts with the virtio-net header.
     pub pieces: Vec<Range<usize>>,
     /// Inner packets in it.
@@ -70,9 +70,9 @@ pub const REFUSALS: usize = 7;
 pub struct Coalescer {
     options: CoalesceOptions,
     /// Runs of this and earlier trains; the first `states.len()` are this one's. The others keep their memory for reuse.
-    runs: Vec<Run>,
+    runs: Vec<TunWrite>,
     /// What is known of each run, by the same index.
-    states: Vec<State>,
+    states: Vec<OpenRun>,
     /// Indices of the runs that may still grow: at most one a flow, at most [`MAX_OPEN`], the oldest first.
     open: Vec<usize>,
     refusals: [u64; REFUSALS],
@@ -80,7 +80,7 @@ pub struct Coalescer {
 
 /// A run under construction.
 #[derive(Clone, Copy)]
-struct State {
+struct OpenRun {
     /// Where its first packet starts.
     head: usize,
     /// The first packet's headers; meaningless for a run that never grows.
@@ -130,22 +130,22 @@ impl Coalescer {
             return self.push_alone(packet, Refusal::NotCoalescable);
         }
         match headers::parse(bytes) {
-            Packet::Joinable(headers) if self.takes(headers.flow.protocol) => {
+            PacketClass::Joinable(headers) if self.takes(headers.flow.protocol) => {
                 self.push_joinable(train, packet, headers);
             }
             // Its flow never has an open run: the device does not take this protocol.
-            Packet::Joinable(_) => self.push_alone(packet, Refusal::NotCoalescable),
-            Packet::Alone(flow, refusal) => {
+            PacketClass::Joinable(_) => self.push_alone(packet, Refusal::NotCoalescable),
+            PacketClass::Alone(flow, refusal) => {
                 if let Some(place) = self.find(&flow) {
                     self.open.remove(place);
                 }
                 self.push_alone(packet, refusal);
             }
-            Packet::Opaque(hosts) => {
+            PacketClass::Opaque(hosts) => {
                 self.close_between(&hosts);
                 self.push_alone(packet, Refusal::NotCoalescable);
             }
-            Packet::Unknown => self.push_alone(packet, Refusal::NotCoalescable),
+            PacketClass::Unknown => self.push_alone(packet, Refusal::NotCoalescable),
         }
     }
 
@@ -153,7 +153,7 @@ impl Coalescer {
     /// kernel), and returns the runs, in order of their first packet.
     ///
     /// A run of one packet keeps the sender's own checksum, right or wrong, behind a header of zeros.
-    pub fn finish(&mut self, train: &mut [u8]) -> &[Run] {
+    pub fn finish(&mut self, train: &mut [u8]) -> &[TunWrite] {
         self.open.clear();
         for (state, run) in self.states.iter().zip(&self.runs) {
             let Some(first) = run.pieces.first() else { continue };
@@ -189,7 +189,7 @@ impl Coalescer {
 
     /// The place in `open` of the run of `flow`; the newest is looked at first, for neighbours are mostly of one flow.
     #[inline]
-    fn find(&self, flow: &Flow) -> Option<usize> {
+    fn find(&self, flow: &FlowKey) -> Option<usize> {
         self.open.iter().rposition(|run| self.states[*run].headers.flow == *flow)
     }
 
@@ -234,19 +234,19 @@ impl Coalescer {
     fn push_run(&mut self, packet: Range<usize>, headers: Headers) {
         let index = self.states.len();
         if index == self.runs.len() {
-            self.runs.push(Run::default());
+            self.runs.push(TunWrite::default());
         }
         let run = &mut self.runs[index];
         run.pieces.clear();
         run.pieces.push(packet.start - VNET_HDR_LEN..packet.end);
         run.packets = 1;
-        self.states.push(State::new(packet, headers));
+        self.states.push(OpenRun::new(packet, headers));
     }
 }
 
-impl State {
-    fn new(packet: Range<usize>, headers: Headers) -> State {
-        State {
+impl OpenRun {
+    fn new(packet: Range<usize>, headers: Headers) -> OpenRun {
+        OpenRun {
             head: packet.start,
             headers,
             verified: None,

@@ -59,7 +59,7 @@ impl Default for HostConfig {
     }
 }
 
-struct Lane {
+struct VirtualWorker {
     worker: Worker,
     io: SimIo,
     /// Controls that the worker's queue had no room for.
@@ -69,7 +69,7 @@ struct Lane {
 }
 
 /// One device with its workers.
-pub struct Host {
+pub struct SimHost {
     /// Outer addresses; a datagram whose sticky source is not among them fails.
     pub addresses: Vec<IpAddr>,
     /// How far the wall clock is ahead of the world's.
@@ -87,7 +87,7 @@ pub struct Host {
     config: HostConfig,
     device: Device,
     links: Links,
-    lanes: Vec<Lane>,
+    lanes: Vec<VirtualWorker>,
     rng: SimRng,
     port: Option<u16>,
     steering: BTreeMap<Prefix, Target>,
@@ -99,13 +99,13 @@ pub struct Host {
     violations: Vec<String>,
 }
 
-impl Host {
+impl SimHost {
     /// A device without key or peers, down.
-    pub fn new(config: HostConfig, mut rng: SimRng) -> std::io::Result<Host> {
+    pub fn new(config: HostConfig, mut rng: SimRng) -> std::io::Result<SimHost> {
         let links = Links::new(config.workers.into())?;
         let lane = |id| {
             let worker = WorkerConfig { id, mtu: config.mtu, coalesce: config.coalesce };
-            Ok(Lane {
+            Ok(VirtualWorker {
                 worker: Worker::new(worker, &links),
                 io: SimIo::new(config.gro, config.gso)?,
                 backlog: VecDeque::new(),
@@ -113,7 +113,7 @@ impl Host {
                 stopped: false,
             })
         };
-        Ok(Host {
+        Ok(SimHost {
             addresses: config.addresses.clone(),
             wall_ahead: Duration::ZERO,
             wall_behind: Duration::ZERO,

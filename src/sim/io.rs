@@ -29,7 +29,7 @@ const GRO_BYTES: usize = 65_507;
 
 /// A datagram that a worker sent, before the host put its source on it.
 #[derive(Clone, Debug)]
-pub struct Outgoing {
+pub struct SentDatagram {
     /// Destination, and source where it is sticky.
     pub to: Endpoint,
     /// Outer ECN bits.
@@ -59,7 +59,7 @@ pub struct SimIo {
     tun_in: VecDeque<Vec<u8>>,
     queued_udp: VecDeque<SendTrain>,
     queued_tun: Vec<Vec<u8>>,
-    udp_out: Vec<Outgoing>,
+    udp_out: Vec<SentDatagram>,
     tun_out: Vec<Vec<u8>>,
     sources_gone: VecDeque<Endpoint>,
     stats: IoStats,
@@ -124,7 +124,7 @@ impl SimIo {
     }
 
     /// What was flushed to the sockets since the last call.
-    pub fn take_sent(&mut self) -> Vec<Outgoing> {
+    pub fn take_sent(&mut self) -> Vec<SentDatagram> {
         self.push_out();
         std::mem::take(&mut self.udp_out)
     }
@@ -173,7 +173,7 @@ impl SimIo {
         for segment in bytes.chunks(train.stride.max(1)) {
             self.stats.udp_sent_datagrams += 1;
             self.fragmented += u64::from(segment.len() + headers > self.link_mtu);
-            self.udp_out.push(Outgoing { to: train.to, ecn: train.tos & 3, bytes: segment.into() });
+            self.udp_out.push(SentDatagram { to: train.to, ecn: train.tos & 3, bytes: segment.into() });
         }
     }
 

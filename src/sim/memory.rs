@@ -34,7 +34,7 @@ pub struct Memory {
     trains: VecDeque<UdpTrain>,
     queued: VecDeque<SendTrain>,
     sent: VecDeque<SendTrain>,
-    writes: Vec<Write>,
+    writes: Vec<MemoryWrite>,
     pieces: Vec<Range<usize>>,
     stats: IoStats,
     /// The end of the last wait.
@@ -42,7 +42,7 @@ pub struct Memory {
 }
 
 /// One write to the TUN device; its pieces lie in [`Memory::pieces`].
-struct Write {
+struct MemoryWrite {
     buf: SharedBuf,
     pieces: Range<usize>,
 }
@@ -118,7 +118,7 @@ impl Memory {
 
     /// Takes the TUN writes, each in one piece.
     pub fn take_written(&mut self) -> Vec<Vec<u8>> {
-        let gather = |write: &Write| {
+        let gather = |write: &MemoryWrite| {
             let pieces = self.pieces[write.pieces.clone()].iter();
             pieces.flat_map(|piece| &write.buf[piece.clone()]).copied().collect()
         };
@@ -179,7 +179,7 @@ impl Io for Memory {
         self.stats.tun_writes += 1;
         let first = self.pieces.len();
         self.pieces.extend_from_slice(pieces);
-        self.writes.push(Write { buf: buf.clone(), pieces: first..self.pieces.len() });
+        self.writes.push(MemoryWrite { buf: buf.clone(), pieces: first..self.pieces.len() });
     }
 
     fn flush(&mut self) {

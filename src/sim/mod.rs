@@ -18,7 +18,7 @@ pub mod packet;
 pub mod rng;
 pub mod world;
 
-pub use host::{Host, HostConfig};
+pub use host::{HostConfig, SimHost};
 pub use ledger::Ledger;
 pub use net::{Datagram, Faults, Network, Tapped};
 pub use packet::{Flow, Inner};

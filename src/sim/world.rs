@@ -1,6 +1,6 @@
 //! Hosts, the wire between them, and the clock that only the world moves.
 
-use crate::sim::host::{Host, HostConfig};
+use crate::sim::host::{HostConfig, SimHost};
 use crate::sim::net::{Datagram, Network};
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
@@ -24,7 +24,7 @@ pub struct World {
     seed: u64,
     rng: SimRng,
     now: Instant,
-    hosts: Vec<Host>,
+    hosts: Vec<SimHost>,
     /// Datagrams for addresses that a test plays itself.
     outside: HashMap<SocketAddr, VecDeque<Datagram>>,
 }
@@ -68,13 +68,13 @@ impl World {
     /// # Errors
     /// Where the system has no memory or files left for its queues.
     pub fn add_host(&mut self, config: HostConfig) -> std::io::Result<HostId> {
-        let host = Host::new(config, self.rng.fork())?;
+        let host = SimHost::new(config, self.rng.fork())?;
         self.hosts.push(host);
         Ok(HostId(self.hosts.len() - 1))
     }
 
     /// One host.
-    pub fn host(&mut self, id: HostId) -> &mut Host {
+    pub fn host(&mut self, id: HostId) -> &mut SimHost {
         &mut self.hosts[id.0]
     }
 
@@ -126,7 +126,7 @@ impl World {
         let end = self.now + time;
         loop {
             self.settle();
-            let timeouts = self.hosts.iter().filter_map(Host::poll_timeout);
+            let timeouts = self.hosts.iter().filter_map(SimHost::poll_timeout);
             let next = timeouts.chain(self.network.next_arrival()).min();
             match next {
                 // A timeout that lies in the past still after settling waits for the clock to move.
@@ -163,7 +163,7 @@ impl World {
 
     /// What no run may show, of all hosts and the wire.
     pub fn violations(&self) -> Vec<String> {
-        let hosts = self.hosts.iter().flat_map(Host::violations);
+        let hosts = self.hosts.iter().flat_map(SimHost::violations);
         hosts.chain(self.network.violations()).cloned().collect()
     }
 

@@ -59,7 +59,7 @@ enum State {
     Ours,
 }
 
-struct Place {
+struct Connection {
     state: Cell<State>,
     since: Cell<Instant>,
     held: Cell<usize>,
@@ -67,7 +67,7 @@ struct Place {
     socket: UnixStream,
 }
 
-impl Place {
+impl Connection {
     fn is(&self, state: State) {
         self.state.set(state);
         self.since.set(Instant::now());
@@ -88,17 +88,17 @@ impl Place {
 #[derive(Default)]
 pub(super) struct Connections {
     limits: Limits,
-    places: RefCell<Vec<Rc<Place>>>,
+    open: RefCell<Vec<Rc<Connection>>>,
     /// A place or some bytes were given back.
     freed: Notify,
 }
 
 /// A place in use; given back when dropped.
-struct Seat(Rc<Connections>, Rc<Place>);
+struct Seat(Rc<Connections>, Rc<Connection>);
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.places.borrow_mut().retain(|place| !Rc::ptr_eq(place, &self.1));
+        self.0.open.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, &self.1));
         self.0.freed.notify_waiters();
     }
 }
@@ -106,19 +106,19 @@ impl Drop for Seat {
 impl Connections {
     async fn seat(self: &Rc<Self>, stream: &tokio::net::UnixStream) -> Result<Seat> {
         let socket = UnixStream::from(stream.as_fd().try_clone_to_owned()?);
-        while self.places.borrow().len() >= self.limits.connections {
+        while self.open.borrow().len() >= self.limits.connections {
             self.send_away(|_| true);
             self.wait().await;
         }
-        let place = Place {
+        let connection = Connection {
             state: Cell::new(State::Idle),
             since: Cell::new(Instant::now()),
             held: Cell::new(0),
             socket,
         };
-        let place = Rc::new(place);
-        self.places.borrow_mut().push(Rc::clone(&place));
-        Ok(Seat(Rc::clone(self), place))
+        let connection = Rc::new(connection);
+        self.open.borrow_mut().push(Rc::clone(&connection));
+        Ok(Seat(Rc::clone(self), connection))
     }
 
     async fn wait(&self) {
@@ -126,34 +126,34 @@ impl Connections {
     }
 
     /// Ends the connection that has been overdue for longest, the idle first.
-    fn send_away(&self, which: impl Fn(&Place) -> bool) {
-        let (now, places) = (Instant::now(), self.places.borrow());
-        let overdue = places.iter().filter(|place| which(place)).filter_map(|place| {
-            let idle = place.state.get() == State::Idle;
-            Some((idle, place.overdue(&self.limits, now)?, place))
+    fn send_away(&self, which: impl Fn(&Connection) -> bool) {
+        let (now, open) = (Instant::now(), self.open.borrow());
+        let overdue = open.iter().filter(|connection| which(connection)).filter_map(|connection| {
+            let idle = connection.state.get() == State::Idle;
+            Some((idle, connection.overdue(&self.limits, now)?, connection))
         });
-        if let Some((_, _, place)) = overdue.max_by_key(|&(idle, overdue, _)| (idle, overdue)) {
+        if let Some((_, _, connection)) = overdue.max_by_key(|&(idle, overdue, _)| (idle, overdue)) {
             log::info!("a control connection that said nothing makes room for another");
             // Whoever reads or writes there learns of it; an error means that it ended by itself.
-            let _ = place.socket.shutdown(Shutdown::Both);
+            let _ = connection.socket.shutdown(Shutdown::Both);
         }
     }
 
     fn held(&self) -> usize {
-        self.places.borrow().iter().map(|place| place.held.get()).sum()
+        self.open.borrow().iter().map(|connection| connection.held.get()).sum()
     }
 
     /// Reserves `bytes` in all for `place`. False: others hold too much, and go on using it.
-    async fn hold(&self, place: &Place, bytes: usize) -> bool {
+    async fn hold(&self, connection: &Connection, bytes: usize) -> bool {
         let begun = Instant::now();
-        while self.held() - place.held.get() + bytes > self.limits.held {
+        while self.held() - connection.held.get() + bytes > self.limits.held {
             if begun.elapsed() > 2 * self.limits.stalled {
                 return false;
             }
             self.send_away(|other| other.held.get() > 0);
             self.wait().await;
         }
-        let before = place.held.replace(bytes);
+        let before = connection.held.replace(bytes);
         if bytes < before {
             self.freed.notify_waiters();
         }
@@ -202,19 +202,19 @@ async fn serve(
     requests: mpsc::Sender<Request>,
     read: &Notify,
 ) -> Result<()> {
-    let Seat(connections, place) = seat;
+    let Seat(connections, connection) = seat;
     let mut framer = Framer::default();
     let mut buffer = Vec::with_capacity(READ_SIZE);
     loop {
-        place.is(if framer.is_midway() { State::Midway } else { State::Idle });
+        connection.is(if framer.is_midway() { State::Midway } else { State::Idle });
         let (count, filled) = stream.read(buffer).await;
         let count = count?;
         if count == 0 {
             return Ok(());
         }
         buffer = filled;
-        place.is(State::Ours);
-        if !connections.hold(place, framer.room_after(count)).await {
+        connection.is(State::Ours);
+        if !connections.hold(connection, framer.room_after(count)).await {
             buffer.zeroize();
             log::error!(
                 "unfinished control operations hold {} bytes: another was refused",
@@ -239,12 +239,12 @@ async fn serve(
                 .map_err(|_| Error::from(ErrorKind::BrokenPipe))?;
             while let Some(piece) = pieces.recv().await {
                 read.notify_one();
-                place.is(State::Midway);
+                connection.is(State::Midway);
                 stream.write_all(piece.as_bytes().to_vec()).await?;
-                place.is(State::Ours);
+                connection.is(State::Ours);
             }
         }
-        connections.hold(place, framer.room_after(0)).await;
+        connections.hold(connection, framer.room_after(0)).await;
     }
 }
 

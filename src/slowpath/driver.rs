@@ -8,11 +8,11 @@ use crate::device::{BindRequest, Device, Now, Output, Transaction};
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
-use crate::slowpath::jobs::{Jobs, Progress, Request};
+use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
 use crate::slowpath::listening::{LinkEvent, LinkState};
 use crate::sys::clock::Clock;
 use crate::sys::error::errno;
-use crate::sys::source::Routes;
+use crate::sys::source::RoutingTables;
 use crate::time::Instant;
 use std::collections::VecDeque;
 use std::io::{Error, ErrorKind};
@@ -67,7 +67,7 @@ impl Driver {
     ) -> Driver {
         let backlog = links.workers.iter().map(|_| VecDeque::new()).collect();
         device.follow_workers(links.workers.iter().map(|inbox| Arc::clone(&inbox.stats)).collect());
-        match Routes::open() {
+        match RoutingTables::open() {
             Ok(mut routes) => {
                 device.set_source_oracle(Box::new(move |departure| routes.may_depart(departure)));
             }
@@ -131,8 +131,8 @@ impl Driver {
         let request = match self.postponed.take() {
             Some(request) => request,
             None => match self.jobs.change(&mut self.device, now) {
-                Progress::Read(request) => request,
-                Progress::Going | Progress::Done => return,
+                SliceOutcome::Read(request) => request,
+                SliceOutcome::Going | SliceOutcome::Done => return,
             },
         };
         if self.is_left(now.mono, &request) {

@@ -6,7 +6,7 @@
 
 use crate::crypto::stack;
 use crate::device::status::{Listing, Status};
-use crate::device::uapi::{self, Dump, Operation, Parser, SetRequest};
+use crate::device::uapi::{self, Dump, Operation, SetParser, SetRequest};
 use crate::device::{Device, Now, Transaction};
 use crate::sys::clock::Clock;
 use crate::sys::link;
@@ -27,7 +27,7 @@ pub(super) struct Request {
 #[derive(Default)]
 pub(super) struct Jobs {
     asked: VecDeque<Question>,
-    waiting: VecDeque<(Parser, Sender<Zeroizing<String>>)>,
+    waiting: VecDeque<(SetParser, Sender<Zeroizing<String>>)>,
     change: Option<Change>,
 }
 
@@ -50,7 +50,7 @@ struct Change {
 }
 
 /// What became of a slice of a transaction.
-pub(super) enum Progress {
+pub(super) enum SliceOutcome {
     /// There is more to do, or nothing.
     Going,
     /// One was read: begin it, and tell [`Jobs::begun`].
@@ -71,7 +71,7 @@ impl Jobs {
     pub(super) fn add(&mut self, request: Request, status: impl FnOnce() -> Status) {
         let Request { operation, answer: to } = request;
         let answer = match operation {
-            Operation::Set(body) => return self.waiting.push_back((Parser::new(body), to)),
+            Operation::Set(body) => return self.waiting.push_back((SetParser::new(body), to)),
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::Status => Answer::Listing(Listing::new(&status())),
         };
@@ -122,26 +122,26 @@ impl Jobs {
     }
 
     /// A slice of the transaction that is carried out, or else of reading the next.
-    pub(super) fn change(&mut self, device: &mut Device, now: Now) -> Progress {
+    pub(super) fn change(&mut self, device: &mut Device, now: Now) -> SliceOutcome {
         let mut more = slice();
         if let Some(Change { transaction: Some(transaction), .. }) = &mut self.change {
             if !device.go_on(now, transaction, &mut more) {
-                return Progress::Going;
+                return SliceOutcome::Going;
             }
             self.finish(Ok(()));
-            return Progress::Done;
+            return SliceOutcome::Done;
         }
-        let Some((parser, _)) = self.waiting.front_mut() else { return Progress::Going };
+        let Some((parser, _)) = self.waiting.front_mut() else { return SliceOutcome::Going };
         let parsed = stack::leaving_nothing(|| parser.go_on(&mut |name| link::index(name).ok(), &mut more));
-        let Some(parsed) = parsed else { return Progress::Going };
-        let Some((_, to)) = self.waiting.pop_front() else { return Progress::Going };
+        let Some(parsed) = parsed else { return SliceOutcome::Going };
+        let Some((_, to)) = self.waiting.pop_front() else { return SliceOutcome::Going };
         self.change = Some(Change { transaction: None, to });
         match parsed {
-            Ok(request) => Progress::Read(Box::new(request)),
+            Ok(request) => SliceOutcome::Read(Box::new(request)),
             Err(error) => {
                 log::error!("{error}");
                 self.finish(Err(error.errno));
-                Progress::Done
+                SliceOutcome::Done
             }
         }
     }

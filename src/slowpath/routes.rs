@@ -87,12 +87,12 @@ async fn ask(handle: &Handle, family: AddressFamily, routes: &mut IntoTunnel) ->
 }
 
 /// Table, priority, prefix: two routes of one of them cannot be.
-type Key = (u32, u32, Prefix);
+type RouteKey = (u32, u32, Prefix);
 
 /// What the routes into one interface tell.
 struct IntoTunnel {
     index: u32,
-    known: BTreeMap<Key, u32>,
+    known: BTreeMap<RouteKey, u32>,
     /// Of the interface's networks.
     broadcasts: BTreeSet<Ipv4Addr>,
 }
@@ -130,7 +130,7 @@ impl IntoTunnel {
     }
 
     /// A route into the interface, and its MTU. `None`: another, or one of the routing cache.
-    fn read(&self, route: &RouteMessage) -> Option<(Key, Option<u32>)> {
+    fn read(&self, route: &RouteMessage) -> Option<(RouteKey, Option<u32>)> {
         let header = &route.header;
         let (mut oif, mut table, mut priority, mut mtu) = (None, u32::from(header.table), 0, None);
         let mut destination = match header.address_family {
@@ -171,7 +171,7 @@ impl IntoTunnel {
 }
 
 /// The address that such a route is for.
-fn broadcast(route: &RouteMessage, (_, _, prefix): &Key) -> Option<Ipv4Addr> {
+fn broadcast(route: &RouteMessage, (_, _, prefix): &RouteKey) -> Option<Ipv4Addr> {
     match prefix.addr() {
         IpAddr::V4(address) if route.header.kind == RouteType::Broadcast => Some(address),
         _ => None,

@@ -1,6 +1,6 @@
 //! The few system calls of the data path, as functions over slices; errors are the bare errno, cheap to match.
 
-use crate::sys::cmsg::{CONTROL_LEN, Control, NAME_LEN, Name};
+use crate::sys::cmsg::{CONTROL_LEN, ControlData, NAME_LEN, Name};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -39,7 +39,7 @@ pub(crate) struct Batch {
     headers: Box<[libc::mmsghdr]>,
     vectors: Box<[libc::iovec]>,
     names: Box<[Name]>,
-    controls: Box<[Control]>,
+    controls: Box<[ControlData]>,
 }
 
 impl Batch {
@@ -52,7 +52,7 @@ impl Batch {
             headers: vec![empty; count].into_boxed_slice(),
             vectors: vec![vector; count].into_boxed_slice(),
             names: vec![Name::EMPTY; count].into_boxed_slice(),
-            controls: vec![Control::EMPTY; count].into_boxed_slice(),
+            controls: vec![ControlData::EMPTY; count].into_boxed_slice(),
         }
     }
 
@@ -67,7 +67,7 @@ impl Batch {
         n: usize,
         bytes: &[u8],
         to: &SocketAddr,
-        control: impl FnOnce(&mut Control),
+        control: impl FnOnce(&mut ControlData),
     ) {
         let name_len = self.names[n].set(to);
         self.controls[n].clear();

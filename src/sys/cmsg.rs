@@ -82,13 +82,13 @@ pub(crate) fn decode_name(name: &[u8]) -> Option<SocketAddr> {
 /// Control data under construction, or received.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(crate) struct Control {
+pub(crate) struct ControlData {
     bytes: [u8; CONTROL_LEN],
     len: usize,
 }
 
-impl Control {
-    pub(crate) const EMPTY: Control = Control { bytes: [0; CONTROL_LEN], len: 0 };
+impl ControlData {
+    pub(crate) const EMPTY: ControlData = ControlData { bytes: [0; CONTROL_LEN], len: 0 };
 
     /// Forgets all messages.
     pub(crate) fn clear(&mut self) {
@@ -228,7 +228,7 @@ mod tests {
 
         #[test]
         fn source_and_ecn_that_are_encoded_are_decoded(ip: IpAddr, interface: u32, ecn in 0u8..4, dscp in 0u8..64) {
-            let mut control = Control::EMPTY;
+            let mut control = ControlData::EMPTY;
             control.push_segment(1452);
             control.push_source(&local(ip, interface));
             control.push_tos(&SocketAddr::new(ip, 1), dscp << 2 | ecn);
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn only_a_link_local_source_names_its_interface() {
         for (ip, scope) in [("192.0.2.1", 0), ("2001:db8::1", 0), ("fe80::1", 7)] {
-            let mut control = Control::EMPTY;
+            let mut control = ControlData::EMPTY;
             control.push_source(&local(ip.parse().unwrap(), 7));
             let told = decode_control(control.bytes(control.len())).and_then(|told| told.to);
             assert_eq!(told, Some(local(ip.parse().unwrap(), scope)));
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_c_library() {
-        let mut control = Control::EMPTY;
+        let mut control = ControlData::EMPTY;
         control.push_segment(0x1234);
         // SAFETY: CMSG_LEN and CMSG_SPACE only compute.
         let (len, space) = unsafe { (libc::CMSG_LEN(2) as usize, libc::CMSG_SPACE(2) as usize) };
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_negative_or_truncated_gro_size_makes_no_sense() {
-        let mut control = Control::EMPTY;
+        let mut control = ControlData::EMPTY;
         control.push(libc::SOL_UDP, libc::UDP_GRO, &(-1i32).to_ne_bytes());
         assert_eq!(decode_control(control.bytes(control.len())), None);
         control.clear();
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_message_that_claims_more_than_there_is_makes_no_sense() {
-        let mut control = Control::EMPTY;
+        let mut control = ControlData::EMPTY;
         control.push_tos(&"[::1]:1".parse().unwrap(), 1);
         control.bytes[..8].copy_from_slice(&usize::MAX.to_ne_bytes());
         assert_eq!(decode_control(control.bytes(control.len())), None);

@@ -24,12 +24,12 @@ pub struct Departure {
 }
 
 /// The kernel's routing tables, asked over one socket that stays open.
-pub struct Routes(Asker);
+pub struct RoutingTables(Asker);
 
-impl Routes {
+impl RoutingTables {
     /// Opens the socket, in the calling thread's network namespace.
-    pub fn open() -> io::Result<Routes> {
-        Asker::open().map(Routes)
+    pub fn open() -> io::Result<RoutingTables> {
+        Asker::open().map(RoutingTables)
     }
 
     /// Whether a datagram may name this source: the address is there, and the route leaves by the interface on which it was
@@ -121,7 +121,7 @@ mod tests {
     use crate::sys::netns::{eventually, in_netns, ip};
 
     /// Two uplinks in both families, a default route by the first, and a service address on the loopback interface.
-    fn host() -> (Routes, u32, u32) {
+    fn host() -> (RoutingTables, u32, u32) {
         for (name, net) in [("up1", 1), ("up2", 2)] {
             ip(&format!("link add {name} type veth peer name far{net}"));
             ip(&format!("link set far{net} up"));
@@ -134,11 +134,11 @@ mod tests {
         eventually(|| ip("-6 addr show tentative").is_empty().then_some(()));
         ip("route add default via 10.0.1.254");
         ip("-6 route add default via fd00:1::fe dev up1");
-        (Routes::open().unwrap(), link::index("up1").unwrap(), link::index("up2").unwrap())
+        (RoutingTables::open().unwrap(), link::index("up1").unwrap(), link::index("up2").unwrap())
     }
 
     /// Whether each family's answer from the address may leave: heard on `interface`.
-    fn may(routes: &mut Routes, v4: &str, v6: &str, interface: u32, mark: u32) -> [bool; 2] {
+    fn may(routes: &mut RoutingTables, v4: &str, v6: &str, interface: u32, mark: u32) -> [bool; 2] {
         [(v4, "192.0.2.9:4000"), (v6, "[2001:db8::9]:4000")].map(|(from, to)| {
             let from = LocalAddr { ip: from.parse().unwrap(), interface };
             routes.may_depart(&Departure { to: to.parse().unwrap(), from, port: 51820, mark })

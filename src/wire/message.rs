@@ -126,12 +126,12 @@ pub struct CookieReply {
 
 /// A field of a handshake message: taken from the front of the rest of a datagram, put at the front of the rest of a
 /// buffer.
-trait Field: Sized {
+trait WireField: Sized {
     fn take(from: &mut &[u8]) -> Option<Self>;
     fn put(&self, into: &mut &mut [u8]);
 }
 
-impl<const N: usize> Field for [u8; N] {
+impl<const N: usize> WireField for [u8; N] {
     fn take(from: &mut &[u8]) -> Option<Self> {
         let (head, tail) = from.split_first_chunk::<N>()?;
         *from = tail;
@@ -147,7 +147,7 @@ impl<const N: usize> Field for [u8; N] {
     }
 }
 
-impl Field for u32 {
+impl WireField for u32 {
     fn take(from: &mut &[u8]) -> Option<Self> {
         <[u8; 4]>::take(from).map(u32::from_le_bytes)
     }
@@ -168,7 +168,7 @@ macro_rules! codec {
                     return None;
                 }
                 let (_, mut rest) = datagram.split_first_chunk::<4>()?;
-                Some($kind { $($field: Field::take(&mut rest)?),* })
+                Some($kind { $($field: WireField::take(&mut rest)?),* })
             }
             /// The message as it goes on the wire.
             pub fn to_bytes(&self) -> [u8; $len] {

@@ -6,6 +6,7 @@
 mod documents;
 mod functions;
 mod modules;
+mod names;
 mod source;
 
 use source::sources;

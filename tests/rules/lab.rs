@@ -117,7 +117,7 @@ impl Lab {
         self.world.settle();
     }
 
-    pub(crate) fn host(&mut self, site: usize) -> &mut ringtun::sim::Host {
+    pub(crate) fn host(&mut self, site: usize) -> &mut ringtun::sim::SimHost {
         self.world.host(self.sites[site].id)
     }
 

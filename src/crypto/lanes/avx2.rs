@@ -120,23 +120,23 @@ fn transpose4(r: &[__m256i]) -> [__m256i; 4] {
 }
 
 /// Poly1305 of four packets.
-struct Poly {
+struct PolyAvx2 {
     r: [__m256i; 5],
     /// 5 r1 to 5 r4: what wraps around modulo 2^130 - 5.
     s: [__m256i; 4],
     h: [__m256i; 5],
 }
 
-impl Poly {
+impl PolyAvx2 {
     /// From the one-time keys' first sixteen bytes as two 64-bit words across lanes.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn new(low: __m256i, high: __m256i) -> Poly {
+    fn new(low: __m256i, high: __m256i) -> PolyAvx2 {
         let low = _mm256_and_si256(low, _mm256_set1_epi64x(0x0fff_fffc_0fff_ffff));
         let high = _mm256_and_si256(high, _mm256_set1_epi64x(0x0fff_fffc_0fff_fffc));
         let r = limbs(low, high);
         let s = [r[1], r[2], r[3], r[4]].map(|r| _mm256_add_epi64(_mm256_slli_epi64::<2>(r), r));
-        Poly { r, s, h: [_mm256_setzero_si256(); 5] }
+        PolyAvx2 { r, s, h: [_mm256_setzero_si256(); 5] }
     }
 
     /// One full 16-byte block of each packet: h = (h + m) r mod 2^130 - 5, partially reduced.
@@ -211,8 +211,8 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
     let initial: [__m256i; 16] = initial_words(key, &unit.counters).map(must_cast);
     let keys = chacha20(&initial, 0);
     let mut polys = [
-        Poly::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
-        Poly::new(widen::<1>(keys[0], keys[1]), widen::<1>(keys[2], keys[3])),
+        PolyAvx2::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
+        PolyAvx2::new(widen::<1>(keys[0], keys[1]), widen::<1>(keys[2], keys[3])),
     ];
     let mut done = 0;
     while done < unit.text_len {
@@ -266,7 +266,7 @@ fn cipher<const SEAL: bool>(text: &mut [u8], stream: [__m256i; 2]) -> [__m256i; 
 /// Fully reduces each packet's sum and adds the second half of its one-time key.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn finish(polys: &[Poly; 2], keys: &[__m256i; 16]) -> [[u8; 16]; LANES] {
+fn finish(polys: &[PolyAvx2; 2], keys: &[__m256i; 16]) -> [[u8; 16]; LANES] {
     let mut tags = [[0; 16]; LANES];
     for (half, poly) in polys.iter().enumerate() {
         let (low, high) = if half == 0 {

@@ -12,7 +12,7 @@ mod rounds;
 
 use super::{BLOCK, Unit, initial_words};
 use bytemuck::must_cast;
-use poly::Poly;
+use poly::PolyAvx512;
 use rounds::double_round;
 use std::arch::x86_64::*;
 
@@ -124,8 +124,8 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
     rounds(&mut v);
     key_stream(&v, &initial, 0, &mut keys);
     let mut polys = [
-        Poly::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
-        Poly::new(widen::<1>(keys[0], keys[1]), widen::<1>(keys[2], keys[3])),
+        PolyAvx512::new(widen::<0>(keys[0], keys[1]), widen::<0>(keys[2], keys[3])),
+        PolyAvx512::new(widen::<1>(keys[0], keys[1]), widen::<1>(keys[2], keys[3])),
     ];
     let mut words = [[_mm512_setzero_si512(); 8]; 2];
     let mut rows = initial;
@@ -162,7 +162,7 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
 /// Poly1305 of what no rounds follow: the text's last block, whole or not, and the length.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
-fn absorb_last(polys: &mut [Poly; 2], rows: &[__m512i; LANES], text_len: usize) {
+fn absorb_last(polys: &mut [PolyAvx512; 2], rows: &[__m512i; LANES], text_len: usize) {
     let size = text_len - text_len.saturating_sub(1) / BLOCK * BLOCK;
     for (poly, rows) in polys.iter_mut().zip(rows.chunks_exact(8)) {
         let mut words = [_mm512_setzero_si512(); 8];
@@ -228,7 +228,7 @@ fn cipher<const SEAL: bool>(block: &mut [u8; BLOCK], stream: __m512i) -> __m512i
 /// The tags of all packets.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
-fn finish(polys: &[Poly; 2], keys: &[__m512i; 16]) -> [[u8; 16]; LANES] {
+fn finish(polys: &[PolyAvx512; 2], keys: &[__m512i; 16]) -> [[u8; 16]; LANES] {
     let pads = [
         (widen::<0>(keys[4], keys[5]), widen::<0>(keys[6], keys[7])),
         (widen::<1>(keys[4], keys[5]), widen::<1>(keys[6], keys[7])),

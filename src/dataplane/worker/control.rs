@@ -39,7 +39,7 @@ impl Worker {
             Control::Send(to, datagram) => self.sender(io, now).handshake(to, &datagram),
             Control::Mtu(mtu) => self.padding.set_interface(mtu),
             Control::RouteMtus(routes) => self.padding.routes = routes,
-            Control::Broadcasts(addresses) => self.refuser.broadcasts = addresses,
+            Control::Broadcasts(addresses) => self.unreachable.broadcasts = addresses,
             Control::Icmp(sockets) => io.set_icmp(sockets),
             Control::Rebind(sockets) => io.rebind(sockets),
             Control::Stop => return false,

@@ -16,12 +16,12 @@ mod outbox;
 mod padding;
 mod patience;
 mod peers;
-mod refuse;
 mod rx;
 #[cfg(test)]
 mod tests;
 mod trains;
 mod tx;
+mod unreachable;
 
 use crate::crypto::stack;
 use crate::dataplane::stats::{WorkerStats, add};
@@ -29,14 +29,14 @@ use crate::dataplane::{Event, Inbox, Links};
 use crate::io::{Endpoint, Io};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
-use outbox::Outbox;
+use outbox::WorkerOutbox;
 use padding::Padding;
 use patience::{Done, Patience};
 use peers::Peers;
-use refuse::Refuser;
 use rx::{Receiver, Rx};
 use std::sync::Arc;
 use tx::Sender;
+use unreachable::UnreachableSender;
 
 /// Controls a turn: a bulk configuration change must not keep packets waiting for long.
 const CONTROL_BUDGET: usize = 256;
@@ -74,9 +74,9 @@ pub struct Worker {
     id: u8,
     padding: Padding,
     inbox: Inbox,
-    outbox: Outbox,
+    outbox: WorkerOutbox,
     peers: Peers,
-    refuser: Refuser,
+    unreachable: UnreachableSender,
     rx: Rx,
     /// A control came this turn: it may have been the end of a key.
     told: bool,
@@ -89,9 +89,9 @@ impl Worker {
             id: config.id,
             padding: Padding::new(config.mtu),
             inbox: links.workers[usize::from(config.id)].clone(),
-            outbox: Outbox::new(config.id, links),
+            outbox: WorkerOutbox::new(config.id, links),
             peers: Peers::new(Arc::clone(&links.staging)),
-            refuser: Refuser::default(),
+            unreachable: UnreachableSender::default(),
             rx: Rx::new(config.coalesce),
             told: false,
         }
@@ -222,7 +222,7 @@ impl Worker {
     }
 
     fn sender<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Sender<'a, I> {
-        Sender::new(io, &mut self.peers, &mut self.outbox, &mut self.refuser, &self.padding, now)
+        Sender::new(io, &mut self.peers, &mut self.outbox, &mut self.unreachable, &self.padding, now)
     }
 
     fn receiver<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Receiver<'a, I> {

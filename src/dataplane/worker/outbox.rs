@@ -1,11 +1,11 @@
 //! What a worker says to others: events and handshake messages to the slow path, misdirected datagrams to other workers. Each of
 //! them is rung at most once a turn.
 
-use super::peers::Peer;
+use super::peers::WorkerPeer;
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::{
-    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPath,
+    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox,
     UNDER_LOAD,
 };
 use crate::io::Notice;
@@ -19,18 +19,18 @@ use std::time::Duration;
 const LOOP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The outgoing side of a worker's mailboxes, and its counters.
-pub(super) struct Outbox {
+pub(super) struct WorkerOutbox {
     pub(super) id: u8,
     pub(super) stats: Arc<WorkerStats>,
-    slow: SlowPath,
+    slow: SlowPathInbox,
     workers: Vec<Inbox>,
     ring_slow: bool,
     ring_workers: Vec<bool>,
 }
 
-impl Outbox {
-    pub(super) fn new(id: u8, links: &Links) -> Outbox {
-        Outbox {
+impl WorkerOutbox {
+    pub(super) fn new(id: u8, links: &Links) -> WorkerOutbox {
+        WorkerOutbox {
             id,
             stats: Arc::clone(&links.workers[usize::from(id)].stats),
             slow: links.slow.clone(),
@@ -59,7 +59,7 @@ impl Outbox {
     }
 
     /// Asks for a handshake unless that was done just now, by this worker or another.
-    pub(super) fn need_handshake(&mut self, peer: &mut Peer, now: Instant) {
+    pub(super) fn need_handshake(&mut self, peer: &mut WorkerPeer, now: Instant) {
         if peer.asked.is_some_and(|at| now.since(at) < HANDSHAKE_ASK_INTERVAL)
             || peer.shared.handshake_wanted.swap(true, Relaxed)
         {

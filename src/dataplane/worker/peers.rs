@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 const KEPT: usize = 1024;
 
 /// A peer, as one worker sees it.
-pub(super) struct Peer {
+pub(super) struct WorkerPeer {
     pub(super) shared: Arc<PeerShared>,
     pub(super) endpoint: Option<Endpoint>,
     /// Indices of its receiving sessions in this worker, so that they go with it.
@@ -29,9 +29,9 @@ pub(super) struct Peer {
     staged_bytes: usize,
 }
 
-impl Peer {
-    fn new(shared: Arc<PeerShared>) -> Peer {
-        Peer {
+impl WorkerPeer {
+    fn new(shared: Arc<PeerShared>) -> WorkerPeer {
+        WorkerPeer {
             shared,
             endpoint: None,
             receiving: Vec::new(),
@@ -71,7 +71,7 @@ impl Peer {
 /// All peers of the device, and the routes to them.
 pub(super) struct Peers {
     /// Index: [`PeerId::slot`]. Slots are small: the slow path reuses them.
-    table: Vec<Option<Peer>>,
+    table: Vec<Option<WorkerPeer>>,
     pub(super) routes: Arc<RouteTable>,
     staging: Arc<Staging>,
     loops: Loops,
@@ -101,12 +101,12 @@ impl Peers {
     }
 
     /// Whoever has this slot now.
-    pub(super) fn at(&mut self, slot: u32) -> Option<&mut Peer> {
+    pub(super) fn at(&mut self, slot: u32) -> Option<&mut WorkerPeer> {
         self.table.get_mut(slot as usize)?.as_mut()
     }
 
     /// The peer itself, not a successor in its slot.
-    pub(super) fn find(&mut self, id: PeerId) -> Option<&mut Peer> {
+    pub(super) fn find(&mut self, id: PeerId) -> Option<&mut WorkerPeer> {
         self.at(id.slot).filter(|peer| peer.shared.id == id)
     }
 
@@ -119,7 +119,7 @@ impl Peers {
         if self.table.len() <= slot {
             self.table.resize_with(slot + 1, || None);
         }
-        let before = self.table[slot].replace(Peer::new(shared));
+        let before = self.table[slot].replace(WorkerPeer::new(shared));
         before.map(|peer| self.bury(peer))
     }
 
@@ -131,7 +131,7 @@ impl Peers {
         Some(self.bury(peer))
     }
 
-    fn bury(&mut self, peer: Peer) -> Removed {
+    fn bury(&mut self, peer: WorkerPeer) -> Removed {
         self.staging.give_back(peer.staged_bytes);
         for &index in &peer.receiving {
             peer.shared.sending.withdraw(index);
@@ -150,7 +150,7 @@ impl Peers {
     }
 
     /// All peers there are.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut WorkerPeer> {
         self.table.iter_mut().flatten()
     }
 

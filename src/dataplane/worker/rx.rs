@@ -3,8 +3,8 @@
 //! The kernel's GRO merges by address and port alone, so one train may mix message types and receiver indices: it is cut into
 //! runs of data messages for one index. Nearly every train is one run.
 
-use super::outbox::Outbox;
-use super::peers::{Peer, Peers};
+use super::outbox::WorkerOutbox;
+use super::peers::{Peers, WorkerPeer};
 use super::tx::alloc;
 use crate::crypto::aead::MAX_SEGMENTS;
 use crate::dataplane::misdirected::Misdirected;
@@ -50,7 +50,7 @@ pub(super) struct Receiving {
 
 impl Receiving {
     /// The other end has the session: it sends, and the slow path hears of it, for this worker's packets and all others'.
-    pub(super) fn take_effect(&mut self, peer: &PeerShared, outbox: &mut Outbox) {
+    pub(super) fn take_effect(&mut self, peer: &PeerShared, outbox: &mut WorkerOutbox) {
         if let Some(send) = self.send.take() {
             peer.sending.publish(&send);
         }
@@ -69,7 +69,7 @@ impl Rx {
     /// Adds a session of `peer`; it has not taken effect.
     pub(super) fn install(
         &mut self,
-        peer: &mut Peer,
+        peer: &mut WorkerPeer,
         session: Box<RecvSession>,
         send: Arc<SendSession>,
     ) -> &mut Receiving {
@@ -138,7 +138,7 @@ pub(super) struct Receiver<'a, I: Io> {
     pub(super) id: u8,
     pub(super) io: &'a mut I,
     pub(super) peers: &'a mut Peers,
-    pub(super) outbox: &'a mut Outbox,
+    pub(super) outbox: &'a mut WorkerOutbox,
     pub(super) rx: &'a mut Rx,
     pub(super) now: Instant,
 }
@@ -268,9 +268,9 @@ impl<I: Io> Receiver<'_, I> {
         stride: usize,
         received: Received,
         ecn: u8,
-    ) -> Opened {
+    ) -> RunOutcome {
         let stats = &self.outbox.stats;
-        let mut opened = Opened::default();
+        let mut opened = RunOutcome::default();
         for (i, start) in run.clone().step_by(stride).enumerate() {
             let end = run.end.min(start + stride);
             if !received.fresh.is_ok(i) {
@@ -305,7 +305,7 @@ impl<I: Io> Receiver<'_, I> {
     }
 
     /// Authentic and fresh messages came: stamps, counters, confirmation, roaming, rekeying.
-    fn note(&mut self, receiver: u32, opened: &Opened, origin: Origin) {
+    fn note(&mut self, receiver: u32, opened: &RunOutcome, origin: Origin) {
         let Some(receiving) = self.rx.sessions.get_mut(&receiver) else { return };
         let Some(peer) = self.peers.find(receiving.peer) else { return };
         peer.shared.rx_bytes.fetch_add(opened.bytes as u64, Relaxed);
@@ -339,7 +339,7 @@ impl<I: Io> Receiver<'_, I> {
 
 /// What came out of a run of data messages.
 #[derive(Default)]
-struct Opened {
+struct RunOutcome {
     /// Bytes of the authentic and fresh messages.
     bytes: usize,
     /// Whether any of them was no keepalive.
@@ -351,7 +351,7 @@ struct Opened {
 /// The peer speaks from `origin`, authentically: that is where it is now (rule 7; kernel
 /// `wg_socket_set_endpoint_from_skb`). This worker believes it at once; others hear of it from the slow path, which also decides
 /// whether our address may be pinned: where none was pinned so far, none is until it says so.
-fn roam(peer: &mut Peer, outbox: &mut Outbox, origin: Origin) {
+fn roam(peer: &mut WorkerPeer, outbox: &mut WorkerOutbox, origin: Origin) {
     let known = peer.endpoint.filter(|known| same_address(known.addr, origin.from));
     let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };
     let heard = peer.heard.is_some_and(|last| same_address(last.addr, seen.addr) && last.from == seen.from);

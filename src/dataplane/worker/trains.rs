@@ -55,7 +55,7 @@ pub(super) struct OpenTrain {
 }
 
 /// What has to happen before a packet is written.
-pub(super) enum Place {
+pub(super) enum TrainChoice {
     /// It joins this train.
     Join(usize),
     /// The train there has to leave; then ask again.
@@ -86,22 +86,22 @@ impl OpenTrains {
     }
 
     /// Where packets of `ticket` go; a train that they join counts them to its flows.
-    pub(super) fn place(&mut self, ticket: Ticket) -> Place {
+    pub(super) fn place(&mut self, ticket: Ticket) -> TrainChoice {
         let Ticket { slot, ecn, small, flows } = ticket;
         let mine = self.position(|open| open.slot == slot && open.small == small);
         let other =
             self.position(|open| open.slot == slot && open.small != small && open.flows.shares(flows));
         match (mine, other) {
-            (Some(mine), Some(other)) if mine < other => Place::Close(other),
+            (Some(mine), Some(other)) if mine < other => TrainChoice::Close(other),
             (Some(mine), _) => match &mut self.trains[mine] {
                 Some(open) if open.ticket.ecn == ecn => {
                     open.ticket.flows.0 |= flows.0;
-                    Place::Join(mine)
+                    TrainChoice::Join(mine)
                 }
-                _ => Place::Close(mine),
+                _ => TrainChoice::Close(mine),
             },
-            (None, _) if self.len == MAX_OPEN => Place::Close(0),
-            (None, _) => Place::Begin,
+            (None, _) if self.len == MAX_OPEN => TrainChoice::Close(0),
+            (None, _) => TrainChoice::Begin,
         }
     }
 

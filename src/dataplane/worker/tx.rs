@@ -4,11 +4,11 @@
 //! what a peer has staged goes before anything newer. A [`Sender`] lives for part of one turn and leaves no train open behind
 //! it.
 
-use super::outbox::Outbox;
+use super::outbox::WorkerOutbox;
 use super::padding::Padding;
 use super::peers::Peers;
-use super::refuse::Refuser;
-use super::trains::{OpenTrain, OpenTrains, Place, Ticket};
+use super::trains::{OpenTrain, OpenTrains, Ticket, TrainChoice};
+use super::unreachable::UnreachableSender;
 use crate::dataplane::stats::add;
 use crate::dataplane::{HandshakeDatagram, PeerId};
 use crate::io::slab::Buf;
@@ -31,8 +31,8 @@ const PURGE_ICMP: usize = 4;
 pub(super) struct Sender<'a, I: Io> {
     pub(super) io: &'a mut I,
     pub(super) peers: &'a mut Peers,
-    pub(super) outbox: &'a mut Outbox,
-    pub(super) refuser: &'a mut Refuser,
+    pub(super) outbox: &'a mut WorkerOutbox,
+    pub(super) unreachable: &'a mut UnreachableSender,
     pub(super) padding: &'a Padding,
     pub(super) now: Instant,
     open: OpenTrains,
@@ -42,12 +42,12 @@ impl<'a, I: Io> Sender<'a, I> {
     pub(super) fn new(
         io: &'a mut I,
         peers: &'a mut Peers,
-        outbox: &'a mut Outbox,
-        refuser: &'a mut Refuser,
+        outbox: &'a mut WorkerOutbox,
+        unreachable: &'a mut UnreachableSender,
         padding: &'a Padding,
         now: Instant,
     ) -> Self {
-        Sender { io, peers, outbox, refuser, padding, now, open: OpenTrains::default() }
+        Sender { io, peers, outbox, unreachable, padding, now, open: OpenTrains::default() }
     }
 
     /// Sends, stages or refuses one TUN frame.
@@ -185,7 +185,7 @@ impl<'a, I: Io> Sender<'a, I> {
     }
 
     fn refuse_for(&mut self, frame: &[u8], why: Unreachable) {
-        self.refuser.refuse(self.io, &self.outbox.stats, frame, why, self.now);
+        self.unreachable.refuse(self.io, &self.outbox.stats, frame, why, self.now);
     }
 
     /// Splits a frame into an open train of the peer's, and further ones as each is full.
@@ -214,9 +214,9 @@ impl<'a, I: Io> Sender<'a, I> {
     fn open_train(&mut self, ticket: Ticket) -> Option<usize> {
         loop {
             match self.open.place(ticket) {
-                Place::Join(index) => return Some(index),
-                Place::Close(index) => self.close(index),
-                Place::Begin => {
+                TrainChoice::Join(index) => return Some(index),
+                TrainChoice::Close(index) => self.close(index),
+                TrainChoice::Begin => {
                     let buf = alloc(self.io).or_else(|| {
                         self.close_all(); // Our own open trains hold buffers too.
                         alloc(self.io)

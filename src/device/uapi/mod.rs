@@ -3,7 +3,7 @@
 //! One operation more, `status=1`, is this program's own: see [`crate::device::status`].
 //!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
-//! [`Device::dump`](super::Device::dump); `set` is parsed whole by a [`Parser`] into a [`SetRequest`], which
+//! [`Device::dump`](super::Device::dump); `set` is parsed whole by a [`SetParser`] into a [`SetRequest`], which
 //! [`Device::begin`](super::Device::begin) and [`Device::go_on`](super::Device::go_on) carry out, and answered with [`answer`].
 //! All of them work in slices.
 
@@ -13,7 +13,7 @@ mod parse;
 
 pub use framer::{Framer, MAX_OPERATION, Operation};
 pub use get::{CHUNK, Dump, chunk};
-pub use parse::Parser;
+pub use parse::SetParser;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;

@@ -12,7 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 type What = (i32, String);
 
 /// A `set=1` operation that is being parsed.
-pub struct Parser {
+pub struct SetParser {
     /// Its lines, the first included and the empty one not.
     body: Zeroizing<Vec<u8>>,
     /// Where the next line begins, and its number.
@@ -21,10 +21,10 @@ pub struct Parser {
     request: SetRequest,
 }
 
-impl Parser {
+impl SetParser {
     /// For the lines of one operation, `set=1` first.
-    pub fn new(body: Zeroizing<Vec<u8>>) -> Parser {
-        Parser { body, at: 0, line: 1, request: SetRequest::default() }
+    pub fn new(body: Zeroizing<Vec<u8>>) -> SetParser {
+        SetParser { body, at: 0, line: 1, request: SetRequest::default() }
     }
 
     /// Parses until the end (`Some`) or until `more` says that there is no time. `interface` is asked for the index of an
@@ -62,7 +62,7 @@ impl Parser {
 impl SetRequest {
     /// Parses the lines of one operation at once, `set=1` first. Scope identifiers of endpoints must be numbers.
     pub fn parse(body: &[u8]) -> Result<SetRequest, UapiError> {
-        let mut parser = Parser::new(Zeroizing::new(body.to_vec()));
+        let mut parser = SetParser::new(Zeroizing::new(body.to_vec()));
         loop {
             if let Some(parsed) = parser.go_on(&mut |_| None, &mut || true) {
                 return parsed;

@@ -116,7 +116,7 @@ fn an_error_does_not_tell_a_secret() {
 fn a_scope_may_be_a_number_or_a_known_name() {
     let text = format!("set=1\npublic_key={KEY}\nendpoint=[fe80::1%eth0]:51820\n");
     let mut lookup = |name: &str| (name == "eth0").then_some(4);
-    let mut parser = Parser::new(Zeroizing::new(text.as_bytes().to_vec()));
+    let mut parser = SetParser::new(Zeroizing::new(text.as_bytes().to_vec()));
     let request = parser.go_on(&mut lookup, &mut || true).unwrap().unwrap();
     assert_eq!(request.peers[0].endpoint, Some("[fe80::1%4]:51820".parse().unwrap()));
     for text in ["127.0.0.1:1", "[::1]:51820", "[fe80::1%3]:2"] {
@@ -316,7 +316,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = b'?';
         }
-        let mut parser = Parser::new(Zeroizing::new(bytes.clone()));
+        let mut parser = SetParser::new(Zeroizing::new(bytes.clone()));
         let sliced = std::iter::repeat_with(|| parser.go_on(&mut |_| None, &mut || false)).find_map(|parsed| parsed).unwrap();
         let (whole, sliced) = (SetRequest::parse(&bytes).map(|it| format!("{it:?}")), sliced.map(|it| format!("{it:?}")));
         prop_assert_eq!(sliced, whole);

@@ -16,7 +16,7 @@ pub struct Document {
 
 /// What wg-quick and wg make of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum LineKind {
     /// Nothing but white space and a comment.
     Blank,
     /// `[Interface]`
@@ -42,14 +42,14 @@ pub(super) const PEER_KEYS: [&str; 5] =
 
 /// Where a reader is; its two readers need not agree.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Reader {
+pub(super) struct LineClassifier {
     /// wg-quick's view: its keys are known only in `[Interface]`.
     quick_interface: bool,
 }
 
-impl Reader {
+impl LineClassifier {
     /// Classifies the next line.
-    pub(super) fn kind(&mut self, line: &[u8]) -> Kind {
+    pub(super) fn kind(&mut self, line: &[u8]) -> LineKind {
         let (key, _) = quick_pair(line);
         if key.starts_with(b"[") {
             self.quick_interface = key.eq_ignore_ascii_case(b"[Interface]");
@@ -57,14 +57,14 @@ impl Reader {
         if self.quick_interface
             && let Some(known) = QUICK_KEYS.iter().find(|known| key.eq_ignore_ascii_case(known.as_bytes()))
         {
-            return Kind::Quick(known);
+            return LineKind::Quick(known);
         }
         let cleaned = wg_cleaned(line);
         match cleaned.to_ascii_lowercase().as_slice() {
-            b"" => Kind::Blank,
-            b"[interface]" => Kind::Interface,
-            b"[peer]" => Kind::Peer,
-            _ => Kind::Wg,
+            b"" => LineKind::Blank,
+            b"[interface]" => LineKind::Interface,
+            b"[peer]" => LineKind::Peer,
+            _ => LineKind::Wg,
         }
     }
 }
@@ -157,8 +157,8 @@ impl Document {
     }
 
     /// Each line and what it is.
-    pub(super) fn kinds(&self) -> impl Iterator<Item = (&[u8], Kind)> {
-        let mut reader = Reader::default();
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (&[u8], LineKind)> {
+        let mut reader = LineClassifier::default();
         self.lines.iter().map(move |line| (line.as_slice(), reader.kind(line)))
     }
 
@@ -169,7 +169,7 @@ impl Document {
         let mut out =
             Zeroizing::new(Vec::with_capacity(self.lines.iter().map(|line| line.len()).sum::<usize>() + 2));
         for (line, kind) in self.kinds() {
-            if matches!(kind, Kind::Quick(_)) {
+            if matches!(kind, LineKind::Quick(_)) {
                 continue;
             }
             let line = line.strip_suffix(b"\n").unwrap_or(line);

@@ -1,8 +1,8 @@
 //! Changes in place: whatever is not changed keeps its bytes, comments and order included.
 
-use super::document::{Kind, is_space, wg_cleaned};
+use super::document::{LineKind, is_space, wg_cleaned};
 use super::print::join;
-use super::{Address, Config, ConfigError, Document, Endpoint, Mtu, Peer};
+use super::{Address, Config, ConfigError, Document, HostPort, Mtu, PeerConfig};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::gateway::control::{DeviceState, PeerState};
 use crate::routing::Prefix;
@@ -30,7 +30,7 @@ fn value(text: impl ToString) -> Value {
 
 impl Document {
     /// Adds a section at the end, an empty line before it.
-    pub fn add_peer(&mut self, peer: &Peer) {
+    pub fn add_peer(&mut self, peer: &PeerConfig) {
         let newline = self.newline();
         if let Some(last) = self.lines.last_mut()
             && !last.ends_with(b"\n")
@@ -69,7 +69,7 @@ impl Document {
         Ok(())
     }
 
-    fn save_peer(&mut self, mut section: Range<usize>, peer: &Peer, state: &PeerState) {
+    fn save_peer(&mut self, mut section: Range<usize>, peer: &PeerConfig, state: &PeerState) {
         if peer.preshared_key != state.preshared_key {
             section =
                 self.set(section, "PresharedKey", state.preshared_key.as_ref().map(SharedSecret::to_base64));
@@ -82,7 +82,7 @@ impl Document {
         let named = peer.endpoint.as_ref().is_some_and(|endpoint| endpoint.address().is_none());
         let stands = |addr| peer.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_at(addr));
         if let Some(addr) = state.endpoint.filter(|&addr| !named && !stands(addr)) {
-            section = self.set(section, "Endpoint", Some(value(Endpoint::from(addr))));
+            section = self.set(section, "Endpoint", Some(value(HostPort::from(addr))));
         }
         if peer.persistent_keepalive.unwrap_or(0) != state.persistent_keepalive {
             let seconds = Some(state.persistent_keepalive).filter(|&seconds| seconds != 0);
@@ -145,9 +145,9 @@ impl Document {
 
     /// The lines of a section that set `key`.
     fn places(&self, section: &Range<usize>, key: &'static str) -> Vec<usize> {
-        let sets = |line: &[u8], kind: Kind| match kind {
-            Kind::Quick(quick) => quick == key,
-            Kind::Wg => wg_cleaned(line).split_at_checked(key.len()).is_some_and(|(left, right)| {
+        let sets = |line: &[u8], kind: LineKind| match kind {
+            LineKind::Quick(quick) => quick == key,
+            LineKind::Wg => wg_cleaned(line).split_at_checked(key.len()).is_some_and(|(left, right)| {
                 left.eq_ignore_ascii_case(key.as_bytes()) && right.starts_with(b"=")
             }),
             _ => false,
@@ -171,7 +171,7 @@ impl Document {
                 let values = self
                     .kinds()
                     .enumerate()
-                    .filter(|(at, (_, kind))| section.contains(at) && *kind != Kind::Blank);
+                    .filter(|(at, (_, kind))| section.contains(at) && *kind != LineKind::Blank);
                 let below = values.last().map_or(section.start, |(at, _)| at) + 1;
                 let newline = self.newline();
                 if let Some(line) = self.lines.get_mut(below - 1)
@@ -215,12 +215,12 @@ fn with_value(line: &[u8], text: &str) -> Zeroizing<Vec<u8>> {
 }
 
 /// A section for a peer that only the device knows.
-fn as_section(state: &PeerState) -> Peer {
-    Peer {
+fn as_section(state: &PeerState) -> PeerConfig {
+    PeerConfig {
         preshared_key: state.preshared_key.clone(),
         allowed_ips: state.allowed_ips.clone(),
-        endpoint: state.endpoint.map(Endpoint::from),
+        endpoint: state.endpoint.map(HostPort::from),
         persistent_keepalive: Some(state.persistent_keepalive).filter(|&seconds| seconds != 0),
-        ..Peer::new(state.public_key)
+        ..PeerConfig::new(state.public_key)
     }
 }

@@ -1,6 +1,6 @@
 //! What the language allows and no tunnel works with. wg-quick goes ahead all the same, and so does `up`; `check` does not call it good.
 
-use super::{Config, Document, Interface, Peer, Table, Warning};
+use super::{Config, Document, Interface, PeerConfig, Table, Warning};
 use crate::routing::Prefix;
 
 /// What a hook that sets the private key may hold: wg(8)'s verbs, or a program of the administrator's own.
@@ -83,14 +83,14 @@ fn hook_may_set_key(interface: &Interface) -> bool {
     hooks.into_iter().any(|hook| MAY_SET_KEY.iter().any(|part| hook.contains(part)))
 }
 
-fn own_address(interface: &Interface, peer: &Peer) -> Option<Prefix> {
+fn own_address(interface: &Interface, peer: &PeerConfig) -> Option<Prefix> {
     let own =
         |prefix: &&Prefix| interface.addresses.iter().any(|address| Prefix::from(address.addr) == **prefix);
     peer.allowed_ips.iter().find(own).copied()
 }
 
 /// Of default routes the rules take the tunnel's own packets out; a hook may route them elsewhere.
-fn holds_own_endpoint(interface: &Interface, peer: &Peer) -> Option<Prefix> {
+fn holds_own_endpoint(interface: &Interface, peer: &PeerConfig) -> Option<Prefix> {
     let mut hooks = interface.pre_up.iter().chain(&interface.post_up);
     if interface.table != Table::Auto || hooks.any(|hook| hook.contains("route") || hook.contains("rule")) {
         return None;

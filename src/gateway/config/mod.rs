@@ -42,7 +42,7 @@ pub struct Config {
     /// All `[Interface]` sections together.
     pub interface: Interface,
     /// In the file's order; a public key may stand in several, and then the last one decides.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerConfig>,
 }
 
 impl Config {
@@ -88,7 +88,7 @@ pub struct Interface {
 
 /// One `[Peer]` section.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Peer {
+pub struct PeerConfig {
     /// From a comment `# Name = …` in the section or directly above it.
     pub name: Option<String>,
     /// Who.
@@ -98,17 +98,17 @@ pub struct Peer {
     /// In the file's order.
     pub allowed_ips: Vec<Prefix>,
     /// Where, if known.
-    pub endpoint: Option<Endpoint>,
+    pub endpoint: Option<HostPort>,
     /// Seconds; 0: off.
     pub persistent_keepalive: Option<u16>,
     /// The line of the section's header.
     pub line: Line,
 }
 
-impl Peer {
+impl PeerConfig {
     /// A peer of which only the key is known.
-    pub fn new(public_key: PublicKey) -> Peer {
-        Peer {
+    pub fn new(public_key: PublicKey) -> PeerConfig {
+        PeerConfig {
             name: None,
             public_key,
             preshared_key: None,
@@ -215,16 +215,16 @@ impl fmt::Display for Table {
 
 /// Where a peer is: an address or a name, and a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Endpoint {
+pub struct HostPort {
     /// Without brackets.
     pub host: String,
     /// UDP.
     pub port: u16,
 }
 
-impl Endpoint {
+impl HostPort {
     /// Reads `HOST:PORT`, `[HOST]:PORT`; the error says what was expected.
-    pub fn parse(text: &str) -> Result<Endpoint, String> {
+    pub fn parse(text: &str) -> Result<HostPort, String> {
         value::endpoint(text)
     }
 
@@ -254,18 +254,18 @@ impl Endpoint {
     }
 }
 
-impl From<SocketAddr> for Endpoint {
-    fn from(addr: SocketAddr) -> Endpoint {
+impl From<SocketAddr> for HostPort {
+    fn from(addr: SocketAddr) -> HostPort {
         let host = match addr {
             // An interface's name outlives a start of the host; its number does not.
             SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), link::scope(v6.scope_id())),
             _ => addr.ip().to_string(),
         };
-        Endpoint { host, port: addr.port() }
+        HostPort { host, port: addr.port() }
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
             true => write!(f, "[{}]:{}", self.host, self.port),

@@ -1,9 +1,9 @@
 //! From lines to meaning: all errors at once.
 
 use super::document::{
-    HOOK_KEYS, INTERFACE_KEYS, Kind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
+    HOOK_KEYS, INTERFACE_KEYS, LineKind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
 };
-use super::{Config, ConfigError, Document, Interface, Line, Mtu, Peer, Warning, dialect, value};
+use super::{Config, ConfigError, Document, Interface, Line, Mtu, PeerConfig, Warning, dialect, value};
 use crate::crypto::x25519::PublicKey;
 use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::routing::Prefix;
@@ -43,8 +43,8 @@ impl Document {
         parser.finish()
     }
 
-    fn taken(&self) -> Parser {
-        let mut parser = Parser::default();
+    fn taken(&self) -> ConfigParser {
+        let mut parser = ConfigParser::default();
         if let Some(error) = dialect::encoding(&self.lines) {
             parser.errors.push(error);
             return parser;
@@ -75,10 +75,10 @@ enum In {
 }
 
 #[derive(Default)]
-struct Parser {
+struct ConfigParser {
     config: Config,
     /// Peers whose key may be missing still.
-    peers: Vec<(Option<PublicKey>, Peer)>,
+    peers: Vec<(Option<PublicKey>, PeerConfig)>,
     section: In,
     line: usize,
     /// Where MTU was set last.
@@ -92,24 +92,24 @@ struct Parser {
     warnings: Vec<Warning>,
 }
 
-impl Parser {
-    fn take(&mut self, line: &[u8], kind: Kind) {
+impl ConfigParser {
+    fn take(&mut self, line: &[u8], kind: LineKind) {
         let taken = match kind {
-            Kind::Blank => Ok(()),
-            Kind::Interface => {
+            LineKind::Blank => Ok(()),
+            LineKind::Interface => {
                 self.section = In::Interface;
                 Ok(())
             }
-            Kind::Peer => {
+            LineKind::Peer => {
                 self.section = In::Peer;
                 self.seen_peer.clear();
-                let mut peer = Peer::new(PublicKey([0; 32]));
+                let mut peer = PeerConfig::new(PublicKey([0; 32]));
                 peer.line = Line(self.line);
                 self.peers.push((None, peer));
                 Ok(())
             }
-            Kind::Quick(key) => self.quick_line(key, line),
-            Kind::Wg => self.wg_line(line),
+            LineKind::Quick(key) => self.quick_line(key, line),
+            LineKind::Wg => self.wg_line(line),
         };
         if let Err(message) = taken {
             self.errors.push(ConfigError { line: self.line, message });

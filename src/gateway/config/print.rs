@@ -1,6 +1,6 @@
 //! A [`Config`] as a wg-quick file, each key once and in wg-quick(8)'s order.
 
-use super::{Config, Interface, Peer, Table};
+use super::{Config, Interface, PeerConfig, Table};
 use std::fmt::{Display, Write};
 use zeroize::Zeroizing;
 
@@ -20,7 +20,7 @@ impl Config {
     }
 }
 
-impl Peer {
+impl PeerConfig {
     /// The section, header and name first.
     pub fn print(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(peer_room(self)));
@@ -103,7 +103,7 @@ fn room(config: &Config) -> usize {
     ROOM + texts + lists + config.peers.iter().map(peer_room).sum::<usize>()
 }
 
-fn peer_room(peer: &Peer) -> usize {
+fn peer_room(peer: &PeerConfig) -> usize {
     let texts =
         peer.name.as_ref().map_or(0, String::len) + peer.endpoint.as_ref().map_or(0, |at| at.host.len());
     ROOM + texts + peer.allowed_ips.len() * 48

@@ -1,6 +1,6 @@
 //! What is sent to a device: all of a configuration as `wg addconf` would, or the difference as `wg syncconf` would.
 
-use super::{Config, Endpoint, Peer};
+use super::{Config, HostPort, PeerConfig};
 use crate::crypto::x25519::{PublicKey, SharedSecret};
 use crate::device::uapi::{AllowedIp, PeerRequest, SetRequest};
 use crate::gateway::control::{DeviceState, PeerState};
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
 /// Asked for the address of an endpoint; the argument's line is the peer's. `None`: leave the endpoint unset.
-pub type Resolver<'a> = &'a mut dyn FnMut(&Peer, &Endpoint) -> Option<SocketAddr>;
+pub type Resolver<'a> = &'a mut dyn FnMut(&PeerConfig, &HostPort) -> Option<SocketAddr>;
 
 impl Config {
     /// Sets what the file says, as `wg addconf` does: what it lacks stays, since a hook may have set it.
@@ -26,7 +26,7 @@ impl Config {
     }
 }
 
-impl Peer {
+impl PeerConfig {
     /// Adds the peer, or brings one that is there into line.
     pub fn request(&self, resolve: Resolver<'_>) -> PeerRequest {
         PeerRequest {

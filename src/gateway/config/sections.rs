@@ -14,7 +14,7 @@
 //! ```
 
 use super::Document;
-use super::document::{Kind, PEER_KEYS, name_in};
+use super::document::{LineKind, PEER_KEYS, name_in};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -40,7 +40,7 @@ struct Mark {
 
 /// What a line is to the sections around it.
 struct Row {
-    kind: Kind,
+    kind: LineKind,
     comment: bool,
     name: Option<String>,
     mark: Option<Mark>,
@@ -51,8 +51,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(line: &[u8], kind: Kind) -> Row {
-        let comment = kind == Kind::Blank && line.contains(&b'#');
+    fn new(line: &[u8], kind: LineKind) -> Row {
+        let comment = kind == LineKind::Blank && line.contains(&b'#');
         let text = if comment { comment_text(line) } else { String::new() };
         let key = text.split('=').next().unwrap_or_default().trim();
         Row {
@@ -67,7 +67,7 @@ impl Row {
     }
 
     fn is_header(&self) -> bool {
-        matches!(self.kind, Kind::Interface | Kind::Peer)
+        matches!(self.kind, LineKind::Interface | LineKind::Peer)
     }
 
     fn closes(&self) -> bool {
@@ -115,7 +115,7 @@ impl Document {
             let own = rows[header..next_start].iter().find_map(|row| row.name.as_ref());
             let above = rows[lead..header].iter().rev().find_map(|row| row.name.as_ref());
             let name = own.or(above).cloned();
-            let interface = rows[header].kind == Kind::Interface;
+            let interface = rows[header].kind == LineKind::Interface;
             sections.push(Section { interface, header, lines: lead..end, name });
             next_start = lead;
         }
@@ -152,7 +152,7 @@ fn closing(row: &Row, open: &Row) -> bool {
 /// behind the empty lines that follow.
 fn end(rows: &[Row], lead: Range<usize>, next_start: usize, next_header: usize) -> usize {
     let header = lead.end;
-    let last = (header..next_start).rev().find(|&at| rows[at].kind != Kind::Blank).unwrap_or(header);
+    let last = (header..next_start).rev().find(|&at| rows[at].kind != LineKind::Blank).unwrap_or(header);
     let opening = rows[lead].iter().find(|row| row.opens());
     let closing = opening.and_then(|open| (header..next_header).find(|&at| closing(&rows[at], open)));
     let opened: HashSet<_> = rows
@@ -167,6 +167,6 @@ fn end(rows: &[Row], lead: Range<usize>, next_start: usize, next_header: usize) 
     };
     let below = || (last + 1..next_start).take_while(|&at| ours(&rows[at])).last().unwrap_or(last);
     let end = closing.unwrap_or_else(below) + 1;
-    let blank = |&at: &usize| rows[at].kind == Kind::Blank && !rows[at].comment;
+    let blank = |&at: &usize| rows[at].kind == LineKind::Blank && !rows[at].comment;
     (end..next_start).take_while(blank).last().map_or(end, |at| at + 1)
 }

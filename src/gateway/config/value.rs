@@ -1,7 +1,7 @@
 //! What may stand after a key. An error says what was expected, and quotes the value unless it may be secret.
 
 use super::document::quoted;
-use super::{Address, DnsServer, Endpoint, Mtu, Table, names};
+use super::{Address, DnsServer, HostPort, Mtu, Table, names};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr};
@@ -80,7 +80,7 @@ pub(in crate::gateway) fn allowed_ip(value: &str) -> Result<(Prefix, bool), Stri
     Ok((prefix, prefix.addr() != addr))
 }
 
-pub(in crate::gateway) fn endpoint(value: &str) -> Result<Endpoint, String> {
+pub(in crate::gateway) fn endpoint(value: &str) -> Result<HostPort, String> {
     let what = "HOST:PORT, with an IPv6 address in brackets: [2001:db8::1]:51820";
     let wrong = || expected(value, what);
     let (host, port_text) = match value.strip_prefix('[') {
@@ -99,7 +99,7 @@ pub(in crate::gateway) fn endpoint(value: &str) -> Result<Endpoint, String> {
     if !good || port_text.is_empty() {
         return Err(wrong());
     }
-    Ok(Endpoint { host: host.to_owned(), port: port(port_text)? })
+    Ok(HostPort { host: host.to_owned(), port: port(port_text)? })
 }
 
 /// As ip(8) reads it: a length, or for IPv4 a netmask; missing octets of an IPv4 address are zero.

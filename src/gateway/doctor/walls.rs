@@ -2,7 +2,7 @@
 
 use super::Finding;
 use super::Level::{Missing, Unknown, Warn};
-use super::firewall::{self, Chain, Hook, Packet, Tool, Wall, wall};
+use super::firewall::{self, Chain, FirstPacket, Hook, Tool, Wall, wall};
 use super::network::{output, program};
 use super::tunnels::Tunnel;
 use std::fmt::Write;
@@ -108,9 +108,9 @@ fn input(chains: &[Chain], tunnels: &[Tunnel]) -> Finding {
     if tunnels.is_empty() {
         asked.push((USUAL_PORT, "the usual port; no tunnel says another".into()));
     }
-    let walled = asked
-        .iter()
-        .filter_map(|(port, name)| Some((port, name, wall(chains, Hook::Input, &[Packet::ToPort(*port)])?)));
+    let walled = asked.iter().filter_map(|(port, name)| {
+        Some((port, name, wall(chains, Hook::Input, &[FirstPacket::ToPort(*port)])?))
+    });
     let walled: Vec<_> = walled.collect();
     let Some((_, _, first)) = walled.first() else {
         let ports: Vec<String> = asked.iter().map(|(port, name)| format!("{port} ({name})")).collect();
@@ -157,7 +157,7 @@ fn forward(chains: &[Chain], tunnels: &[Tunnel]) -> Finding {
         asked.push(USUAL_NAME);
     }
     let walled = asked.iter().filter_map(|name| {
-        Some((*name, wall(chains, Hook::Forward, &[Packet::OutOf(name), Packet::Into(name)])?))
+        Some((*name, wall(chains, Hook::Forward, &[FirstPacket::OutOf(name), FirstPacket::Into(name)])?))
     });
     let walled: Vec<_> = walled.collect();
     let Some((_, first)) = walled.first() else {

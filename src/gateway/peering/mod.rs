@@ -5,7 +5,7 @@ pub mod openbsd;
 
 pub use address::next_free;
 
-use super::config::{Address, Config, DnsServer, Endpoint, Interface, Line, Mtu, Peer};
+use super::config::{Address, Config, DnsServer, HostPort, Interface, Line, Mtu, PeerConfig};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ pub struct Invitation {
     /// For both ends.
     pub preshared_key: Option<SharedSecret>,
     /// This end, as the new peer reaches it.
-    pub endpoint: Option<Endpoint>,
+    pub endpoint: Option<HostPort>,
     /// Of the new peer, seconds.
     pub keepalive: Option<u16>,
     /// What the new peer sends into the tunnel; empty: the tunnel's networks.
@@ -42,7 +42,7 @@ pub struct Invitation {
 #[derive(Debug)]
 pub struct Introduction {
     /// The section for this end.
-    pub here: Peer,
+    pub here: PeerConfig,
     /// The whole configuration of the new peer, secret.
     pub there: Config,
 }
@@ -67,11 +67,11 @@ pub fn introduce(
     };
     let own = invitation.private_key.public();
     let hosts = addresses.iter().map(|address| Prefix::from(address.addr));
-    let here = Peer {
+    let here = PeerConfig {
         name: Some(name.to_owned()),
         preshared_key: invitation.preshared_key.clone(),
         allowed_ips: hosts.chain(invitation.behind).collect(),
-        ..Peer::new(own)
+        ..PeerConfig::new(own)
     };
     let allowed_ips = match invitation.allowed_ips.is_empty() {
         true => networks.into_iter().collect(),
@@ -85,7 +85,7 @@ pub fn introduce(
         mtu: invitation.mtu.or(config.interface.mtu),
         ..Interface::default()
     };
-    let this_end = Peer {
+    let this_end = PeerConfig {
         name: None,
         public_key,
         preshared_key: invitation.preshared_key,

@@ -13,7 +13,7 @@ fn invitation(name: &str) -> Invitation {
         name: name.into(),
         private_key: PrivateKey::from_bytes([9; 32]),
         preshared_key: Some(SharedSecret([5; 32])),
-        endpoint: Some(Endpoint::parse("vpn.example.org:4500").unwrap()),
+        endpoint: Some(HostPort::parse("vpn.example.org:4500").unwrap()),
         keepalive: Some(25),
         allowed_ips: Vec::new(),
         behind: Vec::new(),

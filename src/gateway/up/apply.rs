@@ -3,8 +3,8 @@
 use super::journal::Trace;
 use super::routes::{Routes, in_order, is_default, prefixes};
 use super::{Console, Failure, Result, Session, before, dns, firewall, policy};
-use crate::gateway::config::{Address, Config, Endpoint, Loaded, Mtu, Peer, Table, allowed_ips};
-use crate::gateway::control::Control;
+use crate::gateway::config::{Address, Config, HostPort, Loaded, Mtu, PeerConfig, Table, allowed_ips};
+use crate::gateway::control::ControlSocket;
 use crate::gateway::itself;
 use crate::gateway::mtu::{self, IPV6_MINIMUM, Path};
 use crate::gateway::up::host::{Host, proto};
@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(90);
 const MTUS: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 /// Endpoints and what they are now.
-pub(in crate::gateway) type Resolved = Vec<(Endpoint, SocketAddr)>;
+pub(in crate::gateway) type Resolved = Vec<(HostPort, SocketAddr)>;
 
 pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) -> Result<()> {
     let (config, name) = (&loaded.config, session.name.clone());
@@ -75,7 +75,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
 /// Leads prefixes into the interface, as `table` says.
 pub(super) fn lead(
     session: &mut Session<'_>,
-    control: &Control,
+    control: &ControlSocket,
     index: u32,
     table: Table,
     prefixes: &[Prefix],
@@ -86,7 +86,7 @@ pub(super) fn lead(
 /// As [`lead`], while routes to some prefixes are `going`. What is led there already stays as it is.
 pub(super) fn lead_past(
     session: &mut Session<'_>,
-    control: &Control,
+    control: &ControlSocket,
     index: u32,
     table: Table,
     prefixes: &[Prefix],
@@ -104,7 +104,7 @@ pub(super) fn lead_past(
 }
 
 /// Leads what a new peer of a running tunnel is allowed into it.
-pub fn lead_to(peer: &Peer, loaded: &Loaded, console: Console<'_>) -> Result<()> {
+pub fn lead_to(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Result<()> {
     let name = &loaded.place.interface;
     let mut session = Session::new(&loaded.place, console)?;
     let control = session.control()?;
@@ -164,7 +164,7 @@ fn resolve_all(config: &Config, session: &mut Session<'_>) -> Result<Resolved> {
     Ok(resolved)
 }
 
-fn resolve(endpoint: &Endpoint, session: &mut Session<'_>) -> Result<SocketAddr> {
+fn resolve(endpoint: &HostPort, session: &mut Session<'_>) -> Result<SocketAddr> {
     let mut pause = FIRST_PAUSE;
     let mut left = retries(std::env::var(RETRIES_VARIABLE).ok().as_deref());
     loop {
@@ -200,7 +200,7 @@ fn pause_for(pause: Duration, session: &Session<'_>) -> Result<()> {
 }
 
 /// What an endpoint resolved to.
-pub(super) fn address_of(endpoint: &Endpoint, resolved: &Resolved) -> Option<SocketAddr> {
+pub(super) fn address_of(endpoint: &HostPort, resolved: &Resolved) -> Option<SocketAddr> {
     resolved.iter().find(|(known, _)| known == endpoint).map(|(_, address)| *address)
 }
 
@@ -212,7 +212,7 @@ pub(in crate::gateway) fn mtu_for(
     mark: u32,
     host: &Host,
 ) -> Result<u32> {
-    let path = |(_, to): &(Endpoint, SocketAddr)| {
+    let path = |(_, to): &(HostPort, SocketAddr)| {
         // An endpoint that no route leads to says nothing.
         let mtu = host.path_mtu(name, mark, to.ip())?;
         Some(Path { outer: Family::of(to.ip()), mtu })
@@ -242,7 +242,7 @@ pub(super) fn is_free(port: u16) -> Result<()> {
 }
 
 /// Starts the background process, which makes the interface.
-fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<Control> {
+fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<ControlSocket> {
     session.interrupt.check()?;
     let name = session.name.clone();
     let said = format!("ringtun {name}");

@@ -6,7 +6,7 @@ use super::routes::{Routes, prefixes, table_of};
 use super::{Failure, Result, Session};
 use crate::crypto::x25519::{PublicKey, SharedSecret};
 use crate::device::uapi::SetRequest;
-use crate::gateway::config::{Address, Config, Peer, Table};
+use crate::gateway::config::{Address, Config, PeerConfig, Table};
 use crate::gateway::control::DeviceState;
 use crate::gateway::up::host::Link;
 use crate::routing::Prefix;
@@ -96,16 +96,16 @@ impl Owned {
     }
 }
 
-fn with_secret(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
+fn with_secret(peers: &[PeerConfig]) -> impl Iterator<Item = &PeerConfig> {
     peers.iter().filter(|peer| peer.preshared_key.is_some())
 }
 
-fn with_keepalive(peers: &[Peer]) -> impl Iterator<Item = &Peer> {
+fn with_keepalive(peers: &[PeerConfig]) -> impl Iterator<Item = &PeerConfig> {
     peers.iter().filter(|peer| peer.persistent_keepalive.is_some())
 }
 
 /// The notes of what a file says of its peers.
-pub(super) fn of_peers(peers: &[Peer]) -> Vec<Trace> {
+pub(super) fn of_peers(peers: &[PeerConfig]) -> Vec<Trace> {
     let secret = with_secret(peers).map(|peer| Trace::Preshared(peer.public_key));
     secret.chain(with_keepalive(peers).map(|peer| Trace::Keepalive(peer.public_key))).collect()
 }

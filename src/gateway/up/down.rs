@@ -6,7 +6,7 @@ use super::{Console, Failure, Result, Session, before, dns, firewall, load, poli
 use crate::gateway::config::{
     Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
 };
-use crate::gateway::control::{Control, DeviceState};
+use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::socket;
 use crate::sys::link;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     rights::check("down", given)?;
     let mut session = Session::new(&Place::named(given)?, console)?;
     let (interface, loaded) = read_for_down(given, &mut session)?;
-    let Some(control) = Control::find(&session.name) else { return remove_remains(&mut session) };
+    let Some(control) = ControlSocket::find(&session.name) else { return remove_remains(&mut session) };
     if is_elsewhere(&session)? {
         return Err(Failure::new(format!(
             "the interface of `{}' is in another network namespace, or was renamed: run this there, as by ip netns exec",
@@ -56,7 +56,7 @@ fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, O
         Ok(loaded) => return Ok((loaded.config.interface.clone(), Some(loaded))),
         Err(error) => error,
     };
-    if Control::find(&session.name).is_none() && !session.journal.has_remains() {
+    if ControlSocket::find(&session.name).is_none() && !session.journal.has_remains() {
         return Err(error.into());
     }
     session.console.remark(&error.to_string());
@@ -82,7 +82,7 @@ fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, O
 /// Whether a process serves an interface that is not here. One whose interface just went ends in a moment.
 fn is_elsewhere(session: &Session<'_>) -> Result<bool> {
     let begun = Instant::now();
-    while session.index()?.is_none() && Control::find(&session.name).is_some() {
+    while session.index()?.is_none() && ControlSocket::find(&session.name).is_some() {
         if begun.elapsed() > LEAVING {
             return Ok(true);
         }
@@ -168,7 +168,7 @@ fn remove_interface(session: &mut Session<'_>) -> Result<()> {
         session.host.delete_link(index).map_err(Failure::of(&command))?;
     }
     let begun = Instant::now();
-    while Control::find(&name).is_some() || session.index()?.is_some() {
+    while ControlSocket::find(&name).is_some() || session.index()?.is_some() {
         if begun.elapsed() > END {
             return Err(Failure::new(format!("the process of {name} does not end: see its log")));
         }
@@ -191,7 +191,7 @@ pub fn save(given: &str, mut console: Console<'_>) -> Result<()> {
     save_to(&mut session, &control, loaded)
 }
 
-fn save_to(session: &mut Session<'_>, control: &Control, loaded: Loaded) -> Result<()> {
+fn save_to(session: &mut Session<'_>, control: &ControlSocket, loaded: Loaded) -> Result<()> {
     let name = session.name.clone();
     let file = loaded.place.file.clone();
     let _lock = FileLock::take(&file).map_err(Failure::of(file.display()))?;

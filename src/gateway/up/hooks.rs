@@ -14,7 +14,7 @@ pub(super) const TURN: &str = "RINGTUN_TURN";
 
 /// What hooks are told of the tunnel.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct HookContext<'a> {
     /// `%i`, and INTERFACE in the environment.
     pub(super) interface: &'a str,
     /// CONFIG_FILE in the environment.
@@ -24,7 +24,7 @@ pub(super) struct Place<'a> {
 /// Runs the hooks one after the other; the first that fails ends it. A signal is passed on to the hook at hand.
 pub(super) fn run(
     hooks: &[String],
-    place: Place<'_>,
+    place: HookContext<'_>,
     console: &mut Console<'_>,
     interrupt: &Interrupt,
 ) -> Result<()> {
@@ -50,7 +50,7 @@ fn expand(hook: &str, interface: &str) -> String {
 
 /// bash with the options that wg-quick evaluates hooks under; sh where there is no bash. wg-quick's own variables are there, since
 /// it evaluates hooks in a shell that has them.
-fn shell(hook: &str, place: Place<'_>) -> Command {
+fn shell(hook: &str, place: HookContext<'_>) -> Command {
     let mut command;
     match find("bash") {
         Some(bash) => {
@@ -103,8 +103,8 @@ mod tests {
         );
     }
 
-    fn place() -> Place<'static> {
-        Place { interface: "wg0", file: Path::new("/etc/wireguard/wg0.conf") }
+    fn place() -> HookContext<'static> {
+        HookContext { interface: "wg0", file: Path::new("/etc/wireguard/wg0.conf") }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use down::{down, save};
 pub use reload::reload;
 
 use crate::gateway::config::{Address, Config, LoadError, Loaded, Permissions, Place, Table, allowed_ips};
-use crate::gateway::control::Control;
+use crate::gateway::control::ControlSocket;
 use crate::gateway::ipv6;
 use crate::gateway::leaving;
 use crate::routing::Prefix;
@@ -43,7 +43,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use turn::Turn;
+use turn::CommandTurn;
 
 /// What went wrong, for a person.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ struct Session<'a> {
     interrupt: Interrupt,
     journal: Journal,
     /// Nobody else changes this tunnel meanwhile.
-    _turn: Option<Turn>,
+    _turn: Option<CommandTurn>,
 }
 
 impl<'a> Session<'a> {
@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
     fn new(place: &Place, mut console: Console<'a>) -> Result<Session<'a>> {
         let name = &place.interface;
         let interrupt = Interrupt::catch()?;
-        let turn = Turn::take(name, &mut console, &interrupt)?;
+        let turn = CommandTurn::take(name, &mut console, &interrupt)?;
         Ok(Session {
             name: name.clone(),
             file: place.file.clone(),
@@ -199,7 +199,7 @@ impl<'a> Session<'a> {
     }
 
     fn hooks(&mut self, hooks: &[String]) -> Result<()> {
-        let place = hooks::Place { interface: &self.name, file: &self.file };
+        let place = hooks::HookContext { interface: &self.name, file: &self.file };
         hooks::run(hooks, place, &mut self.console, &self.interrupt)
     }
 
@@ -208,8 +208,8 @@ impl<'a> Session<'a> {
         Ok(link.map(|link| link.index))
     }
 
-    fn control(&self) -> Result<Control> {
-        Control::find(&self.name)
+    fn control(&self) -> Result<ControlSocket> {
+        ControlSocket::find(&self.name)
             .ok_or_else(|| Failure::new(format!("`{0}' is not up: ringtun up {0}", self.name)))
     }
 
@@ -303,7 +303,7 @@ pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()>
 fn what_is_there(session: &Session<'_>) -> Result<(bool, bool)> {
     let begun = Instant::now();
     loop {
-        let found = (session.index()?.is_some(), Control::find(&session.name).is_some());
+        let found = (session.index()?.is_some(), ControlSocket::find(&session.name).is_some());
         if found != (true, false) || !leaving::may_go(&session.name, begun) {
             return Ok(found);
         }

@@ -6,10 +6,10 @@
 use super::host::{Rule, proto};
 use super::journal::Trace;
 use super::routes::Routes;
-use super::turn::Turn;
+use super::turn::CommandTurn;
 use super::{Failure, Result, Session, firewall};
 use crate::device::uapi::SetRequest;
-use crate::gateway::control::Control;
+use crate::gateway::control::ControlSocket;
 use crate::routing::Prefix;
 use std::net::IpAddr;
 
@@ -23,13 +23,13 @@ const VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 /// nothing, but a route in it without the second one would take what better routes of the main table lead elsewhere.
 pub(super) fn add_default(
     session: &mut Session<'_>,
-    control: &Control,
+    control: &ControlSocket,
     routes: &mut Routes,
     index: u32,
     prefix: Prefix,
 ) -> Result<()> {
     // Until the route is there, another tunnel would choose the same table.
-    let turn = Turn::take("", &mut session.console, &session.interrupt)?;
+    let turn = CommandTurn::take("", &mut session.console, &session.interrupt)?;
     let table = table(session, control)?;
     let v6 = prefix.addr().is_ipv6();
     add_rules(session, v6, table)?;
@@ -85,7 +85,7 @@ pub(super) fn guard(session: &mut Session<'_>, index: u32, v6: bool, table: u32)
 }
 
 /// The mark that the device has; else the first number whose table is empty, which the device is then given.
-fn table(session: &mut Session<'_>, control: &Control) -> Result<u32> {
+fn table(session: &mut Session<'_>, control: &ControlSocket) -> Result<u32> {
     let failed = || Failure::of("looking for a routing table");
     let mark = control.get().map_err(failed())?.fwmark;
     if mark != 0 {

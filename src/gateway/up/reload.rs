@@ -15,8 +15,10 @@ use super::journal::Trace;
 use super::routes::{self, Routes, in_order, is_default, table_of};
 use super::{Console, Failure, Result, Session, firewall, load, policy, rights};
 use crate::device::uapi::SetRequest;
-use crate::gateway::config::{Address, Config, Loaded, Peer, Permissions, Table, allowed_ips, difference};
-use crate::gateway::control::Control;
+use crate::gateway::config::{
+    Address, Config, Loaded, PeerConfig, Permissions, Table, allowed_ips, difference,
+};
+use crate::gateway::control::ControlSocket;
 use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
@@ -42,7 +44,7 @@ pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
 
 /// Everything that a reload needs to know, found out before it begins.
 pub(super) struct Reload<'a> {
-    pub(super) control: Control,
+    pub(super) control: ControlSocket,
     pub(super) index: u32,
     pub(super) table: Table,
     pub(super) before: Before,
@@ -57,7 +59,7 @@ pub(super) struct Reload<'a> {
     asked_mtu: u32,
     /// Those of the file that the MTU lets be.
     addresses: Vec<Address>,
-    peers: &'a [Peer],
+    peers: &'a [PeerConfig],
     /// In the order in which their routes are added.
     pub(super) prefixes: Vec<Prefix>,
 }

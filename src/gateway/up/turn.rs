@@ -17,15 +17,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A command's turn, until it is dropped.
-pub(super) struct Turn {
+pub(super) struct CommandTurn {
     path: PathBuf,
     _lock: File,
 }
 
-impl Turn {
+impl CommandTurn {
     /// Waits for the turn at the tunnel `name`, or with no name at the host's tables. `None`: a hook's, whose turn it is already; or
     /// nothing can be written here, so that nobody else has one either.
-    pub(super) fn take(name: &str, console: &mut Console<'_>, interrupt: &Interrupt) -> Result<Option<Turn>> {
+    pub(super) fn take(
+        name: &str,
+        console: &mut Console<'_>,
+        interrupt: &Interrupt,
+    ) -> Result<Option<CommandTurn>> {
         if !name.is_empty() && std::env::var(hooks::TURN).is_ok_and(|holder| holder == name) {
             return Ok(None);
         }
@@ -34,7 +38,7 @@ impl Turn {
         let mut told = false;
         loop {
             match try_lock(&path) {
-                Ok(Some(lock)) => return Ok(Some(Turn { path, _lock: lock })),
+                Ok(Some(lock)) => return Ok(Some(CommandTurn { path, _lock: lock })),
                 Ok(None) => {}
                 Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(None),
                 Err(error) => return Err(unwritable(&path, error)),
@@ -57,7 +61,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for CommandTurn {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path); // while it is locked, so that nobody else's goes
     }

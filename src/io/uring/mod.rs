@@ -19,7 +19,7 @@ use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
 use crate::wire::family::Family;
-use ring::{Event, Kind, Ring, START};
+use ring::{Completion, RequestKind, Ring, START};
 use std::collections::VecDeque;
 use std::io::{Error, Result};
 use std::net::IpAddr;
@@ -101,11 +101,11 @@ impl Uring {
     fn arm(&mut self) -> Result<()> {
         self.ring.buffers.refill(self.came.len(), &self.edge.pool);
         if !self.armed.tun {
-            self.ring.poll(Kind::Tun, 0, self.edge.tun.as_fd(), libc::POLLIN)?;
+            self.ring.poll(RequestKind::Tun, 0, self.edge.tun.as_fd(), libc::POLLIN)?;
             self.armed.tun = true;
         }
         if !self.armed.waker {
-            self.ring.poll(Kind::Waker, 0, self.waker.as_fd(), libc::POLLIN)?;
+            self.ring.poll(RequestKind::Waker, 0, self.waker.as_fd(), libc::POLLIN)?;
             self.armed.waker = true;
         }
         for family in Family::BOTH {
@@ -125,7 +125,7 @@ impl Uring {
     fn take_events(&mut self) {
         while let Some(event) = self.ring.next_event() {
             match event.kind {
-                Kind::Tun => {
+                RequestKind::Tun => {
                     self.armed.tun &= event.more;
                     self.edge.tun.set_ready();
                     let broken = (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) as u32;
@@ -133,16 +133,16 @@ impl Uring {
                         self.edge.tun.set_dead();
                     }
                 }
-                Kind::Waker => {
+                RequestKind::Waker => {
                     self.armed.waker &= event.more;
                     self.waker.clear();
                     self.rung = true;
                 }
-                Kind::RoomV4 => self.take_room(Family::Ipv4, event.generation),
-                Kind::RoomV6 => self.take_room(Family::Ipv6, event.generation),
-                Kind::Write => self.wrote(event.generation, event.outcome.map(drop)),
-                Kind::ReceiveV4 => self.take_receive(Family::Ipv4, event),
-                Kind::ReceiveV6 => self.take_receive(Family::Ipv6, event),
+                RequestKind::RoomV4 => self.take_room(Family::Ipv4, event.generation),
+                RequestKind::RoomV6 => self.take_room(Family::Ipv6, event.generation),
+                RequestKind::Write => self.wrote(event.generation, event.outcome.map(drop)),
+                RequestKind::ReceiveV4 => self.take_receive(Family::Ipv4, event),
+                RequestKind::ReceiveV6 => self.take_receive(Family::Ipv6, event),
             }
         }
     }
@@ -154,7 +154,7 @@ impl Uring {
         }
     }
 
-    fn take_receive(&mut self, family: Family, event: Event) {
+    fn take_receive(&mut self, family: Family, event: Completion) {
         if event.generation != self.generation {
             // Of a socket that is gone; the buffer, if any, returns to the pool.
             self.ending -= usize::from(!event.more && self.ending > 0);
@@ -354,16 +354,16 @@ impl Io for Uring {
     }
 }
 
-fn room_kind(family: Family) -> Kind {
+fn room_kind(family: Family) -> RequestKind {
     match family {
-        Family::Ipv4 => Kind::RoomV4,
-        Family::Ipv6 => Kind::RoomV6,
+        Family::Ipv4 => RequestKind::RoomV4,
+        Family::Ipv6 => RequestKind::RoomV6,
     }
 }
 
-fn receive_kind(family: Family) -> Kind {
+fn receive_kind(family: Family) -> RequestKind {
     match family {
-        Family::Ipv4 => Kind::ReceiveV4,
-        Family::Ipv6 => Kind::ReceiveV6,
+        Family::Ipv4 => RequestKind::ReceiveV4,
+        Family::Ipv6 => RequestKind::ReceiveV6,
     }
 }

@@ -1,7 +1,7 @@
 //! The ring itself: set-up in steps, multishot requests and their completions as events.
 
 use super::buffers::{BufferRing, GROUP};
-use crate::io::edge::{Edge, Received, Shape, shape};
+use crate::io::edge::{Edge, ReceiveInfo, TrainShape, shape};
 use crate::io::slab::{Buf, Pool};
 use crate::sys::cmsg::{CONTROL_LEN, NAME_LEN};
 use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
@@ -22,7 +22,7 @@ pub(super) const START: usize = 16 + NAME_LEN + CONTROL_LEN;
 /// the sockets or, of a write, its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     Tun = 1,
     Waker = 2,
     RoomV4 = 3,
@@ -32,9 +32,9 @@ pub(super) enum Kind {
     RoomV6 = 7,
 }
 
-impl Kind {
-    fn of(user_data: u64) -> Option<Kind> {
-        use Kind::{ReceiveV4, ReceiveV6, RoomV4, RoomV6, Tun, Waker, Write};
+impl RequestKind {
+    fn of(user_data: u64) -> Option<RequestKind> {
+        use RequestKind::{ReceiveV4, ReceiveV6, RoomV4, RoomV6, Tun, Waker, Write};
         [Tun, Waker, RoomV4, RoomV6, ReceiveV4, ReceiveV6, Write]
             .into_iter()
             .find(|&kind| kind as u64 == user_data & 0xff)
@@ -46,8 +46,8 @@ impl Kind {
 }
 
 /// A completion.
-pub(super) struct Event {
-    pub(super) kind: Kind,
+pub(super) struct Completion {
+    pub(super) kind: RequestKind,
     pub(super) generation: u32,
     /// The request goes on; else it must be armed again.
     pub(super) more: bool,
@@ -88,11 +88,11 @@ impl Ring {
     fn try_out(&mut self, pool: &Pool) -> Result<()> {
         let (sender, receiver) = std::os::unix::net::UnixDatagram::pair()?;
         self.buffers.refill(0, pool);
-        self.receive(Kind::ReceiveV4, 0, receiver.as_fd())?;
+        self.receive(RequestKind::ReceiveV4, 0, receiver.as_fd())?;
         sender.send(b"?")?;
         self.enter(1, Some(Duration::from_secs(1)))?;
         let received = self.next_event().is_some_and(|event| event.more && event.buf.is_some());
-        self.cancel(Kind::ReceiveV4, 0);
+        self.cancel(RequestKind::ReceiveV4, 0);
         for _ in 0..16 {
             self.enter(0, None)?;
             while let Some(event) = self.next_event() {
@@ -110,18 +110,23 @@ impl Ring {
     /// Watches `fd` for `events`, again and again.
     pub(super) fn poll(
         &mut self,
-        kind: Kind,
+        kind: RequestKind,
         generation: u32,
         fd: BorrowedFd<'_>,
         events: i16,
     ) -> Result<()> {
-        let multi = !matches!(kind, Kind::RoomV4 | Kind::RoomV6);
+        let multi = !matches!(kind, RequestKind::RoomV4 | RequestKind::RoomV6);
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events as u32).multi(multi).build();
         self.push(entry.user_data(kind.tag(generation)))
     }
 
     /// Receives from `socket` into provided buffers, again and again.
-    pub(super) fn receive(&mut self, kind: Kind, generation: u32, socket: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn receive(
+        &mut self,
+        kind: RequestKind,
+        generation: u32,
+        socket: BorrowedFd<'_>,
+    ) -> Result<()> {
         let entry = opcode::RecvMsgMulti::new(Fd(socket.as_raw_fd()), &*self.header, GROUP).build();
         self.push(entry.user_data(kind.tag(generation)))
     }
@@ -137,7 +142,7 @@ impl Ring {
         vectors: &[libc::iovec],
     ) -> Result<()> {
         let entry = opcode::Writev::new(Fd(fd.as_raw_fd()), vectors.as_ptr(), vectors.len() as u32).build();
-        self.push(entry.user_data(Kind::Write.tag(number)))
+        self.push(entry.user_data(RequestKind::Write.tag(number)))
     }
 
     /// Submits what is pushed. A failure leaves it there for the next enter.
@@ -157,7 +162,7 @@ impl Ring {
     }
 
     /// Cancels a request; its last completion comes with the next enter.
-    pub(super) fn cancel(&mut self, kind: Kind, generation: u32) {
+    pub(super) fn cancel(&mut self, kind: RequestKind, generation: u32) {
         // What is not submitted cannot be found. Failure: there is no such request, which is what is wanted.
         let _ = self.uring.submit();
         let which = CancelBuilder::user_data(kind.tag(generation)).all();
@@ -197,14 +202,14 @@ impl Ring {
     }
 
     /// The next completion.
-    pub(super) fn next_event(&mut self) -> Option<Event> {
+    pub(super) fn next_event(&mut self) -> Option<Completion> {
         loop {
             let entry = self.uring.completion().next()?;
             let flags = entry.flags();
             let buf = cqueue::buffer_select(flags).and_then(|slot| self.buffers.take(slot));
             // A completion of no request of ours would be a fault of the kernel's: its buffer goes back all the same.
-            let Some(kind) = Kind::of(entry.user_data()) else { continue };
-            return Some(Event {
+            let Some(kind) = RequestKind::of(entry.user_data()) else { continue };
+            return Some(Completion {
                 kind,
                 generation: (entry.user_data() >> 8) as u32,
                 more: cqueue::more(flags),
@@ -215,10 +220,10 @@ impl Ring {
     }
 
     /// What a receive of `len` bytes in all put into `buf`.
-    pub(super) fn parse(&self, buf: &Buf, len: u32) -> Option<Shape> {
+    pub(super) fn parse(&self, buf: &Buf, len: u32) -> Option<TrainShape> {
         let out = RecvMsgOut::parse(buf.get(..len as usize)?, &self.header).ok()?;
         let received =
-            Received { flags: out.flags() as i32, name: out.name_data(), control: out.control_data() };
+            ReceiveInfo { flags: out.flags() as i32, name: out.name_data(), control: out.control_data() };
         shape(out.payload_data().len(), received)
     }
 }

@@ -17,13 +17,13 @@ const PIECES: usize = 64;
 
 /// The writes that wait for the next enter, and those of which the kernel has not told the outcome. Bounded: [`BATCH`] in all.
 pub(super) struct Writes {
-    slots: Vec<Write>,
+    slots: Vec<PendingWrite>,
     free: Vec<u32>,
     queued: VecDeque<u32>,
 }
 
 /// One write. It must not move or change until its outcome is known, hence one vector of pieces a slot.
-struct Write {
+struct PendingWrite {
     /// `None`: the slot is free.
     buf: Option<SharedBuf>,
     pieces: Vec<Range<usize>>,
@@ -32,8 +32,11 @@ struct Write {
 
 impl Writes {
     pub(super) fn new() -> Writes {
-        let slot =
-            || Write { buf: None, pieces: Vec::with_capacity(PIECES), vectors: Vec::with_capacity(PIECES) };
+        let slot = || PendingWrite {
+            buf: None,
+            pieces: Vec::with_capacity(PIECES),
+            vectors: Vec::with_capacity(PIECES),
+        };
         Writes {
             slots: std::iter::repeat_with(slot).take(BATCH).collect(),
             free: (0..BATCH as u32).rev().collect(),

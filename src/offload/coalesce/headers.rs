@@ -19,7 +19,7 @@ pub(super) struct Hosts {
 
 /// A TCP or UDP flow.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Flow {
+pub(super) struct FlowKey {
     pub(super) hosts: Hosts,
     /// Both ports.
     ports: u32,
@@ -29,7 +29,7 @@ pub(super) struct Flow {
 /// The headers of one TCP or UDP packet.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Headers {
-    pub(super) flow: Flow,
+    pub(super) flow: FlowKey,
     /// IPv4: version, IHL, TOS, fragment field, TTL. IPv6: version, traffic class, flow label, hop limit.
     /// The same in all packets of a run.
     pub(super) ip: u64,
@@ -63,11 +63,11 @@ impl Headers {
 }
 
 /// What a packet is to the coalescer.
-pub(super) enum Packet {
+pub(super) enum PacketClass {
     /// It may continue or start a run.
     Joinable(Headers),
     /// Of a known flow, but to be delivered alone.
-    Alone(Flow, Refusal),
+    Alone(FlowKey, Refusal),
     /// Of an unknown flow between these hosts.
     Opaque(Hosts),
     /// Not IP.
@@ -76,21 +76,21 @@ pub(super) enum Packet {
 
 /// Parses `packet`, which is exactly one IP packet.
 #[inline]
-pub(super) fn parse(packet: &[u8]) -> Packet {
+pub(super) fn parse(packet: &[u8]) -> PacketClass {
     match packet.first().map(|first| first >> 4) {
         Some(4) => parse_v4(packet),
         Some(6) => parse_v6(packet),
-        _ => Packet::Unknown,
+        _ => PacketClass::Unknown,
     }
 }
 
 #[inline]
-fn parse_v4(packet: &[u8]) -> Packet {
-    let Some(header) = packet.first_chunk::<V4_HEADER_LEN>() else { return Packet::Unknown };
+fn parse_v4(packet: &[u8]) -> PacketClass {
+    let Some(header) = packet.first_chunk::<V4_HEADER_LEN>() else { return PacketClass::Unknown };
     let hosts = Hosts { addresses: [ne64(header, 12), 0, 0, 0], version: 4 };
     let fragment = be16(header, 6);
     if header[0] != 0x45 || fragment & V4_FRAGMENT != 0 || usize::from(be16(header, 2)) != packet.len() {
-        return Packet::Opaque(hosts);
+        return PacketClass::Opaque(hosts);
     }
     let ip = u64::from(be16(header, 0)) << 32 | u64::from(fragment) << 16 | u64::from(header[8]);
     let common =
@@ -99,12 +99,12 @@ fn parse_v4(packet: &[u8]) -> Packet {
 }
 
 #[inline]
-fn parse_v6(packet: &[u8]) -> Packet {
-    let Some(header) = packet.first_chunk::<V6_HEADER_LEN>() else { return Packet::Unknown };
+fn parse_v6(packet: &[u8]) -> PacketClass {
+    let Some(header) = packet.first_chunk::<V6_HEADER_LEN>() else { return PacketClass::Unknown };
     let addresses = [ne64(header, 8), ne64(header, 16), ne64(header, 24), ne64(header, 32)];
     let hosts = Hosts { addresses, version: 6 };
     if V6_HEADER_LEN + usize::from(be16(header, 4)) != packet.len() {
-        return Packet::Opaque(hosts);
+        return PacketClass::Opaque(hosts);
     }
     let ip = u64::from(be32(header, 0)) << 8 | u64::from(header[7]);
     let common = Headers { ip, id_may_stand: true, ..Headers::default() };
@@ -112,35 +112,35 @@ fn parse_v6(packet: &[u8]) -> Packet {
 }
 
 #[inline]
-fn parse_transport(packet: &[u8], at: usize, protocol: u8, hosts: Hosts, common: Headers) -> Packet {
+fn parse_transport(packet: &[u8], at: usize, protocol: u8, hosts: Hosts, common: Headers) -> PacketClass {
     let segment = &packet[at..];
     match protocol {
         TCP => parse_tcp(segment, hosts, Headers { transport: at, ..common }),
         UDP => parse_udp(segment, hosts, Headers { transport: at, ..common }),
-        _ => Packet::Opaque(hosts),
+        _ => PacketClass::Opaque(hosts),
     }
 }
 
 #[inline]
-fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> Packet {
-    let Some(header) = segment.first_chunk::<TCP_HEADER_LEN>() else { return Packet::Opaque(hosts) };
-    let flow = Flow { hosts, ports: be32(header, 0), protocol: TCP };
+fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
+    let Some(header) = segment.first_chunk::<TCP_HEADER_LEN>() else { return PacketClass::Opaque(hosts) };
+    let flow = FlowKey { hosts, ports: be32(header, 0), protocol: TCP };
     let header_len = usize::from(header[12] >> 4) * 4;
     if header_len < TCP_HEADER_LEN || header_len > segment.len() {
-        return Packet::Alone(flow, Refusal::NotCoalescable);
+        return PacketClass::Alone(flow, Refusal::NotCoalescable);
     }
     // The kernel's tcp_gro_receive closes a run at FIN, SYN, RST, URG and CWR; ECE and AE (RFC 9768) may change from packet
     // to packet. Nothing but ACK and PSH, then, and no reserved bits.
     let flags = header[13];
     if flags & !PSH != ACK || header[12] & 0xf != 0 {
-        return Packet::Alone(flow, Refusal::Flags);
+        return PacketClass::Alone(flow, Refusal::Flags);
     }
     let payload = segment.len() - header_len;
     if payload == 0 {
-        return Packet::Alone(flow, Refusal::Size);
+        return PacketClass::Alone(flow, Refusal::Size);
     }
     let word = be32(header, 12) & !(u32::from(PSH) << 16);
-    Packet::Joinable(Headers {
+    PacketClass::Joinable(Headers {
         flow,
         tcp: u64::from(be32(header, 8)) << 32 | u64::from(word),
         sequence: be32(header, 4),
@@ -152,18 +152,18 @@ fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> Packet {
 }
 
 #[inline]
-fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers) -> Packet {
-    let Some(header) = segment.first_chunk::<UDP_HEADER_LEN>() else { return Packet::Opaque(hosts) };
-    let flow = Flow { hosts, ports: be32(header, 0), protocol: UDP };
+fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
+    let Some(header) = segment.first_chunk::<UDP_HEADER_LEN>() else { return PacketClass::Opaque(hosts) };
+    let flow = FlowKey { hosts, ports: be32(header, 0), protocol: UDP };
     // Without a checksum there is none to hand to the kernel (udp_gro_receive refuses it, too, "for symmetry with GSO").
     if usize::from(be16(header, 4)) != segment.len() || be16(header, 6) == 0 {
-        return Packet::Alone(flow, Refusal::NotCoalescable);
+        return PacketClass::Alone(flow, Refusal::NotCoalescable);
     }
     let payload = segment.len() - UDP_HEADER_LEN;
     if payload == 0 {
-        return Packet::Alone(flow, Refusal::Size);
+        return PacketClass::Alone(flow, Refusal::Size);
     }
-    Packet::Joinable(Headers { flow, len: common.transport + UDP_HEADER_LEN, payload, ..common })
+    PacketClass::Joinable(Headers { flow, len: common.transport + UDP_HEADER_LEN, payload, ..common })
 }
 
 /// Eight bytes at `at`, which must lie inside `header`, for comparing only.

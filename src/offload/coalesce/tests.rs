@@ -27,7 +27,7 @@ fn coalesce_with(options: CoalesceOptions, packets: &[Vec<u8>]) -> (Vec<(Vec<u8>
     coalescer.start(options);
     ranges.into_iter().for_each(|range| coalescer.push(&mut train, range));
     let runs = coalescer.finish(&mut train).to_vec();
-    let frame = |run: &Run| {
+    let frame = |run: &TunWrite| {
         (run.pieces.iter().flat_map(|piece| train[piece.clone()].to_vec()).collect(), run.packets)
     };
     (runs.iter().map(frame).collect(), coalescer.take_refusals())

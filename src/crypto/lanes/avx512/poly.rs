@@ -10,7 +10,7 @@ const MASK42: i64 = (1 << 42) - 1;
 const HIBIT: i64 = 1 << 40;
 
 /// Poly1305 of eight packets.
-pub(super) struct Poly {
+pub(super) struct PolyAvx512 {
     r: Factor,
     r_squared: Factor,
     h: [__m512i; 3],
@@ -83,18 +83,18 @@ impl Product {
     }
 }
 
-impl Poly {
+impl PolyAvx512 {
     /// From the one-time keys' first sixteen bytes as two 64-bit words across lanes.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
-    pub(super) fn new(low: __m512i, high: __m512i) -> Poly {
+    pub(super) fn new(low: __m512i, high: __m512i) -> PolyAvx512 {
         let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
         let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
         let limbs = limbs(low, high);
         let r = Factor::new(limbs);
         let mut square = Product::zero();
         square.add(&limbs, &r);
-        Poly { r, r_squared: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
+        PolyAvx512 { r, r_squared: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
     }
 
     /// One full 16-byte block of each packet (low and high words): h = (h + m) r mod 2^130 - 5, partially reduced.

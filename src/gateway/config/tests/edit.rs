@@ -137,7 +137,7 @@ fn addresses_and_mtu_follow_the_interface() {
 
 #[test]
 fn an_added_peer_leaves_the_rest_and_keeps_the_files_line_ends() {
-    let mut peer = Peer::new(key(PUBLIC));
+    let mut peer = PeerConfig::new(key(PUBLIC));
     peer.name = Some("phone".into());
     for (text, ends) in [
         ("[Interface]\nMTU = 1400", "\n"),

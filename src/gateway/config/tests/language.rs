@@ -6,7 +6,7 @@ fn interface(line: &str) -> Interface {
     config(&format!("[Interface]\n{line}\n")).interface
 }
 
-fn peer(line: &str) -> Peer {
+fn peer(line: &str) -> PeerConfig {
     config(&format!("[Peer]\nPublicKey = {PUBLIC}\n{line}\n")).peers.remove(0)
 }
 

@@ -25,9 +25,9 @@ fn hooks() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec("[!-\"$-~ä]([ -\"$-~ä]{0,20}[!-\"$-~])?", 0..3)
 }
 
-fn endpoint() -> impl Strategy<Value = Endpoint> {
+fn endpoint() -> impl Strategy<Value = HostPort> {
     let host = prop_oneof!["[a-z][a-z0-9.-]{0,20}", addr().prop_map(|addr| addr.to_string())];
-    (host, any::<u16>()).prop_map(|(host, port)| Endpoint { host, port })
+    (host, any::<u16>()).prop_map(|(host, port)| HostPort { host, port })
 }
 
 prop_compose! {
@@ -38,9 +38,9 @@ prop_compose! {
         allowed in prop::collection::vec(address(), 0..5),
         endpoint in prop::option::of(endpoint()),
         persistent_keepalive in prop::option::of(any::<u16>()),
-    ) -> Peer {
+    ) -> PeerConfig {
         let allowed_ips = allowed.iter().map(Address::network).collect();
-        Peer { name, preshared_key, allowed_ips, endpoint, persistent_keepalive, ..Peer::new(PublicKey(key)) }
+        PeerConfig { name, preshared_key, allowed_ips, endpoint, persistent_keepalive, ..PeerConfig::new(PublicKey(key)) }
     }
 }
 
@@ -111,7 +111,7 @@ proptest! {
     fn saving_writes_what_is_and_leaves_every_other_line(config in configs(), kept in any::<u8>(), psk in secret(), port in 1_u16.., endpoint in (addr(), any::<u16>())) {
         let text = format!("# first\n{}# last\n", *config.print());
         let mut document = Document::new(text.as_bytes());
-        let known = |(at, peer): (usize, &Peer)| (kept >> at & 1 == 1).then(|| PeerState {
+        let known = |(at, peer): (usize, &PeerConfig)| (kept >> at & 1 == 1).then(|| PeerState {
             preshared_key: psk.clone(),
             endpoint: Some(endpoint.into()),
             allowed_ips: peer.allowed_ips.iter().take(2).copied().collect(),

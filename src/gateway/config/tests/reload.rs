@@ -10,7 +10,7 @@ use crate::time::Instant;
 use proptest::prelude::*;
 use std::time::Duration;
 
-fn resolve(_: &Peer, endpoint: &Endpoint) -> Option<SocketAddr> {
+fn resolve(_: &PeerConfig, endpoint: &HostPort) -> Option<SocketAddr> {
     endpoint.address().map(|addr| (addr, endpoint.port).into())
 }
 
@@ -108,7 +108,7 @@ proptest! {
         to.interface.listen_port = Some(to.interface.listen_port.unwrap_or(0).max(1));
         to.interface.fwmark.get_or_insert(0);
         for peer in to.peers.iter_mut().filter(|peer| peer.endpoint.as_ref().is_none_or(|at| at.address().is_none())) {
-            peer.endpoint = Some(Endpoint { host: "192.0.2.1".into(), port: 1 });
+            peer.endpoint = Some(HostPort { host: "192.0.2.1".into(), port: 1 });
         }
         let mut running = device();
         apply(&mut running, &from.request(&mut resolve));

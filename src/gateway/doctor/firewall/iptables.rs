@@ -1,6 +1,6 @@
 //! Reads what iptables-save(8) and ip6tables-save(8) print of the table `filter`.
 
-use super::{Chain, Condition, Hook, Rule, Tool, Verdict};
+use super::{Chain, Condition, FirewallRule, Hook, RuleVerdict, Tool};
 use std::ops::RangeInclusive;
 
 /// The chains; `program` is what changes them.
@@ -60,8 +60,8 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-fn read_rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> Rule {
-    let mut rule = Rule::default();
+fn read_rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> FirewallRule {
+    let mut rule = FirewallRule::default();
     let mut words = words.iter().map(String::as_str).peekable();
     let mut negated = false;
     while let Some(word) = words.next() {
@@ -101,13 +101,13 @@ fn read_rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> Rule {
     rule
 }
 
-fn verdict(option: &str, target: &str, is_chain: impl Fn(&str) -> bool) -> Option<Verdict> {
+fn verdict(option: &str, target: &str, is_chain: impl Fn(&str) -> bool) -> Option<RuleVerdict> {
     match target {
-        "ACCEPT" => Some(Verdict::Accept),
-        "DROP" | "REJECT" => Some(Verdict::Drop),
-        "RETURN" => Some(Verdict::Return),
-        name if is_chain(name) && option == "-g" => Some(Verdict::Goto(name.into())),
-        name if is_chain(name) => Some(Verdict::Jump(name.into())),
+        "ACCEPT" => Some(RuleVerdict::Accept),
+        "DROP" | "REJECT" => Some(RuleVerdict::Drop),
+        "RETURN" => Some(RuleVerdict::Return),
+        name if is_chain(name) && option == "-g" => Some(RuleVerdict::Goto(name.into())),
+        name if is_chain(name) => Some(RuleVerdict::Jump(name.into())),
         _ => None,
     }
 }

@@ -44,18 +44,18 @@ pub(super) struct Chain {
     pub(super) name: String,
     /// Of a chain that the kernel enters by itself: where, and whether it drops what no rule decides.
     base: Option<(Hook, bool)>,
-    rules: Vec<Rule>,
+    rules: Vec<FirewallRule>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Rule {
+struct FirewallRule {
     conditions: Vec<Condition>,
     /// `None`: goes on, after counting or the like.
-    verdict: Option<Verdict>,
+    verdict: Option<RuleVerdict>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Verdict {
+enum RuleVerdict {
     Accept,
     Drop,
     Return,
@@ -81,7 +81,7 @@ enum Condition {
 
 /// A packet that is followed: always the first of its connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Packet<'a> {
+pub(super) enum FirstPacket<'a> {
     /// UDP from a peer to this port.
     ToPort(u16),
     /// Out of the tunnel of this interface.
@@ -109,25 +109,25 @@ enum Fate {
 }
 
 impl Condition {
-    fn holds(&self, packet: Packet<'_>) -> Holds {
+    fn holds(&self, packet: FirstPacket<'_>) -> Holds {
         match self {
             Condition::Protocol(names) => match packet {
-                Packet::ToPort(_) => known(names.iter().any(|name| name == "udp")),
+                FirstPacket::ToPort(_) => known(names.iter().any(|name| name == "udp")),
                 _ => Holds::Perhaps,
             },
             Condition::Ports(ranges) => match packet {
-                Packet::ToPort(port) if ranges.iter().any(|range| range.contains(&port)) => Holds::Named,
-                Packet::ToPort(_) => Holds::No,
+                FirstPacket::ToPort(port) if ranges.iter().any(|range| range.contains(&port)) => Holds::Named,
+                FirstPacket::ToPort(_) => Holds::No,
                 _ => Holds::Perhaps,
             },
             Condition::From(names) => match packet {
-                Packet::OutOf(tunnel) => named(names, tunnel),
-                Packet::Into(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
+                FirstPacket::OutOf(tunnel) => named(names, tunnel),
+                FirstPacket::Into(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
                 _ => elsewhere(names),
             },
             Condition::To(names) => match packet {
-                Packet::Into(tunnel) => named(names, tunnel),
-                Packet::OutOf(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
+                FirstPacket::Into(tunnel) => named(names, tunnel),
+                FirstPacket::OutOf(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
                 _ => elsewhere(names),
             },
             Condition::States(names) => known(names.iter().any(|name| name == "new")),
@@ -159,9 +159,9 @@ fn elsewhere(names: &[String]) -> Holds {
     if names.iter().all(|name| name == "lo") { Holds::No } else { Holds::Perhaps }
 }
 
-impl Rule {
+impl FirewallRule {
     /// Whether it holds for the packet, and whether it names the tunnel.
-    fn holds(&self, packet: Packet<'_>) -> (Holds, bool) {
+    fn holds(&self, packet: FirstPacket<'_>) -> (Holds, bool) {
         let (mut all, mut named) = (Holds::Yes, false);
         for condition in &self.conditions {
             match condition.holds(packet) {
@@ -185,7 +185,7 @@ pub(super) struct Wall<'a> {
 }
 
 /// The first chain of `hook` that drops each of `packets`.
-pub(super) fn wall<'a>(chains: &'a [Chain], hook: Hook, packets: &[Packet<'_>]) -> Option<Wall<'a>> {
+pub(super) fn wall<'a>(chains: &'a [Chain], hook: Hook, packets: &[FirstPacket<'_>]) -> Option<Wall<'a>> {
     let bases = chains.iter().filter_map(|chain| match chain.base {
         Some((at, drops)) if at == hook => Some((chain, drops)),
         _ => None,
@@ -199,7 +199,7 @@ pub(super) fn wall<'a>(chains: &'a [Chain], hook: Hook, packets: &[Packet<'_>]) 
     bases.find_map(|wall| wall)
 }
 
-fn follow(chains: &[Chain], chain: &Chain, packet: Packet<'_>, depth: u32) -> Fate {
+fn follow(chains: &[Chain], chain: &Chain, packet: FirstPacket<'_>, depth: u32) -> Fate {
     for rule in &chain.rules {
         let (holds, is_named) = rule.holds(packet);
         let certain = holds == Holds::Yes;
@@ -207,15 +207,15 @@ fn follow(chains: &[Chain], chain: &Chain, packet: Packet<'_>, depth: u32) -> Fa
             continue;
         }
         match &rule.verdict {
-            Some(Verdict::Accept) if certain || is_named => return Fate::Accepted { named: is_named },
-            Some(Verdict::Drop) if certain => return Fate::Dropped,
-            Some(Verdict::Return) if certain => return Fate::Undecided,
-            Some(Verdict::Jump(name) | Verdict::Goto(name)) if depth < MAX_DEPTH => {
+            Some(RuleVerdict::Accept) if certain || is_named => return Fate::Accepted { named: is_named },
+            Some(RuleVerdict::Drop) if certain => return Fate::Dropped,
+            Some(RuleVerdict::Return) if certain => return Fate::Undecided,
+            Some(RuleVerdict::Jump(name) | RuleVerdict::Goto(name)) if depth < MAX_DEPTH => {
                 let inner = chains
                     .iter()
                     .find(|one| one.name == *name && one.table == chain.table && one.tool == chain.tool);
                 let fate = inner.map_or(Fate::Undecided, |inner| follow(chains, inner, packet, depth + 1));
-                let leaves = matches!(rule.verdict, Some(Verdict::Goto(_)));
+                let leaves = matches!(rule.verdict, Some(RuleVerdict::Goto(_)));
                 match fate {
                     Fate::Accepted { named } if certain || named || is_named => {
                         return Fate::Accepted { named: named || is_named };

@@ -1,6 +1,6 @@
 //! Reads `nft -j list ruleset` (libnftables-json(5)).
 
-use super::{Chain, Condition, Hook, Rule, Tool, Verdict};
+use super::{Chain, Condition, FirewallRule, Hook, RuleVerdict, Tool};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -67,8 +67,8 @@ fn read_chain(table: String, chain: &Value) -> Option<Chain> {
 }
 
 /// One rule as one, or as several where a map gives several verdicts.
-fn read_rule(statements: &[Value], table: &str, sets: &Sets<'_>) -> Vec<Rule> {
-    let mut rule = Rule::default();
+fn read_rule(statements: &[Value], table: &str, sets: &Sets<'_>) -> Vec<FirewallRule> {
+    let mut rule = FirewallRule::default();
     for statement in statements {
         let Some((kind, body)) = statement.as_object().and_then(|object| object.iter().next()) else {
             continue;
@@ -86,19 +86,19 @@ fn read_rule(statements: &[Value], table: &str, sets: &Sets<'_>) -> Vec<Rule> {
     vec![rule]
 }
 
-fn read_verdict(kind: &str, body: &Value) -> Option<Verdict> {
+fn read_verdict(kind: &str, body: &Value) -> Option<RuleVerdict> {
     let target = || str_of(body, "target").map(str::to_owned);
     match kind {
-        "accept" => Some(Verdict::Accept),
-        "drop" | "reject" => Some(Verdict::Drop),
-        "return" => Some(Verdict::Return),
-        "jump" => target().map(Verdict::Jump),
-        "goto" => target().map(Verdict::Goto),
+        "accept" => Some(RuleVerdict::Accept),
+        "drop" | "reject" => Some(RuleVerdict::Drop),
+        "return" => Some(RuleVerdict::Return),
+        "jump" => target().map(RuleVerdict::Jump),
+        "goto" => target().map(RuleVerdict::Goto),
         _ => None,
     }
 }
 
-fn read_map(before: &Rule, map: &Value, table: &str, sets: &Sets<'_>) -> Vec<Rule> {
+fn read_map(before: &FirewallRule, map: &Value, table: &str, sets: &Sets<'_>) -> Vec<FirewallRule> {
     let Some(data) = map.get("data").and_then(|data| elements(data, table, sets)) else { return Vec::new() };
     let read = |pair: &&Value| {
         let [key, verdict] = pair.as_array()?.as_slice() else { return None };

@@ -36,7 +36,7 @@ fn assert_lets_in(rules: &[&str], more: &[&str], port: u16, expected: bool) {
     for (policy, end) in [("drop", None), ("accept", Some(DROP)), ("accept", Some(REJECT))] {
         let rules: Vec<&str> = rules.iter().copied().chain(end).collect();
         let chains = ruleset("input", policy, &rules, more);
-        let found = wall(&chains, Hook::Input, &[Packet::ToPort(port)]);
+        let found = wall(&chains, Hook::Input, &[FirstPacket::ToPort(port)]);
         assert_eq!(found.is_none(), expected, "{rules:?} {found:?}");
         let by_policy = end.is_none() && !rules.iter().chain(more).any(|rule| *rule == DROP);
         assert!(found.is_none_or(|wall| wall.by_policy == by_policy), "{rules:?}");
@@ -109,12 +109,15 @@ fn chains_within_chains_are_followed() {
     // One that the kernel would refuse, and that must not hang.
     assert_lets_in(&[jump], &[jump], 51820, false);
     let chains = ruleset("input", "accept", &[r#"{"goto":{"target":"more"}}"#, DROP], &[]);
-    assert!(wall(&chains, Hook::Input, &[Packet::ToPort(1)]).is_none(), "what follows goto is not asked");
+    assert!(
+        wall(&chains, Hook::Input, &[FirstPacket::ToPort(1)]).is_none(),
+        "what follows goto is not asked"
+    );
 }
 
 #[test]
 fn a_tunnel_forwards_where_one_of_its_directions_is_let_through() {
-    let both = [Packet::OutOf("wg0"), Packet::Into("wg0")];
+    let both = [FirstPacket::OutOf("wg0"), FirstPacket::Into("wg0")];
     let is_open =
         |rules: &[&str]| wall(&ruleset("forward", "drop", rules, &[]), Hook::Forward, &both).is_none();
     assert!(!is_open(&[]));
@@ -131,7 +134,7 @@ fn a_tunnel_forwards_where_one_of_its_directions_is_let_through() {
         assert_eq!(is_open(&[&rule]), expected, "{rule}");
     }
     // Input is another matter, and so are families without IP.
-    assert!(wall(&ruleset("forward", "drop", &[], &[]), Hook::Input, &[Packet::ToPort(1)]).is_none());
+    assert!(wall(&ruleset("forward", "drop", &[], &[]), Hook::Input, &[FirstPacket::ToPort(1)]).is_none());
     assert!(nft(r#"{"nftables":[{"chain":{"family":"bridge","table":"f","name":"c","hook":"forward","policy":"drop"}}]}"#).unwrap().is_empty());
     assert!(nft("Error: no JSON").is_none());
 }
@@ -145,7 +148,7 @@ fn iptables_words_mean_the_same() {
     };
     let is_open = |policy: &str, rules: &str| {
         let chains = iptables(&text(policy, rules), "iptables");
-        wall(&chains, Hook::Input, &[Packet::ToPort(51820)]).is_none()
+        wall(&chains, Hook::Input, &[FirstPacket::ToPort(51820)]).is_none()
     };
     assert!(is_open("ACCEPT", "") && !is_open("DROP", ""));
     let end = "\n-A INPUT -j REJECT --reject-with icmp-port-unreachable";
@@ -167,6 +170,6 @@ fn iptables_words_mean_the_same() {
         assert_eq!(is_open("ACCEPT", &format!("{rule}{end}")), expected || rule.contains("-g"), "{rule}");
     }
     let chains = iptables(&text("ACCEPT", "-A FORWARD -i wg+ -j ACCEPT"), "ip6tables");
-    assert!(wall(&chains, Hook::Forward, &[Packet::OutOf("wg0")]).is_none());
-    assert!(wall(&chains, Hook::Forward, &[Packet::OutOf("tun0")]).is_some_and(|wall| wall.by_policy));
+    assert!(wall(&chains, Hook::Forward, &[FirstPacket::OutOf("wg0")]).is_none());
+    assert!(wall(&chains, Hook::Forward, &[FirstPacket::OutOf("tun0")]).is_some_and(|wall| wall.by_policy));
 }

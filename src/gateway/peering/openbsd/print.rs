@@ -1,6 +1,6 @@
 //! From a configuration to hostname.if(5) lines and commands.
 
-use crate::gateway::config::{Address, Config, Mtu, Peer, Table};
+use crate::gateway::config::{Address, Config, Mtu, PeerConfig, Table};
 use crate::gateway::peering::next_free;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
@@ -75,13 +75,13 @@ fn lines(config: &Config, style: &Style<'_>) -> Zeroizing<String> {
 }
 
 fn room(config: &Config) -> usize {
-    let peer = |peer: &Peer| {
+    let peer = |peer: &PeerConfig| {
         1024 + peer.allowed_ips.len() * 192 + peer.endpoint.as_ref().map_or(0, |at| at.host.len())
     };
     1024 + config.interface.addresses.len() * 128 + config.peers.iter().map(peer).sum::<usize>()
 }
 
-fn peer_words(peer: &Peer) -> Zeroizing<String> {
+fn peer_words(peer: &PeerConfig) -> Zeroizing<String> {
     let mut words = Zeroizing::new(String::with_capacity(256 + peer.allowed_ips.len() * 64));
     // Writing to a string cannot fail.
     let _ = write!(words, "wgpeer {}", peer.public_key.to_base64());

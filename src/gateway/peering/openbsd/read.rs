@@ -2,7 +2,7 @@
 
 use super::{lines, routes};
 use crate::gateway::config::value;
-use crate::gateway::config::{Config, ConfigError, Endpoint, Peer};
+use crate::gateway::config::{Config, ConfigError, HostPort, PeerConfig};
 use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr};
 use zeroize::Zeroizing;
@@ -14,7 +14,7 @@ pub fn parse(text: &str) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>>
             `ringtun export NAME --for openbsd` turns it into OpenBSD's";
         return Err(vec![ConfigError { line, message: message.into() }]);
     }
-    let mut reader = Reader::default();
+    let mut reader = OpenBsdReader::default();
     for line in lines::logical(text) {
         reader.line = line.number;
         if let Err(message) = reader.take(&line.text) {
@@ -40,7 +40,7 @@ fn wg_quick_header(text: &str) -> Option<usize> {
 }
 
 #[derive(Default)]
-struct Reader {
+struct OpenBsdReader {
     config: Config,
     line: usize,
     /// The peer that this line speaks of.
@@ -55,7 +55,7 @@ struct Reader {
 
 type Words = std::iter::Peekable<std::vec::IntoIter<Zeroizing<String>>>;
 
-impl Reader {
+impl OpenBsdReader {
     fn take(&mut self, line: &str) -> Result<(), String> {
         self.peer = None;
         if let Some(command) = line.strip_prefix('!') {
@@ -126,7 +126,7 @@ impl Reader {
                 let known = self.config.peers.iter().position(|peer| peer.public_key == key);
                 self.peer = Some(known.unwrap_or(self.config.peers.len()));
                 if known.is_none() {
-                    self.config.peers.push(Peer::new(key));
+                    self.config.peers.push(PeerConfig::new(key));
                 }
             }
             "wgpsk" | "wgendpoint" | "wgaip" | "wgpka" | "wgdescr" | "wgdescription" => {
@@ -144,7 +144,7 @@ impl Reader {
                         } else {
                             format!("{}:{}", *first, *port)
                         };
-                        peer.endpoint = Some(Endpoint::parse(&text).map_err(at)?);
+                        peer.endpoint = Some(HostPort::parse(&text).map_err(at)?);
                     }
                     _ => peer.name = Some(first.to_string()).filter(|name| !name.is_empty()),
                 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
-use crate::gateway::config::{Address, Config, Endpoint, Interface, Mtu, Peer};
+use crate::gateway::config::{Address, Config, HostPort, Interface, Mtu, PeerConfig};
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -180,7 +180,7 @@ fn addresses() -> impl Strategy<Value = Address> {
     ]
 }
 
-fn peers() -> impl Strategy<Value = Peer> {
+fn peers() -> impl Strategy<Value = PeerConfig> {
     let endpoint = prop::option::of((
         prop_oneof!["[a-z][a-z0-9-]{0,20}", Just("2001:db8::7".to_owned()), Just("192.0.2.9".to_owned())],
         any::<u16>(),
@@ -195,13 +195,13 @@ fn peers() -> impl Strategy<Value = Peer> {
         prop::option::of(any::<u16>()),
         name,
     )
-        .prop_map(move |(key, psk, allowed, endpoint, keepalive, name)| Peer {
+        .prop_map(move |(key, psk, allowed, endpoint, keepalive, name)| PeerConfig {
             name,
             preshared_key: psk.map(nonzero),
             allowed_ips: allowed.iter().map(Address::network).collect(),
-            endpoint: endpoint.map(|(host, port)| Endpoint { host, port }),
+            endpoint: endpoint.map(|(host, port)| HostPort { host, port }),
             persistent_keepalive: keepalive,
-            ..Peer::new(PublicKey(key))
+            ..PeerConfig::new(PublicKey(key))
         })
 }
 

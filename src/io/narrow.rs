@@ -8,7 +8,7 @@ const MEMORY: usize = 64;
 /// Trains after which a destination is tried again: its path may have grown.
 const TRY_AGAIN_AFTER: u32 = 4096;
 
-struct Refusal {
+struct NarrowPath {
     to: IpAddr,
     /// Smallest segment refused, in bytes.
     size: usize,
@@ -18,12 +18,12 @@ struct Refusal {
 
 /// The memory.
 #[derive(Default)]
-pub(super) struct Refusals {
-    entries: Vec<Refusal>,
+pub(super) struct NarrowPaths {
+    entries: Vec<NarrowPath>,
     oldest: usize,
 }
 
-impl Refusals {
+impl NarrowPaths {
     /// Remembers that segments of `size` bytes do not pass to `to` as a train.
     pub(super) fn add(&mut self, to: IpAddr, size: usize) {
         if let Some(known) = self.entries.iter_mut().find(|entry| entry.to == to) {
@@ -31,7 +31,7 @@ impl Refusals {
             known.left = TRY_AGAIN_AFTER;
             return;
         }
-        let entry = Refusal { to, size, left: TRY_AGAIN_AFTER };
+        let entry = NarrowPath { to, size, left: TRY_AGAIN_AFTER };
         if self.entries.len() < MEMORY {
             self.entries.push(entry);
         } else {
@@ -75,27 +75,27 @@ mod tests {
 
     #[test]
     fn only_that_destination_and_that_size_or_more_are_refused() {
-        let mut refusals = Refusals::default();
-        refusals.add(ip(1), 1400);
-        refusals.add(ip(1), 1300);
-        assert!(refusals.refuses(ip(1), 1300) && refusals.refuses(ip(1), 1452));
-        assert!(!refusals.refuses(ip(1), 1299) && !refusals.refuses(ip(2), 1452));
+        let mut narrow = NarrowPaths::default();
+        narrow.add(ip(1), 1400);
+        narrow.add(ip(1), 1300);
+        assert!(narrow.refuses(ip(1), 1300) && narrow.refuses(ip(1), 1452));
+        assert!(!narrow.refuses(ip(1), 1299) && !narrow.refuses(ip(2), 1452));
     }
 
     #[test]
     fn the_memory_is_bounded_and_the_newest_stay() {
-        let mut refusals = Refusals::default();
-        (0..=255).for_each(|n| refusals.add(ip(n), 1400));
-        assert_eq!(refusals.len(), MEMORY);
-        assert!(refusals.refuses(ip(255), 1400) && !refusals.refuses(ip(0), 1400));
+        let mut narrow = NarrowPaths::default();
+        (0..=255).for_each(|n| narrow.add(ip(n), 1400));
+        assert_eq!(narrow.len(), MEMORY);
+        assert!(narrow.refuses(ip(255), 1400) && !narrow.refuses(ip(0), 1400));
     }
 
     #[test]
     fn a_path_is_tried_again_after_a_while() {
-        let mut refusals = Refusals::default();
-        refusals.add(ip(1), 1400);
-        let refused = (0..TRY_AGAIN_AFTER + 1).filter(|_| refusals.refuses(ip(1), 1400)).count();
+        let mut narrow = NarrowPaths::default();
+        narrow.add(ip(1), 1400);
+        let refused = (0..TRY_AGAIN_AFTER + 1).filter(|_| narrow.refuses(ip(1), 1400)).count();
         assert_eq!(refused, TRY_AGAIN_AFTER as usize);
-        assert_eq!(refusals.len(), 0);
+        assert_eq!(narrow.len(), 0);
     }
 }

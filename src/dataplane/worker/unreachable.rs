@@ -17,13 +17,13 @@ const BURST: u32 = 50;
 
 /// Answers what cannot be tunnelled. A token bucket, kept as the time at which it is full again.
 #[derive(Default)]
-pub(super) struct Refuser {
+pub(super) struct UnreachableSender {
     full_at: Instant,
     /// Of the interface's networks: nobody hears about a packet to all their hosts (RFC 1122 section 3.2.2).
     pub(super) broadcasts: Arc<[Ipv4Addr]>,
 }
 
-impl Refuser {
+impl UnreachableSender {
     /// Sends an ICMP unreachable to the source of `frame` (virtio-net header and packet), where one is due.
     pub(super) fn refuse<I: Io>(
         &mut self,
@@ -70,12 +70,12 @@ mod tests {
 
     #[test]
     fn a_burst_then_one_an_interval() {
-        let mut refuser = Refuser::default();
+        let mut unreachable = UnreachableSender::default();
         let mut now = Instant::from_nanos(1_000_000_000);
         let mut spend = |now| {
-            let allowed = refuser.has_token(now);
+            let allowed = unreachable.has_token(now);
             if allowed {
-                refuser.full_at = refuser.full_at.max(now) + INTERVAL;
+                unreachable.full_at = unreachable.full_at.max(now) + INTERVAL;
             }
             allowed
         };

@@ -16,7 +16,7 @@ const KEPT: usize = 1024;
 /// A control for every worker.
 pub(super) enum Broadcast {
     Identity(Option<Box<GateKeys>>),
-    Routes(Arc<RouteTable>),
+    RoutingTables(Arc<RouteTable>),
     AddPeer(Arc<PeerShared>),
     RemovePeer(PeerId),
     Endpoint(PeerId, Option<Endpoint>),
@@ -31,7 +31,7 @@ impl Broadcast {
     fn control(&self) -> Control {
         match self {
             Broadcast::Identity(key) => Control::Identity(key.clone()),
-            Broadcast::Routes(table) => Control::Routes(Arc::clone(table)),
+            Broadcast::RoutingTables(table) => Control::Routes(Arc::clone(table)),
             Broadcast::AddPeer(shared) => Control::AddPeer(Arc::clone(shared)),
             Broadcast::RemovePeer(id) => Control::RemovePeer(*id),
             Broadcast::Endpoint(id, endpoint) => Control::Endpoint(*id, *endpoint),
@@ -50,16 +50,16 @@ enum Entry {
 }
 
 /// The queue.
-pub(super) struct Outbox {
+pub(super) struct OutputQueue {
     entries: VecDeque<Entry>,
     /// Worker that gets the front entry next, where that is for all.
     cursor: u8,
     workers: u8,
 }
 
-impl Outbox {
-    pub(super) fn new(workers: u8) -> Outbox {
-        Outbox { entries: VecDeque::new(), cursor: 0, workers }
+impl OutputQueue {
+    pub(super) fn new(workers: u8) -> OutputQueue {
+        OutputQueue { entries: VecDeque::new(), cursor: 0, workers }
     }
 
     pub(super) fn all(&mut self, broadcast: Broadcast) {
