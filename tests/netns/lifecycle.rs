@@ -189,12 +189,17 @@ fn an_mtu_beyond_what_a_datagram_carries_is_told_and_no_black_hole() {
 
 /// Length of the UDP payload that a ping of `len` bytes, headers included, leaves A in.
 fn outer_payload(pair: &Pair, to: &str, len: u32) -> u32 {
+    const UDP_HEADER: u32 = 8;
     let host = &pair[A].host;
-    let watch = "timeout 10 tcpdump -nq -i wire -c 1 -Q out 'udp and greater 1000' & sleep 1";
-    let said =
-        host.run(&format!("({watch}; ping -q -c 3 -i 0.2 -s {} {to} >&2; wait) 2>/dev/null", len - 28));
-    let length = said.trim().rsplit(' ').next().and_then(|word| word.parse().ok());
-    length.unwrap_or_else(|| panic!("no length in {said:?}"))
+    host.run(
+        "nft 'table inet spy { set seen { typeof udp length; flags dynamic; size 100; }; \
+         chain out { type filter hook output priority 0; udp length > 1000 add @seen { udp length }; }; }'",
+    );
+    host.run(&format!("ping -q -c 1 -W 5 -s {} {to}", len - 28));
+    let said = host.run("nft list set inet spy seen; nft delete table inet spy");
+    let seen = said.lines().find_map(|line| line.trim().strip_prefix("elements = { ")?.strip_suffix(" }"));
+    let length = seen.and_then(|seen| seen.parse::<u32>().ok());
+    length.unwrap_or_else(|| panic!("no length, or more than one: {said}")) - UDP_HEADER
 }
 
 #[test]
