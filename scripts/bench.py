@@ -25,10 +25,61 @@ UDP_HEADERS = 28  # bytes of IPv4 and UDP headers
 
 
 class Test:
-    """One measurement: iperf3 with `options`, its rate counted as `count` says; or ping, when options is None."""
+    """One measurement: iperf3 with `options`, its datagrams counted by their `payload`; pings, beside it or alone; or what
+    `times` gives, in microseconds."""
 
-    def __init__(self, words, options=None, payload=None, pings=False):
-        self.words, self.options, self.payload, self.pings = words, options, payload, pings
+    def __init__(self, words, options=None, payload=None, pings=False, times=None):
+        self.words, self.options, self.payload, self.pings, self.times = words, options, payload, pings, times
+
+
+DOWN_SECONDS = 2
+# A server that lives in the far namespace, and a client that prints the microseconds which its connect took.
+LISTEN = "import socket\nserver = socket.create_server(('', 5202))\nwhile True: server.accept()[0].close()"
+CONNECT = ("import socket, sys, time\nclient = socket.socket()\nbegan = time.monotonic()\n"
+           "client.connect((sys.argv[1], 5202))\nprint((time.monotonic() - began) * 1e6)")
+# Prints the longest time, in microseconds, in which a device received nothing; it looks for so many seconds.
+SILENCE = """import sys, time
+path, end = f"/sys/class/net/{sys.argv[1]}/statistics/rx_bytes", time.monotonic() + float(sys.argv[2])
+last, since, longest = None, time.monotonic(), 0
+while (now := time.monotonic()) < end:
+    count = open(path).read()
+    if count != last:
+        last, longest, since = count, max(longest, now - since), now
+    time.sleep(0.002)
+print(max(longest, now - since) * 1e6)
+"""
+
+
+def restart_times(tunnel, seconds):
+    """Restarts `a` for a while, and connects to `b` at once: how long each connect took."""
+    listener = tunnel.lab.spawn(tunnel.namespace["b"], [sys.executable, "-c", LISTEN])
+    times, until = [], time.monotonic() + seconds
+    try:
+        while not times or time.monotonic() < until:
+            tunnel.restart("a")
+            times.append(float(tunnel.lab.run(tunnel.namespace["a"], [sys.executable, "-c", CONNECT, tunnel.INNER["b"]])))
+    finally:
+        tunnel.lab.stop(listener)
+    return times
+
+
+def silence_times(tunnel, _seconds):
+    """Takes the sending end's device down and up again amid a stream: how long nothing arrived."""
+    lab, a, b = tunnel.lab, tunnel.namespace["a"], tunnel.namespace["b"]
+    log = lab.path("silence.log")
+    open(log, "wb").close()
+    with lab.iperf3_server(b):
+        stream = lab.spawn(a, ["iperf3", "-c", tunnel.INNER["b"], "-t", "12", "-b", "100M"])
+        time.sleep(2)
+        watcher = lab.spawn(b, [sys.executable, "-c", SILENCE, tunnel.device["b"], "9"], log)
+        time.sleep(0.5)
+        lab.run(a, ["ip", "link", "set", tunnel.device["a"], "down"])
+        time.sleep(DOWN_SECONDS)
+        lab.run(a, ["ip", "link", "set", tunnel.device["a"], "up"])
+        watcher.wait()
+        lab.stop(watcher, stream)
+    with open(log, encoding="ascii") as text:
+        return [float(text.read())]
 
 
 TESTS = {
@@ -42,8 +93,9 @@ TESTS = {
     "ping": Test("round trips while idle", pings=True),
     "ping-1g": Test("round trips beside one TCP stream of 1 Gb/s", ["-b", "1G"], pings=True),
     "ping-loaded": Test("round trips beside eight TCP streams", LOADS["tcp8"], pings=True),
+    "restart": Test("the first TCP connect after the connecting end's restart", times=restart_times),
+    "link-down": Test(f"the silence of a TCP stream whose device is down for {DOWN_SECONDS} s", times=silence_times),
 }
-
 
 def start_pings(tunnel, seconds):
     """Pings from a to b for a while; a function that waits and gives the sorted times in microseconds."""
@@ -72,6 +124,9 @@ def quantile(ordered, share):
 
 def measure(tunnel, test, seconds):
     """Runs one test through one tunnel; its figures by name."""
+    if test.times is not None:
+        times = sorted(test.times(tunnel, seconds))
+        return {"p50_us": quantile(times, 0.50), "p99_us": quantile(times, 0.99)}
     daemons = tunnel.daemon.values()
     used = sum(process_seconds(daemon.pid) for daemon in daemons)
     before = Cpu()
@@ -172,7 +227,7 @@ def merit(test):
     """The figure that a test is compared by, and whether less of it is better."""
     if test.startswith("udp"):
         return "kpps", False
-    return ("p50_us" if TESTS[test].pings else "cores_per_gbps"), True
+    return ("p50_us" if TESTS[test].pings or TESTS[test].times else "cores_per_gbps"), True
 
 
 def ratio(test, figures, baseline):

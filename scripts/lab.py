@@ -224,7 +224,7 @@ class Tunnel:
     def __init__(self, lab, implementation, wire="gso"):
         self.lab, self.implementation, self.wire = lab, implementation, wire
         serial = len(lab.sockets)
-        self.namespace, self.daemon, self.device = {}, {}, {}
+        self.namespace, self.daemon, self.device, self.keys = {}, {}, {}, {}
         for side in "ab":
             # At most 15 characters, and one for all namespaces: the UAPI sockets share a directory.
             self.device[side] = f"rt{os.getpid() % 10**8}{side}{serial}"
@@ -237,10 +237,17 @@ class Tunnel:
         private = {side: lab.host(["wg", "genkey"]).strip() for side in "ab"}
         public = {side: self._public_key(private[side]) for side in "ab"}
         for side, other in ("ab", "ba"):
+            self.keys[side] = private[side], other, public[other]
             self._start(side)
-            self._configure(side, private[side], other, public[other])
+            self._configure(side)
         self._await_handshake()
         return self
+
+    def restart(self, side):
+        """Ends one end's daemon, and starts and configures it again: it has no session then, the other end has one."""
+        self.lab.stop(self.daemon[side])
+        self._start(side)
+        self._configure(side)
 
     def __exit__(self, *_):
         self.lab.stop(*self.daemon.values())
@@ -267,7 +274,8 @@ class Tunnel:
         name = self.device[side]
         log = self.lab.path(f"{name}.log")
         socket = f"{UAPI_DIRECTORY}/{name}.sock"
-        self.lab.sockets.append(socket)
+        if socket not in self.lab.sockets:
+            self.lab.sockets.append(socket)
         daemon = self.lab.spawn(self.namespace[side], [*self.implementation.argv, name], log,
                                 self.implementation.environment)
         self.daemon[side] = daemon
@@ -278,7 +286,8 @@ class Tunnel:
                     raise LabError(f"{self.implementation.label} made no device; it said:\n{text.read()[-2000:]}")
             time.sleep(0.05)
 
-    def _configure(self, side, private, other, public):
+    def _configure(self, side):
+        private, other, public = self.keys[side]
         path = self.lab.path("wg.conf")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as text:
             text.write(f"[Interface]\nPrivateKey = {private}\nListenPort = 51820\n[Peer]\nPublicKey = {public}\n"
