@@ -23,10 +23,12 @@
 //! | [`cli`] | arguments, output, exit codes |
 //! | [`sim`] | whole devices in one thread from one seed |
 
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod crypto;
 pub mod dataplane;
 pub mod device;
+#[cfg(feature = "cli")]
 pub mod gateway;
 pub mod index;
 pub mod io;

@@ -9,7 +9,6 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rustix::net::{self, SocketType, netdevice, socket};
 use std::ffi::CString;
 use std::io;
 
@@ -24,9 +23,11 @@ pub(crate) fn index(name: &str) -> io::Result<u32> {
 }
 
 /// A link-local address's scope as people write it: the interface's name, or its number where it is gone.
+#[cfg(feature = "cli")]
 pub(crate) fn scope(index: u32) -> String {
+    use rustix::net::{AddressFamily, SocketType, netdevice, socket};
     let name = || {
-        let socket = socket(net::AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
         netdevice::index_to_name(socket, index).ok()
     };
     name().unwrap_or_else(|| index.to_string())
