@@ -19,8 +19,9 @@
 //! | [`dataplane`] | the worker, its mailboxes and statistics |
 //! | [`device`] | peers, handshakes, timers, UAPI: what the slow path decides, sans-IO |
 //! | [`slowpath`] | the thread that drives a device: runtime, netlink, control socket |
-//! | [`gateway`] | a tunnel's whole life: device, workers, slow path, end |
-//! | [`cli`] | arguments, output, exit codes |
+//! | [`tunnel`] | a tunnel as a value: device, workers, slow path, end |
+//! | `gateway` | what stands around a tunnel: configuration files, up and down, services, peers' configurations |
+//! | `cli` | arguments, output, exit codes |
 //! | [`sim`] | whole devices in one thread from one seed |
 
 #[cfg(feature = "cli")]
@@ -39,4 +40,5 @@ pub mod sim;
 pub mod slowpath;
 pub mod sys;
 pub mod time;
+pub mod tunnel;
 pub mod wire;

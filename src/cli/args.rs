@@ -1,7 +1,6 @@
-//! What may stand on the command line, and how it becomes a [`TunnelConfig`].
+//! What may stand on the command line, and how it becomes a [`Builder`].
 
 use super::config::{CheckArgs, StripArgs};
-use super::daemon;
 use super::doctor::DoctorArgs;
 use super::exchange::{ExportArgs, ImportArgs};
 use super::generate::GenerateCommand;
@@ -10,9 +9,9 @@ use super::peer::PeerCommand;
 use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
-use crate::gateway::tunnel::{IoChoice, TunnelConfig};
 use crate::io::tun;
 use crate::sys::inherit;
+use crate::tunnel::{Backend, Builder, Tunnel};
 use crate::wire::message::MAX_INNER_LEN;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -36,6 +35,9 @@ Environment:
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 WireGuard is a registered trademark of Jason A. Donenfeld.";
+
+/// Where the number of an open TUN file stands.
+const TUN_FD: &str = "WG_TUN_FD";
 
 /// A userspace WireGuard gateway for Linux.
 ///
@@ -128,7 +130,7 @@ pub(super) struct TunnelArgs {
     no_steering: bool,
     /// Configuration whose endpoints' names and paths are looked after while the tunnel runs
     #[arg(long, value_name = "FILE", hide = true)]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// Do not pin workers to cores
     #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
     no_pin: bool,
@@ -150,28 +152,37 @@ impl TunnelArgs {
         self.config.is_some()
     }
 
+    /// Whether another process made the device.
+    pub(super) fn is_handed_a_device() -> bool {
+        std::env::var_os(TUN_FD).is_some()
+    }
+
     /// Checks what clap cannot: the name, the inherited files.
-    pub(super) fn into_config(self) -> Result<TunnelConfig, String> {
+    pub(super) fn into_builder(self) -> Result<Builder, String> {
         let name = self.name.ok_or("an interface name is needed")?;
         tun::check_name(&name).map_err(|error| error.to_string())?;
-        Ok(TunnelConfig {
-            name,
-            workers: self.workers.map(usize::from),
-            io: match self.io {
-                IoArg::Auto => IoChoice::Auto,
-                IoArg::Uring => IoChoice::Uring,
-                IoArg::Syscalls => IoChoice::Syscalls,
-            },
-            mtu: self.mtu,
-            tun_offloads: !self.no_tun_offload,
-            gso: !self.no_gso,
-            gro: !self.no_gro,
-            steering: !self.no_steering,
-            notify: !daemon::is_child(),
-            pin: !self.no_pin,
-            upkeep: self.config,
-            tun_fd: inherit::from_env("WG_TUN_FD")?,
-            uapi_fd: inherit::from_env("WG_UAPI_FD")?,
-        })
+        let mut builder = Tunnel::builder(name)
+            .backend(match self.io {
+                IoArg::Auto => Backend::Auto,
+                IoArg::Uring => Backend::Uring,
+                IoArg::Syscalls => Backend::Syscalls,
+            })
+            .mtu(self.mtu)
+            .tun_offloads(!self.no_tun_offload)
+            .gso(!self.no_gso)
+            .gro(!self.no_gro)
+            .steering(!self.no_steering)
+            .pin(!self.no_pin)
+            .control_socket();
+        if let Some(workers) = self.workers {
+            builder = builder.workers(workers.into());
+        }
+        if let Some(fd) = inherit::from_env(TUN_FD)? {
+            builder = builder.tun_fd(fd);
+        }
+        if let Some(fd) = inherit::from_env("WG_UAPI_FD")? {
+            builder = builder.control_socket_fd(fd);
+        }
+        Ok(builder)
     }
 }

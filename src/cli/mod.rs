@@ -15,12 +15,11 @@ mod mtu;
 mod peer;
 mod service;
 mod show;
+mod tunnel;
 mod updown;
 
-use crate::gateway::tunnel::{self, TunnelError};
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Runs the program with this process's arguments.
@@ -57,7 +56,7 @@ pub fn main() -> ExitCode {
         Some(Command::Export(args)) => exchange::export(&args),
         None => match &cli.tunnel.name {
             Some(name) if let Some(meant) = mistyped(name) => return not_a_name(name, &meant),
-            Some(_) => return run_tunnel(cli.tunnel),
+            Some(_) => return tunnel::run(cli.tunnel),
             None => {
                 // clap has no way to say "a name or a subcommand"
                 let _ = Cli::command().print_help();
@@ -92,61 +91,6 @@ fn not_a_name(name: &str, meant: &str) -> ExitCode {
         "there is no command `{name}`: did you mean `{meant}`? For an interface of this name: ringtun -- {name}"
     ));
     ExitCode::from(2)
-}
-
-/// Says on a terminal what came of a bare name: `wg` and `ip` go on from there.
-fn announce(name: &str, is_background: bool) {
-    if !std::io::stderr().is_terminal() {
-        return;
-    }
-    let end = match is_background {
-        true => format!("it runs in the background until `ip link delete dev {name}`"),
-        false => "it runs until Ctrl-C".to_owned(),
-    };
-    eprintln!(
-        "created the WireGuard interface {name}, down and without keys: `wg set {name} …` and `ip link set {name} up` \
-         go on from here; {end}"
-    );
-}
-
-/// Foreground: in this process. Otherwise a child does the same, and this process waits until the child is ready or failed.
-fn run_tunnel(args: args::TunnelArgs) -> ExitCode {
-    let background = !args.foreground && !daemon::told_foreground() && !daemon::is_child();
-    if background {
-        return match daemon::spawn_and_wait() {
-            Ok(code) => {
-                if code == ExitCode::SUCCESS && !args.is_ups() {
-                    announce(args.name.as_deref().unwrap_or_default(), true);
-                }
-                code
-            }
-            Err(error) => finish(Err(format!("cannot start the background process: {error}"))),
-        };
-    }
-    logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
-    let config = match args.into_config() {
-        Ok(config) => config,
-        Err(message) => {
-            logger::fail(&message);
-            return ExitCode::from(2);
-        }
-    };
-    let name = config.name.clone();
-    let says = !daemon::is_child() && config.upkeep.is_none() && config.tun_fd.is_none();
-    let ready = || {
-        if says {
-            announce(&name, false);
-        }
-        daemon::ready();
-    };
-    match tunnel::run(config, ready) {
-        // Nobody waits for a background process, and to delete its interface is how it is told to end.
-        Err(error) if daemon::is_child() && error.is_deletion() => {
-            log::info!("{name}: the interface was deleted, and the tunnel ends");
-            ExitCode::SUCCESS
-        }
-        outcome => finish(outcome.map_err(|error: TunnelError| error.to_string())),
-    }
 }
 
 fn finish(outcome: Result<(), String>) -> ExitCode {

@@ -1,10 +1,12 @@
 //! X25519 (RFC 7748) keys. The arithmetic is AWS-LC's, whose assembly is proved correct (s2n-bignum) and half as slow as the
 //! best that is written in Rust.
 
+use crate::crypto::random::{Entropy, SystemEntropy};
 use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
+use std::str::FromStr;
 use subtle::{Choice, ConstantTimeEq};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -39,7 +41,50 @@ impl PublicKey {
     }
 }
 
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_base64())
+    }
+}
+
+/// Text that is not a key as wg(8) writes it: 44 characters of base64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParseKeyError;
+
+impl fmt::Display for ParseKeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a key: expected 44 characters of base64")
+    }
+}
+
+impl std::error::Error for ParseKeyError {}
+
+macro_rules! parsed_from_base64 {
+    ($name:ident) => {
+        impl FromStr for $name {
+            type Err = ParseKeyError;
+
+            fn from_str(text: &str) -> Result<$name, ParseKeyError> {
+                $name::from_base64(text).ok_or(ParseKeyError)
+            }
+        }
+    };
+}
+parsed_from_base64!(PublicKey);
+parsed_from_base64!(PrivateKey);
+parsed_from_base64!(SharedSecret);
+
 impl PrivateKey {
+    /// A new key, from the system's random numbers.
+    ///
+    /// # Panics
+    /// Where there is no memory left for a key.
+    pub fn generate() -> PrivateKey {
+        let mut bytes = Zeroizing::new([0; 32]);
+        SystemEntropy.fill(&mut *bytes);
+        PrivateKey::from_bytes(*bytes)
+    }
+
     /// Clamps `bytes` into a private key.
     ///
     /// # Panics

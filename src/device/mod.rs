@@ -34,7 +34,7 @@ pub mod uapi;
 mod tests;
 
 pub use stats::DeviceStats;
-pub use transaction::{Bind, More, Transaction};
+pub use transaction::{Bind, ConfigureError, More, Transaction};
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
@@ -53,6 +53,7 @@ use balance::Balancer;
 use indices::IndexTable;
 use lifecycle::InterfaceState;
 use outputs::{Broadcast, OutputQueue};
+use peer::Peer;
 use status::Unbound;
 use std::io::Error;
 use std::sync::Arc;
@@ -109,6 +110,18 @@ pub struct PeerInfo<'a> {
     pub spread: bool,
     /// Identity, owning worker, byte counters.
     pub shared: &'a Arc<PeerShared>,
+}
+
+fn info(peer: &Peer) -> PeerInfo<'_> {
+    PeerInfo {
+        public_key: &peer.public_key,
+        endpoint: peer.endpoint,
+        last_handshake: peer.last_handshake,
+        persistent_keepalive: peer.timers.persistent_keepalive(),
+        allowed_ips: &peer.allowed,
+        spread: peer.spread,
+        shared: &peer.shared,
+    }
 }
 
 /// The device.
@@ -223,15 +236,12 @@ impl Device {
 
     /// Every peer, in the order they were added.
     pub fn peer_infos(&self) -> impl Iterator<Item = PeerInfo<'_>> {
-        self.peers.in_order().map(|peer| PeerInfo {
-            public_key: &peer.public_key,
-            endpoint: peer.endpoint,
-            last_handshake: peer.last_handshake,
-            persistent_keepalive: peer.timers.persistent_keepalive(),
-            allowed_ips: &peer.allowed,
-            spread: peer.spread,
-            shared: &peer.shared,
-        })
+        self.peers.in_order().map(info)
+    }
+
+    /// The first peer added at or behind place `order`, and its place.
+    pub fn peer_from(&self, order: u32) -> Option<(u32, PeerInfo<'_>)> {
+        self.peers.added_from(order).map(|(at, peer)| (at, info(peer)))
     }
 
     /// The local public key, where there is a private one.

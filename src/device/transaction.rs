@@ -3,14 +3,17 @@
 
 use super::lifecycle::InterfaceState;
 use super::table::MAX_PEERS;
-use super::uapi::{AllowedIp, ENOMEM, PeerRequest, SetRequest};
+use super::uapi::{AllowedIp, EIO, ENOMEM, PeerRequest, SetRequest};
 use super::{BindRequest, Device, Now};
 use crate::crypto::stack;
 use crate::crypto::x25519::{PrivateKey, SharedSecret};
 use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::routing::Prefix;
+use crate::sys::error::errno;
 use std::collections::btree_map;
+use std::fmt;
+use std::io;
 use std::vec::IntoIter;
 
 /// Prefixes given or taken in one step: some 10 µs.
@@ -19,10 +22,47 @@ const PIECE: usize = 64;
 const STEERED_A_SLICE: usize = 256;
 
 /// Binds sockets to a port and mark while the old ones stay open, or marks the bound ones where the port is theirs; returns
-/// the port bound, or an error number.
-pub type Bind<'a> = &'a mut dyn FnMut(BindRequest) -> Result<u16, i32>;
+/// the port bound.
+pub type Bind<'a> = &'a mut dyn FnMut(BindRequest) -> io::Result<u16>;
 /// Whether there is time for more work in this slice; asked after each step, of which none takes long.
 pub type More<'a> = &'a mut dyn FnMut() -> bool;
+
+/// Why a transaction changes nothing.
+#[derive(Debug)]
+pub enum ConfigureError {
+    /// More peers than a device may have.
+    TooManyPeers,
+    /// Sockets cannot be bound or marked as it asks.
+    Socket(io::Error),
+}
+
+impl ConfigureError {
+    /// The error number that the configuration socket answers with.
+    pub fn errno(&self) -> i32 {
+        match self {
+            ConfigureError::TooManyPeers => ENOMEM, // the kernel's answer, too
+            ConfigureError::Socket(error) => errno(error).unwrap_or(EIO),
+        }
+    }
+}
+
+impl fmt::Display for ConfigureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigureError::TooManyPeers => write!(f, "a device has at most {MAX_PEERS} peers"),
+            ConfigureError::Socket(_) => f.write_str("the sockets cannot be bound"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigureError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ConfigureError::TooManyPeers => None,
+            ConfigureError::Socket(error) => Some(error),
+        }
+    }
+}
 
 /// A transaction under way: nothing that is left of it can fail.
 pub struct Transaction {
@@ -55,24 +95,29 @@ enum Step {
 }
 
 impl Device {
-    /// Applies a validated request, whole or, with an error number, not at all: [`Self::begin`] and [`Self::go_on`] at once.
-    pub fn apply(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), i32> {
+    /// Applies a validated request, whole or, with an error, not at all: [`Self::begin`] and [`Self::go_on`] at once.
+    pub fn apply(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), ConfigureError> {
         let mut transaction = self.begin(now, request.clone(), bind)?;
         while !self.go_on(now, &mut transaction, &mut || true) {}
         Ok(())
     }
 
-    /// Does what may fail of a validated request, and that is all of it or, with an error number, nothing. Then call
+    /// Does what may fail of a validated request, and that is all of it or, with an error, nothing. Then call
     /// [`Self::go_on`] until it is done, with no other transaction in between.
     ///
     /// `bind` is called at most once and before anything else changes: when the interface is up and `listen_port` asks for
     /// another port, or `fwmark` for another mark. What it bound replaces the workers' sockets (the driver hands them out with
     /// [`crate::dataplane::Control::Rebind`] once this returned); if it fails the old port and mark stay.
-    pub fn begin(&mut self, now: Now, request: SetRequest, bind: Bind<'_>) -> Result<Transaction, i32> {
+    pub fn begin(
+        &mut self,
+        now: Now,
+        request: SetRequest,
+        bind: Bind<'_>,
+    ) -> Result<Transaction, ConfigureError> {
         if self.peers_after(&request) > MAX_PEERS {
-            return Err(ENOMEM); // the kernel's answer, too
+            return Err(ConfigureError::TooManyPeers);
         }
-        self.apply_socket(now, &request, bind)?;
+        self.apply_socket(now, &request, bind).map_err(ConfigureError::Socket)?;
         let replaced = if request.replace_peers { self.peers.slots() } else { Vec::new() };
         Ok(Transaction {
             replaced: replaced.into_iter(),
@@ -164,7 +209,7 @@ impl Device {
     }
 
     /// Port and mark. Either change may alter the route to every peer, so sources are chosen anew.
-    fn apply_socket(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), i32> {
+    fn apply_socket(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> io::Result<()> {
         let mark = request.fwmark.unwrap_or(self.mark);
         let port = request.listen_port.unwrap_or(self.port);
         let moves = match self.link {

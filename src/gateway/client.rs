@@ -3,8 +3,9 @@
 use crate::device::status::Status;
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
-use crate::gateway::{socket, up};
+use crate::gateway::up;
 use crate::io::tun;
+use crate::tunnel::socket;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! A tunnel's whole life: its configuration, from creation to removal, and the configuration of its other end.
+//! What stands around a tunnel: its configuration file, routes and rules, its service, the configuration of its other end.
 
 pub mod client;
 pub mod config;
@@ -6,8 +6,7 @@ pub mod control;
 pub mod doctor;
 pub mod ipv6;
 pub mod itself;
-mod leaving;
-mod limits;
+pub mod limits;
 pub mod metrics;
 pub mod mtu;
 pub mod notify;
@@ -16,7 +15,5 @@ pub mod rights;
 pub mod route;
 pub mod service;
 pub mod show;
-pub mod socket;
-pub mod tunnel;
 pub mod up;
-mod upkeep;
+pub mod upkeep;

@@ -1,19 +1,21 @@
 //! What a service manager is told: sd_notify(3), which is a datagram of lines to the socket that NOTIFY_SOCKET names.
 
 use crate::device::status::Summary;
-use crate::slowpath::runtime::{REPORT_INTERVAL, Reporter};
 use crate::sys::clock;
 use std::ffi::OsStr;
 use std::io::{Error, ErrorKind, Result};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two reports.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The service manager. What cannot be delivered is lost: a service must not fail because nobody listens.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Notify {
-    socket: Arc<UnixDatagram>,
+    socket: UnixDatagram,
 }
 
 impl Notify {
@@ -34,9 +36,9 @@ impl Notify {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
-        // A manager that does not read must not hold up traffic's slow path.
+        // A manager that does not read must not hold up what else is to be done.
         socket.set_nonblocking(true)?;
-        Ok(Notify { socket: Arc::new(socket) })
+        Ok(Notify { socket })
     }
 
     /// The tunnel is up. Names this process as the main one: it may have been started by another that is about to end.
@@ -57,13 +59,6 @@ impl Notify {
     /// One line for `systemctl status`.
     pub fn status(&self, text: &str) {
         self.send(&format!("STATUS={}", one_line(text)));
-    }
-
-    /// Tells the manager of peers and rate whenever the slow path reports.
-    pub fn reporter(&self) -> Option<Reporter> {
-        let notify = self.clone();
-        let mut last = None;
-        Some(Box::new(move |summary| notify.status(&describe(last.replace(summary), summary))))
     }
 
     fn send(&self, message: &str) {

@@ -28,7 +28,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Starts the thread; it ends with the process.
-pub(super) fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
+pub fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
     let look_after = move || {
         let mut keeper = Keeper {
             interface,

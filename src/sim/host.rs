@@ -161,7 +161,7 @@ impl SimHost {
             self.rebind(bound);
         }
         self.drain_outputs();
-        result
+        result.map_err(|error| error.errno())
     }
 
     /// Both clocks as this host sees them.
@@ -448,9 +448,9 @@ impl SimHost {
     /// A refused binding leaves the interface without sockets, as in the kernel (`wg_socket_init`).
     fn bind(&mut self, request: Option<BindRequest>) {
         let result = request.map(|request| pick_port(request, self.bind_error.take(), &mut self.rng));
-        self.rebind(result.and_then(Result::ok));
+        self.rebind(result.as_ref().and_then(|result| result.as_ref().ok()).copied());
         if let Some(result) = result {
-            self.device.bound(result.map_err(std::io::Error::from_raw_os_error));
+            self.device.bound(result);
         }
     }
 
@@ -478,9 +478,9 @@ impl SimHost {
 }
 
 /// The port asked for, or one of Linux's ephemeral range.
-fn pick_port(request: BindRequest, error: Option<i32>, rng: &mut SimRng) -> Result<u16, i32> {
+fn pick_port(request: BindRequest, error: Option<i32>, rng: &mut SimRng) -> std::io::Result<u16> {
     match (error, request.port) {
-        (Some(error), _) => Err(error),
+        (Some(error), _) => Err(std::io::Error::from_raw_os_error(error)),
         (None, 0) => Ok(32_768 + rng.below(28_232) as u16),
         (None, port) => Ok(port),
     }

@@ -4,14 +4,14 @@
 use crate::dataplane::{Control, Event, Links};
 use crate::device::status::Status;
 use crate::device::uapi::SetRequest;
-use crate::device::{BindRequest, Device, Now, Output, Transaction};
+use crate::device::{BindRequest, ConfigureError, Device, Now, Output, Transaction};
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
+use crate::slowpath::handle::{Commands, Running};
 use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
 use crate::slowpath::listening::{LinkEvent, LinkState};
 use crate::sys::clock::Clock;
-use crate::sys::error::errno;
 use crate::sys::source::RoutingTables;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -49,6 +49,7 @@ pub(super) struct Driver {
     steering: Option<TunSteering>,
     gro: bool,
     uring: bool,
+    commands: Commands,
     pub(super) work_pending: bool,
     jobs: Jobs,
     /// When memory is given back, after a large transaction.
@@ -64,6 +65,7 @@ impl Driver {
         steering: Option<TunSteering>,
         gro: bool,
         uring: bool,
+        commands: Commands,
     ) -> Driver {
         let backlog = links.workers.iter().map(|_| VecDeque::new()).collect();
         device.follow_workers(links.workers.iter().map(|inbox| Arc::clone(&inbox.stats)).collect());
@@ -87,6 +89,7 @@ impl Driver {
             steering,
             gro,
             uring,
+            commands,
             work_pending: false,
             jobs: Jobs::default(),
             tidy_at: None,
@@ -105,6 +108,9 @@ impl Driver {
             self.work_pending = false;
             self.take_events()?;
             self.take_handshakes();
+            while let Ok(command) = self.commands.next() {
+                self.jobs.command(command);
+            }
             while let Some((worker, notice)) = self.links.slow.notices.pop() {
                 log::warn!("worker {worker}: {notice}");
             }
@@ -123,7 +129,7 @@ impl Driver {
 
     /// A slice of the control socket's operations.
     fn work(&mut self) {
-        self.jobs.answer(&self.device);
+        self.jobs.answer(&self.device, self.running());
         if !self.workers_keep_up() {
             return;
         }
@@ -197,25 +203,40 @@ impl Driver {
         self.jobs = jobs;
     }
 
-    fn status(&self) -> Status {
-        Status {
-            io: if self.uring { "io_uring" } else { "syscalls" }.to_owned(),
+    /// Whether the owner wants the end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.commands.is_stopped()
+    }
+
+    fn running(&self) -> Running {
+        Running {
+            uring: self.uring,
             tun_steering: self.steering.is_some(),
             udp_steering: self.group.as_ref().map(|group| group.steered),
             gro: self.gro,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let Running { uring, tun_steering, udp_steering, gro } = self.running();
+        Status {
+            io: if uring { "io_uring" } else { "syscalls" }.to_owned(),
+            tun_steering,
+            udp_steering,
+            gro,
             ..self.device.status(&self.links)
         }
     }
 
     /// New sockets, if the request needs some, are bound inside and handed out after it; the bound ones get another mark.
-    fn begin(&mut self, now: Now, request: SetRequest) -> Result<Transaction, i32> {
+    fn begin(&mut self, now: Now, request: SetRequest) -> Result<Transaction, ConfigureError> {
         let (gro, workers, group) = (self.gro, self.links.workers.len(), self.group.as_ref());
         let mut bound = None;
         let begun = self.device.begin(now, request, &mut |wanted| {
             if let Some(group) = group.filter(|group| group.port == wanted.port) {
-                return set_mark(group, wanted.mark);
+                return group.set_mark(wanted.mark).map(|()| group.port);
             }
-            let (group, sockets) = bind(wanted, workers, gro).map_err(|error| refused(&error))?;
+            let (group, sockets) = bind(wanted, workers, gro)?;
             let port = group.port;
             bound = Some((group, sockets));
             Ok(port)
@@ -348,15 +369,4 @@ impl Driver {
 /// Binds one pair of sockets a worker.
 fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>)> {
     udp::bind(&UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro })
-}
-
-/// Tells why a transaction fails; its error number.
-fn refused(error: &Error) -> i32 {
-    log::error!("the configuration is refused: {error}");
-    errno(error).unwrap_or(libc::EIO)
-}
-
-/// Changes the mark of bound sockets; returns their port, or the error number.
-fn set_mark(group: &UdpGroup, mark: u32) -> Result<u16, i32> {
-    group.set_mark(mark).map(|()| group.port).map_err(|error| refused(&error))
 }

@@ -1,4 +1,4 @@
-//! Operations of the control socket on their way: each in slices, so that handshakes, timers and events are served in between.
+//! Operations of the control socket, and what the tunnel's owner asks for, on their way: each in slices, so that handshakes, timers and events are served in between.
 //!
 //! Transactions are carried out one after the other, and only as fast as the workers take what comes of them. Questions are
 //! answered side by side, each as fast as its asker reads. An answer is begun between two transactions, so that none shows
@@ -7,10 +7,12 @@
 use crate::crypto::stack;
 use crate::device::status::{Listing, Status};
 use crate::device::uapi::{self, Dump, Operation, SetParser, SetRequest};
-use crate::device::{Device, Now, Transaction};
+use crate::device::{ConfigureError, Device, Now, Transaction};
+use crate::slowpath::handle::{Command, Look, Running};
 use crate::sys::clock::Clock;
 use crate::sys::link;
 use std::collections::VecDeque;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use zeroize::Zeroizing;
@@ -23,12 +25,27 @@ pub(super) struct Request {
     pub(super) answer: Sender<Zeroizing<String>>,
 }
 
-/// All that is under way: one operation a connection at most.
+/// All that is under way: one operation a connection and one command a thread of the owner's at most.
 #[derive(Default)]
 pub(super) struct Jobs {
     asked: VecDeque<Question>,
-    waiting: VecDeque<(SetParser, Sender<Zeroizing<String>>)>,
+    looks: VecDeque<Look>,
+    waiting: VecDeque<(Wanted, Asker)>,
     change: Option<Change>,
+}
+
+/// A transaction that is to be carried out.
+enum Wanted {
+    /// As text, from the control socket.
+    Text(SetParser),
+    /// From the tunnel's owner.
+    Ready(Box<SetRequest>),
+}
+
+/// Who is told what became of a transaction.
+enum Asker {
+    Connection(Sender<Zeroizing<String>>),
+    Owner(SyncSender<Result<(), ConfigureError>>),
 }
 
 struct Question {
@@ -46,7 +63,7 @@ enum Answer {
 struct Change {
     /// `None` while what may fail of it is tried.
     transaction: Option<Transaction>,
-    to: Sender<Zeroizing<String>>,
+    to: Asker,
 }
 
 /// What became of a slice of a transaction.
@@ -71,16 +88,30 @@ impl Jobs {
     pub(super) fn add(&mut self, request: Request, status: impl FnOnce() -> Status) {
         let Request { operation, answer: to } = request;
         let answer = match operation {
-            Operation::Set(body) => return self.waiting.push_back((SetParser::new(body), to)),
+            Operation::Set(body) => {
+                let wanted = Wanted::Text(SetParser::new(body));
+                return self.waiting.push_back((wanted, Asker::Connection(to)));
+            }
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::Status => Answer::Listing(Listing::new(&status())),
         };
         self.asked.push_back(Question { answer, to, begun: false });
     }
 
+    /// Takes a command of the tunnel's owner in.
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Configure(request, to) => {
+                self.waiting.push_back((Wanted::Ready(request), Asker::Owner(to)));
+            }
+            Command::Look(look) => self.looks.push_back(look),
+        }
+    }
+
     /// Whether a slice has something to do.
     pub(super) fn has_questions(&self) -> bool {
-        self.asked.iter().any(|question| self.may_answer(question))
+        !self.looks.is_empty() && self.change.is_none()
+            || self.asked.iter().any(|question| self.may_answer(question))
     }
 
     /// Whether a transaction is read or carried out.
@@ -93,8 +124,12 @@ impl Jobs {
     }
 
     /// A slice of answers: one piece each, as far as there is time.
-    pub(super) fn answer(&mut self, device: &Device) {
+    pub(super) fn answer(&mut self, device: &Device, running: Running) {
         let mut more = slice();
+        while self.change.is_none() && more() {
+            let Some(look) = self.looks.pop_front() else { break };
+            look(device, running);
+        }
         for _ in 0..self.asked.len() {
             let Some(mut question) = self.asked.pop_front() else { return };
             if question.to.is_closed() {
@@ -131,34 +166,65 @@ impl Jobs {
             self.finish(Ok(()));
             return SliceOutcome::Done;
         }
-        let Some((parser, _)) = self.waiting.front_mut() else { return SliceOutcome::Going };
-        let parsed = stack::leaving_nothing(|| parser.go_on(&mut |name| link::index(name).ok(), &mut more));
-        let Some(parsed) = parsed else { return SliceOutcome::Going };
-        let Some((_, to)) = self.waiting.pop_front() else { return SliceOutcome::Going };
-        self.change = Some(Change { transaction: None, to });
-        match parsed {
-            Ok(request) => SliceOutcome::Read(Box::new(request)),
-            Err(error) => {
-                log::error!("{error}");
-                self.finish(Err(error.errno));
-                SliceOutcome::Done
+        let Some((wanted, to)) = self.waiting.pop_front() else { return SliceOutcome::Going };
+        let request = match wanted {
+            Wanted::Ready(request) => request,
+            Wanted::Text(mut parser) => {
+                let index = &mut |name: &str| link::index(name).ok();
+                let parsed = stack::leaving_nothing(|| parser.go_on(index, &mut more));
+                match parsed {
+                    None => {
+                        self.waiting.push_front((Wanted::Text(parser), to));
+                        return SliceOutcome::Going;
+                    }
+                    Some(Ok(request)) => Box::new(request),
+                    Some(Err(error)) => {
+                        log::error!("{error}");
+                        to.answer_errno(Err(error.errno));
+                        return SliceOutcome::Done;
+                    }
+                }
             }
-        }
+        };
+        self.change = Some(Change { transaction: None, to });
+        SliceOutcome::Read(request)
     }
 
     /// The transaction that was read last has begun, or cannot.
-    pub(super) fn begun(&mut self, begun: Result<Transaction, i32>) {
+    pub(super) fn begun(&mut self, begun: Result<Transaction, ConfigureError>) {
         match (begun, &mut self.change) {
             (Ok(begun), Some(change)) => change.transaction = Some(begun),
-            (Err(errno), _) => self.finish(Err(errno)),
+            (Err(error), _) => self.finish(Err(error)),
             (Ok(_), None) => {}
         }
     }
 
-    fn finish(&mut self, result: Result<(), i32>) {
+    fn finish(&mut self, result: Result<(), ConfigureError>) {
         if let Some(change) = self.change.take() {
+            change.to.answer(result);
+        }
+    }
+}
+
+impl Asker {
+    fn answer(self, result: Result<(), ConfigureError>) {
+        match self {
+            Asker::Connection(_) => {
+                if let Err(ConfigureError::Socket(error)) = &result {
+                    log::error!("the configuration is refused: {error}");
+                }
+                self.answer_errno(result.map_err(|error| error.errno()));
+            }
+            // Who does not wait any more needs no answer.
+            Asker::Owner(to) => drop(to.try_send(result)),
+        }
+    }
+
+    /// To a connection alone: the owner sends nothing that must be parsed.
+    fn answer_errno(self, result: Result<(), i32>) {
+        if let Asker::Connection(to) = self {
             // The only piece of this answer; its client may have gone.
-            let _ = change.to.try_send(Zeroizing::new(uapi::answer(result)));
+            let _ = to.try_send(Zeroizing::new(uapi::answer(result)));
         }
     }
 }

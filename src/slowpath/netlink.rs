@@ -17,6 +17,7 @@ use rustix::fs::{fstat, stat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io::{Error, Result};
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
@@ -34,7 +35,7 @@ const ROUTING: [MulticastGroup; 7] = [
 ];
 
 /// Starts the thread that follows the interface of `queue` until the device is gone or the receiver is dropped.
-pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<()> {
+pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<JoinHandle<()>> {
     std::thread::Builder::new().name("ringtun-link".into()).spawn(move || {
         let mut moved = false;
         while tun_namespace::interface_name(queue.as_fd()).is_ok() && !events.is_closed() {
@@ -43,25 +44,29 @@ pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<(
                 std::thread::sleep(RELISTEN);
             }
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// Starts the thread that reports changes of the routes in the namespace of this process.
-pub(super) fn follow_routes(events: Sender<LinkEvent>) -> Result<()> {
+pub(super) fn follow_routes(events: Sender<LinkEvent>) -> Result<JoinHandle<()>> {
     std::thread::Builder::new().name("ringtun-route".into()).spawn(move || {
         while !events.is_closed() {
-            if let Err(error) = block_on(listen_for_routes(&events)) {
+            if let Err(error) = until_closed(&events, listen_for_routes(&events)) {
                 log::warn!("cannot follow routes through netlink: {error}; trying again");
+                std::thread::sleep(RELISTEN);
             }
-            std::thread::sleep(RELISTEN);
         }
-    })?;
-    Ok(())
+    })
 }
 
-fn block_on<F: Future<Output = Result<()>>>(future: F) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+/// Runs `listening` to its end, or until nobody hears what it tells any more.
+fn until_closed(events: &Sender<LinkEvent>, listening: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        tokio::select! {
+            ended = listening => ended,
+            () = events.closed() => Ok(()),
+        }
+    })
 }
 
 /// `moved`: it left a namespace since it was heard of last.
@@ -81,7 +86,7 @@ fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<Link
         Err(error) => log::debug!("cannot ask for the interface's namespace: {error}"),
     }
     let name = tun_namespace::interface_name(queue.as_fd())?;
-    block_on(listen_for_link(&name, moved, events))
+    until_closed(events, listen_for_link(&name, moved, events))
 }
 
 /// Those of the namespace that the calling thread is in.

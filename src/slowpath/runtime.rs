@@ -1,4 +1,4 @@
-//! Drives a [`Device`]: UAPI connections, queues from and to the workers, timers, netlink, signals.
+//! Drives a [`Device`]: UAPI connections, queues from and to the workers, timers, netlink, what the owner wants.
 //!
 //! The runtime is tokio-uring where io_uring may be used, plain tokio where it may not. The difference is small: who runs the
 //! loop, here, and who reads and writes a UAPI connection ([`super::stream`]).
@@ -6,9 +6,10 @@
 use crate::crypto::stack;
 use crate::dataplane::Links;
 use crate::device::Device;
-use crate::device::status::Summary;
 use crate::io::steer::TunSteering;
 use crate::slowpath::driver::Driver;
+use crate::slowpath::handle::Commands;
+use crate::slowpath::listening::LinkEvent;
 use crate::slowpath::{connections, netlink};
 use crate::sys::clock::{Alarm, Clock};
 use crate::time::Instant;
@@ -16,9 +17,7 @@ use std::io::Error;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -26,73 +25,76 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// Link events that may wait; the netlink thread waits when it is full.
 const LINK_QUEUE: usize = 64;
 
-/// Between two reports.
-pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-
 /// What the slow path needs to run.
 pub struct SlowPath {
     /// The device, without key or peers.
     pub device: Device,
     /// All queues.
     pub links: Links,
-    /// The listening UAPI socket.
-    pub uapi: StdListener,
+    /// What the owner wants.
+    pub commands: Commands,
+    /// The listening UAPI socket, if there is one.
+    pub uapi: Option<StdListener>,
     /// Says when the UAPI socket's file was removed: the end.
     pub socket_removed: mpsc::Receiver<()>,
     /// One of the TUN queues: the handle by which the interface is followed.
-    pub queue: OwnedFd,
+    pub queue: Option<OwnedFd>,
     /// Steering of the TUN queues, where the kernel took it.
     pub steering: Option<TunSteering>,
     /// Whether sockets ask for UDP_GRO.
     pub gro: bool,
     /// Whether io_uring may be used.
     pub uring: bool,
-    /// Told every [`REPORT_INTERVAL`] how things stand, if anyone wants to know.
-    pub reporter: Option<Reporter>,
 }
 
-/// Who wants to know how things stand.
-pub type Reporter = Box<dyn FnMut(Summary)>;
+/// Runs until the owner stops it or the UAPI socket is removed (`Ok`), or until a worker ended because the TUN device is gone
+/// (`Err` with its words).
+pub fn run(mut parts: SlowPath) -> Result<()> {
+    let (events, changes) = mpsc::channel(LINK_QUEUE);
+    let queue = parts.queue.take();
+    let link = queue.map(|queue| netlink::follow_link(queue, events.clone())).transpose()?;
+    let routes = netlink::follow_routes(events)?;
+    let ended = on_runtime(parts, changes);
+    // One of them holds a queue of the device, which is there as long as that is open.
+    for thread in link.into_iter().chain([routes]) {
+        if thread.join().is_err() {
+            log::error!("a thread that follows netlink panicked");
+        }
+    }
+    ended
+}
 
-/// Runs until a signal or the removal of the UAPI socket (`Ok`), or until a worker ended because the TUN device is gone (`Err` with its words).
-pub fn run(parts: SlowPath) -> Result<()> {
+fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<()> {
     if parts.uring {
         // The workers' rings may have used up what RLIMIT_MEMLOCK allows.
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-            Ok(runtime) => return runtime.block_on(drive(parts, true)),
+            Ok(runtime) => return runtime.block_on(drive(parts, changes, true)),
             Err(error) => {
                 log::warn!("io_uring is not available to the slow path ({error}): using epoll there instead");
             }
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, drive(parts, false))
+    tokio::task::LocalSet::new().block_on(&runtime, drive(parts, changes, false))
 }
 
 /// `streams`: this runtime has a ring, which reads and writes connections.
-async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
-    let SlowPath { device, links, uapi, mut socket_removed, queue, steering, gro, uring, mut reporter } =
-        parts;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let (link_events, mut links_changed) = mpsc::channel(LINK_QUEUE);
-    netlink::follow_link(queue, link_events.clone())?;
-    netlink::follow_routes(link_events)?;
-    uapi.set_nonblocking(true)?;
+async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams: bool) -> Result<()> {
+    let SlowPath { device, links, commands, uapi, mut socket_removed, steering, gro, uring, .. } = parts;
     let (requests, mut requested) = mpsc::channel(connections::MAX_CONNECTIONS);
     let answer_read = Rc::new(Notify::new());
-    let listener = UnixListener::from_std(uapi)?;
-    let (connections, read) = (Rc::default(), Rc::clone(&answer_read));
-    tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
+    if let Some(uapi) = uapi {
+        uapi.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(uapi)?;
+        let (connections, read) = (Rc::default(), Rc::clone(&answer_read));
+        tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
+    }
     let ring = links.slow.waker.register()?;
-    let mut driver = Driver::new(device, links, steering, gro, uring);
+    let mut driver = Driver::new(device, links, steering, gro, uring, commands);
     let mut alarm = Alarm::new()?;
-    let mut report = tokio::time::interval(REPORT_INTERVAL);
     loop {
         let wake_at = stack::leaving_nothing(|| driver.pump());
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
             Some(()) = socket_removed.recv() => return Ok(()),
             ready = ring.readable() => {
                 ready?.clear_ready();
@@ -101,16 +103,14 @@ async fn drive(parts: SlowPath, streams: bool) -> Result<()> {
             }
             Some(request) = requested.recv() => driver.take_request(request),
             () = answer_read.notified() => {}
-            Some(event) = links_changed.recv() => driver.link_event(event),
-            _ = report.tick(), if reporter.is_some() => {
-                if let Some(reporter) = &mut reporter {
-                    reporter(driver.device.summary(driver.now().wall));
-                }
-            }
+            Some(event) = changes.recv() => driver.link_event(event),
             rang = pause(&mut alarm, wake_at) => rang?,
         }
         // Handshakes and configurations leave keys there.
         stack::leaving_nothing(|| driver.take_turn())?;
+        if driver.is_stopped() {
+            return Ok(());
+        }
     }
 }
 

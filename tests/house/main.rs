@@ -30,8 +30,25 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["device", "dataplane", "io", "sys", "offload", "index", "routing", "noise", "crypto", "wire"],
     ),
     (
+        "tunnel",
+        &[
+            "slowpath",
+            "device",
+            "dataplane",
+            "io",
+            "sys",
+            "offload",
+            "index",
+            "routing",
+            "noise",
+            "crypto",
+            "wire",
+        ],
+    ),
+    (
         "gateway",
         &[
+            "tunnel",
             "slowpath",
             "device",
             "dataplane",
@@ -49,6 +66,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "gateway",
+            "tunnel",
             "slowpath",
             "device",
             "dataplane",

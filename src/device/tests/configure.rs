@@ -126,7 +126,8 @@ fn a_peer_set_again_keeps_what_is_not_named() {
 fn more_peers_than_the_limit_are_refused_whole() {
     let mut side = Side::new(1);
     let many = std::iter::repeat_n(peer(2, &[]), crate::device::table::MAX_PEERS + 1).collect();
-    assert_eq!(side.device.apply(at(NOW), &set(many), &mut no_bind), Err(12));
+    let refused = side.device.apply(at(NOW), &set(many), &mut no_bind).unwrap_err();
+    assert_eq!(refused.errno(), 12);
     assert_eq!(side.device.peers().len(), 0);
 }
 

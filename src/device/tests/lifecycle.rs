@@ -2,6 +2,10 @@ use super::*;
 
 const EADDRINUSE: i32 = 98;
 
+fn error(errno: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(errno)
+}
+
 fn key(seed: u8) -> SetRequest {
     SetRequest { private_key: Some(Some(private(seed))), ..SetRequest::default() }
 }
@@ -50,8 +54,8 @@ fn a_port_in_use_keeps_the_device_down_until_another_is_given() {
     side.device.set_up(at(Instant::START), true);
     side.drain();
     assert!(!side.device.is_up());
-    let failed = side.device.apply(at(Instant::START), &port(7), &mut |_| Err(EADDRINUSE));
-    assert_eq!((failed, side.device.listen_port()), (Err(EADDRINUSE), 0));
+    let failed = side.device.apply(at(Instant::START), &port(7), &mut |_| Err(error(EADDRINUSE)));
+    assert_eq!((failed.unwrap_err().errno(), side.device.listen_port()), (EADDRINUSE, 0));
     side.device.apply(at(Instant::START), &port(7), &mut |request| Ok(request.port)).unwrap();
     assert_eq!((side.device.is_up(), side.device.listen_port()), (true, 7));
 }
@@ -105,7 +109,8 @@ fn a_port_in_use_fails_the_transaction_and_changes_nothing() {
     request.fwmark = Some(9);
     let before = pair.a.device.uapi_get();
     pair.a.log.clear();
-    assert_eq!(pair.a.device.apply(at(pair.now), &request, &mut |_| Err(EADDRINUSE)), Err(EADDRINUSE));
+    let failed = pair.a.device.apply(at(pair.now), &request, &mut |_| Err(error(EADDRINUSE)));
+    assert_eq!(failed.unwrap_err().errno(), EADDRINUSE);
     pair.a.drain();
     assert_eq!((pair.a.device.uapi_get(), pair.a.log.len()), (before, 0));
     assert_eq!(pair.talks(), (true, true));
@@ -146,7 +151,8 @@ fn a_mark_that_may_not_be_set_fails_the_transaction_and_is_not_shown() {
     let mut pair = Pair::connected();
     let before = pair.a.device.uapi_get();
     let request = SetRequest { fwmark: Some(9), replace_peers: true, ..SetRequest::default() };
-    assert_eq!(pair.a.device.apply(at(pair.now), &request, &mut |_| Err(EPERM)), Err(EPERM));
+    let failed = pair.a.device.apply(at(pair.now), &request, &mut |_| Err(error(EPERM)));
+    assert_eq!(failed.unwrap_err().errno(), EPERM);
     pair.a.drain();
     assert_eq!(pair.a.device.uapi_get(), before);
     assert_eq!(pair.talks(), (true, true));

@@ -61,7 +61,7 @@ pub(super) fn at(mono: Instant) -> Now {
 }
 
 /// No bind is expected.
-pub(super) fn no_bind(_: BindRequest) -> Result<u16, i32> {
+pub(super) fn no_bind(_: BindRequest) -> std::io::Result<u16> {
     panic!("bound without need")
 }
 

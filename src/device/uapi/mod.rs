@@ -21,6 +21,8 @@ use std::net::SocketAddr;
 
 /// EINVAL: a key or value that the protocol does not know.
 pub const EINVAL: i32 = 22;
+/// EIO: an error that has no number.
+pub const EIO: i32 = 5;
 /// EPROTO: a line that is not `key=value`.
 pub const EPROTO: i32 = 71;
 /// ENOMEM: more peers than there may be, or more unfinished operations than are kept.

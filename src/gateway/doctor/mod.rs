@@ -8,10 +8,10 @@ mod tunnels;
 mod walls;
 
 use crate::gateway::rights::{NetAdmin, net_admin};
-use crate::gateway::tunnel::BUFFERS;
 use crate::index::MAX_WORKERS;
 use crate::io::slab::BUF_SIZE;
 use crate::io::uring::Uring;
+use crate::tunnel::BUFFERS;
 use serde::Serialize;
 use std::fmt::Write;
 

@@ -7,8 +7,8 @@ use crate::gateway::config::{
     Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
 };
 use crate::gateway::control::{ControlSocket, DeviceState};
-use crate::gateway::socket;
 use crate::sys::link;
+use crate::tunnel::socket;
 use std::time::{Duration, Instant};
 
 /// How long the background process may take to end once its interface is gone.

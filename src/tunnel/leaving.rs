@@ -1,6 +1,6 @@
 //! Interfaces whose process is gone and that will be gone in a moment, too.
 
-use crate::gateway::socket;
+use crate::tunnel::socket;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ const LEAVING: Duration = Duration::from_secs(3);
 /// The same while its socket still takes connections: then it is probably there to stay.
 const LEAVING_SERVED: Duration = Duration::from_millis(300);
 /// Between two looks.
-pub(super) const LOOK: Duration = Duration::from_millis(10);
+pub const LOOK: Duration = Duration::from_millis(10);
 
 /// Whether the interface `name`, waited for since `begun`, may still go by itself. One that is no TUN device does not; one that a process
 /// serves hardly does.
-pub(super) fn may_go(name: &str, begun: Instant) -> bool {
+pub fn may_go(name: &str, begun: Instant) -> bool {
     let interface = Path::new("/sys/class/net").join(name);
     if interface.exists() && !interface.join("tun_flags").exists() {
         return false;

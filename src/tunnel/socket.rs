@@ -1,7 +1,9 @@
-//! The UAPI socket's place in the file system: /var/run/wireguard/NAME.sock, umask 077, as wg(8) expects it.
+//! The UAPI socket's place in the file system: /var/run/wireguard/NAME.sock, its owner's alone, as wg(8) expects it.
 
 use crate::sys::error::explain;
+use rustix::fs::Mode;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{Error, ErrorKind, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -16,6 +18,8 @@ pub const DIRECTORY: &str = "/var/run/wireguard";
 
 /// Between two looks for the socket's file where inotify is refused.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Connections that may wait to be accepted, as in the standard library.
+const BACKLOG: i32 = 128;
 
 /// Where the socket of interface `name` is.
 pub fn path(name: &str) -> PathBuf {
@@ -46,10 +50,7 @@ impl UapiSocket {
             )
         })?;
         remove_stale(&path)?;
-        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-        let listener = UnixListener::bind(&path);
-        rustix::process::umask(before);
-        let listener = listener.map_err(|error| explain(error, path.display()))?;
+        let listener = bind(&path).map_err(|error| explain(error, path.display()))?;
         Ok(UapiSocket { listener, path })
     }
 
@@ -83,6 +84,17 @@ impl Drop for UapiSocket {
     }
 }
 
+/// Listens where nobody but the owner may connect. The mode is set on the socket before it has a name: the kernel makes the
+/// file with it (`unix_bind_bsd`), so that there is no moment at which others may connect. To narrow the umask meanwhile would
+/// do the same, but the umask is the whole process's.
+fn bind(path: &Path) -> Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    rustix::fs::fchmod(&socket, Mode::RWXU)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
 /// An inotify that speaks when the file goes. Refused by a filter of system calls, or where the user has too many of them.
 fn watch(path: &Path) -> Result<OwnedFd> {
     let watch = inotify::init(CreateFlags::CLOEXEC)?;
@@ -103,7 +115,7 @@ fn wait_for_removal(path: &Path, watch: Option<OwnedFd>) {
 }
 
 /// Whether a process serves an interface of this name.
-pub(super) fn is_served(name: &str) -> bool {
+pub fn is_served(name: &str) -> bool {
     UnixStream::connect(path(name)).is_ok()
 }
 
@@ -117,5 +129,21 @@ fn remove_stale(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_socket_is_its_owners_alone_from_the_first_moment() {
+        let path = std::env::temp_dir().join(format!("rt-socket-{}.sock", std::process::id()));
+        let listener = bind(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+        assert!(UnixStream::connect(&path).is_ok() && listener.accept().is_ok());
+        std::fs::remove_file(path).unwrap();
     }
 }

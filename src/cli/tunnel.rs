@@ -1,0 +1,165 @@
+//! `ringtun NAME`: a tunnel of this process, in the foreground or in the background, until a signal or its interface's end.
+//!
+//! This is where what a process has but one of is taken over: signals, the log, the limit on files, the service manager's ear.
+
+use super::args::TunnelArgs;
+use super::{daemon, finish, logger};
+use crate::device::status::Summary;
+use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
+use crate::gateway::{limits, upkeep};
+use crate::tunnel::{Error, Status, Tunnel};
+use std::error::Error as _;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Foreground: in this process. Otherwise a child does the same, and this process waits until the child is ready or failed.
+pub(super) fn run(args: TunnelArgs) -> ExitCode {
+    let background = !args.foreground && !daemon::told_foreground() && !daemon::is_child();
+    if background {
+        return match daemon::spawn_and_wait() {
+            Ok(code) => {
+                if code == ExitCode::SUCCESS && !args.is_ups() {
+                    announce(args.name.as_deref().unwrap_or_default(), true);
+                }
+                code
+            }
+            Err(error) => finish(Err(format!("cannot start the background process: {error}"))),
+        };
+    }
+    logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
+    let says = !daemon::is_child() && !args.is_ups() && !TunnelArgs::is_handed_a_device();
+    let upkeep = args.config.clone();
+    let builder = match args.into_builder() {
+        Ok(builder) => builder,
+        Err(message) => {
+            logger::fail(&message);
+            return ExitCode::from(2);
+        }
+    };
+    limits::raise_descriptors();
+    let signals = match Signals::catch() {
+        Ok(signals) => signals,
+        Err(error) => return finish(Err(format!("cannot catch signals: {error}"))),
+    };
+    let tunnel = match builder.start() {
+        Ok(tunnel) => tunnel,
+        Err(error) => return finish(Err(told(&error))),
+    };
+    signals.stop(&tunnel);
+    if let Some(file) = upkeep
+        && let Err(error) = upkeep::start(tunnel.name().to_owned(), file)
+    {
+        tunnel.stop();
+        // What is told is why it had to end.
+        let _ = tunnel.wait();
+        return finish(Err(format!("{}: cannot start a thread: {error}", tunnel.name())));
+    }
+    if says {
+        announce(tunnel.name(), false);
+    }
+    match live(&tunnel) {
+        // Nobody waits for a background process, and to delete its interface is how it is told to end.
+        Err(Error::Deleted { name, .. }) if daemon::is_child() => {
+            log::info!("{name}: the interface was deleted, and the tunnel ends");
+            ExitCode::SUCCESS
+        }
+        outcome => finish(outcome.map_err(|error| told(&error))),
+    }
+}
+
+/// Tells those who wait that the tunnel is there, and the service manager from time to time how it is.
+fn live(tunnel: &Tunnel) -> Result<(), Error> {
+    daemon::ready();
+    let manager = if daemon::is_child() { None } else { Notify::from_env() };
+    let Some(manager) = manager else { return tunnel.wait() };
+    manager.ready(&format!("{}: {} worker(s), no peers yet", tunnel.name(), tunnel.workers()));
+    let mut last = None;
+    let ended = loop {
+        if let Some(ended) = tunnel.wait_timeout(REPORT_INTERVAL) {
+            break ended;
+        }
+        if let Ok(status) = tunnel.status() {
+            let now = summary(&status);
+            manager.status(&describe(last.replace(now), now));
+        }
+    };
+    manager.stopping();
+    ended
+}
+
+fn summary(status: &Status) -> Summary {
+    let &Status { peers, alive, rx_bytes, tx_bytes, .. } = status;
+    Summary { peers, alive, rx_bytes, tx_bytes }
+}
+
+/// An error and what is behind it, on one line.
+fn told(error: &Error) -> String {
+    let mut text = error.to_string();
+    if matches!(error, Error::IoUring { .. }) {
+        text.push_str(" (try --io syscalls)");
+    }
+    match error.source() {
+        Some(source) => format!("{text}: {source}"),
+        None => text,
+    }
+}
+
+/// Says on a terminal what came of a bare name: `wg` and `ip` go on from there.
+fn announce(name: &str, is_background: bool) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let end = match is_background {
+        true => format!("it runs in the background until `ip link delete dev {name}`"),
+        false => "it runs until Ctrl-C".to_owned(),
+    };
+    eprintln!(
+        "created the WireGuard interface {name}, down and without keys: `wg set {name} …` and `ip link set {name} up` \
+         go on from here; {end}"
+    );
+}
+
+/// SIGTERM and SIGINT, caught by a thread of their own.
+struct Signals(mpsc::Sender<Tunnel>);
+
+impl Signals {
+    /// From now on they end no process, but the tunnel that [`Self::stop`] names.
+    fn catch() -> std::io::Result<Signals> {
+        let (tunnels, to_stop) = mpsc::channel::<Tunnel>();
+        let (caught, is_caught) = mpsc::channel();
+        let wait = move || {
+            let told = |outcome| drop(caught.send(outcome)); // the one who waits for it is alive
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return told(Err(error)),
+            };
+            runtime.block_on(async {
+                let signals =
+                    signal(SignalKind::terminate()).and_then(|t| Ok((t, signal(SignalKind::interrupt())?)));
+                let (mut terminate, mut interrupt) = match signals {
+                    Ok(signals) => signals,
+                    Err(error) => return told(Err(error)),
+                };
+                told(Ok(()));
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            });
+            // One that has failed to start is never named.
+            if let Ok(tunnel) = to_stop.recv() {
+                tunnel.stop();
+            }
+        };
+        std::thread::Builder::new().name("ringtun-signal".into()).spawn(wait)?;
+        is_caught.recv().map_err(std::io::Error::other)??;
+        Ok(Signals(tunnels))
+    }
+
+    /// A signal, also one that came already, stops this tunnel.
+    fn stop(&self, tunnel: &Tunnel) {
+        let _ = self.0.send(tunnel.clone()); // the thread waits for it
+    }
+}

@@ -1,0 +1,103 @@
+//! How the owner of a tunnel, on any thread of this process, speaks to its slow path.
+
+use crate::device::uapi::SetRequest;
+use crate::device::{ConfigureError, Device};
+use crate::sys::waker::Waker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+
+/// Commands that may wait; a thread that has another one waits with it. Each is a few words, and what it points to.
+const COMMANDS: usize = 64;
+
+/// Looks at the device, between two transactions; it must take no longer than a slice.
+pub(super) type Look = Box<dyn FnOnce(&Device, Running) + Send>;
+
+/// What the slow path knows of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Running {
+    /// Workers speak to the kernel through io_uring.
+    pub uring: bool,
+    /// An eBPF program brings a peer's packets to its owner's TUN queue.
+    pub tun_steering: bool,
+    /// A BPF program brings a peer's datagrams to its owner's socket; `None` while there are no sockets.
+    pub udp_steering: Option<bool>,
+    /// Sockets ask for UDP_GRO.
+    pub gro: bool,
+}
+
+/// What the owner wants.
+pub(super) enum Command {
+    /// Change the configuration.
+    Configure(Box<SetRequest>, SyncSender<Result<(), ConfigureError>>),
+    /// Look at the device.
+    Look(Look),
+}
+
+/// The owner's end.
+#[derive(Debug)]
+pub struct Handle {
+    commands: SyncSender<Command>,
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+/// The slow path's end.
+pub struct Commands {
+    commands: Receiver<Command>,
+    stop: Arc<AtomicBool>,
+}
+
+/// The slow path has ended, and answers nobody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gone;
+
+/// Both ends; `waker` is the slow path's.
+pub fn channel(waker: Waker) -> (Handle, Commands) {
+    let (sender, receiver) = sync_channel(COMMANDS);
+    let stop = Arc::new(AtomicBool::new(false));
+    (Handle { commands: sender, stop: Arc::clone(&stop), waker }, Commands { commands: receiver, stop })
+}
+
+impl Handle {
+    /// Changes the configuration, whole or not at all; returns when it is done.
+    pub fn configure(&self, request: SetRequest) -> Result<Result<(), ConfigureError>, Gone> {
+        self.ask(|answer| Command::Configure(Box::new(request), answer))
+    }
+
+    /// What `look` sees, between two transactions. It keeps the slow path from its other work, so it must be short.
+    pub fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Device, Running) -> T + Send + 'static,
+    ) -> Result<T, Gone> {
+        self.ask(|answer| {
+            // Who does not wait any more needs no answer.
+            Command::Look(Box::new(move |device, running| drop(answer.try_send(look(device, running)))))
+        })
+    }
+
+    /// Tells the slow path to end, without waiting for it.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Gone> {
+        let (answer, answers) = sync_channel(1);
+        self.commands.send(command(answer)).map_err(|_| Gone)?;
+        self.waker.wake();
+        answers.recv().map_err(|_| Gone)
+    }
+}
+
+impl Commands {
+    /// The next command.
+    pub(super) fn next(&self) -> Result<Command, TryRecvError> {
+        self.commands.try_recv()
+    }
+
+    /// Whether the end was asked for.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}

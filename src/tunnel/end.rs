@@ -1,0 +1,96 @@
+//! The end of a tunnel, which any thread may wait for.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How a tunnel ended.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    /// It was stopped, or its configuration socket was removed.
+    Stopped,
+    /// Its interface was deleted.
+    Deleted(Arc<io::Error>),
+    /// Something else happened.
+    Failed(Arc<io::Error>),
+}
+
+/// Where the outcome will be.
+#[derive(Default, Debug)]
+pub(super) struct End {
+    outcome: Mutex<Option<Outcome>>,
+    ended: Condvar,
+}
+
+/// Held by the tunnel's thread: if that panics, the tunnel has ended, too.
+pub(super) struct Ending(pub(super) Arc<End>);
+
+impl End {
+    /// The first outcome stays.
+    fn set(&self, outcome: Outcome) {
+        self.lock().get_or_insert(outcome);
+        self.ended.notify_all();
+    }
+
+    /// Waits until it is there, at most for `limit`.
+    pub(super) fn wait(&self, limit: Option<Duration>) -> Option<Outcome> {
+        let until = limit.map(|limit| Instant::now() + limit);
+        let mut outcome = self.lock();
+        while outcome.is_none() {
+            outcome = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return None,
+                Some(left) => {
+                    self.ended.wait_timeout(outcome, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.ended.wait(outcome).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        outcome.clone()
+    }
+
+    /// Nothing that holds the lock can panic half way.
+    fn lock(&self) -> MutexGuard<'_, Option<Outcome>> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ending {
+    pub(super) fn with(self, outcome: Outcome) {
+        self.0.set(outcome);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.set(Outcome::Failed(Arc::new(io::Error::other("its thread panicked"))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_who_wait_hear_of_the_end_and_a_panic_is_one() {
+        let end = Arc::new(End::default());
+        assert!(end.wait(Some(Duration::ZERO)).is_none());
+        let waiting = [(); 2].map(|()| {
+            std::thread::spawn({
+                let end = Arc::clone(&end);
+                move || end.wait(None)
+            })
+        });
+        let ending = Ending(Arc::clone(&end));
+        std::thread::spawn(move || {
+            let _ending = ending;
+            panic!("on purpose");
+        })
+        .join()
+        .unwrap_err();
+        for waiter in waiting {
+            assert!(matches!(waiter.join().unwrap(), Some(Outcome::Failed(_))));
+        }
+        Ending(Arc::clone(&end)).with(Outcome::Stopped);
+        assert!(matches!(end.wait(Some(Duration::ZERO)), Some(Outcome::Failed(_))), "the first stays");
+    }
+}

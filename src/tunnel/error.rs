@@ -1,0 +1,193 @@
+//! What can go wrong with a tunnel.
+
+use crate::device::ConfigureError;
+use crate::tunnel::limits::Shortage;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// Why a tunnel did not start, refused a change, or ended by itself.
+///
+/// Every variant names the interface. What the kernel said is the source; texts do not repeat it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name is none that an interface can have.
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        source: Arc<io::Error>,
+    },
+    /// The limit on open files (RLIMIT_NOFILE) is too low for so many workers.
+    Descriptors {
+        /// The interface.
+        name: String,
+        /// How many workers there would be.
+        workers: usize,
+        /// Files that they need.
+        needed: u64,
+        /// Files that may be open.
+        allowed: u64,
+    },
+    /// io_uring was demanded, and the kernel or a filter of system calls refuses it.
+    IoUring {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: Arc<io::Error>,
+    },
+    /// The TUN device cannot be created, or the one that was handed in cannot be used.
+    Interface {
+        /// The interface.
+        name: String,
+        /// What the kernel said, and the remedy where there is one.
+        source: Arc<io::Error>,
+    },
+    /// The configuration socket cannot be made.
+    ControlSocket {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: Arc<io::Error>,
+    },
+    /// A thread, its ring or its buffers cannot be had.
+    Worker {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: Arc<io::Error>,
+    },
+    /// The change names more peers than a tunnel can have. Nothing was changed.
+    TooManyPeers {
+        /// The interface.
+        name: String,
+    },
+    /// The UDP port or the mark of a change cannot be had. Nothing was changed.
+    Bind {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: Arc<io::Error>,
+    },
+    /// The tunnel ran, and ended since somebody deleted its interface.
+    Deleted {
+        /// The interface.
+        name: String,
+        /// What its worker saw.
+        source: Arc<io::Error>,
+    },
+    /// The tunnel ran, and ended by itself.
+    Ended {
+        /// The interface.
+        name: String,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// The tunnel has ended, so that it can be asked nothing any more; [`Tunnel::wait`](crate::Tunnel::wait) says why.
+    Stopped {
+        /// The interface.
+        name: String,
+    },
+}
+
+impl Error {
+    pub(super) fn name(name: &str) -> impl FnOnce(io::Error) -> Error {
+        let name = name.to_owned();
+        |source| Error::Name { name, source: Arc::new(source) }
+    }
+
+    pub(super) fn io_uring(name: &str) -> impl FnOnce(io::Error) -> Error {
+        let name = name.to_owned();
+        |source| Error::IoUring { name, source: Arc::new(source) }
+    }
+
+    pub(super) fn interface(name: &str) -> impl FnOnce(io::Error) -> Error {
+        let name = name.to_owned();
+        |source| Error::Interface { name, source: Arc::new(source) }
+    }
+
+    pub(super) fn control_socket(name: &str) -> impl FnOnce(io::Error) -> Error {
+        let name = name.to_owned();
+        |source| Error::ControlSocket { name, source: Arc::new(source) }
+    }
+
+    pub(super) fn worker(name: &str) -> impl FnOnce(io::Error) -> Error {
+        let name = name.to_owned();
+        |source| Error::Worker { name, source: Arc::new(source) }
+    }
+
+    pub(super) fn short_of(shortage: Shortage, name: &str, workers: usize) -> Error {
+        let Shortage { needed, allowed } = shortage;
+        Error::Descriptors { name: name.to_owned(), workers, needed, allowed }
+    }
+
+    pub(super) fn refused(error: ConfigureError, name: &str) -> Error {
+        let name = name.to_owned();
+        match error {
+            ConfigureError::TooManyPeers => Error::TooManyPeers { name },
+            ConfigureError::Socket(source) => Error::Bind { name, source: Arc::new(source) },
+        }
+    }
+
+    /// What the kernel said, where it said something.
+    fn system(&self) -> Option<&io::Error> {
+        match self {
+            Error::Name { source, .. }
+            | Error::IoUring { source, .. }
+            | Error::Interface { source, .. }
+            | Error::ControlSocket { source, .. }
+            | Error::Worker { source, .. }
+            | Error::Bind { source, .. }
+            | Error::Deleted { source, .. }
+            | Error::Ended { source, .. } => Some(source),
+            Error::Descriptors { .. } | Error::TooManyPeers { .. } | Error::Stopped { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Name { name, .. } => write!(f, "{name:?} cannot be an interface's name"),
+            Error::Descriptors { name, workers, needed, allowed } => write!(
+                f,
+                "{name}: {workers} worker(s) need {needed} file descriptors, and no more than {allowed} are allowed: \
+                 raise the limit (ulimit -Hn, or LimitNOFILE= of the service), or take fewer workers"
+            ),
+            Error::IoUring { name, .. } => write!(f, "{name}: io_uring cannot be used here"),
+            Error::Interface { name, .. } => write!(f, "{name}: cannot create the interface"),
+            Error::ControlSocket { name, .. } => write!(f, "{name}: cannot listen for configuration"),
+            Error::Worker { name, .. } => write!(f, "{name}: cannot start a worker"),
+            Error::TooManyPeers { name } => {
+                write!(f, "{name}: {}", ConfigureError::TooManyPeers)
+            }
+            Error::Bind { name, .. } => write!(f, "{name}: the UDP sockets cannot be bound"),
+            Error::Deleted { name, .. } | Error::Ended { name, .. } => write!(f, "{name}: the tunnel ended"),
+            Error::Stopped { name } => write!(f, "{name}: the tunnel has ended"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.system().map(|error| error as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn an_error_names_the_interface_and_keeps_what_the_kernel_said_as_its_source() {
+        let refused = ConfigureError::Socket(io::Error::from_raw_os_error(98));
+        let error = Error::refused(refused, "wg0");
+        assert!(error.to_string().starts_with("wg0: ") && !error.to_string().contains("in use"), "{error}");
+        let source = error.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap();
+        assert_eq!(source.raw_os_error(), Some(98));
+        let error = Error::short_of(Shortage { needed: 48, allowed: 40 }, "wg0", 2);
+        assert!(error.to_string().contains("need 48") && error.source().is_none(), "{error}");
+    }
+}

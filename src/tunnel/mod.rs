@@ -1,0 +1,151 @@
+//! A tunnel as a value: built, started, configured, asked and stopped from any thread of the process that it runs in.
+//!
+//! ```text
+//!   Builder ─> start ─> workers, slow path, End         Tunnel ─> Handle ─> slow path
+//! ```
+//!
+//! What it takes of the process is threads, files and memory, and nothing that there is but one of: no signal, no logger, no
+//! umask, no working directory, no limit, no panic hook.
+
+mod builder;
+mod change;
+mod end;
+mod error;
+pub mod leaving;
+mod limits;
+pub mod socket;
+mod start;
+mod status;
+mod workers;
+
+pub use builder::Builder;
+pub use change::{Change, PeerChange};
+pub use error::Error;
+pub use status::{PeerStatus, Status};
+pub use workers::{BUFFERS, Backend};
+
+use crate::slowpath::handle::{Gone, Handle};
+use end::{End, Outcome};
+use start::Started;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Peers that are looked at in one go, between which the tunnel does its other work.
+const PAGE: usize = 64;
+
+/// A running tunnel. Clones are handles on the same one; it stops when the last of them is dropped.
+///
+/// All calls may be made from any thread. Those that ask the tunnel wait for its answer, which takes microseconds, or, where a
+/// configuration of many thousand peers is under way, as long as that. In asynchronous code, call them where blocking is
+/// allowed.
+#[derive(Clone)]
+pub struct Tunnel {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    workers: usize,
+    handle: Handle,
+    end: Arc<End>,
+}
+
+impl Tunnel {
+    /// Begins a tunnel whose interface is called `name`, 1 to 15 bytes.
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    fn running(started: Started) -> Tunnel {
+        let Started { name, workers, handle, end } = started;
+        Tunnel { inner: Arc::new(Inner { name, workers, handle, end }) }
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// How many workers carry the tunnel's packets.
+    pub fn workers(&self) -> usize {
+        self.inner.workers
+    }
+
+    /// Changes the configuration, whole or not at all. Sessions of peers that the change does not touch go on.
+    ///
+    /// # Errors
+    /// [`Error::Bind`], [`Error::TooManyPeers`], and [`Error::Stopped`] where the tunnel has ended.
+    pub fn configure(&self, change: Change) -> Result<(), Error> {
+        let done = self.inner.handle.configure(change.into_request()).map_err(|Gone| self.stopped())?;
+        done.map_err(|error| Error::refused(error, self.name()))
+    }
+
+    /// How the tunnel is.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where the tunnel has ended.
+    pub fn status(&self) -> Result<Status, Error> {
+        self.inner.handle.look(Status::of).map_err(|Gone| self.stopped())
+    }
+
+    /// How each peer is, in the order in which they were added. Of many peers each is as it was when its turn came.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where the tunnel has ended.
+    pub fn peers(&self) -> Result<Vec<PeerStatus>, Error> {
+        let mut peers = Vec::new();
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let look = move |device: &_, _| status::page(device, from, PAGE);
+            let (mut page, rest) = self.inner.handle.look(look).map_err(|Gone| self.stopped())?;
+            peers.append(&mut page);
+            next = rest;
+        }
+        Ok(peers)
+    }
+
+    /// Tells the tunnel to end, and does not wait for it.
+    pub fn stop(&self) {
+        self.inner.handle.stop();
+    }
+
+    /// Waits until the tunnel has ended, and its threads, its sockets and its interface are gone. `Ok`: it was stopped, or its
+    /// configuration socket was removed.
+    ///
+    /// # Errors
+    /// [`Error::Deleted`] where somebody deleted the interface, [`Error::Ended`] where the tunnel ended otherwise by itself.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.inner.end.wait(None).map_or(Ok(()), |outcome| self.outcome(outcome))
+    }
+
+    /// As [`Self::wait`], for no longer than `limit`; `None`: it still runs.
+    pub fn wait_timeout(&self, limit: Duration) -> Option<Result<(), Error>> {
+        self.inner.end.wait(Some(limit)).map(|outcome| self.outcome(outcome))
+    }
+
+    fn outcome(&self, outcome: Outcome) -> Result<(), Error> {
+        let name = self.inner.name.clone();
+        match outcome {
+            Outcome::Stopped => Ok(()),
+            Outcome::Deleted(source) => Err(Error::Deleted { name, source }),
+            Outcome::Failed(source) => Err(Error::Ended { name, source }),
+        }
+    }
+
+    fn stopped(&self) -> Error {
+        Error::Stopped { name: self.inner.name.clone() }
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}

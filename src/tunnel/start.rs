@@ -1,0 +1,198 @@
+//! The start of a tunnel: TUN device, configuration socket, workers, slow path; and, on the tunnel's own thread, the removal of
+//! all of it.
+
+use crate::crypto::random::SystemEntropy;
+use crate::device::Device;
+use crate::index::MAX_WORKERS;
+use crate::io::steer::TunSteering;
+use crate::io::tun::{self, Tun, TunConfig};
+use crate::slowpath::handle::{self, Handle};
+use crate::slowpath::runtime::{self, SlowPath};
+use crate::sys::error::errno;
+use crate::sys::{gso, link};
+use crate::tunnel::end::{End, Ending, Outcome};
+use crate::tunnel::error::Error;
+use crate::tunnel::socket::UapiSocket;
+use crate::tunnel::workers::{self, Backend, Crew, WorkerPlan};
+use crate::tunnel::{leaving, limits};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// What a tunnel is to be.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) name: String,
+    /// `None`: one per core.
+    pub(super) workers: Option<usize>,
+    pub(super) backend: Backend,
+    pub(super) mtu: u32,
+    pub(super) tun_offloads: bool,
+    pub(super) gso: bool,
+    pub(super) gro: bool,
+    pub(super) steering: bool,
+    pub(super) pin: bool,
+    /// Then there is one worker.
+    pub(super) tun_fd: Option<OwnedFd>,
+    pub(super) control: ControlSocket,
+}
+
+/// By which socket other processes configure the tunnel.
+#[derive(Debug)]
+pub(super) enum ControlSocket {
+    None,
+    Own,
+    Given(OwnedFd),
+}
+
+/// A tunnel that runs.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) name: String,
+    pub(super) workers: usize,
+    pub(super) handle: Handle,
+    pub(super) end: Arc<End>,
+}
+
+pub(super) fn start(settings: Settings) -> Result<Started, Error> {
+    let Settings { name, backend, gro, .. } = settings;
+    let workers = workers_of(settings.workers, settings.tun_fd.is_some());
+    if settings.tun_fd.is_none() {
+        tun::check_name(&name).map_err(Error::name(&name))?;
+    }
+    limits::check_descriptors(workers).map_err(|shortage| Error::short_of(shortage, &name, workers))?;
+    let uring = workers::choose_backend(backend).map_err(Error::io_uring(&name))?;
+    let tun = match settings.tun_fd {
+        Some(fd) => Tun::from_fd(fd),
+        None => create_tun(&TunConfig {
+            name: name.clone(),
+            queues: workers,
+            mtu: settings.mtu,
+            offloads: settings.tun_offloads,
+        }),
+    }
+    .map_err(Error::interface(&name))?;
+    // One that was handed in has the name that its maker gave it.
+    let name = tun.name;
+    let socket = Socket::open(&name, settings.control).map_err(Error::control_socket(&name))?;
+    let steering =
+        if settings.steering && workers > 1 { attach_steering(&tun.queues, workers) } else { None };
+    let queue = tun.queues[0].try_clone().map_err(Error::worker(&name))?;
+    let plan = WorkerPlan {
+        uring,
+        gso: settings.gso && !is_gso_mangled(),
+        pin: settings.pin,
+        first_core: name.bytes().map(usize::from).sum(),
+        mtu: settings.mtu,
+        coalesce: tun.offloads.coalesce(),
+    };
+    let crew = workers::hire(tun.queues, plan, backend).map_err(Error::worker(&name))?;
+    let backend = if crew.uring { "io_uring" } else { "plain syscalls" };
+    log::info!("{name}: {workers} worker(s), {backend}, TUN offloads {:?}", tun.offloads);
+    let device = Device::new(workers as u8, Box::new(SystemEntropy));
+    run(name, device, crew, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
+}
+
+/// Starts the tunnel's thread, which removes all of it at its end.
+fn run(
+    name: String,
+    device: Device,
+    crew: Crew,
+    socket: Socket,
+    complete: impl FnOnce(SlowPath) -> SlowPath,
+) -> Result<Started, Error> {
+    let Crew { links, threads, uring } = crew;
+    let (handle, commands) = handle::channel(links.slow.waker.clone());
+    let workers = threads.len();
+    let parts = complete(SlowPath {
+        device,
+        links: links.clone(),
+        commands,
+        uapi: socket.listener,
+        socket_removed: socket.removed,
+        queue: None,
+        steering: None,
+        gro: false,
+        uring,
+    });
+    let end = Arc::new(End::default());
+    let (ending, interface, of_workers) = (Ending(Arc::clone(&end)), name.clone(), links.clone());
+    let live = move || {
+        let ended = runtime::run(parts);
+        workers::stop_workers(&of_workers, threads);
+        drop(socket.file);
+        ending.with(match ended {
+            Ok(()) => Outcome::Stopped,
+            Err(error) if link::index(&interface).is_ok() => Outcome::Failed(Arc::new(error)),
+            Err(error) => Outcome::Deleted(Arc::new(error)),
+        });
+    };
+    if let Err(error) = std::thread::Builder::new().name("ringtun-slow".into()).spawn(live) {
+        workers::stop_workers(&links, Vec::new());
+        return Err(Error::worker(&name)(error));
+    }
+    Ok(Started { name, workers, handle, end })
+}
+
+/// The configuration socket's parts; without one, its removal never comes.
+struct Socket {
+    file: Option<UapiSocket>,
+    listener: Option<UnixListener>,
+    removed: mpsc::Receiver<()>,
+}
+
+impl Socket {
+    fn open(name: &str, control: ControlSocket) -> io::Result<Socket> {
+        let (sender, removed) = mpsc::channel(1);
+        let file = match control {
+            ControlSocket::None => return Ok(Socket { file: None, listener: None, removed }),
+            ControlSocket::Own => UapiSocket::listen(name, None)?,
+            ControlSocket::Given(fd) => UapiSocket::listen(name, Some(fd))?,
+        };
+        file.follow_removal(sender)?;
+        Ok(Socket { listener: Some(file.listener()?), file: Some(file), removed })
+    }
+}
+
+/// Whether this kernel delivers something else than what UDP_SEGMENT was given. Where that cannot be found out it is taken for good.
+fn is_gso_mangled() -> bool {
+    let mangled = matches!(gso::delivers_whole(), Ok(false));
+    if mangled {
+        log::warn!("this kernel damages trains of datagrams (UDP_SEGMENT): sending them one by one");
+    }
+    mangled
+}
+
+/// How many workers there will be.
+fn workers_of(wanted: Option<usize>, is_handed_in: bool) -> usize {
+    if is_handed_in {
+        return 1;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    wanted.unwrap_or(cores).clamp(1, MAX_WORKERS)
+}
+
+/// Creates the device. The interface of a process that was killed a moment ago may still be there: the kernel takes down the rings
+/// that hold its queues after the process is gone, 10 to 50 ms later. So a name in use is tried again for a while.
+fn create_tun(config: &TunConfig) -> io::Result<Tun> {
+    let begun = Instant::now();
+    loop {
+        match Tun::create(config) {
+            Err(error) if errno(&error) == Some(libc::EBUSY) && leaving::may_go(&config.name, begun) => {
+                std::thread::sleep(leaving::LOOK);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn attach_steering(queues: &[OwnedFd], workers: usize) -> Option<TunSteering> {
+    TunSteering::attach(queues[0].as_fd(), workers)
+        .inspect_err(|error| {
+            log::warn!("no eBPF steering of the TUN queues ({error}): the kernel's flow hash chooses")
+        })
+        .ok()
+}

@@ -1,0 +1,168 @@
+//! The workers' threads: their backends, their cores, their end.
+
+use crate::dataplane::worker::{Worker, WorkerConfig};
+use crate::dataplane::{Control, Links};
+use crate::io::Io;
+use crate::io::mmsg::Mmsg;
+use crate::io::slab::Pool;
+use crate::io::uring::Uring;
+use crate::offload::coalesce::CoalesceOptions;
+use crate::sys::memory;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// Buffers a worker may hold: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a full
+/// socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
+pub const BUFFERS: usize = 192;
+
+/// How workers speak to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Backend {
+    /// Through io_uring where it is allowed, else by plain system calls.
+    #[default]
+    Auto,
+    /// Through io_uring, or not at all.
+    Uring,
+    /// By epoll and plain system calls.
+    Syscalls,
+}
+
+/// True: io_uring. The error is why it cannot be used where it was demanded.
+pub(super) fn choose_backend(choice: Backend) -> std::io::Result<bool> {
+    match (choice, Uring::probe()) {
+        (Backend::Syscalls, _) => Ok(false),
+        (_, Ok(())) => Ok(true),
+        (Backend::Uring, Err(error)) => Err(error),
+        (Backend::Auto, Err(error)) => {
+            tell_no_uring(&error);
+            Ok(false)
+        }
+    }
+}
+
+fn tell_no_uring(why: &std::io::Error) {
+    log::warn!("io_uring is not available ({why}): using epoll and plain syscalls instead");
+}
+
+/// Workers that turn, and how they are spoken to.
+pub(super) struct Crew {
+    pub(super) links: Links,
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) uring: bool,
+}
+
+/// Starts the workers: over plain syscalls where io_uring is refused after all, unless it was demanded. That a ring could be made
+/// before does not mean that each worker may have one: rings and their buffers count against RLIMIT_MEMLOCK.
+pub(super) fn hire(queues: Vec<OwnedFd>, plan: WorkerPlan, choice: Backend) -> std::io::Result<Crew> {
+    if plan.uring {
+        let handles = queues.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+        let links = Links::new(queues.len())?.within(memory::group_limit());
+        match start_workers(handles, &links, &plan) {
+            Ok(threads) => return Ok(Crew { links, threads, uring: true }),
+            Err(error) if choice == Backend::Auto => tell_no_uring(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    // New queues: those of the first attempt hold the word that ended its workers.
+    let links = Links::new(queues.len())?.within(memory::group_limit());
+    let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan })?;
+    Ok(Crew { links, threads, uring: false })
+}
+
+/// What all workers have in common.
+#[derive(Clone, Copy)]
+pub(super) struct WorkerPlan {
+    pub(super) uring: bool,
+    pub(super) gso: bool,
+    pub(super) pin: bool,
+    /// Core of worker 0. Tunnels of one host start on different ones, as the first peer of each goes to its worker 0.
+    pub(super) first_core: usize,
+    pub(super) mtu: u32,
+    pub(super) coalesce: CoalesceOptions,
+}
+
+fn start_workers(
+    queues: Vec<OwnedFd>,
+    links: &Links,
+    plan: &WorkerPlan,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let cores = if plan.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+    let (started, starts) = mpsc::channel();
+    let mut threads = Vec::with_capacity(queues.len());
+    for (id, queue) in queues.into_iter().enumerate() {
+        let core = (!cores.is_empty()).then(|| cores[(id + plan.first_core) % cores.len()]);
+        let (links, plan, started) = (links.clone(), *plan, started.clone());
+        let work = move || {
+            if let Some(core) = core
+                && !core_affinity::set_for_current(core)
+            {
+                log::warn!("worker {id}: cannot be pinned to core {}", core.id);
+            }
+            run_worker(id as u8, queue, &links, &plan, |outcome| {
+                let _ = started.send(outcome); // the starter waits for exactly one word a worker
+            });
+        };
+        threads.push(std::thread::Builder::new().name(format!("ringtun-{id}")).spawn(work)?);
+    }
+    drop(started);
+    let workers = threads.len();
+    for outcome in starts.iter().take(workers) {
+        if let Err(error) = outcome {
+            stop_workers(links, threads);
+            return Err(error);
+        }
+    }
+    Ok(threads)
+}
+
+/// A worker's thread: sets up its backend, reports that, and turns until it is stopped or the device is gone.
+fn run_worker(
+    id: u8,
+    queue: OwnedFd,
+    links: &Links,
+    plan: &WorkerPlan,
+    report: impl FnOnce(std::io::Result<()>),
+) {
+    let worker = Worker::new(WorkerConfig { id, mtu: plan.mtu, coalesce: plan.coalesce }, links);
+    let waker = links.workers[usize::from(id)].waker.clone();
+    if plan.uring {
+        let backend = Pool::new(BUFFERS).and_then(|pool| Uring::new(queue, pool, waker));
+        turn(worker, backend.map(|io| if plan.gso { io } else { io.without_gso() }), report);
+    } else {
+        let backend = Pool::new(BUFFERS).and_then(|pool| Mmsg::new(queue, pool, waker));
+        turn(worker, backend.map(|io| if plan.gso { io } else { io.without_gso() }), report);
+    }
+}
+
+fn turn<I: Io>(worker: Worker, backend: std::io::Result<I>, report: impl FnOnce(std::io::Result<()>)) {
+    match backend {
+        Ok(mut io) => {
+            report(Ok(()));
+            // Its end, and why, reaches the slow path as an event.
+            let _ = worker.run(&mut io);
+        }
+        Err(error) => report(Err(error)),
+    }
+}
+
+pub(super) fn stop_workers(links: &Links, threads: Vec<JoinHandle<()>>) {
+    for inbox in &links.workers {
+        let mut stop = Control::Stop;
+        // A full queue empties as its worker turns; one that ended does not, and needs no word.
+        for _ in 0..1000 {
+            match inbox.controls.push(stop) {
+                Ok(()) => break,
+                Err(back) => stop = back,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        inbox.waker.wake();
+    }
+    for thread in threads {
+        if thread.join().is_err() {
+            log::error!("a worker panicked");
+        }
+    }
+}
