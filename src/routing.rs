@@ -135,6 +135,7 @@ impl RouteTable {
     }
 
     /// Bytes of memory that the table holds.
+    #[cfg(feature = "internals")]
     pub fn memory(&self) -> usize {
         self.v4.memory() + self.v6.memory()
     }
@@ -381,6 +382,7 @@ impl Trie {
         }
     }
 
+    #[cfg(feature = "internals")]
     fn memory(&self) -> usize {
         self.nodes.capacity() * size_of::<Node>()
             + self.leaves.capacity() * size_of::<u32>()

@@ -71,11 +71,13 @@ impl MisdirectedQueue {
     }
 
     /// How many wait.
+    #[cfg(feature = "internals")]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
     /// Whether none waits.
+    #[cfg(feature = "internals")]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

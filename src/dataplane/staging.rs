@@ -43,6 +43,7 @@ impl Staging {
     }
 
     /// Bytes staged now.
+    #[cfg(feature = "internals")]
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }

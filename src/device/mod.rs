@@ -34,7 +34,7 @@ pub mod uapi;
 mod tests;
 
 pub use stats::DeviceStats;
-pub use transaction::{Bind, ConfigureError, More, Transaction};
+pub use transaction::{ConfigureError, More, Transaction};
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
@@ -107,6 +107,7 @@ pub struct PeerInfo<'a> {
     /// Its prefixes, in the order they were given.
     pub allowed_ips: &'a [Prefix],
     /// Its packets are spread over all workers by flow, and do not go to its owner.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code))] // tests look at it
     pub spread: bool,
     /// Identity, owning worker, byte counters.
     pub shared: &'a Arc<PeerShared>,
@@ -230,6 +231,7 @@ impl Device {
     }
 
     /// What workers share of each peer, for metrics, in the order the peers were added.
+    #[cfg(feature = "internals")]
     pub fn peers(&self) -> Vec<Arc<PeerShared>> {
         self.peers.in_order().map(|peer| Arc::clone(&peer.shared)).collect()
     }

@@ -23,7 +23,7 @@ const STEERED_A_SLICE: usize = 256;
 
 /// Binds sockets to a port and mark while the old ones stay open, or marks the bound ones where the port is theirs; returns
 /// the port bound.
-pub type Bind<'a> = &'a mut dyn FnMut(BindRequest) -> io::Result<u16>;
+type Bind<'a> = &'a mut dyn FnMut(BindRequest) -> io::Result<u16>;
 /// Whether there is time for more work in this slice; asked after each step, of which none takes long.
 pub type More<'a> = &'a mut dyn FnMut() -> bool;
 
@@ -96,6 +96,7 @@ enum Step {
 
 impl Device {
     /// Applies a validated request, whole or, with an error, not at all: [`Self::begin`] and [`Self::go_on`] at once.
+    #[cfg(feature = "internals")]
     pub fn apply(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), ConfigureError> {
         let mut transaction = self.begin(now, request.clone(), bind)?;
         while !self.go_on(now, &mut transaction, &mut || true) {}

@@ -12,6 +12,7 @@ mod send;
 mod tunqueue;
 
 pub mod mmsg;
+#[cfg(feature = "cli")]
 pub mod probe;
 pub mod slab;
 pub mod steer;

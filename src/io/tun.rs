@@ -54,6 +54,7 @@ pub struct Tun {
     /// Name the kernel gave it.
     pub name: String,
     /// Interface index at creation; 0 where an inherited device lives in another network namespace.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code))] // tests look at it
     pub index: u32,
     /// One non-blocking file a queue; their number is fixed for the device's life.
     pub queues: Vec<OwnedFd>,

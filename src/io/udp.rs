@@ -30,6 +30,7 @@ pub struct UdpSockets {
     /// IPv6 only, where the host has it.
     pub v6: Option<OwnedFd>,
     /// The port they are bound to.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code))] // tests look at it
     pub port: u16,
 }
 
@@ -94,6 +95,7 @@ impl UdpGroup {
 }
 
 /// What this kernel's UDP can do, for diagnostics.
+#[cfg(feature = "cli")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UdpFeatures {
     /// UDP_SEGMENT (Linux 4.18).
@@ -102,6 +104,7 @@ pub struct UdpFeatures {
     pub gro: bool,
 }
 
+#[cfg(feature = "cli")]
 impl UdpFeatures {
     /// Asks a socket of either family; false throughout where there is none.
     pub fn probe() -> UdpFeatures {

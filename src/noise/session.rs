@@ -170,6 +170,7 @@ impl RecvSession {
         self.local_index
     }
     /// When the handshake finished.
+    #[cfg(feature = "internals")]
     pub fn born(&self) -> Instant {
         self.born
     }

@@ -23,6 +23,7 @@ impl Clock {
 }
 
 /// Microseconds on CLOCK_MONOTONIC, as systemd counts time.
+#[cfg(any(feature = "cli", test))]
 pub fn monotonic_micros() -> u64 {
     read(libc::CLOCK_MONOTONIC).as_nanos() / 1000
 }

@@ -10,10 +10,12 @@ pub(crate) mod cmsg;
 pub mod error;
 pub mod gso;
 pub mod icmp;
+#[cfg(feature = "cli")]
 pub mod inherit;
 pub(crate) mod ioctl;
 pub mod link;
 pub mod memory;
+#[cfg(feature = "cli")]
 pub mod namespace;
 #[cfg(test)]
 pub(crate) mod netns;

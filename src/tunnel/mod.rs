@@ -18,11 +18,16 @@ mod start;
 mod status;
 mod workers;
 
+#[cfg(test)]
+mod tests;
+
 pub use builder::Builder;
 pub use change::{Change, PeerChange};
 pub use error::Error;
 pub use status::{PeerStatus, Status};
-pub use workers::{BUFFERS, Backend};
+#[cfg(feature = "cli")]
+pub use workers::BUFFERS;
+pub use workers::Backend;
 
 use crate::slowpath::handle::{Gone, Handle};
 use end::{End, Outcome};

@@ -1,6 +1,6 @@
 //! The two versions of IP.
 
-use crate::wire::ip::{V4_HEADER_LEN, V6_HEADER_LEN};
+use crate::wire::ip;
 use serde::Serialize;
 use std::net::IpAddr;
 
@@ -32,10 +32,11 @@ impl Family {
     }
 
     /// Length in bytes of the IP header without options or extension headers.
+    #[cfg(any(feature = "cli", feature = "internals"))]
     pub fn header_len(self) -> usize {
         match self {
-            Family::Ipv4 => V4_HEADER_LEN,
-            Family::Ipv6 => V6_HEADER_LEN,
+            Family::Ipv4 => ip::V4_HEADER_LEN,
+            Family::Ipv6 => ip::V6_HEADER_LEN,
         }
     }
 }

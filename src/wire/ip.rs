@@ -20,16 +20,20 @@ pub mod tcp_flags {
     /// The sender has no more data.
     pub const FIN: u8 = 0x01;
     /// Sequence numbers are synchronized.
+    #[cfg(feature = "internals")]
     pub const SYN: u8 = 0x02;
     /// The connection is reset.
+    #[cfg(feature = "internals")]
     pub const RST: u8 = 0x04;
     /// Data is to be handed over at once.
     pub const PSH: u8 = 0x08;
     /// The acknowledgment number counts.
     pub const ACK: u8 = 0x10;
     /// The urgent pointer counts.
+    #[cfg(feature = "internals")]
     pub const URG: u8 = 0x20;
     /// Congestion was experienced (RFC 3168).
+    #[cfg(feature = "internals")]
     pub const ECE: u8 = 0x40;
     /// The congestion window was reduced (RFC 3168).
     pub const CWR: u8 = 0x80;

@@ -24,7 +24,7 @@ mod tx;
 mod unreachable;
 
 use crate::crypto::stack;
-use crate::dataplane::stats::{WorkerStats, add};
+use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::{Endpoint, Io};
 use crate::offload::coalesce::CoalesceOptions;
@@ -98,7 +98,8 @@ impl Worker {
     }
 
     /// Its counters.
-    pub fn stats(&self) -> Arc<WorkerStats> {
+    #[cfg(feature = "internals")]
+    pub fn stats(&self) -> Arc<crate::dataplane::stats::WorkerStats> {
         self.outbox.stats.clone()
     }
 

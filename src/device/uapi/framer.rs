@@ -35,6 +35,7 @@ pub struct Framer {
 
 impl Framer {
     /// For a new connection.
+    #[cfg(feature = "internals")]
     pub fn new() -> Framer {
         Framer::default()
     }

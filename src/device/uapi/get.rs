@@ -64,6 +64,7 @@ impl Device {
     }
 
     /// The whole answer at once.
+    #[cfg(feature = "internals")]
     pub fn uapi_get(&self) -> Zeroizing<String> {
         let (mut whole, mut dump) = (Zeroizing::new(String::new()), Dump::default());
         loop {

@@ -1,4 +1,4 @@
-//! The cross-platform configuration protocol's text: `get=1` and `set=1` (https://www.wireguard.com/xplatform/).
+//! The cross-platform configuration protocol's text: `get=1` and `set=1` (<https://www.wireguard.com/xplatform/>).
 //!
 //! One operation more, `status=1`, is this program's own: see [`crate::device::status`].
 //!

@@ -61,6 +61,7 @@ impl SetParser {
 
 impl SetRequest {
     /// Parses the lines of one operation at once, `set=1` first. Scope identifiers of endpoints must be numbers.
+    #[cfg(feature = "internals")]
     pub fn parse(body: &[u8]) -> Result<SetRequest, UapiError> {
         let mut parser = SetParser::new(Zeroizing::new(body.to_vec()));
         loop {

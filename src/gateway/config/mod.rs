@@ -27,7 +27,7 @@ pub use edit::Runtime;
 pub use error::{ConfigError, ConfigErrors, Warning};
 pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
 pub use parse::Salvage;
-pub use request::{Resolver, allowed_ips, difference, set_text};
+pub use request::{allowed_ips, difference, set_text};
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
 /// Asked for the address of an endpoint; the argument's line is the peer's. `None`: leave the endpoint unset.
-pub type Resolver<'a> = &'a mut dyn FnMut(&PeerConfig, &HostPort) -> Option<SocketAddr>;
+type Resolver<'a> = &'a mut dyn FnMut(&PeerConfig, &HostPort) -> Option<SocketAddr>;
 
 impl Config {
     /// Sets what the file says, as `wg addconf` does: what it lacks stays, since a hook may have set it.
