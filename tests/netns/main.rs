@@ -24,6 +24,7 @@ mod interop;
 mod ipv6;
 mod keeping;
 mod keys;
+mod library;
 mod lifecycle;
 mod load;
 mod loops;
