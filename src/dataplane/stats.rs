@@ -130,9 +130,9 @@ counters! {
     /// Turns made.
     turns,
     /// Times that the loop polled for an answer before it slept.
-    polls,
+    busy_polls,
     /// Those of them in which something came.
-    polls_answered,
+    busy_polls_answered,
 
     /// [`IoStats::udp_sends`].
     io_udp_sends,

@@ -21,30 +21,30 @@ pub(super) struct Attempts {
     pub(super) next: Instant,
     /// Why the last one failed.
     pub(super) errno: i32,
-    /// The error that was told last.
-    told: Option<i32>,
+    /// The error that was logged last.
+    logged: Option<i32>,
 }
 
 impl Attempts {
     pub(super) fn new(now: Instant) -> Attempts {
-        Attempts { since: now, pause: FIRST_PAUSE, next: now, errno: 0, told: None }
+        Attempts { since: now, pause: FIRST_PAUSE, next: now, errno: 0, logged: None }
     }
 
-    /// One failed. The error is told once, and another error again.
+    /// One failed. The error is logged once, and another error again.
     pub(super) fn failed(&mut self, now: Instant, error: &Error) {
         self.errno = errno(error).unwrap_or(libc::EIO);
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         let may_be_ours = self.errno == libc::EADDRINUSE && now.since(self.since) < PORT_RELEASE;
-        if !may_be_ours && self.told != Some(self.errno) {
-            self.told = Some(self.errno);
+        if !may_be_ours && self.logged != Some(self.errno) {
+            self.logged = Some(self.errno);
             log::error!("{error}; trying again until it can be bound");
         }
     }
 
     /// One succeeded.
     pub(super) fn succeeded(&self, port: u16) {
-        if self.told.is_some() {
+        if self.logged.is_some() {
             log::info!("UDP port {port} is bound now");
         }
     }

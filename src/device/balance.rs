@@ -1,6 +1,6 @@
 //! Balance: which peers outgrow one core and are spread over all workers by flow, and which calmed down and go back.
 //!
-//! A worker counts the time that it is awake; its share of the time that passed is how busy it is. The look that active peers
+//! A worker counts the time that it is awake; its share of the time that passed is how busy it is. The timer check that active peers
 //! get every few seconds anyway takes these shares, and where one is [`ENGAGED`] or more since the last time, they are taken
 //! every [`TICK`] from then on, until all are below it and no peer is spread. So a quiet device is never woken for it, and a
 //! heavy load is noticed within about ten seconds. What to do then is decided by [`Policy`], which is pure.
@@ -225,7 +225,7 @@ impl Device {
         };
     }
 
-    /// An active peer was looked at: are the workers busy enough to watch them?
+    /// Called at each timer check of an active peer: decides whether the workers are busy enough to measure them.
     pub(super) fn glance(&mut self, now: Instant, slot: u32) {
         let balancer = &mut self.balancer;
         let active = self.peers.get(slot).is_some_and(|peer| peer.watch == super::peer::Watch::On);

@@ -43,7 +43,7 @@ impl Device {
         self.install(now, id, session);
         // The owner's worker sends it, after it has taken the receiving half: order within one queue.
         self.send(now, id, &response);
-        self.look(now, id.slot);
+        self.check_timers(now, id.slot);
     }
 
     /// Whose initiation it is, the response to it, and the session that comes of it; `None`: it was refused, and counted.
@@ -105,7 +105,7 @@ impl Device {
             // The responder may not send before it has heard from us on this session: staged packets, or else this.
             self.out.one(peer.shared.owner, Control::Confirm(id));
         }
-        self.look(now, id.slot);
+        self.check_timers(now, id.slot);
     }
 
     /// A cookie reply is not authenticated by a handshake: it moves no endpoint and no timer (kernel:

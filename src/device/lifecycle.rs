@@ -85,7 +85,7 @@ impl Device {
             if let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.interrupted) {
                 peer.interrupted = false;
                 peer.timers.start_with_handshake(now.mono);
-                self.look_soon(now, slot);
+                self.check_timers_soon(now, slot);
             } else {
                 self.restart_timers(now, slot);
             }
@@ -115,7 +115,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.timers.start(now.mono);
         if peer.timers.persistent_keepalive() > 0 {
-            self.look_soon(now, slot);
+            self.check_timers_soon(now, slot);
         }
     }
 

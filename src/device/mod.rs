@@ -285,7 +285,7 @@ impl Device {
         let settled = peer.sessions.current().is_some_and(|s| s.usable(now.mono) && !s.wants_rekey(now.mono));
         if !settled {
             self.want_handshake(now, id.slot);
-            self.look(now, id.slot);
+            self.check_timers(now, id.slot);
         }
         shared.handshake_wanted.store(false, Relaxed);
     }
@@ -305,7 +305,7 @@ impl Device {
         if peer.sessions.current().is_some_and(|current| current.local_index() == index) {
             self.out.all(Broadcast::SendStaged(id));
         }
-        self.look(now, id.slot);
+        self.check_timers(now, id.slot);
     }
 
     /// Frees receiver indices and has the workers forget their sessions.

@@ -28,20 +28,20 @@ pub(super) struct Peer {
     pub(super) allowed: Vec<Prefix>,
     /// Wall clock at the last completed handshake.
     pub(super) last_handshake: Option<Duration>,
-    /// When [`super::Device::look`] is due; entries of the schedule with another time are stale.
+    /// When [`super::Device::check_timers`] is due; entries of the schedule with another time are stale.
     pub(super) scheduled: Option<Instant>,
     pub(super) watch: Watch,
-    /// [`crate::noise::timers::Activity::last_authenticated`] at the last look.
+    /// [`crate::noise::timers::Activity::last_authenticated`] at the last timer check.
     pub(super) seen: Option<Instant>,
     /// It had a session as the interface went down: coming up begins another.
     pub(super) interrupted: bool,
     /// Its packets are steered by flow, and no longer to its owner.
     pub(super) spread: bool,
-    /// Bytes sent and received when [`super::balance`] last looked.
+    /// Bytes sent and received when [`super::balance`] last compared them.
     pub(super) sampled: (u64, u64),
 }
 
-/// Whether the slow path looks at the peer's time stamps by itself.
+/// Whether the slow path checks the peer's time stamps by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Watch {
     /// No: the worker announces the next activity.

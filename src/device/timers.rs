@@ -1,8 +1,8 @@
-//! Drives the peers' timers: a heap of deadlines, and the looks at what the workers stamped.
+//! Drives the peers' timers: a heap of deadlines, and the timer checks that read what the workers stamped.
 //!
-//! A worker that finds [`PeerShared::armed`] clear sets it and sends [`Event::Activity`]; from then on the slow path looks by
-//! itself at least every [`KEEPALIVE_TIMEOUT`]. That is often enough: a stamp made after a look asks for nothing sooner than
-//! that time after itself. Once nothing moved between two looks the flag is cleared again, so an idle peer costs one heap
+//! A worker that finds [`PeerShared::armed`] clear sets it and sends [`Event::Activity`]; from then on the slow path checks by
+//! itself at least every [`KEEPALIVE_TIMEOUT`]. That is often enough: a stamp made after a check asks for nothing sooner than
+//! that time after itself. Once nothing moved between two checks the flag is cleared again, so an idle peer costs one heap
 //! entry at most.
 //!
 //! [`PeerShared::armed`]: crate::dataplane::PeerShared::armed
@@ -22,9 +22,9 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
 
-/// Peers looked at in one call: 32 handshakes are some 2 ms, during which handshake messages wait.
-const LOOKS_A_CALL: usize = 32;
-/// Shortest pause between two looks at one peer: an action that a worker has not carried out yet stays due until then.
+/// Peers checked in one call: 32 handshakes take some 2 ms, during which handshake messages wait.
+const CHECKS_PER_CALL: usize = 32;
+/// Shortest pause between two timer checks of one peer: an action that a worker has not carried out yet stays due until then.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 /// Stale heap entries tolerated besides twice the number of peers, before the heap is rebuilt (24 bytes each).
 const STALE_SLACK: usize = 64;
@@ -84,9 +84,9 @@ impl Device {
     /// Looks at the peers whose time has come.
     pub(super) fn run_timers(&mut self, now: Now) {
         self.balance(now.mono);
-        for _ in 0..LOOKS_A_CALL {
+        for _ in 0..CHECKS_PER_CALL {
             let Some(slot) = self.schedule.pop(&mut self.peers, now.mono) else { return };
-            self.look(now, slot);
+            self.check_timers(now, slot);
         }
     }
 
@@ -96,9 +96,9 @@ impl Device {
         let Some(peer) = self.peers.by_id(id) else { return };
         if up {
             peer.watch = Watch::On;
-            // Its stamp may be of the very instant of the last look.
+            // Its stamp may be of the very instant of the last check.
             peer.seen = None;
-            self.look(now, id.slot);
+            self.check_timers(now, id.slot);
         } else {
             // It crossed the going down: nobody watches.
             peer.shared.armed.store(false, Relaxed);
@@ -106,7 +106,7 @@ impl Device {
     }
 
     /// Does what is due for a peer and sets its next deadline.
-    pub(super) fn look(&mut self, now: Now, slot: u32) {
+    pub(super) fn check_timers(&mut self, now: Now, slot: u32) {
         if !self.is_up() {
             self.schedule.set(&mut self.peers, slot, None);
             return;
@@ -117,13 +117,13 @@ impl Device {
         while let Some(due) = self.due(now, slot) {
             self.act(now, id, due);
         }
-        let next = self.next_look(now.mono, slot).map(|at| at.max(now.mono + SHORTEST_PAUSE));
+        let next = self.next_timer_check(now.mono, slot).map(|at| at.max(now.mono + SHORTEST_PAUSE));
         self.schedule.set(&mut self.peers, slot, next);
         self.glance(now.mono, slot);
     }
 
-    /// Has the driver look at a peer as soon as it can.
-    pub(super) fn look_soon(&mut self, now: Now, slot: u32) {
+    /// Has the driver check a peer's timers as soon as it can.
+    pub(super) fn check_timers_soon(&mut self, now: Now, slot: u32) {
         self.schedule.set(&mut self.peers, slot, Some(now.mono));
     }
 
@@ -167,8 +167,8 @@ impl Device {
         }
     }
 
-    /// When to look next; on the way decides whether to go on watching.
-    fn next_look(&mut self, now: Instant, slot: u32) -> Option<Instant> {
+    /// When the next timer check is due. Decides on the way whether the slow path goes on watching the peer's time stamps.
+    fn next_timer_check(&mut self, now: Instant, slot: u32) -> Option<Instant> {
         let peer = self.peers.get_mut(slot)?;
         let mut activity = peer.shared.activity();
         if peer.watch == Watch::On && activity.last_authenticated == peer.seen {

@@ -284,7 +284,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.timers.set_persistent_keepalive(seconds);
         if up {
-            self.look_soon(now, slot);
+            self.check_timers_soon(now, slot);
         }
     }
 }

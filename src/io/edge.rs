@@ -142,12 +142,12 @@ pub(super) fn shape(len: usize, received: ReceiveInfo<'_>) -> Option<TrainShape>
         return None;
     }
     let from = decode_name(received.name)?;
-    let told = decode_control(received.control)?;
-    let stride = told.stride.unwrap_or(len).min(len);
+    let decoded = decode_control(received.control)?;
+    let stride = decoded.stride.unwrap_or(len).min(len);
     if stride == 0 {
         return None;
     }
-    Some(TrainShape { len, stride, from, to: told.to, ecn: told.ecn })
+    Some(TrainShape { len, stride, from, to: decoded.to, ecn: decoded.ecn })
 }
 
 /// A [`UdpTrain`] without its bytes.

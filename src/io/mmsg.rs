@@ -54,10 +54,10 @@ pub struct Mmsg {
 /// Buffers that wait for datagrams, and datagrams that wait to be taken.
 struct ReceiveBatch {
     batch: Batch,
-    /// `came[next..]` hold datagrams; all others that are `Some` wait for one.
+    /// `bufs[next..received]` hold datagrams; all others that are `Some` wait for one.
     bufs: Vec<Option<Buf>>,
     next: usize,
-    came: usize,
+    received: usize,
     /// Buffers owed to `bufs`.
     lacking: usize,
     ready: [bool; 2],
@@ -88,7 +88,7 @@ impl Mmsg {
             bufs: (0..count).map(|_| None).collect(),
             lacking: count,
             next: 0,
-            came: 0,
+            received: 0,
             ready: [false; 2],
             last: Family::Ipv6,
         };
@@ -107,7 +107,7 @@ impl Mmsg {
     /// Whether something can be received without waiting.
     fn is_ready(&self) -> bool {
         let inbox = &self.inbox;
-        inbox.next < inbox.came
+        inbox.next < inbox.received
             || (inbox.ready.contains(&true)
                 && (inbox.lacking < inbox.bufs.len() || self.edge.pool.free() > 0))
             || self.edge.tun_is_worth_a_read(inbox.lacking)
@@ -163,7 +163,7 @@ impl Mmsg {
 impl ReceiveBatch {
     /// Fills a batch from the sockets that have something, turn about.
     fn receive(&mut self, sockets: &UdpSockets, pool: &Pool) {
-        (self.next, self.came) = (0, 0);
+        (self.next, self.received) = (0, 0);
         self.refill(pool);
         for _ in Family::BOTH {
             let family = self.last.other();
@@ -182,11 +182,11 @@ impl ReceiveBatch {
             // SAFETY: the messages point into buffers that `bufs` owns and nobody borrows during the call.
             let outcome = unsafe { self.batch.receive(socket, count) };
             match outcome {
-                Ok(came) => {
-                    self.came = came;
+                Ok(received) => {
+                    self.received = received;
                     // Fewer than asked for: it was empty, and what comes after makes a new edge.
-                    self.ready[family as usize] = came == count;
-                    if came > 0 {
+                    self.ready[family as usize] = received == count;
+                    if received > 0 {
                         return;
                     }
                 }
@@ -258,12 +258,12 @@ impl Io for Mmsg {
 
     fn recv_udp(&mut self) -> Option<UdpTrain> {
         loop {
-            if self.inbox.next == self.inbox.came {
+            if self.inbox.next == self.inbox.received {
                 if !self.inbox.ready.contains(&true) {
                     return None;
                 }
                 self.inbox.receive(&self.edge.sockets, &self.edge.pool);
-                if self.inbox.came == 0 {
+                if self.inbox.received == 0 {
                     return None;
                 }
             }
@@ -309,7 +309,7 @@ impl Io for Mmsg {
         }
         self.generation = self.generation.wrapping_add(1);
         self.watched = [false; 2];
-        (self.inbox.next, self.inbox.came) = (0, 0);
+        (self.inbox.next, self.inbox.received) = (0, 0);
         for family in Family::BOTH {
             let token = self.token(family);
             let socket = self.edge.sockets.of(family);

@@ -50,7 +50,7 @@ const GONE_LIST: usize = 64;
 /// Notices not yet taken; further ones are not kept (the counter has them).
 const NOTICE_LIST: usize = 8;
 /// Between two notices of refused sends.
-const TELL_INTERVAL: Duration = Duration::from_secs(60);
+const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// A segment of this size fits every path, headers included (IPv6's least MTU, RFC 8200 section 5): refused, it was not the path.
 const FITS_ANY_PATH: usize = 1280 - 48;
 /// So many destinations refuse trains while none ever took one: it is not the paths, it is UDP_SEGMENT.
@@ -131,9 +131,9 @@ pub(super) struct SendQueue {
     /// The time, as its owner told last.
     now: Instant,
     /// When a refusal was last told.
-    told: Option<Instant>,
+    noticed_at: Option<Instant>,
     /// Datagrams refused since.
-    untold: u64,
+    unreported: u64,
 }
 
 impl SendQueue {
@@ -148,8 +148,8 @@ impl SendQueue {
             gone: VecDeque::with_capacity(GONE_LIST),
             notices: VecDeque::with_capacity(NOTICE_LIST),
             now: Instant::START,
-            told: None,
-            untold: 0,
+            noticed_at: None,
+            unreported: 0,
         }
     }
 
@@ -371,7 +371,7 @@ impl SendQueue {
                 if front.advance() {
                     lane.queue.pop_front();
                 }
-                self.tell_refusal(errno, to, 1);
+                self.note_refusal(errno, to, 1);
             }
             _ => self.refuse_front(errno, family, stats),
         }
@@ -412,17 +412,17 @@ impl SendQueue {
         if let Some(front) = self.lanes[family as usize].queue.front() {
             let (to, datagrams) = (front.train.to.addr, front.datagrams() as u64);
             self.drop_front(family, stats);
-            self.tell_refusal(errno, to, datagrams);
+            self.note_refusal(errno, to, datagrams);
         }
     }
 
     /// Has a refusal logged, unless one was a short while ago: then it is told with the next.
-    fn tell_refusal(&mut self, errno: i32, to: SocketAddr, datagrams: u64) {
-        self.untold += datagrams;
-        let is_soon = self.told.is_some_and(|at| self.now.since(at) < TELL_INTERVAL);
+    fn note_refusal(&mut self, errno: i32, to: SocketAddr, datagrams: u64) {
+        self.unreported += datagrams;
+        let is_soon = self.noticed_at.is_some_and(|at| self.now.since(at) < NOTICE_INTERVAL);
         if !is_soon && self.notices.len() < NOTICE_LIST {
-            self.told = Some(self.now);
-            let datagrams = std::mem::take(&mut self.untold);
+            self.noticed_at = Some(self.now);
+            let datagrams = std::mem::take(&mut self.unreported);
             self.notices.push_back(Notice::SendRefused { to, errno, datagrams });
         }
     }

@@ -20,7 +20,7 @@ use zeroize::{Zeroize, Zeroizing};
 /// Connections served at once; further ones wait until one ends or gives way.
 pub(super) const MAX_CONNECTIONS: usize = 64;
 /// Pause before looking again for whom to send away.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const RECHECK: Duration = Duration::from_millis(50);
 /// Pieces of an answer that wait for the client to read.
 const PIECES: usize = 2;
 
@@ -122,7 +122,7 @@ impl Connections {
     }
 
     async fn wait(&self) {
-        let _ = tokio::time::timeout(LOOK_AGAIN, self.freed.notified()).await;
+        let _ = tokio::time::timeout(RECHECK, self.freed.notified()).await;
     }
 
     /// Ends the connection that has been overdue for longest, the idle first.

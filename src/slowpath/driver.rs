@@ -55,7 +55,7 @@ pub(super) struct Driver {
     /// When memory is given back, after a large transaction.
     tidy_at: Option<Instant>,
     /// It was logged that the kernel does not steer the UDP sockets.
-    told_unsteered: bool,
+    warned_unsteered: bool,
 }
 
 impl Driver {
@@ -93,7 +93,7 @@ impl Driver {
             work_pending: false,
             jobs: Jobs::default(),
             tidy_at: None,
-            told_unsteered: false,
+            warned_unsteered: false,
         }
     }
 
@@ -263,7 +263,7 @@ impl Driver {
     }
 
     fn hand_out(&mut self, group: UdpGroup, sockets: Vec<UdpSockets>) {
-        if sockets.len() > 1 && !group.steered && !std::mem::replace(&mut self.told_unsteered, true) {
+        if sockets.len() > 1 && !group.steered && !std::mem::replace(&mut self.warned_unsteered, true) {
             log::warn!(
                 "no steering of the UDP sockets: workers hand on what the kernel gives to the wrong one"
             );
@@ -279,7 +279,7 @@ impl Driver {
     fn bind_or_close(&mut self, request: Option<BindRequest>) {
         let Some(wanted) = request else {
             self.leave();
-            self.tell_all(|| Control::Rebind(None));
+            self.send_all(|| Control::Rebind(None));
             return;
         };
         match bind(wanted, self.links.workers.len(), self.gro) {
@@ -291,7 +291,7 @@ impl Driver {
         }
     }
 
-    fn tell_all(&mut self, control: impl Fn() -> Control) {
+    fn send_all(&mut self, control: impl Fn() -> Control) {
         self.backlog.iter_mut().for_each(|backlog| backlog.push_back(control()));
     }
 
@@ -303,11 +303,11 @@ impl Driver {
             }
             LinkEvent::Icmp(sockets) => {
                 let sockets = sockets.map(Arc::new);
-                self.tell_all(|| Control::Icmp(sockets.clone()));
+                self.send_all(|| Control::Icmp(sockets.clone()));
             }
             LinkEvent::Broadcasts(addresses) => {
                 let addresses: Arc<[_]> = addresses.into();
-                self.tell_all(|| Control::Broadcasts(Arc::clone(&addresses)));
+                self.send_all(|| Control::Broadcasts(Arc::clone(&addresses)));
             }
             LinkEvent::RoutesChanged => self.device.routes_changed(),
             LinkEvent::RouteMtus(routes) => self.device.set_route_mtus(routes),

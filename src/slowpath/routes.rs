@@ -47,18 +47,18 @@ async fn listen(index: u32, events: &Sender<LinkEvent>) -> Result<()> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         ask(&handle, family, &mut routes).await?;
     }
-    let (mut told, mut told_broadcasts) = (Vec::new(), BTreeSet::new());
+    let (mut sent, mut sent_broadcasts) = (Vec::new(), BTreeSet::new());
     loop {
-        if routes.broadcasts != told_broadcasts {
-            told_broadcasts.clone_from(&routes.broadcasts);
+        if routes.broadcasts != sent_broadcasts {
+            sent_broadcasts.clone_from(&routes.broadcasts);
             let addresses = routes.broadcasts.iter().copied().collect();
             if events.send(LinkEvent::Broadcasts(addresses)).await.is_err() {
                 return Ok(());
             }
         }
         let known = routes.by_prefix();
-        if known != told {
-            told.clone_from(&known);
+        if known != sent {
+            sent.clone_from(&known);
             if events.send(LinkEvent::RouteMtus(known)).await.is_err() {
                 return Ok(());
             }

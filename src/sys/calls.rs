@@ -118,7 +118,7 @@ impl Batch {
     pub(crate) unsafe fn receive(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
         let headers = &mut self.headers[..count];
         // SAFETY: as for `send`; the kernel writes within the lengths that the headers state.
-        let came = unsafe {
+        let received = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),
                 headers.as_mut_ptr(),
@@ -127,7 +127,7 @@ impl Batch {
                 std::ptr::null_mut(),
             )
         };
-        outcome(came as isize)
+        outcome(received as isize)
     }
 
     /// What message `n` brought: bytes, flags, name, control data.

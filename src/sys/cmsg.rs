@@ -162,7 +162,7 @@ impl ControlData {
 
 /// What control data told about a received train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct ReceivedControl {
     /// UDP_GRO's segment size; `None`: one datagram.
     pub(crate) stride: Option<usize>,
     /// Local address.
@@ -172,8 +172,8 @@ pub(crate) struct Told {
 }
 
 /// Reads control data. `None`: it made no sense.
-pub(crate) fn decode_control(mut control: &[u8]) -> Option<Told> {
-    let mut told = Told::default();
+pub(crate) fn decode_control(mut control: &[u8]) -> Option<ReceivedControl> {
+    let mut decoded = ReceivedControl::default();
     while control.len() >= HEADER {
         let len = usize::from_ne_bytes(*control.first_chunk()?);
         let level = i32::from_ne_bytes(*control.get(size_of::<usize>()..)?.first_chunk()?);
@@ -181,27 +181,27 @@ pub(crate) fn decode_control(mut control: &[u8]) -> Option<Told> {
         let data = control.get(HEADER..len)?;
         match (level, kind) {
             (libc::SOL_UDP, libc::UDP_GRO) => {
-                told.stride = Some(usize::try_from(int(data)?).ok()?);
+                decoded.stride = Some(usize::try_from(int(data)?).ok()?);
             }
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 let interface = u32::from_ne_bytes(*data.first_chunk()?);
                 // ipi_spec_dst: the local address, also of a datagram that came by broadcast.
                 let ip: [u8; 4] = *data.get(4..)?.first_chunk()?;
-                told.to = Some(LocalAddr { ip: Ipv4Addr::from(ip).into(), interface });
+                decoded.to = Some(LocalAddr { ip: Ipv4Addr::from(ip).into(), interface });
             }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                 let ip: [u8; 16] = *data.first_chunk()?;
                 let interface = u32::from_ne_bytes(*data.get(16..)?.first_chunk()?);
-                told.to = Some(LocalAddr { ip: Ipv6Addr::from(ip).into(), interface });
+                decoded.to = Some(LocalAddr { ip: Ipv6Addr::from(ip).into(), interface });
             }
             // IP_TOS comes as one byte, whatever its sender used.
-            (libc::IPPROTO_IP, libc::IP_TOS) => told.ecn = data.first()? & 3,
-            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => told.ecn = (int(data)? & 3) as u8,
+            (libc::IPPROTO_IP, libc::IP_TOS) => decoded.ecn = data.first()? & 3,
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => decoded.ecn = (int(data)? & 3) as u8,
             _ => {}
         }
         control = control.get(len.next_multiple_of(ALIGN)..).unwrap_or(&[]);
     }
-    Some(told)
+    Some(decoded)
 }
 
 fn int(data: &[u8]) -> Option<i32> {
@@ -232,12 +232,12 @@ mod tests {
             control.push_segment(1452);
             control.push_source(&local(ip, interface));
             control.push_tos(&SocketAddr::new(ip, 1), dscp << 2 | ecn);
-            let told = decode_control(control.bytes(control.len()));
+            let decoded = decode_control(control.bytes(control.len()));
             let scope = match ip {
                 IpAddr::V6(ip) if ip.is_unicast_link_local() => interface,
                 _ => 0,
             };
-            prop_assert_eq!(told, Some(Told { stride: None, to: Some(local(ip, scope)), ecn }));
+            prop_assert_eq!(decoded, Some(ReceivedControl { stride: None, to: Some(local(ip, scope)), ecn }));
         }
 
         #[test]
@@ -252,8 +252,8 @@ mod tests {
         for (ip, scope) in [("192.0.2.1", 0), ("2001:db8::1", 0), ("fe80::1", 7)] {
             let mut control = ControlData::EMPTY;
             control.push_source(&local(ip.parse().unwrap(), 7));
-            let told = decode_control(control.bytes(control.len())).and_then(|told| told.to);
-            assert_eq!(told, Some(local(ip.parse().unwrap(), scope)));
+            let decoded = decode_control(control.bytes(control.len())).and_then(|decoded| decoded.to);
+            assert_eq!(decoded, Some(local(ip.parse().unwrap(), scope)));
         }
     }
 

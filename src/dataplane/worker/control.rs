@@ -23,11 +23,11 @@ impl Worker {
             Control::Routes(routes) => self.peers.routes = routes,
             Control::AddPeer(shared) => {
                 let before = self.peers.add(shared);
-                self.bury(before);
+                self.finish_removal(before);
             }
             Control::RemovePeer(id) => {
                 let removed = self.peers.remove(id);
-                self.bury(removed);
+                self.finish_removal(removed);
             }
             Control::Endpoint(id, endpoint) => self.set_endpoint(io, now, id, endpoint),
             Control::Install(id, receive, send) => self.install(io, now, id, receive, send),
@@ -87,7 +87,8 @@ impl Worker {
         self.rx.remove(index, id);
     }
 
-    fn bury(&mut self, removed: Option<Removed>) {
+    /// Counts the staged frames of a removed peer, and removes its receiving sessions.
+    fn finish_removal(&mut self, removed: Option<Removed>) {
         let Some(removed) = removed else { return };
         add(&self.outbox.stats.tx_staged_dropped, removed.staged);
         for index in removed.receiving {

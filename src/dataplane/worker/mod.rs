@@ -47,7 +47,7 @@ const LARGE_COST: usize = 4;
 /// Bytes up to which a frame or train is small.
 const SMALL_MAX: usize = 2048;
 
-/// What a worker is told at birth.
+/// What a worker is made with.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
     /// Its number: the low byte of its receiver indices.
@@ -78,8 +78,8 @@ pub struct Worker {
     peers: Peers,
     unreachable: UnreachableSender,
     rx: Rx,
-    /// A control came this turn: it may have been the end of a key.
-    told: bool,
+    /// Whether a control was carried out in this turn: it may have ended the life of a key.
+    had_control: bool,
 }
 
 impl Worker {
@@ -93,7 +93,7 @@ impl Worker {
             peers: Peers::new(Arc::clone(&links.staging)),
             unreachable: UnreachableSender::default(),
             rx: Rx::new(config.coalesce),
-            told: false,
+            had_control: false,
         }
     }
 
@@ -107,7 +107,7 @@ impl Worker {
     pub fn turn<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
         let turn = self.take_all(io, now);
         io.flush();
-        self.take_troubles(io);
+        self.take_notices(io);
         self.outbox.ring();
         let stats = &self.outbox.stats;
         stats.add_refusals(&self.rx.take_refusals());
@@ -131,7 +131,7 @@ impl Worker {
                 }
             };
             let turn = stack::apart(|| self.turn(io, now));
-            if std::mem::take(&mut self.told) {
+            if std::mem::take(&mut self.had_control) {
                 stack::wipe();
             }
             until = match turn {
@@ -158,7 +158,7 @@ impl Worker {
     fn take_controls<I: Io>(&mut self, io: &mut I, now: Instant) -> Option<bool> {
         for _ in 0..CONTROL_BUDGET {
             let Some(control) = self.inbox.controls.pop() else { return Some(false) };
-            self.told = true;
+            self.had_control = true;
             if !self.control(io, now, control) {
                 return None;
             }
@@ -204,12 +204,13 @@ impl Worker {
         budget == 0
     }
 
-    /// Hears what the backend met with while it sent and wrote.
-    fn take_troubles<I: Io>(&mut self, io: &mut I) {
+    /// Takes what the backend noticed while it sent and wrote: super-packets that the TUN device refuses, source addresses that are
+    /// gone, and notices for the log.
+    fn take_notices<I: Io>(&mut self, io: &mut I) {
         self.rx.give_up(io.tun_refuses());
         while let Some(gone) = io.take_source_gone() {
             for peer in self.peers.iter_mut().filter(|peer| peer.endpoint == Some(gone)) {
-                // Untold, it stays as it is: the next send will fail to use it again.
+                // Where the event finds no room, the source stays: the next send that fails to use it notices it again.
                 if self.outbox.emit(Event::SourceGone(peer.shared.id)) {
                     peer.endpoint = Some(Endpoint { from: None, ..gone });
                     peer.heard = None;

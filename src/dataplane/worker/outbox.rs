@@ -126,8 +126,8 @@ impl WorkerOutbox {
     pub(super) fn routing_loop(&mut self, to: SocketAddr, now: Instant) {
         let last = self.slow.looped_at.load(Relaxed);
         let is_soon = last != 0 && now.since(Instant::from_nanos(last)) < LOOP_INTERVAL;
-        let told = |at: &AtomicU64| at.compare_exchange(last, now.as_nanos(), Relaxed, Relaxed).is_ok();
-        if !is_soon && told(&self.slow.looped_at) {
+        let is_first = |at: &AtomicU64| at.compare_exchange(last, now.as_nanos(), Relaxed, Relaxed).is_ok();
+        if !is_soon && is_first(&self.slow.looped_at) {
             self.notice(self.id, Notice::RoutingLoop { to });
         }
     }

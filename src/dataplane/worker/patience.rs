@@ -70,7 +70,7 @@ impl Patience {
                     Patience { deadline: None, vain, skip: 1 << vain }
                 }
             };
-            add(&stats.polls_answered, usize::from(is_answered));
+            add(&stats.busy_polls_answered, usize::from(is_answered));
             return None;
         }
         if done.slept < QUIET || done.sent == 0 || is_answered {
@@ -80,7 +80,7 @@ impl Patience {
             self.skip -= 1;
             return None;
         }
-        add(&stats.polls, 1);
+        add(&stats.busy_polls, 1);
         self.deadline = Some(now + PATIENCE);
         Some(now)
     }
@@ -113,7 +113,7 @@ mod tests {
                 "no question"
             );
         }
-        assert_eq!((stats.polls.into_inner(), stats.polls_answered.into_inner()), (10, 10));
+        assert_eq!((stats.busy_polls.into_inner(), stats.busy_polls_answered.into_inner()), (10, 10));
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Peers {
             self.table.resize_with(slot + 1, || None);
         }
         let before = self.table[slot].replace(WorkerPeer::new(shared));
-        before.map(|peer| self.bury(peer))
+        before.map(|peer| self.taken_out(peer))
     }
 
     /// Removes a peer with its staged frames.
@@ -128,10 +128,11 @@ impl Peers {
         self.find(id)?;
         let peer = self.table.get_mut(id.slot as usize)?.take()?;
         self.give_back_room();
-        Some(self.bury(peer))
+        Some(self.taken_out(peer))
     }
 
-    fn bury(&mut self, peer: WorkerPeer) -> Removed {
+    /// Gives back what a peer held that is no longer in the table, and withdraws its sessions.
+    fn taken_out(&mut self, peer: WorkerPeer) -> Removed {
         self.staging.give_back(peer.staged_bytes);
         for &index in &peer.receiving {
             peer.shared.sending.withdraw(index);

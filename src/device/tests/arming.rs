@@ -73,7 +73,7 @@ impl World {
         Some(self)
     }
 
-    /// `Device::next_look` of a peer that was quiet.
+    /// `Device::next_timer_check` of a peer that was quiet.
     fn step_slow(mut self) -> Option<World> {
         let slow = &mut self.slow;
         let next = match slow.step {

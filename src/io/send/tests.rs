@@ -130,7 +130,7 @@ fn refusals_are_told_once_a_minute_with_all_that_they_cost() {
     }
     assert_eq!(queue.take_notice(), refused(1, libc::EPERM, 2));
     assert_eq!(queue.take_notice(), None);
-    queue.set_now(begin + TELL_INTERVAL);
+    queue.set_now(begin + NOTICE_INTERVAL);
     assert!(queue.refused(libc::EHOSTUNREACH, Family::Ipv4, &mut stats).is_continue());
     assert_eq!(queue.take_notice(), refused(4, libc::EHOSTUNREACH, 6));
     assert_eq!(stats.udp_send_errors, 8);

@@ -44,7 +44,7 @@ pub struct Uring {
     writes: Writes,
     waker: Waker,
     /// Received and not yet taken: at most one a provided buffer.
-    came: VecDeque<(Buf, u32)>,
+    received: VecDeque<(Buf, u32)>,
     generation: u32,
     armed: Armed,
     /// The waker rang since the last wait. Any enter may take its completion, also one amid a turn whose mailboxes were looked
@@ -79,7 +79,7 @@ impl Uring {
         let ring = Ring::new(&pool)?;
         Ok(Uring {
             ring,
-            came: VecDeque::with_capacity(Edge::receive_buffers(&pool)),
+            received: VecDeque::with_capacity(Edge::receive_buffers(&pool)),
             edge: Edge::new(tun, pool),
             writes: Writes::new(),
             waker,
@@ -99,7 +99,7 @@ impl Uring {
 
     /// Arms what ended or never began. A receive waits for a buffer: without one it would end at once.
     fn arm(&mut self) -> Result<()> {
-        self.ring.buffers.refill(self.came.len(), &self.edge.pool);
+        self.ring.buffers.refill(self.received.len(), &self.edge.pool);
         if !self.armed.tun {
             self.ring.poll(RequestKind::Tun, 0, self.edge.tun.as_fd(), libc::POLLIN)?;
             self.armed.tun = true;
@@ -164,7 +164,7 @@ impl Uring {
         match (event.outcome, event.buf) {
             (Ok(len), Some(buf)) => {
                 self.failures = 0;
-                self.came.push_back((buf, len));
+                self.received.push_back((buf, len));
             }
             // ENOBUFS: all buffers are under way; armed again when one is back.
             (Err(libc::ENOBUFS | libc::ECANCELED | libc::EINTR), _) => {}
@@ -180,12 +180,12 @@ impl Uring {
 
     /// Buffers that sending leaves to receiving.
     fn lacking(&self) -> usize {
-        self.ring.buffers.lacking(self.came.len())
+        self.ring.buffers.lacking(self.received.len())
     }
 
     /// Whether something can be received without waiting.
     fn is_ready(&self) -> bool {
-        self.rung || !self.came.is_empty() || self.edge.tun_is_worth_a_read(self.lacking())
+        self.rung || !self.received.is_empty() || self.edge.tun_is_worth_a_read(self.lacking())
     }
 
     /// Ends the receives of the old sockets before those are closed, so that their port is free at once.
@@ -248,8 +248,8 @@ impl Uring {
 
     /// Polls, or sleeps; tells since when it slept.
     fn wake_or_sleep(&mut self, until: Option<Instant>) -> Result<Option<Instant>> {
-        let polls = self.is_ready() || self.ring.has_events();
-        let asleep = if polls { None } else { self.edge.sleeps_from(until) };
+        let is_poll = self.is_ready() || self.ring.has_events();
+        let asleep = if is_poll { None } else { self.edge.sleeps_from(until) };
         let Some(now) = asleep else {
             if self.ring.has_work() {
                 self.ring.enter(0, None)?;
@@ -282,7 +282,7 @@ impl Io for Uring {
     }
 
     fn recv_udp(&mut self) -> Option<UdpTrain> {
-        while let Some((buf, len)) = self.came.pop_front() {
+        while let Some((buf, len)) = self.received.pop_front() {
             match self.ring.parse(&buf, len) {
                 Some(shape) => {
                     self.edge.stats.udp_receives += 1;
@@ -319,7 +319,7 @@ impl Io for Uring {
     fn rebind(&mut self, sockets: Option<UdpSockets>) {
         let old = self.edge.rebind(None);
         self.end_receives();
-        self.came.clear();
+        self.received.clear();
         self.failures = 0;
         drop(old);
         self.edge.sockets = sockets.unwrap_or_default();
