@@ -25,18 +25,18 @@ pub fn sum(data: &[u8], initial: u64) -> u64 {
     narrow(data, initial)
 }
 
-/// One's-complement addition of partial sums: the carry comes around (65,535 divides 2^64 - 1).
+/// One's-complement addition of two partial sums. The carry comes around, as 65,535 divides 2^64 - 1.
 #[inline]
 fn add(a: u64, b: u64) -> u64 {
     let (sum, carry) = a.overflowing_add(b);
     sum + u64::from(carry)
 }
 
-/// [`sum`] without wide registers.
+/// The same as [`sum`], without wide registers.
 ///
-/// Per 64-bit word one shift and two additions: the whole words, modulo 2^64, and apart from them their upper halves, the
-/// sum of which is subtracted again to leave that of the lower halves, below 2^64. Doing this while copying gains nothing over
-/// `memcpy` and a second look at warm bytes.
+/// Each 64-bit word costs one shift and two additions: one of the whole word, modulo 2^64, and one of its upper half
+/// apart. The sum of the upper halves is subtracted in the end, which leaves the sum of the lower halves, below 2^64.
+/// Summing while copying gains nothing over `memcpy` and a second pass over bytes that are warm in the cache.
 #[inline]
 fn narrow(data: &[u8], initial: u64) -> u64 {
     let (words, mut rest) = data.as_chunks::<8>();
@@ -71,8 +71,9 @@ pub fn fold(sum: u64) -> u16 {
     u16::from_be(sum as u16)
 }
 
-/// Partial sum of the TCP/UDP pseudo-header of an IPv4 or IPv6 `packet` whose transport part is `transport_len` bytes.
-/// (RFC 9293 section 3.1; RFC 8200 section 8.1 without a routing header.) A truncated header contributes no addresses.
+/// Partial sum of the TCP/UDP pseudo-header of an IPv4 or IPv6 `packet` whose transport part is `transport_len` bytes
+/// (RFC 9293 section 3.1; RFC 8200 section 8.1 without a routing header). A truncated header contributes no
+/// addresses.
 #[inline]
 pub fn pseudo_header(packet: &[u8], protocol: u8, transport_len: usize) -> u64 {
     let addresses = match packet.first() {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-/// Type, code, checksum and four bytes more.
+/// Length in bytes of an ICMP header: type, code, checksum and four bytes more.
 const ICMP_HEADER_LEN: usize = 8;
 /// Longest ICMPv4 error, IP header included (RFC 1812 section 4.3.2.3).
 const V4_MAX_LEN: usize = 576;
@@ -25,12 +25,15 @@ pub enum Unreachable {
     TooBig(u32),
 }
 
-/// Writes into `out` the ICMP packet that answers `offending`, addressed from its destination to its source (what is
-/// written to a TUN device may not come from the host itself, and this address passes reverse-path filters), and returns
-/// its length. `None` where RFC 1122/4443 forbid an answer: to ICMP errors, fragments other than the first,
-/// multicast, broadcast or unspecified sources; and where `offending` is no IP packet or `out` cannot hold its header.
+/// Writes into `out` the ICMP packet that answers `offending`, and returns its length in bytes.
 ///
-/// It quotes as much of `offending` as `out` and 576 (IPv4) or 1280 (IPv6) bytes in all allow.
+/// It is addressed from the destination of `offending` to its source: what is written to a TUN device may not come
+/// from the host itself, and this address passes reverse-path filters. It quotes as much of `offending` as `out` and
+/// 576 (IPv4) or 1280 (IPv6) bytes in all allow.
+///
+/// `None` where RFC 1122 or RFC 4443 forbids an answer: to ICMP errors, to fragments other than the first, and to
+/// multicast, broadcast or unspecified sources. Also `None` where `offending` is no IP packet, or where `out` cannot
+/// hold its header.
 pub fn unreachable(offending: &[u8], why: Unreachable, out: &mut [u8]) -> Option<usize> {
     let info = ip::parse(offending)?;
     let offending = offending.get(..info.len)?;
@@ -63,14 +66,14 @@ fn is_error(packet: &[u8], transport: &ip::Transport) -> bool {
     }
 }
 
-/// RFC 1122 section 3.2.2: no answer to "a zero address, a loopback address, a broadcast address, a multicast address,
-/// or a Class E address"; nor may one be the source of an answer.
+/// Whether an answer may go to and come from `address`. RFC 1122 section 3.2.2 allows no answer to "a zero address, a
+/// loopback address, a broadcast address, a multicast address, or a Class E address".
 fn is_single_host_v4(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     first != 0 && first != 127 && first < 224
 }
 
-/// RFC 4443 section 2.4 (e).
+/// Whether an answer may go to and come from `address` (RFC 4443 section 2.4 (e)).
 fn is_single_host_v6(address: Ipv6Addr) -> bool {
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }

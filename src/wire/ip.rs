@@ -61,8 +61,11 @@ pub struct IpInfo {
     pub ecn: u8,
 }
 
-/// Parses the fixed IP header of `packet`. `None`: neither IPv4 nor IPv6, header truncated, IHL below 5, or a
-/// stated length that is shorter than the header or longer than `packet` (which may carry WireGuard's padding).
+/// Parses the fixed IP header of `packet`.
+///
+/// `None` where it is neither IPv4 nor IPv6, where the header is truncated or its IHL below 5, and where it states a
+/// length that is shorter than itself or longer than `packet`. `packet` may be longer than stated, since it may carry
+/// WireGuard's padding.
 #[inline]
 pub fn parse(packet: &[u8]) -> Option<IpInfo> {
     let info = match packet.first()? >> 4 {
@@ -97,8 +100,8 @@ pub fn parse(packet: &[u8]) -> Option<IpInfo> {
     (info.len <= packet.len()).then_some(info)
 }
 
-/// Sets Congestion Experienced where the inner packet is ECN-capable (RFC 6040, decapsulation), fixing the IPv4
-/// header checksum. Does nothing to a Not-ECT packet.
+/// Sets Congestion Experienced where the inner packet is ECN-capable (RFC 6040, decapsulation), and fixes the IPv4
+/// header checksum. A Not-ECT packet stays as it is.
 #[inline]
 pub fn set_ce(packet: &mut [u8]) {
     let Some(header) = packet.first_chunk_mut::<V4_HEADER_LEN>() else { return };
@@ -131,17 +134,20 @@ pub enum Fragment {
 pub struct Transport {
     /// Its protocol number.
     pub protocol: u8,
-    /// Its offset from the IP header on; at most the packet's length.
+    /// Offset in bytes from the start of the IP header; at most the packet's length.
     pub offset: usize,
-    /// Whether it is there at all.
+    /// Whether the packet is a fragment, and so whether it has a transport header.
     pub fragment: Fragment,
     /// Whether a routing header is to change the destination yet, so that the pseudo-header of the transport checksum
     /// does not hold the address in the IP header (RFC 8200 section 8.1).
     pub routed: bool,
 }
 
-/// Finds the transport header behind IPv4 options or IPv6 hop-by-hop, routing, destination-options and fragment headers.
-/// `None`: not IP, or truncated. An extension header of another kind is taken for the transport.
+/// Finds the transport header behind IPv4 options or behind IPv6 hop-by-hop, routing, destination-options and
+/// fragment headers.
+///
+/// `None` where the packet is not IP, or truncated. An extension header of another kind is taken for the transport
+/// header.
 #[inline]
 pub fn transport(packet: &[u8]) -> Option<Transport> {
     match packet.first()? >> 4 {
@@ -161,8 +167,10 @@ pub fn transport(packet: &[u8]) -> Option<Transport> {
     }
 }
 
-/// A hash of a TCP or UDP packet's addresses, ports and protocol: equal for all packets of a flow. `None`: another protocol, or a
-/// header that only [`transport`] would find its way through (options, extension headers, fragments).
+/// A hash of a TCP or UDP packet's addresses, ports and protocol, equal for all packets of a flow.
+///
+/// `None` for another protocol, and where only [`transport`] would find the header (options, extension headers,
+/// fragments).
 #[inline]
 pub fn flow(packet: &[u8]) -> Option<u32> {
     let (protocol, hosts, ports) = match *packet.first()? {
@@ -214,7 +222,7 @@ pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// As [`be16`], 32 bits.
+/// The big-endian 32-bit number at `at`, which must lie inside `bytes`.
 #[inline(always)]
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -226,7 +234,7 @@ pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// As [`put16`], 32 bits.
+/// Stores the 32-bit `value` big-endian at `at`, which must lie inside `bytes`.
 #[inline(always)]
 pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());

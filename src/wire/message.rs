@@ -1,19 +1,20 @@
 //! WireGuard's four messages (WireGuard paper, section 5.4; Linux `drivers/net/wireguard/messages.h`).
 //! All integers are little-endian.
 
-/// Handshake initiation, 148 bytes.
+/// Length in bytes of a handshake initiation.
 pub const INITIATION_LEN: usize = 148;
-/// Handshake response, 92 bytes.
+/// Length in bytes of a handshake response.
 pub const RESPONSE_LEN: usize = 92;
-/// Cookie reply, 64 bytes.
+/// Length in bytes of a cookie reply.
 pub const COOKIE_REPLY_LEN: usize = 64;
-/// Header of a data message: type, reserved, receiver index, counter.
+/// Length in bytes of a data message's header: type, reserved bytes, receiver index, counter.
 pub const DATA_HEADER_LEN: usize = 16;
-/// Poly1305 tag.
+/// Length in bytes of a Poly1305 tag.
 pub const TAG_LEN: usize = 16;
 /// Bytes a data message adds to its (padded) content; also the shortest data message: a keepalive.
 pub const DATA_OVERHEAD: usize = DATA_HEADER_LEN + TAG_LEN;
-/// Longest inner packet: what a data message in one UDP datagram over IPv4 holds (65,535 - 20 - 8 - 32). IPv6 would hold 20 more.
+/// Length in bytes of the longest inner packet: what a data message in one UDP datagram over IPv4 holds (65,535 - 20
+/// - 8 - 32). IPv6 would hold 20 bytes more.
 pub const MAX_INNER_LEN: usize = 65_535 - 20 - 8 - DATA_OVERHEAD;
 /// Largest of the handshake messages (types 1 to 3).
 pub const MAX_HANDSHAKE_LEN: usize = INITIATION_LEN;
@@ -21,18 +22,19 @@ pub const MAX_HANDSHAKE_LEN: usize = INITIATION_LEN;
 /// What a datagram claims to be, once its type word and its length agree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MessageKind {
-    /// Type 1.
+    /// A handshake initiation, type 1.
     Initiation,
-    /// Type 2.
+    /// A handshake response, type 2.
     Response,
-    /// Type 3.
+    /// A cookie reply, type 3.
     CookieReply,
-    /// Type 4.
+    /// A data message, type 4.
     Data,
 }
 
-/// Type word and length of `datagram` checked against each other: exact for types 1 to 3, at least
-/// [`DATA_OVERHEAD`] for type 4, reserved bytes zero. `None`: drop and count.
+/// Classifies `datagram` by its type word and its length, which must agree: the length is exact for types 1 to 3 and
+/// at least [`DATA_OVERHEAD`] for type 4, and the reserved bytes are zero. `None` where they do not agree: the
+/// datagram is to be dropped and counted.
 #[inline]
 pub fn classify(datagram: &[u8]) -> Option<MessageKind> {
     let word = u32::from_le_bytes(*datagram.first_chunk()?);
@@ -45,18 +47,19 @@ pub fn classify(datagram: &[u8]) -> Option<MessageKind> {
     }
 }
 
-/// The index behind the type word: the receiver's of data and cookie replies, the sender's of the other two.
+/// The index behind the type word: the receiver's in data messages and cookie replies, the sender's in initiations
+/// and responses. `None` where the message is truncated.
 #[inline]
 pub fn index(message: &[u8]) -> Option<u32> {
     message.get(4..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
-/// Header of a data message.
+/// The header of a data message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataHeader {
     /// The receiver's index for the session.
     pub receiver: u32,
-    /// Nonce and replay counter.
+    /// Nonce of the AEAD, and what the replay window checks.
     pub counter: u64,
 }
 
@@ -105,11 +108,11 @@ pub struct Response {
     pub receiver: u32,
     /// Ephemeral public key, in the clear.
     pub ephemeral: [u8; 32],
-    /// AEAD tag over nothing.
+    /// AEAD tag over an empty text.
     pub empty_sealed: [u8; 16],
-    /// As in [`Initiation::mac1`].
+    /// MAC over all before it, keyed by the initiator's public key.
     pub mac1: [u8; 16],
-    /// As in [`Initiation::mac2`].
+    /// MAC over all before it, keyed by the cookie; zero without one.
     pub mac2: [u8; 16],
 }
 
@@ -124,8 +127,8 @@ pub struct CookieReply {
     pub cookie_sealed: [u8; 32],
 }
 
-/// A field of a handshake message: taken from the front of the rest of a datagram, put at the front of the rest of a
-/// buffer.
+/// A field of a handshake message. It is taken from the front of the rest of a datagram, and put at the front of the
+/// rest of a buffer.
 trait WireField: Sized {
     fn take(from: &mut &[u8]) -> Option<Self>;
     fn put(&self, into: &mut &mut [u8]);
@@ -162,7 +165,7 @@ macro_rules! codec {
         const _: () = assert!(4 $(+ $width)* == $len);
 
         impl $kind {
-            /// Parses a datagram of the exact length and type; `None` otherwise.
+            /// Parses a datagram of the exact length and type. `None` for any other.
             pub fn parse(datagram: &[u8]) -> Option<Self> {
                 if classify(datagram)? != MessageKind::$kind {
                     return None;

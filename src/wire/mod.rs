@@ -1,4 +1,5 @@
-//! Layouts and checked parsing of everything that crosses a wire or the TUN device. Pure; imports nothing above.
+//! Layouts and checked parsing of everything that crosses a wire or the TUN device. The room is pure and imports
+//! nothing above it.
 
 pub mod checksum;
 pub mod family;

@@ -12,7 +12,7 @@ pub const F_DATA_VALID: u8 = 2;
 /// `VIRTIO_NET_HDR_GSO_ECN`, or-ed into `gso_type`.
 const GSO_ECN: u8 = 0x80;
 
-/// `gso_type`, ECN bit masked.
+/// The kind of a super-packet: `gso_type` with the ECN bit masked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum GsoType {
     /// One packet.
@@ -22,32 +22,32 @@ pub enum GsoType {
     TcpV4,
     /// TCP over IPv6.
     TcpV6,
-    /// UDP segmentation (USO), either family; wire value 5.
+    /// UDP segmentation (USO) over IPv4 or IPv6; 5 on the wire.
     UdpL4,
 }
 
 /// A parsed virtio-net header. `hdr_len` is not kept: the kernel's value is wrong on forwarded packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VnetHeader {
-    /// [`F_NEEDS_CSUM`] and [`F_DATA_VALID`].
+    /// The bits [`F_NEEDS_CSUM`] and [`F_DATA_VALID`].
     pub flags: u8,
     /// Kind of super-packet.
     pub gso: GsoType,
-    /// Whether the ECN bit (0x80) stood in `gso_type`: the first segment carries CWR.
+    /// Whether the ECN bit (0x80) stood in `gso_type`. If so, the first segment carries CWR.
     pub gso_ecn: bool,
-    /// What to write as `hdr_len`; ignored on parse.
+    /// What to write as `hdr_len`, in bytes. Parsing ignores the field.
     pub hdr_len: u16,
-    /// Payload bytes per segment.
+    /// Payload bytes per segment; the last may have fewer.
     pub gso_size: u16,
-    /// Where checksumming starts, from the IP header on.
+    /// Offset in bytes from the start of the IP header at which checksumming starts.
     pub csum_start: u16,
-    /// Offset of the checksum field from `csum_start`.
+    /// Offset in bytes of the checksum field from `csum_start`.
     pub csum_offset: u16,
 }
 
 impl VnetHeader {
-    /// Parses the first ten bytes of a TUN frame. `None`: truncated, or a `gso_type` that was never offered (among them
-    /// the old UFO, 3, which fragments instead of segmenting).
+    /// Parses the first ten bytes of a TUN frame. `None` where they are truncated, or of a `gso_type` that was never
+    /// offered, such as the old UFO (3), which fragments instead of segmenting.
     #[inline]
     pub fn parse(frame: &[u8]) -> Option<VnetHeader> {
         let header = frame.first_chunk::<VNET_HDR_LEN>()?;

@@ -8,11 +8,11 @@ use std::arch::x86_64::{
     _mm512_sub_epi64,
 };
 
-/// Bytes from which on a wide kernel is worth asking for.
+/// Length in bytes from which on a wide kernel is worth calling.
 pub(super) const WORTHWHILE: usize = 128;
 
-/// Partial sum of as many bytes from the front of `data` as whole registers hold, and how many those are. `None`: this CPU has no
-/// such registers.
+/// Partial sum of as many bytes from the front of `data` as whole registers hold, and how many bytes those are.
+/// `None` where this CPU has no such registers.
 #[inline]
 pub(super) fn sum(data: &[u8]) -> Option<(u64, usize)> {
     if is_x86_feature_detected!("avx512f") {
@@ -28,7 +28,8 @@ pub(super) fn sum(data: &[u8]) -> Option<(u64, usize)> {
     None
 }
 
-/// As [`super::sum`]: in each 64-bit lane the whole words, modulo 2^64, and apart from them their upper halves.
+/// Sums as [`super::sum`] does: each 64-bit lane adds the whole words, modulo 2^64, and apart from them their upper
+/// halves.
 #[target_feature(enable = "avx512f")]
 fn sum_avx512(blocks: &[[u8; 64]]) -> u64 {
     let (mut all, mut high) = (_mm512_setzero_si512(), _mm512_setzero_si512());
