@@ -1,9 +1,11 @@
 //! ChaCha20-Poly1305 (RFC 8439) with WireGuard's nonce: four zero bytes, then the 64-bit little-endian counter.
 //!
-//! The unit is the train: equal segments back to back in one buffer, the last one possibly shorter, each
-//! `header (16 bytes) | text | tag (16 bytes)`. Where the CPU and the train's shape make it pay, several packets go through
-//! SIMD lanes together ([`lanes`]); the rest, and everything on other CPUs, through `ring` one by one. The header's last eight
-//! bytes are the counter, little-endian; the first eight are the caller's. Additional data is empty.
+//! The unit is the train: equal segments back to back in one buffer, the last one possibly shorter, each `header (16
+//! bytes) | text | tag (16 bytes)`. The header's first eight bytes are the caller's, its last eight are the counter,
+//! little-endian. Additional data is empty.
+//!
+//! Where the CPU and the train's shape make it pay, several packets go through SIMD lanes together ([`lanes`]). The
+//! rest goes through `ring` one by one, as does everything on other CPUs.
 //!
 //! Below the trains stand the two one-off forms of the handshake: [`seal`] with a fresh key, counter zero and
 //! additional data, and [`xseal`] (XChaCha20-Poly1305) for the cookie.
@@ -34,7 +36,7 @@ impl Opened {
         i < MAX_SEGMENTS && self.0 & (1 << i) != 0
     }
 
-    /// Marks segment `i`; beyond [`MAX_SEGMENTS`] there is nothing to mark.
+    /// Marks segment `i` as authentic. Segments beyond [`MAX_SEGMENTS`] have no bit and are not marked.
     pub(crate) fn mark(&mut self, i: usize) {
         if i < MAX_SEGMENTS {
             self.0 |= 1 << i;
@@ -42,7 +44,7 @@ impl Opened {
     }
 }
 
-/// A key, expanded once, usable from any thread.
+/// A key, expanded once, which any thread may use.
 pub struct AeadKey {
     single: Wiped<LessSafeKey>,
     #[cfg(target_arch = "x86_64")]
@@ -50,7 +52,7 @@ pub struct AeadKey {
 }
 
 impl AeadKey {
-    /// For single packets.
+    /// A key for single packets, without the form that the SIMD kernels take.
     fn lone(key: &[u8; 32]) -> AeadKey {
         AeadKey {
             single: expand(key),
@@ -68,8 +70,9 @@ impl AeadKey {
         }
     }
 
-    /// Seals every segment of `train` (each `stride` bytes, the last possibly shorter but at least 32) in place:
-    /// writes counters `first_counter`, `first_counter + 1`, … into the headers, encrypts the text, writes the tag.
+    /// Seals every segment of `train` in place. Segments have `stride` bytes, the last possibly fewer, but at least
+    /// 32. It writes the counters `first_counter`, `first_counter + 1`, … into the headers, encrypts the texts, and
+    /// writes the tags.
     ///
     /// # Panics
     ///
@@ -87,9 +90,10 @@ impl AeadKey {
         }
     }
 
-    /// Opens every segment of `train` in place, each with the counter in its own header. At most [`MAX_SEGMENTS`]
-    /// segments; those beyond are reported as not authentic, as are those without room for header and tag. Text of
-    /// a segment that fails is unspecified.
+    /// Opens every segment of `train` in place, each with the counter in its own header.
+    ///
+    /// Segments beyond [`MAX_SEGMENTS`], and those without room for header and tag, are reported as not authentic.
+    /// The text of a segment that is not authentic is unspecified.
     pub fn open_train(&self, train: &mut [u8], stride: usize) -> Opened {
         let stride = stride.max(1);
         let end = train.len().min(stride.saturating_mul(MAX_SEGMENTS));
@@ -105,7 +109,7 @@ impl AeadKey {
         opened
     }
 
-    /// Seals segments from the front through SIMD lanes as far as that pays; returns how many.
+    /// Seals segments from the front through SIMD lanes as far as that pays, and returns how many it sealed.
     fn seal_front(&self, first_counter: u64, train: &mut [u8], stride: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
         if let (Some((kernel, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
@@ -114,7 +118,8 @@ impl AeadKey {
         0
     }
 
-    /// Opens segments from the front through SIMD lanes as far as that pays; returns how many, and which were authentic.
+    /// Opens segments from the front through SIMD lanes as far as that pays, and returns how many it opened and which
+    /// were authentic.
     fn open_front(&self, train: &mut [u8], stride: usize) -> (usize, Opened) {
         let mut opened = Opened::default();
         #[cfg(target_arch = "x86_64")]
@@ -145,7 +150,7 @@ impl AeadKey {
     }
 }
 
-/// A key as `ring` takes it, which does not wipe its keys.
+/// Expands `key` for `ring`. `ring` does not wipe its keys, so [`Wiped`] does.
 fn expand(key: &[u8; 32]) -> Wiped<LessSafeKey> {
     let Ok(key) = UnboundKey::new(&CHACHA20_POLY1305, key) else {
         unreachable!("every 32 bytes are a ChaCha20-Poly1305 key");
@@ -153,7 +158,7 @@ fn expand(key: &[u8; 32]) -> Wiped<LessSafeKey> {
     Wiped::new(LessSafeKey::new(key))
 }
 
-/// Bytes of the leading segments that are whole, where each has room for header and tag.
+/// Length in bytes of the leading segments that have all `stride` bytes, where each has room for header and tag.
 #[cfg(target_arch = "x86_64")]
 fn equal_segments(len: usize, stride: usize) -> Option<usize> {
     (stride >= HEADER_LEN + TAG_LEN).then_some(len / stride * stride)
@@ -178,7 +183,7 @@ pub fn seal(key: &[u8; 32], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
     AeadKey::lone(key).seal(0, aad, text)
 }
 
-/// Opens what [`seal`] sealed, in place. False: not authentic, and `text` is unspecified.
+/// Opens in place what [`seal`] sealed. False where it is not authentic; then `text` is unspecified.
 #[must_use]
 pub fn open(key: &[u8; 32], aad: &[u8], text: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
     AeadKey::lone(key).open(0, aad, text, tag)
@@ -190,7 +195,7 @@ pub fn xseal(key: &[u8; 32], nonce: &[u8; XNONCE_LEN], aad: &[u8], text: &mut [u
     cipher.seal(counter, aad, text)
 }
 
-/// Opens what [`xseal`] sealed, in place. False: not authentic, and `text` is unspecified.
+/// Opens in place what [`xseal`] sealed. False where it is not authentic; then `text` is unspecified.
 #[must_use]
 pub fn xopen(
     key: &[u8; 32],
@@ -203,8 +208,8 @@ pub fn xopen(
     cipher.open(counter, aad, text, tag)
 }
 
-/// The key and the counter that stand for `key` under a long nonce (draft-irtf-cfrg-xchacha-03, section 2.3): four zero bytes
-/// and the nonce's last eight are a nonce of ours.
+/// The key and the counter that stand for `key` under a long nonce (draft-irtf-cfrg-xchacha-03, section 2.3). The
+/// draft's inner nonce is four zero bytes and the long nonce's last eight, which has the form of WireGuard's nonce.
 fn extended(key: &[u8; 32], nonce: &[u8; XNONCE_LEN]) -> (AeadKey, u64) {
     let [first @ .., a, b, c, d, e, f, g, h] = nonce;
     let subkey = Zeroizing::new(hchacha20(key, first));

@@ -17,11 +17,11 @@ pub fn hash(parts: &[&[u8]]) -> [u8; 32] {
     state.finalize_fixed().into()
 }
 
-/// Keyed BLAKE2s with a 16-byte output over the concatenation of `parts`; `key` is at most 32 bytes.
+/// Keyed BLAKE2s with a 16-byte output over the concatenation of `parts`.
 ///
 /// # Panics
 ///
-/// On a key of no bytes or of more than 32: keys here are of fixed length, so that is a mistake in the caller.
+/// On a `key` of no bytes or of more than 32: keys here are of fixed length, so that is a mistake in the caller.
 pub fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
     // Without a key, BLAKE2s must not absorb the key block that this constructor prepares.
     assert!(!key.is_empty(), "a MAC needs a key");

@@ -2,11 +2,11 @@
 
 use zeroize::Zeroize;
 
-/// "expand 32-byte k".
+/// The words of "expand 32-byte k".
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
-/// Twenty rounds, two at a time: of columns, then of diagonals.
+/// Rounds in pairs, ten for twenty: one of columns, one of diagonals.
 const DOUBLE_ROUNDS: usize = 10;
-/// Words that each quarter round mixes.
+/// Indices of the words that each quarter round mixes.
 const QUARTERS: [[usize; 4]; 8] = [
     [0, 4, 8, 12],
     [1, 5, 9, 13],
@@ -18,7 +18,7 @@ const QUARTERS: [[usize; 4]; 8] = [
     [3, 4, 9, 14],
 ];
 
-/// The key that `key` and `nonce` give.
+/// The key that HChaCha20 derives from `key` and `nonce`.
 pub(super) fn hchacha20(key: &[u8; 32], nonce: &[u8; 16]) -> [u8; 32] {
     let mut state = [0; 16];
     state[..4].copy_from_slice(&CONSTANTS);

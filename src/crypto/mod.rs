@@ -1,4 +1,4 @@
-//! Primitives: the AEAD over trains, X25519, BLAKE2s, randomness. Imports nothing.
+//! Primitives: the AEAD over trains, X25519, BLAKE2s, randomness. The room imports no other.
 
 pub mod aead;
 pub mod hash;
@@ -11,7 +11,7 @@ pub mod stack;
 mod wiped;
 pub mod x25519;
 
-/// What the tests of this room and of the next one share.
+/// What the tests of this room and of the room `noise` share.
 #[cfg(test)]
 pub(crate) mod testing {
     use crate::crypto::random::Entropy;

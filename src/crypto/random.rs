@@ -1,10 +1,10 @@
-//! Randomness as an argument.
+//! Randomness, which the protocol's code takes as an argument.
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-/// A source of random bytes: the system's, or a seeded one under simulation.
+/// A source of random bytes: the operating system's, or under simulation a seeded one.
 pub trait Entropy {
-    /// Fills `out`.
+    /// Fills `out` with random bytes.
     fn fill(&mut self, out: &mut [u8]);
 
     /// A uniform 32-bit number.
@@ -20,7 +20,11 @@ pub trait Entropy {
 pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
-    /// Panics where the system has no randomness to give: there is no key to be made without it.
+    /// Fills `out`.
+    ///
+    /// # Panics
+    ///
+    /// Where the system has no randomness to give, as no key can be made without it.
     fn fill(&mut self, out: &mut [u8]) {
         assert!(SystemRandom::new().fill(out).is_ok(), "the system's random number generator failed");
     }

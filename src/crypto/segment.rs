@@ -1,8 +1,8 @@
 //! The layout of one segment of a train: `header (16 bytes) | text | tag (16 bytes)`.
 
-/// Bytes before the text of each segment.
+/// Length in bytes of the header before the text of each segment.
 pub const HEADER_LEN: usize = 16;
-/// Bytes after the text of each segment.
+/// Length in bytes of the tag after the text of each segment.
 pub const TAG_LEN: usize = 16;
 
 /// The counter in the header of one segment.

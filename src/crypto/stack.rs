@@ -1,37 +1,41 @@
-//! What finished work leaves on the stack: copies of keys among it, wherever a value was moved, and what a register could not
-//! hold. Nobody owns these copies, so they are overwritten together once the work is done.
+//! What finished work leaves on the stack, and how to overwrite it.
 //!
-//! They would not even stay there. A value in which not every byte is used, as one of an enum with a larger variant, takes along
-//! what lay where it was made, to the heap and into queues. So what handles keys leaves nothing behind ([`leaving_nothing`])
-//! before anything else is done, and what lives long is made where nothing is left ([`clean`]).
+//! Copies of keys are among it: of every value that was moved, and of what registers could not hold. Nobody owns
+//! these copies, so they are overwritten together once the work is done.
+//!
+//! They would not even stay on the stack. A value in which not every byte is used, such as an enum's smaller variant,
+//! takes along whatever lay where it was made, to the heap and into queues. So code that handles keys is run by
+//! [`leaving_nothing`] before anything else is done, and what lives long is made by [`clean`], where nothing is left.
 
 use std::hint::black_box;
 
-/// How far below the caller the stack is overwritten: more than what handles keys uses. Code that is not optimized moves all
-/// through memory, and needs more.
+/// How many bytes below the caller are overwritten: more than what handles keys uses. Code that is not optimized
+/// keeps everything in memory, and needs more.
 const DEPTH: usize = if cfg!(debug_assertions) { 128 * 1024 } else { 32 * 1024 };
 
-/// Does `work` in a frame of its own. Were it inlined, what it leaves might lie in the caller's frame, where [`wipe`] does not
-/// reach.
+/// Does `work` in a frame of its own. If it were inlined, what it leaves might lie in the caller's frame, which
+/// [`wipe`] does not reach.
 #[inline(never)]
 pub fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Does `work`, and overwrites what it leaves below the caller. What it returns should hold no secret but on the heap.
+/// Does `work`, and overwrites what it leaves below the caller. What it returns should hold no secret except on the
+/// heap.
 pub fn leaving_nothing<T>(work: impl FnOnce() -> T) -> T {
     let result = apart(work);
     wipe();
     result
 }
 
-/// Does `work` where nothing is left of what was done before.
+/// Does `work` on a stack from which the traces of earlier work were wiped.
 pub fn clean<T>(work: impl FnOnce() -> T) -> T {
     wipe();
     apart(work)
 }
 
-/// Overwrites the stack below the caller, as far down as work [`apart`] may have used it. Takes a microsecond.
+/// Overwrites the stack below the caller, as far down as work that [`apart`] ran may have used it. Takes a
+/// microsecond.
 #[inline(never)]
 pub fn wipe() {
     // The optimizer must believe that somebody reads it.

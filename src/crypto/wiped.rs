@@ -1,7 +1,7 @@
-//! Memory that is wiped though the type that lies in it knows nothing of it.
+//! Memory that is wiped although the type of the value in it does not wipe itself.
 //!
-//! To overwrite such a value with another one is not enough: of a value that may be one of several, only what that one needs is
-//! written, and the rest is what lay on the stack before.
+//! To overwrite such a value with another one is not enough: of an enum only the bytes of the new variant are
+//! written, and the others keep what lay there before.
 
 #![allow(unsafe_code)]
 
@@ -13,7 +13,7 @@ use std::ops::Deref;
 pub(super) struct Wiped<T>(MaybeUninit<T>);
 
 impl<T> Wiped<T> {
-    /// Takes in a value, which must have nothing to do when it is dropped.
+    /// Takes a value in, whose type must have nothing to do when it is dropped.
     pub(super) fn new(value: T) -> Wiped<T> {
         const { assert!(!needs_drop::<T>()) };
         Wiped(MaybeUninit::new(value))

@@ -1,5 +1,5 @@
-//! X25519 (RFC 7748) keys. The arithmetic is AWS-LC's, whose assembly is proved correct (s2n-bignum) and half as slow as the
-//! best that is written in Rust.
+//! X25519 (RFC 7748) keys. The arithmetic is AWS-LC's. Its assembly is proved correct (s2n-bignum), and takes half as
+//! long as the best that is written in Rust.
 
 use crate::crypto::random::{Entropy, SystemEntropy};
 use aws_lc_rs::agreement::{self, UnparsedPublicKey, X25519};
@@ -13,24 +13,27 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 /// Characters of a key in base64.
 pub const BASE64_LEN: usize = 44;
 
-/// A public key, as bytes.
+/// A public key, as its 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PublicKey(pub [u8; 32]);
 
-/// A private key, clamped, zeroized on drop; its `Debug` hides it; equality is in constant time. Wherever it is moved to, its
-/// bytes stay in one place.
+/// A private key, clamped, and zeroized on drop. Its `Debug` hides it, and equality takes constant time. Its bytes
+/// stay in one place, wherever the value is moved.
 pub struct PrivateKey {
     bytes: Box<Zeroizing<[u8; 32]>>,
-    /// The same, beside its public key, as AWS-LC keeps them on the heap; it wipes all memory that it frees.
+    /// The private key beside its public key, as AWS-LC keeps them on the heap. AWS-LC wipes all memory that it
+    /// frees.
     ready: agreement::PrivateKey,
 }
 
-/// A Diffie-Hellman result or preshared key: zeroized on drop, never printed; equality is in constant time.
+/// A Diffie-Hellman result or a preshared key. It is zeroized on drop and never printed, and equality takes constant
+/// time.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct SharedSecret(pub [u8; 32]);
 
 impl PublicKey {
-    /// Reads the 44 characters that wg(8) writes; nothing around them, no other spelling of the same key.
+    /// Reads the 44 characters that wg(8) writes. Nothing may stand around them, and no other spelling of the same
+    /// key is taken.
     pub fn from_base64(text: &str) -> Option<PublicKey> {
         decode(text).map(|bytes| PublicKey(*bytes))
     }
@@ -88,6 +91,7 @@ impl PrivateKey {
     /// Clamps `bytes` into a private key.
     ///
     /// # Panics
+    ///
     /// Where there is no memory left for a key.
     pub fn from_bytes(mut bytes: [u8; 32]) -> PrivateKey {
         bytes[0] &= 0b1111_1000;
@@ -102,12 +106,12 @@ impl PrivateKey {
         PrivateKey { bytes: place, ready }
     }
 
-    /// Reads the 44 characters that wg(8) writes, and clamps.
+    /// Reads the 44 characters that wg(8) writes, and clamps the key.
     pub fn from_base64(text: &str) -> Option<PrivateKey> {
         decode(text).map(|bytes| PrivateKey::from_bytes(*bytes))
     }
 
-    /// The key as wg(8) writes it: a secret, zeroized on drop.
+    /// The key as wg(8) writes it. The text is a secret, and zeroized on drop.
     pub fn to_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(STANDARD.encode(&self.bytes[..]))
     }
@@ -120,6 +124,7 @@ impl PrivateKey {
     /// The matching public key.
     ///
     /// # Panics
+    ///
     /// Where there is no memory left for it.
     pub fn public(&self) -> PublicKey {
         let public = self.ready.compute_public_key().ok();
@@ -129,7 +134,8 @@ impl PrivateKey {
         PublicKey(bytes)
     }
 
-    /// Diffie-Hellman. `None` where the result is all zero (a low-order public key).
+    /// The Diffie-Hellman result with `public`. `None` where it is all zero, which a public key of low order makes
+    /// it.
     pub fn agree(&self, public: &PublicKey) -> Option<SharedSecret> {
         #[cfg(test)]
         AGREEMENTS.set(AGREEMENTS.get() + 1);
@@ -155,13 +161,14 @@ impl SharedSecret {
         decode(text).map(|bytes| SharedSecret(*bytes))
     }
 
-    /// The secret as wg(8) writes it, zeroized on drop.
+    /// The secret as wg(8) writes it. The text is zeroized on drop.
     pub fn to_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(STANDARD.encode(self.0))
     }
 }
 
-/// Strict as `key_from_base64` of wg(8): exactly 44 characters, padded, no stray bits in the last one.
+/// Decodes a key as strictly as `key_from_base64` of wg(8): exactly 44 characters, padded, and no stray bits in the
+/// last one.
 fn decode(text: &str) -> Option<Zeroizing<[u8; 32]>> {
     if text.len() != BASE64_LEN {
         return None;
@@ -205,7 +212,7 @@ thread_local! {
     static AGREEMENTS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Agreements this thread has made, for tests of what a message may cost.
+/// How many agreements this thread has made, for tests of what a message may cost.
 #[cfg(test)]
 pub(crate) fn agreements() -> usize {
     AGREEMENTS.get()

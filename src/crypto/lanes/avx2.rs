@@ -1,5 +1,5 @@
-//! ChaCha20-Poly1305 over eight segments of one train at a time, in AVX2 lanes: as `avx512`, with eight packets a
-//! vector for ChaCha20, four for Poly1305, and limbs of 26 bits for the 32-bit multiplier.
+//! ChaCha20-Poly1305 over eight segments of one train at a time, in AVX2 lanes. It works as `avx512` does, with eight
+//! packets a vector for ChaCha20, four for Poly1305, and limbs of 26 bits for the 32-bit multiplier.
 
 use super::{BLOCK, Unit, initial_words};
 use bytemuck::must_cast;
@@ -36,7 +36,7 @@ macro_rules! quarter_round {
     };
 }
 
-/// Block `number` of all packets, words across lanes.
+/// The key stream of block `number` of all packets, word `i` of each in vector `i`.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn chacha20(initial: &[__m256i; 16], number: u32) -> [__m256i; 16] {
@@ -78,7 +78,7 @@ const fn rotation(by: usize) -> [u8; 32] {
     order
 }
 
-/// Eight words across lanes to one 32-byte half row a lane.
+/// Transposes eight vectors of words, a packet a lane, into one 32-byte half row a packet.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn transpose8(v: &[__m256i]) -> [__m256i; 8] {
@@ -103,7 +103,7 @@ fn transpose8(v: &[__m256i]) -> [__m256i; 8] {
     rows
 }
 
-/// Four 32-byte half rows to four 64-bit words across lanes.
+/// Transposes four 32-byte half rows into four vectors of 64-bit words, a packet a lane.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn transpose4(r: &[__m256i]) -> [__m256i; 4] {
@@ -119,16 +119,16 @@ fn transpose4(r: &[__m256i]) -> [__m256i; 4] {
     ]
 }
 
-/// Poly1305 of four packets.
+/// The Poly1305 state of four packets.
 struct PolyAvx2 {
     r: [__m256i; 5],
-    /// 5 r1 to 5 r4: what wraps around modulo 2^130 - 5.
+    /// Five times r1 to r4: the factors of what wraps around modulo 2^130 - 5.
     s: [__m256i; 4],
     h: [__m256i; 5],
 }
 
 impl PolyAvx2 {
-    /// From the one-time keys' first sixteen bytes as two 64-bit words across lanes.
+    /// Begins with the first sixteen bytes of the one-time keys, as two 64-bit words, a packet a lane.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn new(low: __m256i, high: __m256i) -> PolyAvx2 {
@@ -139,7 +139,7 @@ impl PolyAvx2 {
         PolyAvx2 { r, s, h: [_mm256_setzero_si256(); 5] }
     }
 
-    /// One full 16-byte block of each packet: h = (h + m) r mod 2^130 - 5, partially reduced.
+    /// Absorbs one full 16-byte block of each packet: h = (h + m) r mod 2^130 - 5, partially reduced.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn absorb(&mut self, low: __m256i, high: __m256i) {
@@ -173,7 +173,7 @@ impl PolyAvx2 {
     }
 }
 
-/// Sixteen bytes as limbs of 26, 26, 26, 26 and 24 bits.
+/// Splits sixteen bytes into limbs of 26, 26, 26, 26 and 24 bits.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn limbs(low: __m256i, high: __m256i) -> [__m256i; 5] {
@@ -196,7 +196,8 @@ fn dot(h: &[__m256i; 5], r: [__m256i; 5]) -> __m256i {
     _mm256_add_epi64(_mm256_add_epi64(a, b), _mm256_mul_epu32(h[4], r[4]))
 }
 
-/// The low (`HALF` 0) or high four of eight 32-bit lanes, of a low and a high word, as 64-bit lanes.
+/// The low four (`HALF` 0) or high four of eight 32-bit lanes, joined from a vector of low and one of high words into
+/// 64-bit lanes.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn widen<const HALF: i32>(low: __m256i, high: __m256i) -> __m256i {

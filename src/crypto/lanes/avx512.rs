@@ -1,11 +1,11 @@
 //! ChaCha20-Poly1305 over sixteen segments of one train at a time, in AVX-512 lanes.
 //!
-//! A lane is a packet. ChaCha20 keeps word `i` of the sixteen packets' states in vector `i`, so one pass over the rounds
-//! yields the same 64-byte block of all sixteen packets and only the nonce words differ between lanes. Poly1305 takes the
-//! ciphertext just made (or about to be decrypted), eight packets a vector, beside the rounds of the block after it. Lanes
-//! of a packet that is not there compute along and are thrown away.
+//! A lane is a packet. ChaCha20 keeps word `i` of the sixteen packets' states in vector `i`, so one pass over the
+//! rounds yields the same 64-byte block of all sixteen packets, and only the nonce words differ between lanes.
+//! Poly1305 takes the ciphertext just made (or about to be decrypted), eight packets a vector, beside the rounds of
+//! the block after it. A lane without a packet computes along, and its result is thrown away.
 //!
-//! Nothing here depends on secret bytes but data: no branch, no address.
+//! Secret bytes are data here and nothing else: no branch and no address depends on them.
 
 mod poly;
 mod rounds;
@@ -24,7 +24,7 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma")
 }
 
-/// The state of block `number` of all packets before its rounds, words across lanes.
+/// The state of block `number` of all packets before its rounds, word `i` of each in vector `i`.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn state(initial: &[__m512i; 16], number: u32) -> [__m512i; 16] {
@@ -33,7 +33,7 @@ fn state(initial: &[__m512i; 16], number: u32) -> [__m512i; 16] {
     v
 }
 
-/// The key stream of block `number`, of what the rounds made of its state.
+/// Writes to `out` the key stream of block `number`, given the state `v` after the rounds.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn key_stream(v: &[__m512i; 16], initial: &[__m512i; 16], number: u32, out: &mut [__m512i; 16]) {
@@ -43,7 +43,7 @@ fn key_stream(v: &[__m512i; 16], initial: &[__m512i; 16], number: u32, out: &mut
     out[12] = _mm512_add_epi32(v[12], _mm512_set1_epi32(number as i32));
 }
 
-/// All twenty rounds.
+/// All twenty rounds of ChaCha20.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn rounds(v: &mut [__m512i; 16]) {
@@ -52,7 +52,7 @@ fn rounds(v: &mut [__m512i; 16]) {
     }
 }
 
-/// Words across lanes to one 64-byte row a lane.
+/// Transposes vectors of words, a packet a lane, into one 64-byte row a packet.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn transpose16(v: &mut [__m512i; 16]) {
@@ -81,7 +81,7 @@ fn transpose16(v: &mut [__m512i; 16]) {
     }
 }
 
-/// Eight 64-byte rows to 64-bit words across lanes.
+/// Transposes eight 64-byte rows into vectors of 64-bit words, a packet a lane.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn transpose8(r: &[__m512i], words: &mut [__m512i; 8]) {
@@ -107,7 +107,8 @@ fn transpose8(r: &[__m512i], words: &mut [__m512i; 8]) {
     }
 }
 
-/// The low (`HALF` 0) or high eight of sixteen 32-bit lanes, of a low and a high word, as 64-bit lanes.
+/// The low eight (`HALF` 0) or high eight of sixteen 32-bit lanes, joined from a vector of low and one of high words
+/// into 64-bit lanes.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn widen<const HALF: i32>(low: __m512i, high: __m512i) -> __m512i {
@@ -135,13 +136,13 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
         match start {
             0 => rounds(&mut v),
             _ => {
-                // Beside them, Poly1305 of the block before, whole in `rows`.
+                // Beside the rounds, Poly1305 absorbs the block before, which `rows` holds whole.
                 for (words, rows) in words.iter_mut().zip(rows.chunks_exact(8)) {
                     double_round(&mut v);
                     transpose8(rows, words);
                 }
                 for pair in 0..2 {
-                    // Half by half: neither waits for its own carries meanwhile.
+                    // Each half of the packets is absorbed in turn, so that neither waits for its own carries.
                     for (poly, words) in polys.iter_mut().zip(&words) {
                         poly.absorb_two_beside_rounds(&words[4 * pair..4 * pair + 4], &mut v);
                     }
@@ -159,7 +160,7 @@ pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANE
     finish(&polys, &keys)
 }
 
-/// Poly1305 of what no rounds follow: the text's last block, whole or not, and the length.
+/// Absorbs what no rounds follow: the last block of the text, whole or not, and the lengths.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn absorb_last(polys: &mut [PolyAvx512; 2], rows: &[__m512i; LANES], text_len: usize) {
@@ -174,7 +175,7 @@ fn absorb_last(polys: &mut [PolyAvx512; 2], rows: &[__m512i; LANES], text_len: u
     }
 }
 
-/// XORs the key stream in `rows` to a whole block of each packet's text, and leaves the ciphertext there.
+/// XORs the key stream in `rows` to a whole block of each packet's text, and leaves the ciphertext in `rows`.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn cipher_rows<const SEAL: bool>(unit: &mut Unit<'_, LANES>, start: usize, rows: &mut [__m512i; LANES]) {
@@ -185,7 +186,8 @@ fn cipher_rows<const SEAL: bool>(unit: &mut Unit<'_, LANES>, start: usize, rows:
     }
 }
 
-/// As [`cipher_rows`] for the last `size` bytes of each packet's text; the ciphertext is padded with zeros.
+/// XORs the key stream to the last `size` bytes of each packet's text, and leaves the ciphertext in `rows`, padded
+/// with zeros.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn cipher_last_rows<const SEAL: bool>(
@@ -215,7 +217,8 @@ fn cipher_last_rows<const SEAL: bool>(
     }
 }
 
-/// XORs a key stream to 64 bytes and returns what of before and after is the ciphertext.
+/// XORs a key stream to 64 bytes and returns the ciphertext: the result when sealing, the bytes from before when
+/// opening.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn cipher<const SEAL: bool>(block: &mut [u8; BLOCK], stream: __m512i) -> __m512i {
@@ -225,7 +228,7 @@ fn cipher<const SEAL: bool>(block: &mut [u8; BLOCK], stream: __m512i) -> __m512i
     if SEAL { after } else { before }
 }
 
-/// The tags of all packets.
+/// The tags of all packets, given the Poly1305 states and the second halves of the one-time keys.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn finish(polys: &[PolyAvx512; 2], keys: &[__m512i; 16]) -> [[u8; 16]; LANES] {

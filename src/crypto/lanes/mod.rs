@@ -1,12 +1,12 @@
 //! ChaCha20-Poly1305 over many equal segments of a train at once: a SIMD lane is a packet.
 //!
-//! A library that seals one packet at a time pays for setup and tails in each, and with short packets most of its lanes
-//! idle. Across packets no lane does: block `i` of every packet is computed in one pass over the rounds, one-time keys
-//! included, and Poly1305 needs no powers of r. `benches/aead.rs` measures both against each other; [`Kernel::pays`] holds
-//! what it showed.
+//! A library that seals one packet at a time pays for setup and tail in each packet, and with short packets most of
+//! its lanes idle. No lane idles where each holds another packet: block `i` of every packet, one-time keys included,
+//! is computed in one pass over the rounds, and Poly1305 needs no powers of r. `benches/aead.rs` measures both ways
+//! against each other, and [`Kernel::pays`] holds what it showed.
 //!
-//! `unsafe` stands here for two reasons: a function compiled for a CPU feature may be called only where
-//! the CPU has it, and ChaCha20's rounds are in assembly for AVX-512. The kernels are safe code else.
+//! `unsafe` stands here for two reasons: a function compiled for a CPU feature may be called only where the CPU has
+//! it, and ChaCha20's rounds are in assembly for AVX-512. The kernels are safe code otherwise.
 
 #![allow(unsafe_code)]
 
@@ -16,23 +16,23 @@ mod avx512;
 use super::segment::{HEADER_LEN, TAG_LEN};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// What this CPU offers.
+/// An implementation for a set of CPU features.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kernel {
-    /// Sixteen packets a pass (AVX-512F and IFMA).
+    /// Sixteen packets a pass, with AVX-512F and IFMA.
     Avx512,
-    /// Eight packets a pass.
+    /// Eight packets a pass, with AVX2.
     Avx2,
 }
 
 impl Kernel {
-    /// All this CPU can run, the fastest first.
+    /// All kernels that this CPU can run, the fastest first.
     pub fn available() -> impl Iterator<Item = Kernel> {
         let avx512 = avx512::available().then_some(Kernel::Avx512);
         avx512.into_iter().chain(avx2::available().then_some(Kernel::Avx2))
     }
 
-    /// Packets a pass.
+    /// How many packets a pass takes.
     pub const fn lanes(self) -> usize {
         match self {
             Kernel::Avx512 => avx512::LANES,
@@ -40,8 +40,8 @@ impl Kernel {
         }
     }
 
-    /// Whether `packets` packets of `text_len` bytes are faster here than one by one. A pass costs the same for one packet as
-    /// for all its lanes; a lone packet's fixed costs weigh less the longer it is.
+    /// Whether `packets` packets of `text_len` bytes are faster here than one by one. A pass costs the same for one
+    /// packet as for all its lanes, whereas the fixed costs of a packet by itself weigh less the longer it is.
     pub const fn pays(self, packets: usize, text_len: usize) -> bool {
         match (self, text_len) {
             (_, 0..=128) => packets >= 4,
@@ -52,7 +52,7 @@ impl Kernel {
     }
 }
 
-/// A key as the kernels take it.
+/// A key in the form that the kernels take.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct Key([u32; 8]);
 
@@ -63,8 +63,8 @@ impl Key {
     }
 }
 
-/// Seals segments from the front of `train`, each exactly `stride` bytes, as long as that pays; counters start at
-/// `first_counter`. Returns how many it sealed, their headers' counters written.
+/// Seals segments from the front of `train`, each exactly `stride` bytes, as long as that pays, with counters from
+/// `first_counter` on. Writes the counters into the headers of those that it seals, and returns how many these are.
 pub fn seal(kernel: Kernel, key: &Key, first_counter: u64, train: &mut [u8], stride: usize) -> usize {
     let mut done = 0;
     for unit in train.chunks_mut(stride * kernel.lanes()) {
@@ -85,8 +85,8 @@ pub fn seal(kernel: Kernel, key: &Key, first_counter: u64, train: &mut [u8], str
     done
 }
 
-/// Opens segments from the front of `train` as long as that pays and calls `verdict` for each with its number and the tag that
-/// its ciphertext should have borne (the caller compares). Returns how many it opened.
+/// Opens segments from the front of `train` as long as that pays, and returns how many it opened. For each it calls
+/// `verdict` with the segment's number and the tag that its ciphertext should have borne, which the caller compares.
 pub fn open(
     kernel: Kernel,
     key: &Key,
@@ -115,13 +115,13 @@ const fn text_len(stride: usize) -> usize {
     stride - HEADER_LEN - TAG_LEN
 }
 
-/// Bytes of a ChaCha20 block.
+/// Length in bytes of a ChaCha20 block.
 const BLOCK: usize = 64;
-/// "expand 32-byte k" (RFC 8439, section 2.3).
+/// The words of "expand 32-byte k" (RFC 8439, section 2.3).
 const SIGMA: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
-/// ChaCha20's initial state of `N` packets, words across lanes, block number zero. Word 13 stays zero: the nonce is four zero
-/// bytes, then the counter.
+/// ChaCha20's initial state of `N` packets with block number zero, word `i` of each in vector `i`. Word 13 stays
+/// zero, since the nonce is four zero bytes, then the counter.
 #[inline(always)]
 fn initial_words<const N: usize>(key: &[u32; 8], counters: &[u64; N]) -> [[u32; N]; 16] {
     let mut words = [[0; N]; 16];
@@ -133,7 +133,7 @@ fn initial_words<const N: usize>(key: &[u32; 8], counters: &[u64; N]) -> [[u32; 
     words
 }
 
-/// Packets on their way through a kernel, one a lane; `packets` of the `N` lanes are in use.
+/// Packets on their way through a kernel, one a lane. The first `packets` of the `N` lanes are in use.
 struct Unit<'a, const N: usize> {
     train: &'a mut [u8],
     stride: usize,
@@ -143,7 +143,7 @@ struct Unit<'a, const N: usize> {
 }
 
 impl<'a, const N: usize> Unit<'a, N> {
-    /// Takes the counters from the headers.
+    /// Takes in segments, and their counters from the headers.
     fn new(train: &'a mut [u8], stride: usize, packets: usize) -> Unit<'a, N> {
         let mut counters = [0; N];
         for (counter, segment) in counters.iter_mut().zip(train.chunks_exact(stride)) {
@@ -152,13 +152,14 @@ impl<'a, const N: usize> Unit<'a, N> {
         Unit { train, stride, packets, text_len: text_len(stride), counters }
     }
 
-    /// A block of one packet's text and, where the text ends in it, of what follows. `None`: the unit ends in it.
+    /// The 64 bytes of a packet from a block of its text on; where the text ends in the block, they hold bytes that
+    /// follow it. `None` where the unit ends within them.
     #[inline(always)]
     fn block(&mut self, lane: usize, offset: usize) -> Option<&mut [u8; BLOCK]> {
         self.train.get_mut(lane * self.stride + HEADER_LEN + offset..)?.first_chunk_mut()
     }
 
-    /// `size` bytes of one packet's text.
+    /// The `size` bytes of one packet's text from a block on.
     #[inline(always)]
     fn text(&mut self, lane: usize, offset: usize, size: usize) -> &mut [u8] {
         let start = lane * self.stride + HEADER_LEN + offset;
@@ -166,7 +167,7 @@ impl<'a, const N: usize> Unit<'a, N> {
     }
 }
 
-/// One tag a lane.
+/// The tags, one a lane.
 enum Tags {
     Sixteen([[u8; TAG_LEN]; avx512::LANES]),
     Eight([[u8; TAG_LEN]; avx2::LANES]),
@@ -204,8 +205,8 @@ impl Tags {
     }
 }
 
-/// The tag: h modulo 2^130 - 5, fully reduced, plus `pad` modulo 2^128 (RFC 8439, section 2.5). `h` is in limbs of 44, 44 and
-/// 42 bits that may exceed their width by some bits. Constant time.
+/// The tag: h modulo 2^130 - 5, fully reduced, plus `pad` modulo 2^128 (RFC 8439, section 2.5). `h` is in limbs of
+/// 44, 44 and 42 bits that may exceed their width by some bits. The computation takes constant time.
 fn poly_tag(h: [u64; 3], pad: u128) -> [u8; TAG_LEN] {
     const MASK44: u64 = (1 << 44) - 1;
     const MASK42: u64 = (1 << 42) - 1;

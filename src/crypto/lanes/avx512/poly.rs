@@ -9,15 +9,15 @@ const MASK42: i64 = (1 << 42) - 1;
 /// Bit 128 of each full Poly1305 block, in the third limb.
 const HIBIT: i64 = 1 << 40;
 
-/// Poly1305 of eight packets.
+/// The Poly1305 state of eight packets.
 pub(super) struct PolyAvx512 {
     r: Factor,
     r_squared: Factor,
     h: [__m512i; 3],
 }
 
-/// What sums are multiplied by: three limbs, then 20 times the second and the third: 5 for the reduction modulo 2^130 - 5, 4 for
-/// the limbs' 132 bits.
+/// A factor of a multiplication: its three limbs, then its second and third limb times 20. That is 5 for the
+/// reduction modulo 2^130 - 5 times 4, as three limbs of 44 bits hold 132.
 struct Factor([__m512i; 5]);
 
 impl Factor {
@@ -29,7 +29,8 @@ impl Factor {
     }
 }
 
-/// A product before its carries: sums of the low 52 bits of the partial products, and sums of the rest, for each limb.
+/// A product before its carries. For each limb it has the sum of the low 52 bits of the partial products, and the sum
+/// of their upper bits.
 struct Product {
     low: [__m512i; 3],
     high: [__m512i; 3],
@@ -55,14 +56,14 @@ impl Product {
         }
     }
 
-    /// As [`Self::add`], beside two of ChaCha20's rounds on `v`.
+    /// Adds `a` times `b`, as [`Self::add`] does, beside two of ChaCha20's rounds on `v`.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     fn add_beside_rounds(&mut self, a: &[__m512i; 3], b: &Factor, v: &mut [__m512i; 16]) {
         double_round_beside_product(v, &mut self.low, &mut self.high, a, &b.0);
     }
 
-    /// The value in limbs of 44, 44 and 42 bits, of which the second may be a little more.
+    /// The value in limbs of 44, 44 and 42 bits. The second limb may exceed its width a little.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     fn carried(self) -> [__m512i; 3] {
@@ -84,7 +85,7 @@ impl Product {
 }
 
 impl PolyAvx512 {
-    /// From the one-time keys' first sixteen bytes as two 64-bit words across lanes.
+    /// Begins with the first sixteen bytes of the one-time keys, as two 64-bit words, a packet a lane.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn new(low: __m512i, high: __m512i) -> PolyAvx512 {
@@ -97,7 +98,8 @@ impl PolyAvx512 {
         PolyAvx512 { r, r_squared: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
     }
 
-    /// One full 16-byte block of each packet (low and high words): h = (h + m) r mod 2^130 - 5, partially reduced.
+    /// Absorbs one full 16-byte block of each packet, given as low and high words: h = (h + m) r mod 2^130 - 5,
+    /// partially reduced.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn absorb(&mut self, low: __m512i, high: __m512i) {
@@ -106,8 +108,8 @@ impl PolyAvx512 {
         self.h = product.carried();
     }
 
-    /// Two blocks (low and high words in turn) with one carry for both, h = (h + m) r^2 + n r, beside four of ChaCha20's
-    /// rounds on `v`.
+    /// Absorbs two blocks, m and then n, beside four of ChaCha20's rounds on `v`. One carry serves both: h = (h + m)
+    /// r^2 + n r. `blocks` holds low and high words in turn.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn absorb_two_beside_rounds(&mut self, blocks: &[__m512i], v: &mut [__m512i; 16]) {
@@ -117,7 +119,7 @@ impl PolyAvx512 {
         self.h = product.carried();
     }
 
-    /// h + m.
+    /// The limbs of h + m, uncarried.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     fn sum(&self, low: __m512i, high: __m512i) -> [__m512i; 3] {
@@ -128,8 +130,8 @@ impl PolyAvx512 {
         limbs
     }
 
-    /// The tags as low and high words: h, fully reduced, plus the second half of the one-time key modulo 2^128 (RFC 8439,
-    /// section 2.5), as [`crate::crypto::lanes::poly_tag`] does it for one packet.
+    /// The tags as low and high words: h, fully reduced, plus the second half of the one-time key (`pad`) modulo
+    /// 2^128 (RFC 8439, section 2.5). [`crate::crypto::lanes::poly_tag`] does the same for one packet.
     #[target_feature(enable = "avx512f,avx512ifma")]
     #[inline]
     pub(super) fn tags(&self, pad: (__m512i, __m512i)) -> (__m512i, __m512i) {
@@ -162,7 +164,7 @@ impl PolyAvx512 {
     }
 }
 
-/// The limbs of a block of sixteen bytes: its number plus 2^128.
+/// The limbs of a block of sixteen bytes, with the bit 2^128 set that marks a full block.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn full_block(low: __m512i, high: __m512i) -> [__m512i; 3] {
@@ -170,7 +172,7 @@ fn full_block(low: __m512i, high: __m512i) -> [__m512i; 3] {
     [m0, m1, _mm512_or_si512(m2, _mm512_set1_epi64(HIBIT))]
 }
 
-/// Sixteen bytes as limbs of 44, 44 and 40 bits.
+/// Splits sixteen bytes into limbs of 44, 44 and 40 bits.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {

@@ -1,15 +1,17 @@
-//! ChaCha20's rounds in AVX-512, in assembly for the order of instructions.
+//! ChaCha20's rounds in AVX-512, written in assembly to fix the order of instructions.
 //!
-//! The rounds of one block are four chains of additions, exclusive ors and rotations that wait for each other, which leaves a
-//! CPU idle now and then that starts two such instructions a cycle, one of them a rotation at most (Zen 4). The
-//! multiply-adds of Poly1305 fill the gaps, if they stand between the rounds: far ahead of or behind them they are out of
-//! the CPU's sight, and there a compiler puts them, as it needs fewer registers so. For the same reason neither piece of
-//! assembly is declared `pure`: it would be moved.
+//! The rounds of one block are four chains of additions, exclusive ors and rotations, and in each chain every
+//! instruction waits for the one before. Zen 4 starts two such instructions a cycle, of which at most one is a
+//! rotation, so the chains leave it idle now and then. The multiply-adds of Poly1305 can fill these gaps, but only
+//! from between the rounds: further away the CPU does not see them in time.
+//!
+//! A compiler moves the multiply-adds away from the rounds, as that needs fewer registers. That is why the order is
+//! fixed in assembly, and why neither piece of it is declared `pure`: a pure one may be moved as a whole.
 
 use std::arch::asm;
 use std::arch::x86_64::__m512i;
 
-/// One instruction of two quarter rounds.
+/// One instruction of each of two quarter rounds.
 macro_rules! two {
     ($op:literal, $a:literal $b:literal, $c:literal $d:literal) => {
         concat!(
@@ -18,15 +20,15 @@ macro_rules! two {
     };
 }
 
-/// The rotation of two quarter rounds.
+/// The rotation of each of two quarter rounds.
 macro_rules! rotate_two {
     ($by:literal, $a:literal, $b:literal) => {
         concat!("vprold {v", $a, "}, {v", $a, "}, ", $by, "\nvprold {v", $b, "}, {v", $b, "}, ", $by, "\n")
     };
 }
 
-/// Four quarter rounds (RFC 8439, section 2.1) side by side, the second two one instruction behind the first two, so that
-/// rotations do not come in bunches; nine other instructions in between.
+/// Four quarter rounds (RFC 8439, section 2.1) side by side, with nine other instructions in between. The second pair
+/// runs one instruction behind the first, so that rotations do not come in bunches.
 macro_rules! quarter_rounds {
     (
         $a:literal $b:literal $c:literal $d:literal, $e:literal $f:literal $g:literal $h:literal;
@@ -64,14 +66,16 @@ macro_rules! double_round {
     };
 }
 
-/// Adds the low or high 52 bits of a limb times what lies at an offset from `b`.
+/// Adds to an accumulator the low or high 52 bits of the product of a limb of `a` and the vector at an offset from
+/// `b`.
 macro_rules! multiply_add {
     ($half:literal $sum:literal $limb:literal $at:literal) => {
         concat!("vpmadd52", $half, "uq {", $sum, "}, {", $limb, "}, [{b} + 64 * ", $at, "]\n")
     };
 }
 
-/// Two of the twenty rounds on all sixteen lanes.
+/// Computes two of the twenty rounds on all sixteen lanes. The sixteen vectors of `v` are kept in registers from
+/// first to last.
 #[rustfmt::skip] // it would give each operand a line of its own
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
@@ -91,8 +95,9 @@ pub(super) fn double_round(v: &mut [__m512i; 16]) {
     }
 }
 
-/// Two of the twenty rounds, and beside them the multiply-adds of [`super::poly::Product::add`]: `low` and `high` grow by the
-/// halves of the partial products of `a` and `b`.
+/// Computes two of the twenty rounds, and beside them the multiply-adds of [`super::poly::Product::add`]. `low` and
+/// `high` grow by the lower and upper halves of the partial products of `a` and `b`. The state, the sums and the
+/// limbs of `a` are kept in registers; `b` is read from memory.
 #[target_feature(enable = "avx512f,avx512ifma")]
 #[inline]
 pub(super) fn double_round_beside_product(
