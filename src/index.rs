@@ -1,9 +1,9 @@
-//! Receiver index: 32 bits, the low eight name the owning worker, the rest is random.
+//! A receiver index: 32 bits, of which the low eight name the owning worker, and the rest are random.
 //!
-//! A classic-BPF program on the SO_REUSEPORT group reads the low byte (first on the wire, little-endian) to pick
-//! the owner's socket, so a peer's packets arrive on its core.
+//! A classic-BPF program on the SO_REUSEPORT group picks the owner's socket by the low byte, which is the first on
+//! the wire, so that a peer's packets arrive on its owner's core.
 
-/// Largest number of workers: what the low byte can name.
+/// Largest number of workers: how many the low byte can name.
 pub const MAX_WORKERS: usize = 256;
 
 /// A receiver index as it stands in messages.
@@ -11,7 +11,7 @@ pub const MAX_WORKERS: usize = 256;
 pub struct ReceiverIndex(pub u32);
 
 impl ReceiverIndex {
-    /// The index owned by `worker` with `random` in the upper 24 bits (its low byte is ignored).
+    /// The index owned by `worker`, with `random` in the upper 24 bits. The low byte of `random` is ignored.
     pub const fn new(worker: u8, random: u32) -> ReceiverIndex {
         ReceiverIndex((random & 0xffff_ff00) | worker as u32)
     }

@@ -13,7 +13,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Age at which the responder's secret is replaced, and with it all cookies made from it (paper, section 5.4.7).
 pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
-/// The initiator stops using a cookie this much earlier, for the time the message travels (kernel `cookie.h`).
+/// How much earlier than [`COOKIE_SECRET_MAX_AGE`] the initiator stops using a cookie, for the time that the message travels
+/// (kernel `cookie.h`).
 pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
 
 const LABEL_MAC1: &[u8] = b"mac1----";
@@ -21,14 +22,14 @@ const LABEL_COOKIE: &[u8] = b"cookie--";
 const MAC_LEN: usize = 16;
 const COOKIE_LEN: usize = 16;
 
-/// What MAC1 covers, MAC1, and MAC2; `None` where `message` is too short to have them.
+/// Splits `message` into what MAC1 covers, MAC1, and MAC2. `None` where it is too short to have them.
 fn split_macs(message: &[u8]) -> Option<(&[u8], &[u8; MAC_LEN], &[u8; MAC_LEN])> {
     let (rest, mac2) = message.split_last_chunk()?;
     let (body, mac1) = rest.split_last_chunk()?;
     Some((body, mac1, mac2))
 }
 
-/// Checks and makes MAC1.
+/// The key that checks and makes MAC1.
 #[derive(Clone, Copy)]
 pub struct Mac1Key([u8; 32]);
 
@@ -38,7 +39,7 @@ impl Mac1Key {
         Mac1Key(hash(&[LABEL_MAC1, &public.0]))
     }
 
-    /// Whether the MAC1 (bytes len-32..len-16) of a type 1 or 2 message is right; constant time.
+    /// Whether MAC1 (bytes len-32..len-16) of a message of type 1 or 2 is right. The comparison takes constant time.
     pub fn verify(&self, message: &[u8]) -> bool {
         split_macs(message).is_some_and(|(body, mac1, _)| self.compute(body).ct_eq(mac1).into())
     }
@@ -48,12 +49,12 @@ impl Mac1Key {
     }
 }
 
-/// HASH(LABEL_COOKIE ‖ public): seals the cookie replies of the owner of `public`.
+/// HASH(LABEL_COOKIE ‖ public), the key that seals the cookie replies of the owner of `public`.
 fn cookie_key(public: &PublicKey) -> [u8; 32] {
     hash(&[LABEL_COOKIE, &public.0])
 }
 
-/// A cookie with its time of birth.
+/// A cookie, and when it was received.
 #[derive(Zeroize, ZeroizeOnDrop)]
 struct Aged<const N: usize> {
     bytes: [u8; N],
@@ -74,12 +75,12 @@ pub struct GateKeys {
     mac1: Mac1Key,
     #[zeroize(skip)]
     cookie_key: [u8; 32],
-    /// All secrets behind cookies come from it, and all nonces.
+    /// The generator behind all cookie secrets and all nonces.
     root: [u8; 32],
 }
 
 impl GateKeys {
-    /// For the local public key.
+    /// The keys of the local public key.
     pub fn new(public: &PublicKey, entropy: &mut dyn Entropy) -> GateKeys {
         let mut keys = GateKeys { mac1: Mac1Key::new(public), cookie_key: cookie_key(public), root: [0; 32] };
         entropy.fill(&mut keys.root);
@@ -87,28 +88,29 @@ impl GateKeys {
     }
 }
 
-/// What becomes of a message of type 1 or 2.
+/// What is to be done with a message of type 1 or 2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// MAC1 is wrong: it is not for us.
+    /// To be dropped: MAC1 is wrong, so the message is not for this device.
     Forged,
-    /// Work on it. `proven`: its sender receives at the address it names, since it has a cookie of ours.
+    /// To be worked on.
     Pass {
-        /// Known only under load.
+        /// Whether the sender has a cookie of ours, and so receives at the address that it names. Known only under
+        /// load.
         proven: bool,
     },
-    /// Under load, and without a valid MAC2: this goes back instead of an answer.
+    /// To be answered by this cookie reply alone: there is load, and MAC2 is not valid.
     Cookie([u8; COOKIE_REPLY_LEN]),
 }
 
-/// The responder's side, one a worker: checks both MACs, cheap tests first, and gives cookies out under load. The secret behind
-/// the cookies changes every two minutes, in all gates at once.
+/// The responder's side of the cookies, one a worker. It checks both MACs, the cheap test first, and gives cookies
+/// out under load. The secret behind the cookies changes every two minutes, in all gates at once.
 pub struct Gate {
     keys: GateKeys,
-    /// Which of the gates.
+    /// The number of this gate among those that share `keys`.
     number: u8,
     secret: Option<(u64, Zeroizing<[u8; 32]>)>,
-    /// Cookies given out.
+    /// Number of cookies given out.
     given: u64,
 }
 
@@ -118,8 +120,8 @@ impl Gate {
         Gate { keys, number, secret: None, given: 0 }
     }
 
-    /// What becomes of `message` (type 1 or 2) from `from` (address AND port); `loaded`: the cost of a
-    /// handshake must be earned.
+    /// What is to be done with `message` (type 1 or 2) from the address and port `from`. `loaded` says that the
+    /// sender must prove its address before a handshake is worked on.
     pub fn judge(&mut self, message: &[u8], from: SocketAddr, now: Instant, loaded: bool) -> Verdict {
         if !self.keys.mac1.verify(message) {
             return Verdict::Forged;
@@ -148,7 +150,7 @@ impl Gate {
         CookieReply { receiver, nonce, cookie_sealed }.to_bytes()
     }
 
-    /// A nonce that no gate has used and nobody foresees, without asking the system for random numbers each time.
+    /// A nonce that no gate has used and nobody foresees. It does not ask the system for random numbers each time.
     fn nonce(&mut self) -> [u8; 24] {
         self.given += 1;
         let drawn =
@@ -156,7 +158,7 @@ impl Gate {
         std::array::from_fn(|at| drawn[at])
     }
 
-    /// The cookie of `from`: a MAC of its address and port under the secret of these two minutes.
+    /// The cookie of `from`: a MAC of its address and port under the secret of the current two minutes.
     fn cookie(&mut self, from: SocketAddr, now: Instant) -> [u8; COOKIE_LEN] {
         let age = now.as_nanos() / COOKIE_SECRET_MAX_AGE.as_nanos() as u64;
         let secret = match self.secret.take().filter(|(of, _)| *of == age) {
@@ -172,24 +174,24 @@ impl Gate {
     }
 }
 
-/// Whether MAC2 was made with `cookie`. Most messages of a flood have none: that is seen at a glance.
+/// Whether MAC2 was made with `cookie`. Most messages of a flood have an all-zero MAC2, which is tested first.
 fn has_mac2(message: &[u8], cookie: &[u8; COOKIE_LEN]) -> bool {
     message
         .split_last_chunk::<MAC_LEN>()
         .is_some_and(|(body, mac2)| *mac2 != [0; MAC_LEN] && mac(cookie, &[body]).ct_eq(mac2).into())
 }
 
-/// The initiator's side, one a peer: writes MAC1 and, with a fresh cookie (< 120 s), MAC2.
+/// The initiator's side of the cookies, one a peer. It writes MAC1 and, with a cookie younger than 120 s, MAC2.
 pub struct CookieJar {
     mac1_key: Mac1Key,
     cookie_key: [u8; 32],
-    /// MAC1 of the last message, until a reply to it came.
+    /// MAC1 of the message sent last, until a reply to it was received.
     awaited: Option<[u8; MAC_LEN]>,
     cookie: Option<Aged<COOKIE_LEN>>,
 }
 
 impl CookieJar {
-    /// For the remote public key.
+    /// The jar of the peer with this public key.
     pub fn new(remote: &PublicKey) -> CookieJar {
         CookieJar {
             mac1_key: Mac1Key::new(remote),
@@ -199,7 +201,7 @@ impl CookieJar {
         }
     }
 
-    /// Fills in both MACs of an outgoing type 1 or 2 message.
+    /// Writes both MACs of an outgoing message of type 1 or 2.
     pub fn seal(&mut self, message: &mut [u8], now: Instant) {
         let Some((rest, mac2)) = message.split_last_chunk_mut::<MAC_LEN>() else { return };
         let Some((body, mac1)) = rest.split_last_chunk_mut::<MAC_LEN>() else { return };
@@ -210,8 +212,8 @@ impl CookieJar {
         *mac2 = self.cookie.as_ref().map_or([0; MAC_LEN], |cookie| mac(&cookie.bytes, &[rest]));
     }
 
-    /// Opens a cookie reply against the MAC1 last sent; keeps the cookie for the next message. False: not authentic
-    /// or not expected.
+    /// Opens a cookie reply against the MAC1 sent last, and keeps the cookie for the next message. False where the
+    /// reply is not authentic or was not expected.
     pub fn accept(&mut self, reply: &CookieReply, now: Instant) -> bool {
         let Some(mac1) = &self.awaited else { return false };
         let Some((sealed, tag)) = reply.cookie_sealed.split_first_chunk::<COOKIE_LEN>() else { return false };

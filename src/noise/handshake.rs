@@ -2,12 +2,14 @@
 //!
 //! Messages leave here with both MACs zero; [`crate::noise::cookie`] fills them in and checks them first.
 //!
-//! An initiation costs one Diffie-Hellman until its sender is known by its static key, and none more until its timestamp is
-//! known to be new: what the local and a peer's static keys agree on is kept from the first time that it is needed.
+//! An initiation costs one Diffie-Hellman until its sender is known by its static key, and no further one until its
+//! timestamp is known to be new. For the result of the two static keys is worked out once, when it is first needed,
+//! and kept.
 //!
-//! Answering an initiation gives up an own outstanding one, as in the kernel, whose peers have one handshake at a time. Where
-//! both ends start at once, that would end both handshakes, until one is tried again five seconds later: so the end with the
-//! smaller public key keeps its own, if both may have started at once, and one session comes of it.
+//! Answering an initiation gives up an outstanding one of our own, as in the kernel, where a peer has one handshake
+//! at a time. Where both ends start at once, that would end both handshakes, and the next attempt would follow five
+//! seconds later. So the end with the smaller public key keeps its own initiation where both may have started at
+//! once, and one session comes of it.
 
 mod transcript;
 
@@ -29,7 +31,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Derives the public key once.
+    /// The identity of `private`. Derives the public key once.
     pub fn new(private: PrivateKey) -> Identity {
         let public = private.public();
         Identity { private, public }
@@ -44,30 +46,32 @@ impl Identity {
     }
 }
 
-/// Why a handshake message was refused. All are silent on the wire.
+/// Why a handshake message was refused. Nothing is sent in answer, whatever the reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HandshakeError {
     /// A tag did not verify.
     Decrypt,
-    /// A Diffie-Hellman gave zero: a low-order key.
+    /// A Diffie-Hellman result was zero: a key was of low order.
     LowOrder,
-    /// The timestamp is not greater than the last one accepted.
+    /// The timestamp is not greater than the last one accepted from this peer.
     Replay,
     /// This peer's initiations come faster than [`crate::noise::INITIATION_INTERVAL`].
     Flood,
-    /// A response to no outstanding initiation, or an initiation of another peer or to another identity.
+    /// There is no outstanding initiation that this response answers, or the initiation is another peer's or for
+    /// another identity.
     Unexpected,
 }
 
-/// An initiation whose static key was opened; whether it holds that key's private half only its peer's [`Handshake`] can say.
+/// An initiation whose static key was opened. Whether its sender holds that key's private half, only the peer's
+/// [`Handshake`] can tell.
 pub struct IncomingInitiation {
-    /// The static key it names: find the peer by it.
+    /// The static key that it names, by which the peer is found.
     pub remote: PublicKey,
     timestamp_sealed: [u8; 12 + TAG_LEN],
     transcript: Transcript,
     ephemeral: PublicKey,
     sender: u32,
-    /// Whose private key opened it.
+    /// The identity whose private key opened the initiation.
     opener: PublicKey,
 }
 
@@ -94,10 +98,11 @@ pub struct Handshake {
     outstanding: Option<Outstanding>,
 }
 
-/// What the two static keys agree on: worked out when it is first needed, so that a thousand peers can be added at once.
+/// What the two static keys agree on. It is worked out when it is first needed, so that a thousand peers can be added
+/// at once.
 enum StaticStatic {
     Unknown,
-    /// `None`: a remote key of low order.
+    /// The agreement; `None` where the remote key is of low order.
     Known(Option<SharedSecret>),
 }
 
@@ -108,7 +113,7 @@ struct Accepted {
     at: Instant,
 }
 
-/// An initiation that waits for its response; its secrets are zeroized on drop.
+/// An initiation that waits for its response. Its secrets are zeroized on drop.
 struct Outstanding {
     transcript: Transcript,
     ephemeral: PrivateKey,
@@ -117,9 +122,9 @@ struct Outstanding {
 }
 
 impl Outstanding {
-    /// Whether an initiation that arrives now may have been sent before this one was received. No implementation sends one
-    /// within REKEY_TIMEOUT of its own response (kernel: `last_sent_handshake`), so a later one may come of an end that has
-    /// answered this, and gone on to another session since.
+    /// Whether an initiation that arrives now may have been sent before ours was received at the other end. No
+    /// implementation sends one within REKEY_TIMEOUT of its own response (kernel: `last_sent_handshake`). So one that
+    /// comes later may be of an end that has answered ours, and gone on to another session since.
     fn may_cross(&self, now: Instant) -> bool {
         now.since(self.sent) < REKEY_TIMEOUT
     }
@@ -132,7 +137,8 @@ impl Handshake {
         Handshake { remote, static_static, psk, last_accepted: None, outstanding: None }
     }
 
-    /// There is another local private key, or none: forgets what came of the old one, the outstanding initiation, too.
+    /// Takes another local private key, or none. Forgets everything that came of the old one, and with it the
+    /// outstanding initiation.
     pub fn identity_changed(&mut self) {
         self.static_static = StaticStatic::Unknown;
         self.clear();
@@ -148,27 +154,27 @@ impl Handshake {
         }
     }
 
-    /// Takes effect with the next handshake message.
+    /// Sets the preshared key, which takes effect with the next handshake message.
     pub fn set_psk(&mut self, psk: SharedSecret) {
         self.psk = psk;
     }
 
-    /// The preshared key (all zero: none).
+    /// The preshared key; all zero where there is none.
     pub fn psk(&self) -> &SharedSecret {
         &self.psk
     }
 
-    /// The local index of the outstanding initiation.
+    /// The local index of the outstanding initiation, if there is one.
     pub fn pending_index(&self) -> Option<u32> {
         self.outstanding.as_ref().map(|outstanding| outstanding.index)
     }
 
-    /// Forgets (and zeroizes) the outstanding initiation.
+    /// Forgets and zeroizes the outstanding initiation.
     pub fn clear(&mut self) {
         self.outstanding = None;
     }
 
-    /// Starts a handshake, replacing an outstanding one.
+    /// Starts a handshake. An outstanding one is replaced.
     pub fn initiate(
         &mut self,
         local: &Identity,
@@ -197,8 +203,14 @@ impl Handshake {
         Ok(message.to_bytes())
     }
 
-    /// Accepts (static key, timestamp, rate) and answers an opened initiation with local index `index`. State changes only on
-    /// success: an outstanding initiation is given up then, unless it crossed this one and goes before it.
+    /// Checks an opened initiation (static key, timestamp, rate) and answers it with the local index `index`.
+    ///
+    /// State changes only on success. An outstanding initiation is then given up, unless it crossed this one and
+    /// takes precedence.
+    ///
+    /// # Errors
+    ///
+    /// Why the initiation was refused.
     pub fn respond(
         &mut self,
         local: &Identity,
@@ -224,7 +236,7 @@ impl Handshake {
         self.last_accepted = Some(Accepted { timestamp, at: now });
         if self.outstanding.as_ref().is_some_and(|own| local.public.0 > self.remote.0 || !own.may_cross(now))
         {
-            // Taken out instead, it would leave a copy in its place.
+            // Taken out of its place instead, it would leave a copy there.
             self.clear();
         }
         let message = Response {
@@ -247,7 +259,11 @@ impl Handshake {
         }
     }
 
-    /// Completes the outstanding initiation; on an error it stays outstanding.
+    /// Completes the outstanding initiation.
+    ///
+    /// # Errors
+    ///
+    /// Why the response was refused. The initiation then stays outstanding.
     pub fn complete(&mut self, local: &Identity, message: &Response) -> Result<SessionKeys, HandshakeError> {
         let outstanding = self
             .outstanding

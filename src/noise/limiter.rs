@@ -1,9 +1,9 @@
-//! Handshake limiter per source under load: a token bucket for each IPv4 address or IPv6 /64 (kernel `ratelimiter.c`):
-//! 20 a second, bursts of 5, bounded table.
+//! The limiter of handshakes under load: a token bucket for each source, an IPv4 address or an IPv6 /64 (kernel
+//! `ratelimiter.c`). It allows 20 a second and bursts of 5, and its table is bounded.
 //!
 //! There is no global bucket, by choice: one would let a flood from anywhere lock out everyone. When the table is
-//! full, buckets that have filled up again go, for they are worth no more than a fresh one; if all are in use, only
-//! sources that have no bucket yet are refused. Sources come here only after they proved their address by MAC2, so
+//! full, buckets that have filled up again are removed, as they allow no less than a fresh one. If all are in use,
+//! only sources that have no bucket yet are refused. A source is limited only after it proved its address by MAC2, so
 //! a full table takes [`MAX_SOURCES`] real sources within [`REFILL`].
 
 use crate::time::Instant;
@@ -11,9 +11,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// One handshake's worth of time in a bucket: 20 a second.
+/// The time in which a bucket gains one handshake: 20 a second.
 pub const COST: Duration = Duration::from_millis(50);
-/// A full bucket: a burst of 5, and the time in which an empty one fills.
+/// A full bucket, as time: a burst of 5, which is also the time in which an empty bucket fills.
 pub const REFILL: Duration = Duration::from_millis(250);
 /// Most sources watched at a time: 65,536 × 40 bytes, with the table's slack at most 6 MiB.
 pub const MAX_SOURCES: usize = 1 << 16;
@@ -28,7 +28,7 @@ pub struct Limiter {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum LimitedSource {
     V4([u8; 4]),
-    /// The /64.
+    /// The first eight bytes of the address: the /64.
     V6([u8; 8]),
 }
 
@@ -55,7 +55,8 @@ impl Limiter {
         allowed
     }
 
-    /// Forgets full buckets: at most once in the time in which one fills, so that a sweep is paid for by many sources.
+    /// Removes full buckets. It does so at most once in the time in which a bucket fills, so that a sweep is paid for
+    /// by many sources.
     fn sweep(&mut self, now: Instant) {
         if now.since(self.swept) >= REFILL {
             self.buckets.retain(|_, bucket| now.since(bucket.updated) < REFILL);

@@ -1,5 +1,5 @@
-//! The WireGuard protocol without packets or sockets: handshake, cookies, sessions, replay window, timers.
-//! Bytes, time and randomness are arguments.
+//! The WireGuard protocol without packets or sockets: handshake, cookies, sessions, replay window, timers. Bytes,
+//! time and randomness are arguments.
 
 pub mod cookie;
 pub mod handshake;
@@ -19,11 +19,11 @@ pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// Age from which on a session is dead.
 pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
-/// Time for which a handshake is retried.
+/// Time for which a handshake is retried before it is given up.
 pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 /// Pause before a handshake is retried, to which up to 333 ms of jitter is added.
 pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Silence after received data that a keepalive breaks.
+/// How long after received data a keepalive is sent, where nothing else was sent meanwhile.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Fastest rate at which one peer's initiations are accepted: one each 20 ms (kernel: INITIATIONS_PER_SECOND 50).
+/// Shortest time between two initiations of one peer that are accepted: 20 ms (kernel: INITIATIONS_PER_SECOND 50).
 pub const INITIATION_INTERVAL: Duration = Duration::from_millis(20);

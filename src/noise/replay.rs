@@ -1,21 +1,21 @@
 //! Replay window of 8,192 bits (RFC 6479; kernel `counter_validate`).
 //!
-//! A ring of 128 words, one bit a counter. The window slides by whole words, so that moving it clears words and never
-//! shifts any; the price is that the word which holds the newest counter reaches ahead of it, and what that word
-//! held before is forgotten. So 8,192 − 64 counters behind the newest are always told apart.
+//! The window is a ring of 128 words with a bit for each counter. It slides by whole words, so that moving it clears
+//! words and never shifts them. The price is that the word which holds the newest counter reaches ahead of it, and
+//! what that word held before is forgotten. So 8,192 − 64 counters behind the newest are always told apart.
 
 use crate::noise::REJECT_AFTER_MESSAGES;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: usize = 128;
-/// How many counters up to the newest are told apart; all below are refused.
+/// How many counters up to the newest are told apart. All below are refused.
 pub const WINDOW: u64 = (WORDS as u64 - 1) * WORD_BITS;
 
-/// Counters below the window's end are refused; each is accepted once.
+/// A replay window. It accepts each counter once, and none below the window's lower end.
 pub struct ReplayWindow {
     /// Bit `c % 64` of word `c / 64 % 128`: counter `c` was accepted.
     words: [u64; WORDS],
-    /// One above the largest counter accepted; zero before the first.
+    /// One above the largest counter accepted; zero before the first is.
     next: u64,
 }
 
@@ -26,8 +26,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Accepts `counter` once, and only if it is inside or ahead of the window and below
-    /// [`crate::noise::REJECT_AFTER_MESSAGES`]. Call it only after the tag verified: it moves the window.
+    /// Accepts `counter` once, and only where it is inside or ahead of the window and below
+    /// [`crate::noise::REJECT_AFTER_MESSAGES`]. To be called only after the tag verified, since it moves the window.
     pub fn accept(&mut self, counter: u64) -> bool {
         // No sum below overflows: both terms stay far enough from u64::MAX.
         if counter >= REJECT_AFTER_MESSAGES || counter + WINDOW < self.next {
@@ -43,7 +43,7 @@ impl ReplayWindow {
         fresh
     }
 
-    /// Makes `newest` the window's upper end: clears the words between the old end's and its own.
+    /// Makes `newest` the window's upper end, and clears the words between the old end's word and the new one's.
     fn advance(&mut self, newest: u64) {
         // Before the first counter word 0 counts as entered; it is clear.
         let entered = self.next.saturating_sub(1) / WORD_BITS;

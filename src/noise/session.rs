@@ -1,4 +1,5 @@
-//! Transport sessions (paper, sections 5.4.5 and 5.4.6). Sealing is shared (the counter is atomic), opening is owned.
+//! Transport sessions (paper, sections 5.4.5 and 5.4.6). The sealing half is shared by all workers, as its counter is
+//! atomic; the opening half has one owner.
 
 use crate::crypto::aead::{AeadKey, Opened, counter};
 use crate::crypto::stack;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Age from which on the initiator rekeys when it receives: so late that no answer may come from it in time
+/// Age from which on a receiving initiator rekeys: so late that nothing it sends later may be answered in time
 /// (kernel `keep_key_fresh` of `receive.c`).
 const REKEY_ON_RECEIVE_AFTER: Duration =
     REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT).saturating_sub(REKEY_TIMEOUT);
@@ -23,30 +24,31 @@ const REKEY_ON_RECEIVE_AFTER: Duration =
 /// Which side of the handshake this device was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// Sent the initiation: rekeys by time, may send at once.
+    /// It sent the initiation: it rekeys by time, and may send at once.
     Initiator,
-    /// Sent the response: may send only once the initiator's first packet confirmed the session.
+    /// It sent the response: it may send only once the initiator's first packet confirmed the session.
     Responder,
 }
 
 /// What a finished handshake yields.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct SessionKeys {
-    /// Seals what we send.
+    /// The key that seals what this end sends.
     pub send: [u8; 32],
-    /// Opens what we receive.
+    /// The key that opens what this end receives.
     pub receive: [u8; 32],
-    /// Our index: what the remote puts in its messages.
+    /// The local index, which the remote puts in its messages.
     pub local_index: u32,
-    /// Its index: what we put in ours.
+    /// The remote's index, which this end puts in its messages.
     pub remote_index: u32,
-    /// Our role.
+    /// This end's role in the handshake.
     #[zeroize(skip)]
     pub role: Role,
 }
 
 impl SessionKeys {
-    /// Expands the keys into both halves, born `now`. Each lives for a time of its own, and so takes nothing of the other along.
+    /// Expands the keys into both halves, born `now`. Each half is allocated by itself: it lives for a time of its
+    /// own, and holds nothing of the other.
     pub fn into_halves(self, now: Instant) -> (Arc<SendSession>, Box<RecvSession>) {
         (stack::clean(|| self.sending(now)), stack::clean(|| self.receiving(now)))
     }
@@ -83,7 +85,7 @@ impl fmt::Debug for SessionKeys {
     }
 }
 
-/// The sealing half: any worker may use it.
+/// The sealing half of a session. Any worker may use it.
 pub struct SendSession {
     key: AeadKey,
     counter: AtomicU64,
@@ -98,7 +100,7 @@ impl SendSession {
     pub fn remote_index(&self) -> u32 {
         self.remote_index
     }
-    /// Our index for the same session.
+    /// The local index of the same session.
     pub fn local_index(&self) -> u32 {
         self.local_index
     }
@@ -106,11 +108,11 @@ impl SendSession {
     pub fn born(&self) -> Instant {
         self.born
     }
-    /// Our role.
+    /// This end's role in the handshake.
     pub fn role(&self) -> Role {
         self.role
     }
-    /// Reserves `n` consecutive counters and returns the first; `None` when that would reach REJECT_AFTER_MESSAGES.
+    /// Reserves `n` consecutive counters and returns the first. `None` where that would exceed REJECT_AFTER_MESSAGES.
     /// No counter is ever handed out twice, whatever worker asks.
     pub fn reserve(&self, n: u64) -> Option<u64> {
         // A compare-and-swap, not an addition that is checked afterwards: callers who are refused leave no trace, so no
@@ -118,20 +120,22 @@ impl SendSession {
         let advance = |first: u64| first.checked_add(n).filter(|next| *next <= REJECT_AFTER_MESSAGES);
         self.counter.fetch_update(Relaxed, Relaxed, advance).ok()
     }
-    /// Whether anything was sealed with it.
+    /// Whether any counter of it was reserved.
     pub fn is_used(&self) -> bool {
         self.counter.load(Relaxed) > 0
     }
-    /// Whether its age still allows sending (below REJECT_AFTER_TIME) and counters are left.
+    /// Whether it may still be used for sending: its age is below REJECT_AFTER_TIME, and counters are left.
     pub fn usable(&self, now: Instant) -> bool {
         now.since(self.born) < REJECT_AFTER_TIME && self.counter.load(Relaxed) < REJECT_AFTER_MESSAGES
     }
-    /// Whether sending now should start a new handshake: REKEY_AFTER_MESSAGES for both roles, REKEY_AFTER_TIME for the initiator.
+    /// Whether sending now should start a new handshake: after REKEY_AFTER_MESSAGES in both roles, and after
+    /// REKEY_AFTER_TIME as the initiator.
     pub fn wants_rekey(&self, now: Instant) -> bool {
         self.counter.load(Relaxed) > REKEY_AFTER_MESSAGES
             || self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME
     }
-    /// Writes the message headers (receiver index) and seals every segment of `train` with counters from `first`.
+    /// Writes the message headers with the receiver index, and seals every segment of `train` with counters from
+    /// `first` on.
     ///
     /// # Panics
     ///
@@ -146,7 +150,7 @@ impl SendSession {
     }
 }
 
-/// The opening half: owned by the worker that the low byte of its index names.
+/// The opening half of a session, owned by the worker that the low byte of its index names.
 pub struct RecvSession {
     key: AeadKey,
     window: ReplayWindow,
@@ -158,14 +162,14 @@ pub struct RecvSession {
 /// What became of each segment of a train: bit `i` for segment `i`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Received {
-    /// Authentic and fresh: deliver.
+    /// The segments that are authentic and fresh, and so to be delivered.
     pub fresh: Opened,
-    /// Authentic but seen before, or too old.
+    /// The segments that are authentic, but were seen before or are too old.
     pub replayed: Opened,
 }
 
 impl RecvSession {
-    /// Our index.
+    /// The local index.
     pub fn local_index(&self) -> u32 {
         self.local_index
     }
@@ -174,21 +178,23 @@ impl RecvSession {
     pub fn born(&self) -> Instant {
         self.born
     }
-    /// Our role.
+    /// This end's role in the handshake.
     pub fn role(&self) -> Role {
         self.role
     }
-    /// Whether it is too old to open anything (REJECT_AFTER_TIME).
+    /// Whether the session is too old to open anything (REJECT_AFTER_TIME).
     pub fn expired(&self, now: Instant) -> bool {
         now.since(self.born) >= REJECT_AFTER_TIME
     }
-    /// Whether receiving now should make the initiator rekey: age over REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT.
+    /// Whether receiving now should make the initiator rekey, at an age over REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT -
+    /// REKEY_TIMEOUT.
     pub fn wants_rekey(&self, now: Instant) -> bool {
         self.role == Role::Initiator && now.since(self.born) >= REKEY_ON_RECEIVE_AFTER
     }
     /// Opens every segment in place, then runs the authentic ones through the replay window in order.
     ///
-    /// That a segment's receiver index is this session's is the caller's to see to: the index is not authenticated.
+    /// The caller sees to it that each segment's receiver index is this session's, since the index is not
+    /// authenticated.
     pub fn open_train(&mut self, train: &mut [u8], stride: usize) -> Received {
         let opened = self.key.open_train(train, stride);
         let mut received = Received::default();

@@ -1,16 +1,17 @@
-//! TAI64N timestamps of the initiation (paper, section 5.4.2), whitened as the kernel does.
+//! The TAI64N timestamps of initiations (paper, section 5.4.2), rounded down as the kernel does.
 
 use std::time::Duration;
 
 /// TAI64's label of the Unix epoch: 2^62, and the ten seconds that TAI was ahead (kernel `tai64n_now`).
 const UNIX_EPOCH_LABEL: u64 = (1 << 62) + 10;
-/// Labels from 2^63 on are reserved; a clock that far off is stuck there.
+/// The largest label: those from 2^63 on are reserved. A clock that is further off stays there.
 const MAX_LABEL: u64 = (1 << 63) - 1;
-/// Nanoseconds are rounded down to a multiple of this: the power of two below the pause between two initiations.
+/// What nanoseconds are rounded down to a multiple of: the largest power of two below the pause between two
+/// initiations.
 const GRAIN_NANOS: u32 = 1 << 24;
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
 
-/// Twelve bytes, big-endian, that compare in order.
+/// A timestamp: twelve bytes, big-endian, so that they compare in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Tai64N(pub [u8; 12]);
 
@@ -22,7 +23,7 @@ impl Tai64N {
         Tai64N(bytes)
     }
 
-    /// The next nanosecond.
+    /// The timestamp one nanosecond later.
     fn successor(self) -> Tai64N {
         let [a, b, c, d, e, f, g, h, nanos @ ..] = self.0;
         let (label, nanos) = (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes(nanos));
@@ -37,8 +38,9 @@ pub struct Tai64NClock {
 }
 
 impl Tai64NClock {
-    /// The timestamp for `wall` since the Unix epoch, rounded down to 2^24 ns as the kernel does (so that clients are not
-    /// fingerprinted by it), or just above the last one where that is not greater.
+    /// The timestamp for `wall`, the time since the Unix epoch. It is rounded down to 2^24 ns as the kernel does, so
+    /// that clients are not fingerprinted by it. Where it would not be greater than the last one, it is the one just
+    /// above that.
     pub fn stamp(&mut self, wall: Duration) -> Tai64N {
         let label = UNIX_EPOCH_LABEL.saturating_add(wall.as_secs()).min(MAX_LABEL);
         let nanos = wall.subsec_nanos() / GRAIN_NANOS * GRAIN_NANOS;

@@ -1,7 +1,7 @@
 //! The timers of the paper's section 6 and the kernel's `timers.c`, as a pure state machine a peer.
 //!
-//! Workers leave time stamps in atomics (see `dataplane::PeerShared`) instead of arming timers; the slow path hands them in
-//! as [`Activity`] and asks what is due. So a data packet costs a store, not a timer.
+//! Workers leave time stamps in atomics (see `dataplane::PeerShared`) instead of arming timers. The slow path hands
+//! them in as [`Activity`] and asks what is due. So a data packet costs a store, not a timer.
 //!
 //! | kernel timer | armed by | disarmed by | due |
 //! | --- | --- | --- | --- |
@@ -18,122 +18,126 @@ use std::time::Duration;
 
 /// Retries counted before giving up is due at the next (kernel MAX_TIMER_HANDSHAKES: 90 s / 5 s = 18).
 const MAX_ATTEMPTS: u32 = (REKEY_ATTEMPT_TIME.as_secs() / REKEY_TIMEOUT.as_secs()) as u32;
-/// Upper end of what is added to handshake timers, so that two peers do not go on colliding.
+/// Upper end of the random time that is added to handshake timers, so that two peers do not go on colliding.
 const MAX_JITTER: Duration = Duration::from_millis(333);
 /// Age of the last session at which all keys are zeroed.
 const ZERO_KEYS_AFTER: Duration = Duration::from_secs(3 * REJECT_AFTER_TIME.as_secs());
-/// Within this time a keepalive that was asked for has left, and with it its own stamp in `last_authenticated`.
+/// Time within which a keepalive that was asked for has left, and has set a `last_authenticated` stamp of its own.
 const KEEPALIVE_DISPATCH: Duration = Duration::from_secs(1);
 
-/// What the workers saw, `None` for never.
+/// What the workers saw of a peer. A stamp is `None` where it never happened.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Activity {
-    /// First data packet sent since the last authenticated packet was received.
+    /// When the first data packet was sent since the last authenticated packet was received.
     pub unanswered_since: Option<Instant>,
-    /// First data packet received since the last authenticated packet (of any kind) was sent.
+    /// When the first data packet was received since the last authenticated packet (of any kind) was sent.
     pub unacknowledged_since: Option<Instant>,
-    /// Last data packet received.
+    /// When the last data packet was received.
     pub last_data_received: Option<Instant>,
-    /// Last authenticated packet of any kind, sent or received (handshakes, keepalives, data).
+    /// When the last authenticated packet of any kind was sent or received: handshake, keepalive or data.
     pub last_authenticated: Option<Instant>,
 }
 
 /// What is due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Due {
-    /// Send a keepalive (passive or persistent).
+    /// A keepalive is to be sent, passive or persistent.
     Keepalive,
-    /// Send an initiation: a new handshake, or a retry of the one under way.
+    /// An initiation is to be sent: of a new handshake, or as a retry of the one under way.
     Initiate,
-    /// 90 s without an answer: drop staged packets, stop retrying.
+    /// 90 s passed without an answer: staged packets are to be dropped, and retrying ends.
     GiveUp,
-    /// Three times REJECT_AFTER_TIME after the last session: zero all keys of the peer.
+    /// Three times REJECT_AFTER_TIME passed since the last session: all keys of the peer are to be zeroed.
     ZeroKeys,
 }
 
-/// One peer's timers. New ones are running.
+/// One peer's timers. They are running when new.
 #[derive(Default, Debug)]
 pub struct Timers {
     stopped: bool,
-    /// Stamps before this are of an earlier life of the interface.
+    /// When the interface came up. Earlier stamps are of an earlier life of the interface.
     running_since: Instant,
     retry: Option<Instant>,
     attempts: u32,
     last_initiation: Option<Instant>,
     silence: Silence,
-    /// The `unacknowledged_since` that a keepalive was already due for.
+    /// The `unacknowledged_since` for which a keepalive was already due.
     acknowledged: Option<Instant>,
-    /// When a keepalive was due that further data had come before: another follows it.
+    /// When a keepalive was due before which further data had been received. Another keepalive follows it.
     another: Option<Instant>,
     zero_keys: Option<Instant>,
     persistent: Persistent,
 }
 
-/// New handshake after data went unanswered.
+/// The timer that wants a new handshake after data went unanswered.
 #[derive(Clone, Copy, Default, Debug)]
 struct Silence {
-    /// The `unanswered_since` this was armed for.
+    /// The `unanswered_since` for which it was armed.
     stamp: Option<Instant>,
-    /// `None`: it ran out.
+    /// When it runs out; `None` where it did.
     due: Option<Instant>,
-    /// The stamp that ran out last, for [`Timers::take_handled`].
+    /// The stamp for which it ran out last, for [`Timers::take_handled`].
     handled: Option<Instant>,
 }
 
 #[derive(Default, Debug)]
 struct Persistent {
-    /// Seconds; 0: off.
+    /// The interval in seconds; 0 where it is off.
     interval: u16,
-    /// Just switched on, or the interface just came up: one is due at once.
+    /// Whether one is due at once, since it was just switched on, or the interface just came up.
     at_once: bool,
-    /// The last time any keepalive was due.
+    /// The last time at which any keepalive was due.
     last: Option<Instant>,
 }
 
 impl Timers {
-    /// Sets the persistent keepalive in seconds; 0: off. Switching it on makes one due at once (kernel `set_peer`).
+    /// Sets the interval of the persistent keepalive in seconds; 0 switches it off. Switching it on makes one due at
+    /// once (kernel `set_peer`).
     pub fn set_persistent_keepalive(&mut self, seconds: u16) {
         self.persistent.at_once = seconds > 0 && (self.persistent.at_once || self.persistent.interval == 0);
         self.persistent.interval = seconds;
     }
 
-    /// The persistent keepalive in seconds.
+    /// The interval of the persistent keepalive in seconds; 0 where it is off.
     pub fn persistent_keepalive(&self) -> u16 {
         self.persistent.interval
     }
 
-    /// Something asks for a handshake (data without a session, rekey, persistent keepalive). True: send an initiation now.
-    /// False: one is under way, or went out less than REKEY_TIMEOUT ago. A user's request resets the attempts.
+    /// Asks for a handshake: there is data without a session, a rekey is due, or the user or a persistent keepalive
+    /// wants one. True where an initiation is to be sent now. False where one is under way, or went out less than
+    /// REKEY_TIMEOUT ago. Resets the number of attempts.
     pub fn want_handshake(&mut self, now: Instant) -> bool {
         self.resume(now);
         self.attempts = 0;
         self.retry.is_none() && self.last_initiation.is_none_or(|last| now.since(last) >= REKEY_TIMEOUT)
     }
 
-    /// An initiation was sent: arms the retry with jitter. To be called also when sending failed (no endpoint, no
-    /// route), or nothing tries again.
+    /// Notes that an initiation was sent, and arms the retry with jitter. To be called also where sending failed for
+    /// want of an endpoint or a route, or nothing would try again.
     pub fn initiation_sent(&mut self, now: Instant, entropy: &mut dyn Entropy) {
         self.resume(now);
         self.last_initiation = Some(now);
         self.retry = Some(now + REKEY_TIMEOUT + jitter(entropy));
     }
 
-    /// A handshake finished, in either role: arms the zeroing. The retry of an own initiation goes on until
-    /// [`Self::handshake_complete`]: the session that we answered may never be confirmed.
+    /// Notes that a handshake finished, in either role, and arms the zeroing of keys. The retry of an own initiation
+    /// goes on until [`Self::handshake_complete`], since the session that we answered may never be confirmed.
     pub fn session_derived(&mut self, now: Instant) {
         self.resume(now);
         self.zero_keys = Some(now + ZERO_KEYS_AFTER);
     }
 
-    /// When the last handshake completed (response consumed, or session confirmed): clears the retry.
+    /// Notes that the last handshake completed: its response was consumed, or its session confirmed. Disarms the
+    /// retry.
     pub fn handshake_complete(&mut self, now: Instant) {
         self.resume(now);
         self.retry = None;
         self.attempts = 0;
     }
 
-    /// Interface down or peer removed: everything disarmed, and stamps left so far are forgotten. Only the persistent
-    /// keepalive's interval stays. [`Self::start`] or any call that reports activity makes the timers run again.
+    /// Disarms everything and forgets all stamps left so far, as the interface went down or the peer was removed.
+    /// Only the interval of the persistent keepalive stays. [`Self::start`] or any call that reports activity makes
+    /// the timers run again.
     pub fn stop(&mut self) {
         let interval = self.persistent.interval;
         *self = Timers {
@@ -143,18 +147,19 @@ impl Timers {
         };
     }
 
-    /// Interface up: a persistent keepalive is due at once (kernel `wg_open`). Nothing where the timers run already.
+    /// Makes the timers run, as the interface came up: a persistent keepalive is due at once (kernel `wg_open`). Does
+    /// nothing where they run already.
     pub fn start(&mut self, now: Instant) {
         self.resume(now);
     }
 
-    /// Interface up again with a peer that was spoken to: as [`Self::start`], and an initiation is due at once.
+    /// Does what [`Self::start`] does for a peer that was spoken to before: an initiation is due at once, too.
     pub fn start_with_handshake(&mut self, now: Instant) {
         self.resume(now);
         self.retry.get_or_insert(now);
     }
 
-    /// What is due now; call until `None`. An action is returned once.
+    /// What is due now. To be called until it returns `None`; each action is returned once.
     pub fn poll(&mut self, now: Instant, activity: &Activity, entropy: &mut dyn Entropy) -> Option<Due> {
         if self.stopped {
             return None;
@@ -172,13 +177,14 @@ impl Timers {
         due
     }
 
-    /// The `unanswered_since` whose timer ran out in [`Self::poll`], once. The caller forgets that stamp where the workers keep
-    /// it, so that the next data sent arms the timer again: attempts go on for as long as data goes unanswered.
+    /// The `unanswered_since` whose timer ran out in [`Self::poll`], returned once. The caller clears that stamp
+    /// where the workers keep it, so that the next data sent arms the timer again. So attempts go on for as long as
+    /// data goes unanswered.
     pub fn take_handled(&mut self) -> Option<Instant> {
         self.silence.handled.take()
     }
 
-    /// When to poll next at the latest; `None`: only after new activity.
+    /// When to call [`Self::poll`] next at the latest. `None`: only after new activity.
     pub fn next(&self, activity: &Activity) -> Option<Instant> {
         if self.stopped {
             return None;
@@ -197,7 +203,7 @@ impl Timers {
         }
     }
 
-    /// `activity` without what the interface's earlier life left.
+    /// `activity` without the stamps of an earlier life of the interface.
     fn current(&self, activity: &Activity) -> Activity {
         let current = |stamp: Option<Instant>| stamp.filter(|stamp| *stamp >= self.running_since);
         Activity {
@@ -212,20 +218,21 @@ impl Timers {
         self.zero_keys.take_if(|due| *due <= now).map(|_| Due::ZeroKeys)
     }
 
-    /// Kernel `wg_expired_retransmit_handshake`.
+    /// What is due by the retry timer (kernel `wg_expired_retransmit_handshake`).
     fn poll_retry(&mut self, now: Instant, activity: &Activity) -> Option<Due> {
         self.retry.take_if(|due| *due <= now)?;
         if self.attempts <= MAX_ATTEMPTS {
             self.attempts += 1;
             return Some(Due::Initiate);
         }
-        // No keepalive is worth sending, and what is left of a partial exchange goes in time.
+        // A keepalive is not worth sending, and what is left of a partial exchange goes in time.
         (self.acknowledged, self.another) = (activity.unacknowledged_since, None);
         self.zero_keys.get_or_insert(now + ZERO_KEYS_AFTER);
         Some(Due::GiveUp)
     }
 
-    /// Kernel `wg_expired_new_handshake`, armed here for a stamp seen for the first time.
+    /// What is due as data went unanswered (kernel `wg_expired_new_handshake`). The timer is armed here for a stamp
+    /// that is seen for the first time.
     fn poll_silence(&mut self, now: Instant, activity: &Activity, entropy: &mut dyn Entropy) -> Option<Due> {
         let stamp = activity.unanswered_since;
         if self.silence.stamp != stamp {
@@ -245,7 +252,8 @@ impl Timers {
         }
     }
 
-    /// Kernel `wg_expired_send_keepalive` and `wg_expired_send_persistent_keepalive`: one keepalive serves both.
+    /// What is due by the keepalive timers (kernel `wg_expired_send_keepalive` and
+    /// `wg_expired_send_persistent_keepalive`). One keepalive serves both.
     fn poll_keepalive(&mut self, now: Instant, activity: &Activity) -> Option<Due> {
         let passive = self.passive_due(activity).filter(|due| *due <= now);
         let another = self.another_due(activity).filter(|due| *due <= now);
@@ -266,8 +274,9 @@ impl Timers {
         Some(stamp + KEEPALIVE_TIMEOUT)
     }
 
-    /// Traffic after the keepalive itself makes another needless: what we sent acknowledges, and what we received
-    /// left a stamp of its own.
+    /// When another keepalive is due after one before which further data had been received. Traffic after the
+    /// keepalive makes it needless: what was sent acknowledges the data, and what was received left a stamp of its
+    /// own.
     fn another_due(&self, activity: &Activity) -> Option<Instant> {
         let sent = self.another?;
         let traffic = activity.last_authenticated.is_some_and(|last| last > sent + KEEPALIVE_DISPATCH);
@@ -286,7 +295,7 @@ impl Timers {
     }
 }
 
-/// Uniform below [`MAX_JITTER`].
+/// A random duration, uniform below [`MAX_JITTER`].
 fn jitter(entropy: &mut dyn Entropy) -> Duration {
     let nanos = (MAX_JITTER.as_nanos() as u64 * u64::from(entropy.next_u32())) >> 32;
     Duration::from_nanos(nanos)

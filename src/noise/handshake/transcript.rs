@@ -32,20 +32,21 @@ impl Transcript {
         self.hash = hash(&[&self.hash, data]);
     }
 
-    /// An ephemeral public key in the clear: into the hash, and into the chaining key (the "psk" modifier's extra step).
+    /// Takes in an ephemeral public key that is sent in the clear: into the hash, and, as the "psk" modifier demands,
+    /// into the chaining key.
     pub(super) fn mix_ephemeral(&mut self, ephemeral: &PublicKey) {
         self.mix_hash(&ephemeral.0);
         self.chaining_key = kdf::<1>(&self.chaining_key, &ephemeral.0)[0];
     }
 
-    /// A Diffie-Hellman result that no message key follows.
+    /// Takes in a Diffie-Hellman result that no message key follows.
     pub(super) fn mix_agreement(&mut self, agreed: Option<SharedSecret>) -> Result<(), HandshakeError> {
         let agreed = agreed.ok_or(HandshakeError::LowOrder)?;
         self.chaining_key = kdf::<1>(&self.chaining_key, &agreed.0)[0];
         Ok(())
     }
 
-    /// A Diffie-Hellman result and the message key that comes with it.
+    /// Takes in a Diffie-Hellman result, and returns the message key that follows.
     pub(super) fn mix_agreement_for_key(
         &mut self,
         agreed: Option<SharedSecret>,
@@ -56,7 +57,7 @@ impl Transcript {
         Ok(Zeroizing::new(outputs[1]))
     }
 
-    /// The preshared key and the message key that comes with it.
+    /// Takes in the preshared key, and returns the message key that follows.
     pub(super) fn mix_psk(&mut self, psk: &SharedSecret) -> OnceKey {
         let outputs = kdf::<3>(&self.chaining_key, &psk.0);
         self.chaining_key = outputs[0];
@@ -64,7 +65,7 @@ impl Transcript {
         Zeroizing::new(outputs[2])
     }
 
-    /// Seals `text` bound to all that went before; `SEALED` is its length and the tag's.
+    /// Seals `text`, bound to all that went before. `SEALED` is the length of text and tag in bytes.
     pub(super) fn seal<const TEXT: usize, const SEALED: usize>(
         &mut self,
         key: &OnceKey,
