@@ -101,4 +101,4 @@ pub mod cli;
 
 pub use crypto::x25519::{ParseKeyError, PrivateKey, PublicKey, SharedSecret as PresharedKey};
 pub use routing::{ParsePrefixError, Prefix};
-pub use tunnel::{Backend, Builder, Change, Error, PeerChange, PeerStatus, Status, Tunnel};
+pub use tunnel::{Backend, Builder, Change, Error, PeerChange, PeerStatus, Tunnel, TunnelStatus};

@@ -7,7 +7,7 @@ use super::{daemon, finish, logger};
 use crate::device::status::Summary;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
 use crate::gateway::{limits, upkeep};
-use crate::tunnel::{Error, Status, Tunnel};
+use crate::tunnel::{Error, Tunnel, TunnelStatus};
 use std::error::Error as _;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -89,8 +89,8 @@ fn live(tunnel: &Tunnel) -> Result<(), Error> {
     ended
 }
 
-fn summary(status: &Status) -> Summary {
-    let &Status { peers, alive, rx_bytes, tx_bytes, .. } = status;
+fn summary(status: &TunnelStatus) -> Summary {
+    let &TunnelStatus { peers, alive, rx_bytes, tx_bytes, .. } = status;
     Summary { peers, alive, rx_bytes, tx_bytes }
 }
 

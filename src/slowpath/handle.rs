@@ -27,7 +27,7 @@ pub struct Running {
 }
 
 /// What the owner wants.
-pub(super) enum Command {
+pub(super) enum OwnerCommand {
     /// Change the configuration.
     Configure(Box<SetRequest>, SyncSender<Result<(), ConfigureError>>),
     /// Look at the device.
@@ -37,14 +37,14 @@ pub(super) enum Command {
 /// The owner's end.
 #[derive(Debug)]
 pub struct Handle {
-    commands: SyncSender<Command>,
+    commands: SyncSender<OwnerCommand>,
     stop: Arc<AtomicBool>,
     waker: Waker,
 }
 
 /// The slow path's end.
 pub struct Commands {
-    commands: Receiver<Command>,
+    commands: Receiver<OwnerCommand>,
     stop: Arc<AtomicBool>,
 }
 
@@ -62,7 +62,7 @@ pub fn channel(waker: Waker) -> (Handle, Commands) {
 impl Handle {
     /// Changes the configuration, whole or not at all; returns when it is done.
     pub fn configure(&self, request: SetRequest) -> Result<Result<(), ConfigureError>, Gone> {
-        self.ask(|answer| Command::Configure(Box::new(request), answer))
+        self.ask(|answer| OwnerCommand::Configure(Box::new(request), answer))
     }
 
     /// What `look` sees, between two transactions. It keeps the slow path from its other work, so it must be short.
@@ -72,7 +72,7 @@ impl Handle {
     ) -> Result<T, Gone> {
         self.ask(|answer| {
             // Who does not wait any more needs no answer.
-            Command::Look(Box::new(move |device, running| drop(answer.try_send(look(device, running)))))
+            OwnerCommand::Look(Box::new(move |device, running| drop(answer.try_send(look(device, running)))))
         })
     }
 
@@ -82,7 +82,7 @@ impl Handle {
         self.waker.wake();
     }
 
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Gone> {
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> OwnerCommand) -> Result<T, Gone> {
         let (answer, answers) = sync_channel(1);
         self.commands.send(command(answer)).map_err(|_| Gone)?;
         self.waker.wake();
@@ -92,7 +92,7 @@ impl Handle {
 
 impl Commands {
     /// The next command.
-    pub(super) fn next(&self) -> Result<Command, TryRecvError> {
+    pub(super) fn next(&self) -> Result<OwnerCommand, TryRecvError> {
         self.commands.try_recv()
     }
 

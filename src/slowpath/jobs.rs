@@ -8,7 +8,7 @@ use crate::crypto::stack;
 use crate::device::status::{Listing, Status};
 use crate::device::uapi::{self, Dump, Operation, SetParser, SetRequest};
 use crate::device::{ConfigureError, Device, Now, Transaction};
-use crate::slowpath::handle::{Command, Look, Running};
+use crate::slowpath::handle::{Look, OwnerCommand, Running};
 use crate::sys::clock::Clock;
 use crate::sys::link;
 use std::collections::VecDeque;
@@ -30,12 +30,12 @@ pub(super) struct Request {
 pub(super) struct Jobs {
     asked: VecDeque<Question>,
     looks: VecDeque<Look>,
-    waiting: VecDeque<(Wanted, Asker)>,
-    change: Option<Change>,
+    waiting: VecDeque<(Pending, Requester)>,
+    change: Option<CurrentChange>,
 }
 
 /// A transaction that is to be carried out.
-enum Wanted {
+enum Pending {
     /// As text, from the control socket.
     Text(SetParser),
     /// From the tunnel's owner.
@@ -43,7 +43,7 @@ enum Wanted {
 }
 
 /// Who is told what became of a transaction.
-enum Asker {
+enum Requester {
     Connection(Sender<Zeroizing<String>>),
     Owner(SyncSender<Result<(), ConfigureError>>),
 }
@@ -60,10 +60,10 @@ enum Answer {
 }
 
 /// A transaction, once it was read.
-struct Change {
+struct CurrentChange {
     /// `None` while what may fail of it is tried.
     transaction: Option<Transaction>,
-    to: Asker,
+    to: Requester,
 }
 
 /// What became of a slice of a transaction.
@@ -89,8 +89,8 @@ impl Jobs {
         let Request { operation, answer: to } = request;
         let answer = match operation {
             Operation::Set(body) => {
-                let wanted = Wanted::Text(SetParser::new(body));
-                return self.waiting.push_back((wanted, Asker::Connection(to)));
+                let wanted = Pending::Text(SetParser::new(body));
+                return self.waiting.push_back((wanted, Requester::Connection(to)));
             }
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::Status => Answer::Listing(Listing::new(&status())),
@@ -99,12 +99,12 @@ impl Jobs {
     }
 
     /// Takes a command of the tunnel's owner in.
-    pub(super) fn command(&mut self, command: Command) {
+    pub(super) fn command(&mut self, command: OwnerCommand) {
         match command {
-            Command::Configure(request, to) => {
-                self.waiting.push_back((Wanted::Ready(request), Asker::Owner(to)));
+            OwnerCommand::Configure(request, to) => {
+                self.waiting.push_back((Pending::Ready(request), Requester::Owner(to)));
             }
-            Command::Look(look) => self.looks.push_back(look),
+            OwnerCommand::Look(look) => self.looks.push_back(look),
         }
     }
 
@@ -159,7 +159,7 @@ impl Jobs {
     /// A slice of the transaction that is carried out, or else of reading the next.
     pub(super) fn change(&mut self, device: &mut Device, now: Now) -> SliceOutcome {
         let mut more = slice();
-        if let Some(Change { transaction: Some(transaction), .. }) = &mut self.change {
+        if let Some(CurrentChange { transaction: Some(transaction), .. }) = &mut self.change {
             if !device.go_on(now, transaction, &mut more) {
                 return SliceOutcome::Going;
             }
@@ -168,13 +168,13 @@ impl Jobs {
         }
         let Some((wanted, to)) = self.waiting.pop_front() else { return SliceOutcome::Going };
         let request = match wanted {
-            Wanted::Ready(request) => request,
-            Wanted::Text(mut parser) => {
+            Pending::Ready(request) => request,
+            Pending::Text(mut parser) => {
                 let index = &mut |name: &str| link::index(name).ok();
                 let parsed = stack::leaving_nothing(|| parser.go_on(index, &mut more));
                 match parsed {
                     None => {
-                        self.waiting.push_front((Wanted::Text(parser), to));
+                        self.waiting.push_front((Pending::Text(parser), to));
                         return SliceOutcome::Going;
                     }
                     Some(Ok(request)) => Box::new(request),
@@ -186,7 +186,7 @@ impl Jobs {
                 }
             }
         };
-        self.change = Some(Change { transaction: None, to });
+        self.change = Some(CurrentChange { transaction: None, to });
         SliceOutcome::Read(request)
     }
 
@@ -206,23 +206,23 @@ impl Jobs {
     }
 }
 
-impl Asker {
+impl Requester {
     fn answer(self, result: Result<(), ConfigureError>) {
         match self {
-            Asker::Connection(_) => {
+            Requester::Connection(_) => {
                 if let Err(ConfigureError::Socket(error)) = &result {
                     log::error!("the configuration is refused: {error}");
                 }
                 self.answer_errno(result.map_err(|error| error.errno()));
             }
             // Who does not wait any more needs no answer.
-            Asker::Owner(to) => drop(to.try_send(result)),
+            Requester::Owner(to) => drop(to.try_send(result)),
         }
     }
 
     /// To a connection alone: the owner sends nothing that must be parsed.
     fn answer_errno(self, result: Result<(), i32>) {
-        if let Asker::Connection(to) = self {
+        if let Requester::Connection(to) = self {
             // The only piece of this answer; its client may have gone.
             let _ = to.try_send(Zeroizing::new(uapi::answer(result)));
         }

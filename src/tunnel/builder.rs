@@ -3,7 +3,7 @@
 use super::Tunnel;
 use crate::tunnel::change::Change;
 use crate::tunnel::error::Error;
-use crate::tunnel::start::{self, ControlSocket, Settings};
+use crate::tunnel::start::{self, Settings, SocketChoice};
 use crate::tunnel::workers::Backend;
 use std::os::fd::OwnedFd;
 
@@ -32,7 +32,7 @@ impl Builder {
                 steering: true,
                 pin: true,
                 tun_fd: None,
-                control: ControlSocket::None,
+                control: SocketChoice::None,
             },
             change: None,
         }
@@ -105,13 +105,13 @@ impl Builder {
     /// Listens on `/var/run/wireguard/NAME.sock`, so that wg(8) and `ringtun show` can ask the tunnel and change it. The
     /// tunnel ends when the file is removed. Without it, nobody but this process configures the tunnel.
     pub fn control_socket(mut self) -> Builder {
-        self.settings.control = ControlSocket::Own;
+        self.settings.control = SocketChoice::Own;
         self
     }
 
     /// As [`Self::control_socket`], on a Unix stream socket that listens already.
     pub fn control_socket_fd(mut self, fd: OwnedFd) -> Builder {
-        self.settings.control = ControlSocket::Given(fd);
+        self.settings.control = SocketChoice::Given(fd);
         self
     }
 

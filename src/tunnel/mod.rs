@@ -24,7 +24,7 @@ mod tests;
 pub use builder::Builder;
 pub use change::{Change, PeerChange};
 pub use error::Error;
-pub use status::{PeerStatus, Status};
+pub use status::{PeerStatus, TunnelStatus};
 #[cfg(feature = "cli")]
 pub use workers::BUFFERS;
 pub use workers::Backend;
@@ -46,10 +46,10 @@ const PAGE: usize = 64;
 /// allowed.
 #[derive(Clone)]
 pub struct Tunnel {
-    inner: Arc<Inner>,
+    inner: Arc<SharedHandle>,
 }
 
-struct Inner {
+struct SharedHandle {
     name: String,
     workers: usize,
     handle: Handle,
@@ -64,7 +64,7 @@ impl Tunnel {
 
     fn running(started: Started) -> Tunnel {
         let Started { name, workers, handle, end } = started;
-        Tunnel { inner: Arc::new(Inner { name, workers, handle, end }) }
+        Tunnel { inner: Arc::new(SharedHandle { name, workers, handle, end }) }
     }
 
     /// The interface's name.
@@ -90,8 +90,8 @@ impl Tunnel {
     ///
     /// # Errors
     /// [`Error::Stopped`] where the tunnel has ended.
-    pub fn status(&self) -> Result<Status, Error> {
-        self.inner.handle.look(Status::of).map_err(|Gone| self.stopped())
+    pub fn status(&self) -> Result<TunnelStatus, Error> {
+        self.inner.handle.look(TunnelStatus::of).map_err(|Gone| self.stopped())
     }
 
     /// How each peer is, in the order in which they were added. Of many peers each is as it was when its turn came.
@@ -149,7 +149,7 @@ impl fmt::Debug for Tunnel {
     }
 }
 
-impl Drop for Inner {
+impl Drop for SharedHandle {
     fn drop(&mut self) {
         self.handle.stop();
     }

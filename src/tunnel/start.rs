@@ -37,12 +37,12 @@ pub(super) struct Settings {
     pub(super) pin: bool,
     /// Then there is one worker.
     pub(super) tun_fd: Option<OwnedFd>,
-    pub(super) control: ControlSocket,
+    pub(super) control: SocketChoice,
 }
 
 /// By which socket other processes configure the tunnel.
 #[derive(Debug)]
-pub(super) enum ControlSocket {
+pub(super) enum SocketChoice {
     None,
     Own,
     Given(OwnedFd),
@@ -145,12 +145,12 @@ struct Socket {
 }
 
 impl Socket {
-    fn open(name: &str, control: ControlSocket) -> io::Result<Socket> {
+    fn open(name: &str, control: SocketChoice) -> io::Result<Socket> {
         let (sender, removed) = mpsc::channel(1);
         let file = match control {
-            ControlSocket::None => return Ok(Socket { file: None, listener: None, removed }),
-            ControlSocket::Own => UapiSocket::listen(name, None)?,
-            ControlSocket::Given(fd) => UapiSocket::listen(name, Some(fd))?,
+            SocketChoice::None => return Ok(Socket { file: None, listener: None, removed }),
+            SocketChoice::Own => UapiSocket::listen(name, None)?,
+            SocketChoice::Given(fd) => UapiSocket::listen(name, Some(fd))?,
         };
         file.follow_removal(sender)?;
         Ok(Socket { listener: Some(file.listener()?), file: Some(file), removed })

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How a tunnel is.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Status {
+pub struct TunnelStatus {
     /// Whether the interface is up and the UDP sockets are bound.
     pub up: bool,
     /// Why there are no sockets although the interface is up; they are tried again by themselves.
@@ -55,11 +55,11 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
 }
 
-impl Status {
-    pub(super) fn of(device: &Device, running: Running) -> Status {
+impl TunnelStatus {
+    pub(super) fn of(device: &Device, running: Running) -> TunnelStatus {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let Summary { peers, alive, rx_bytes, tx_bytes } = device.summary(now);
-        Status {
+        TunnelStatus {
             up: device.is_up(),
             bind_error: device
                 .unbound()

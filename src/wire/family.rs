@@ -1,6 +1,5 @@
 //! The two versions of IP.
 
-use crate::wire::ip;
 use serde::Serialize;
 use std::net::IpAddr;
 
@@ -35,8 +34,8 @@ impl Family {
     #[cfg(any(feature = "cli", feature = "internals"))]
     pub fn header_len(self) -> usize {
         match self {
-            Family::Ipv4 => ip::V4_HEADER_LEN,
-            Family::Ipv6 => ip::V6_HEADER_LEN,
+            Family::Ipv4 => crate::wire::ip::V4_HEADER_LEN,
+            Family::Ipv6 => crate::wire::ip::V6_HEADER_LEN,
         }
     }
 }

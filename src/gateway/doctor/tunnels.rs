@@ -10,7 +10,7 @@ const MAX_TUNNELS: usize = 256;
 
 /// A tunnel that firewalls are asked about.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Tunnel {
+pub(super) struct KnownTunnel {
     /// Its interface's name.
     pub(super) name: String,
     /// Where peers reach it; `None`: any port will do.
@@ -19,7 +19,7 @@ pub(super) struct Tunnel {
     hooks: Vec<String>,
 }
 
-impl Tunnel {
+impl KnownTunnel {
     /// Whether its hooks will speak of a chain by this name.
     pub(super) fn sees_to(&self, chain: &str) -> bool {
         self.hooks.iter().any(|word| word.eq_ignore_ascii_case(chain))
@@ -27,10 +27,10 @@ impl Tunnel {
 }
 
 /// All of them, by name.
-pub(super) fn tunnels() -> Vec<Tunnel> {
+pub(super) fn tunnels() -> Vec<KnownTunnel> {
     let runs = |name: &str| link::index(name).is_ok();
     let running = client::interfaces().unwrap_or_default();
-    let mut tunnels: Vec<Tunnel> = running
+    let mut tunnels: Vec<KnownTunnel> = running
         .into_iter()
         .filter(|name| runs(name))
         .map(|name| {
@@ -41,7 +41,7 @@ pub(super) fn tunnels() -> Vec<Tunnel> {
                 Some(Interface { listen_port: None | Some(0), .. }) => None,
                 _ => client::get(&name).ok().map(|device| device.listen_port).filter(|port| *port != 0),
             };
-            Tunnel { name, port, hooks: Vec::new() }
+            KnownTunnel { name, port, hooks: Vec::new() }
         })
         .collect();
     for name in configured(Path::new(DIRECTORY)) {
@@ -53,7 +53,7 @@ pub(super) fn tunnels() -> Vec<Tunnel> {
         let hooks = interface.pre_up.iter().chain(&interface.post_up);
         let words = hooks.flat_map(|hook| hook.split(|c: char| !c.is_alphanumeric() && c != '_'));
         let hooks = words.filter(|word| !word.is_empty()).map(str::to_owned).collect();
-        tunnels.push(Tunnel { name, port: interface.listen_port.filter(|port| *port != 0), hooks });
+        tunnels.push(KnownTunnel { name, port: interface.listen_port.filter(|port| *port != 0), hooks });
     }
     tunnels.sort_by(|a, b| a.name.cmp(&b.name));
     tunnels

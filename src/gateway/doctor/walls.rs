@@ -4,7 +4,7 @@ use super::Finding;
 use super::Level::{Missing, Unknown, Warn};
 use super::firewall::{self, Chain, FirstPacket, Hook, Tool, Wall, wall};
 use super::network::{output, program};
-use super::tunnels::Tunnel;
+use super::tunnels::KnownTunnel;
 use std::fmt::Write;
 
 /// Where most tunnels listen: looked at where no tunnel says another port.
@@ -42,7 +42,7 @@ const IPTABLES: [Iptables; 2] = [
 ];
 
 /// The tools, and what the rules do with what comes to, from, and for the tunnels.
-pub(super) fn findings(tunnels: &[Tunnel]) -> Vec<Finding> {
+pub(super) fn findings(tunnels: &[KnownTunnel]) -> Vec<Finding> {
     let nft = program("nft").map(|_| output("nft", &["-j", "list", "ruleset"]));
     let tool = match &nft {
         Some(Some(_)) => Finding::ok("nftables", "installed"),
@@ -98,7 +98,7 @@ fn chains(nft: Option<(&str, Vec<Chain>)>) -> Vec<Chain> {
     all
 }
 
-fn input(chains: &[Chain], tunnels: &[Tunnel]) -> Finding {
+fn input(chains: &[Chain], tunnels: &[KnownTunnel]) -> Finding {
     let what = "firewall input";
     let mut asked: Vec<(u16, String)> = tunnels
         .iter()
@@ -146,7 +146,7 @@ fn input(chains: &[Chain], tunnels: &[Tunnel]) -> Finding {
     )
 }
 
-fn forward(chains: &[Chain], tunnels: &[Tunnel]) -> Finding {
+fn forward(chains: &[Chain], tunnels: &[KnownTunnel]) -> Finding {
     let what = "firewall forward";
     let mut asked: Vec<&str> = tunnels
         .iter()
