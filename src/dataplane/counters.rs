@@ -1,7 +1,7 @@
 //! The declaration of a set of counters.
 
-/// Declares a struct of counters once: the fields, each of the type given after `of`, and their names in `snapshot`.
-/// `read` turns a reference to a field into its `u64`.
+/// Declares a struct of counters once: its fields, and their names in `snapshot`. The type of a field stands after
+/// `of`, and `read` turns a reference to a field into a `u64`.
 macro_rules! counters {
     (
         $(#[$outer:meta])* $stats:ident of $kind:ty, read $read:expr;

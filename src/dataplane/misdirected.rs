@@ -5,9 +5,10 @@ use crossbeam::queue::ArrayQueue;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Misdirected datagrams that may wait for their owner; full: dropped and counted.
+/// Misdirected datagrams that may wait for their owner. Further ones are dropped and counted.
 pub const MISDIRECTED_QUEUE: usize = 1024;
-/// Bytes of all misdirected datagrams that wait for one owner: 3 ms of 10 Gb/s, so that memory stays bounded where whole trains are handed on.
+/// Bytes of all misdirected datagrams that may wait for one owner: 3 ms of 10 Gb/s. So memory stays bounded where
+/// whole trains are handed on.
 pub const MISDIRECTED_BYTES: usize = 4 << 20;
 
 /// Data messages that arrived at a worker that does not own them.
@@ -15,7 +16,7 @@ pub const MISDIRECTED_BYTES: usize = 4 << 20;
 pub struct Misdirected {
     /// Type-4 datagrams for one receiver index, back to back.
     pub bytes: Box<[u8]>,
-    /// Size of all of them but perhaps the last, in bytes.
+    /// Size in bytes of each message but perhaps the last.
     pub stride: usize,
     /// Their sender.
     pub from: SocketAddr,
@@ -46,15 +47,16 @@ impl Default for MisdirectedQueue {
 }
 
 impl MisdirectedQueue {
-    /// Whether `len` bytes more may wait: asking first spares their copy under overload.
+    /// Whether `len` more bytes may wait. Asking first spares the copy under overload.
     pub fn has_room(&self, len: usize) -> bool {
         !self.queue.is_full() && self.bytes.load(Relaxed) + len <= MISDIRECTED_BYTES
     }
 
-    /// Adds one; false: no room.
+    /// Adds one to the queue. False where there is no room.
     pub fn push(&self, misdirected: Misdirected) -> bool {
         let len = misdirected.bytes.len();
-        // Counted before it is in the queue, so that the owner never takes off what is not yet counted.
+        // The bytes are counted before they are in the queue, so that the owner never subtracts what is not yet
+        // added.
         let within = self.bytes.fetch_add(len, Relaxed) + len <= MISDIRECTED_BYTES;
         let added = within && self.queue.push(misdirected).is_ok();
         if !added {

@@ -1,7 +1,9 @@
-//! Workers: run to completion over one [`crate::io::Io`] each; what they share with the slow path is in this file.
+//! The workers, each of which runs to completion over one [`crate::io::Io`]. What they share with the slow path is in
+//! this file.
 //!
-//! Slow path to worker: a bounded queue of [`Control`] each, delivered in order. Worker to slow path: one bounded queue of
-//! [`Event`]s (never lost: the worker tries again with the next packet) and one of handshake datagrams (dropped when full).
+//! From the slow path to each worker leads a bounded queue of [`Control`]s, delivered in order. From the workers to
+//! the slow path lead a bounded queue of [`Event`]s and one of handshake datagrams. Events are never lost, as a
+//! worker tries again with the next packet; handshake datagrams are dropped when the queue is full.
 
 pub(crate) mod counters;
 pub mod misdirected;
@@ -30,64 +32,72 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::Duration;
 
-/// Controls that may wait for one worker; the slow path keeps what does not fit and tries again.
+/// Controls that may wait for one worker. The slow path keeps what does not fit, and tries again.
 pub const CONTROL_QUEUE: usize = 4096;
-/// Handshake datagrams that may wait for the slow path: 4096 × ~220 bytes. Full: dropped and counted.
+/// Handshake datagrams that may wait for the slow path, 4096 × ~220 bytes. Further ones are dropped and counted.
 pub const HANDSHAKE_QUEUE: usize = 4096;
-/// Handshake messages waiting from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES / 8).
+/// Number of waiting handshake messages from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES /
+/// 8).
 pub const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
-/// Time for which it is asked for after fewer wait (kernel: one second).
+/// Time for which a cookie is asked for after fewer messages wait (kernel: one second).
 pub const LOAD_MEMORY: Duration = Duration::from_secs(1);
 /// Events that may wait for the slow path.
 pub const EVENT_QUEUE: usize = 16384;
-/// Notices that may wait to be logged; full: dropped and counted.
+/// Notices that may wait to be logged. Further ones are dropped and counted.
 pub const NOTICE_QUEUE: usize = 64;
-/// Packets (or super-packets) one worker stages for one peer without a session (kernel: MAX_STAGED_PACKETS); the oldest goes.
+/// Packets or super-packets that one worker stages for one peer without a session (kernel: MAX_STAGED_PACKETS). A
+/// further one takes the place of the oldest.
 pub const MAX_STAGED: usize = 128;
-/// A worker asks at most this often for a handshake with one peer: packets without a session must not flood the slow path.
+/// Shortest time between two requests of a worker for a handshake with one peer, so that packets without a session do
+/// not flood the slow path.
 pub const HANDSHAKE_ASK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A peer as workers know it. Slots are small and reused; the epoch tells a reused one from its predecessor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PeerId {
-    /// Index into the workers' tables; the value in [`RouteTable`].
+    /// Index into the workers' tables, and the value in [`RouteTable`].
     pub slot: u32,
     /// Distinguishes successive owners of the slot.
     pub epoch: u32,
 }
 
-/// What all workers and the slow path share of one peer: counters and time stamps, all relaxed atomics, and the session to send
-/// with.
+/// What all workers and the slow path share of one peer: counters and time stamps, all of them relaxed atomics, and
+/// the session to send with.
 #[derive(Debug)]
 pub struct PeerShared {
-    /// Who.
+    /// The peer's slot and epoch.
     pub id: PeerId,
-    /// Worker that opens its packets.
+    /// The worker that opens the peer's packets.
     pub owner: u8,
-    /// Bytes received in authenticated messages, outer UDP payload.
+    /// Bytes received in authenticated messages, counted as the payload of outer UDP.
     pub rx_bytes: AtomicU64,
-    /// Bytes sent, outer UDP payload.
+    /// Bytes sent, counted as the payload of outer UDP.
     pub tx_bytes: AtomicU64,
     /// The session to send with.
     pub sending: Sending,
-    /// Sender index of the last handshake message sent to it.
+    /// The sender index of the last handshake message sent to the peer.
     pub handshake_index: AtomicU32,
     unanswered_since: AtomicU64,
     unacknowledged_since: AtomicU64,
     last_data_received: AtomicU64,
     last_authenticated: AtomicU64,
-    /// An [`Event::Activity`] is under way or the slow path has its timer armed: no other is needed. A worker sets it with
-    /// [`PeerShared::arm`] and clears it only where the event queue was full; else the slow path clears it, when it stops
-    /// watching: clear, `fence(SeqCst)`, look at the stamps once more.
+    /// Whether the slow path watches the peer's time stamps: an [`Event::Activity`] is under way, or its timer is
+    /// armed. No further event is needed then.
+    ///
+    /// A worker sets it with [`PeerShared::arm`], and clears it only where the event queue was full. Otherwise the
+    /// slow path clears it when it stops watching: it clears the flag, calls `fence(SeqCst)`, and reads the stamps
+    /// once more.
     pub armed: AtomicBool,
-    /// An [`Event::NeedHandshake`] is under way. The worker that queues the event sets it; the slow path clears it once it has
-    /// dealt with the event, not once there is a session: a packet that is staged later asks again, and so restarts the
-    /// attempts (kernel `wg_packet_send_queued_handshake_initiation`), though not within [`HANDSHAKE_ASK_INTERVAL`].
+    /// Whether an [`Event::NeedHandshake`] is under way.
+    ///
+    /// The worker that queues the event sets it. The slow path clears it once it has dealt with the event, not once
+    /// there is a session. So a packet that is staged later asks again and restarts the attempts (kernel
+    /// `wg_packet_send_queued_handshake_initiation`), though not within [`HANDSHAKE_ASK_INTERVAL`].
     pub handshake_wanted: AtomicBool,
 }
 
 impl PeerShared {
-    /// A peer that never spoke.
+    /// The shared state of a peer from which nothing was heard yet.
     pub fn new(id: PeerId, owner: u8) -> PeerShared {
         PeerShared {
             id,
@@ -105,7 +115,7 @@ impl PeerShared {
         }
     }
 
-    /// Data (not a keepalive) was sent.
+    /// Notes that data (not a keepalive) was sent.
     pub fn data_sent(&self, now: Instant) {
         if self.unanswered_since.load(Relaxed) == 0 {
             self.unanswered_since.store(now.as_nanos(), Relaxed);
@@ -113,20 +123,20 @@ impl PeerShared {
         self.authenticated_sent(now);
     }
 
-    /// The timer for unanswered data that began at `stamp` has run out: the next data sent begins another (kernel
-    /// `wg_timers_data_sent` arms `timer_new_handshake` wherever it is not pending). Where a message came meanwhile, or data
-    /// after it, that stands.
+    /// Notes that the timer for unanswered data that began at `stamp` has run out. The next data sent begins another
+    /// (kernel `wg_timers_data_sent` arms `timer_new_handshake` wherever it is not pending). Where a message was
+    /// received meanwhile, or data was sent after it, the newer stamp stays.
     pub fn unanswered_handled(&self, stamp: Instant) {
         let _ = self.unanswered_since.compare_exchange(stamp.as_nanos(), 0, Relaxed, Relaxed);
     }
 
-    /// Any authenticated message was sent: data, keepalive, handshake.
+    /// Notes that an authenticated message was sent: data, keepalive or handshake.
     pub fn authenticated_sent(&self, now: Instant) {
         self.unacknowledged_since.store(0, Relaxed);
         self.last_authenticated.store(now.as_nanos(), Relaxed);
     }
 
-    /// Data (not a keepalive) was received.
+    /// Notes that data (not a keepalive) was received.
     pub fn data_received(&self, now: Instant) {
         if self.unacknowledged_since.load(Relaxed) == 0 {
             self.unacknowledged_since.store(now.as_nanos(), Relaxed);
@@ -135,16 +145,17 @@ impl PeerShared {
         self.authenticated_received(now);
     }
 
-    /// Any authenticated message was received.
+    /// Notes that an authenticated message was received.
     pub fn authenticated_received(&self, now: Instant) {
         self.unanswered_since.store(0, Relaxed);
         self.last_authenticated.store(now.as_nanos(), Relaxed);
     }
 
-    /// Called by a worker after it moved a stamp: whether it has to queue an [`Event::Activity`]. Should that fail, it
-    /// clears [`Self::armed`] again.
+    /// Whether the calling worker, which has just moved a stamp, has to queue an [`Event::Activity`]. Where the queue
+    /// is full, the worker clears [`Self::armed`] again.
     pub fn arm(&self) -> bool {
-        // Pairs with the slow path's fence: either this load sees the flag cleared, or its last look sees the new stamp.
+        // Pairs with the slow path's fence: either this load sees the flag cleared, or the slow path's last check
+        // sees the new stamp.
         fence(SeqCst);
         !self.armed.load(Relaxed) && !self.armed.swap(true, Relaxed)
     }
@@ -172,7 +183,7 @@ pub struct HandshakeDatagram {
 }
 
 impl HandshakeDatagram {
-    /// Copies a message of at most [`MAX_HANDSHAKE_LEN`] bytes; `None`: longer.
+    /// Copies a message of at most [`MAX_HANDSHAKE_LEN`] bytes. `None` where it is longer.
     pub fn new(message: &[u8]) -> Option<HandshakeDatagram> {
         let mut bytes = [0; MAX_HANDSHAKE_LEN];
         bytes.get_mut(..message.len())?.copy_from_slice(message);
@@ -185,7 +196,7 @@ impl HandshakeDatagram {
     }
 }
 
-/// A handshake message that a worker received; types 1 and 2 passed the MAC1 check.
+/// A handshake message that a worker received. One of type 1 or 2 has passed the MAC1 check.
 #[derive(Clone, Debug)]
 pub struct IncomingHandshake {
     /// The message.
@@ -194,70 +205,74 @@ pub struct IncomingHandshake {
     pub from: SocketAddr,
     /// The local address it came to.
     pub to: Option<LocalAddr>,
-    /// It came under load with a valid cookie: its sender receives at `from`, and has a budget.
+    /// Whether it was received under load with a valid cookie. If so, its sender receives at `from`, and has a
+    /// budget.
     pub proven: bool,
 }
 
-/// From the slow path to one worker.
+/// A message from the slow path to one worker.
 pub enum Control {
-    /// What checks handshake messages for the local identity, `None` without a private key: then every one is dropped.
+    /// Sets what checks handshake messages for the local identity. `None` without a private key: then every one is
+    /// dropped.
     Identity(Option<Box<GateKeys>>),
-    /// The AllowedIPs, whole; values are peer slots.
+    /// Replaces the AllowedIPs as a whole. The values are peer slots.
     Routes(Arc<RouteTable>),
-    /// A new peer (all workers).
+    /// Adds a peer. For all workers.
     AddPeer(Arc<PeerShared>),
-    /// A peer is gone, with its staged packets and its sessions (all workers).
+    /// Removes a peer with its staged packets and its sessions. For all workers.
     RemovePeer(PeerId),
-    /// Where a peer is (all workers).
+    /// Sets a peer's endpoint. For all workers.
     Endpoint(PeerId, Option<Endpoint>),
-    /// Open what comes for the session's index, and send with it as soon as its role allows (owner only).
+    /// Installs a session: opens what is received for its index, and sends with it as soon as its role allows. For
+    /// the owner only.
     Install(PeerId, Box<RecvSession>, Arc<SendSession>),
-    /// Forget the peer's session with this index, both halves (all workers).
+    /// Removes both halves of the peer's session with this index. For all workers.
     Drop(PeerId, u32),
-    /// There is a new session to send with: send what was staged (all workers).
+    /// Sends what was staged, as there is a new session to send with. For all workers.
     SendStaged(PeerId),
-    /// Send a keepalive, if there is a session (owner only). Staged packets go instead, if there are any.
+    /// Sends a keepalive, if there is a session. Staged packets go instead, if there are any. For the owner only.
     Keepalive(PeerId),
-    /// Confirm the session that is sent with: a keepalive, unless packets went with it already (owner only).
+    /// Confirms the session that is sent with: by a keepalive, unless packets were sent with it already. For the
+    /// owner only.
     Confirm(PeerId),
-    /// Drop what is staged: the handshake was given up (all workers). The inner sources get ICMP unreachable.
+    /// Drops what is staged, as the handshake was given up. The inner sources get ICMP unreachable. For all workers.
     PurgeStaged(PeerId),
-    /// Send a handshake message.
+    /// Sends a handshake message.
     Send(Endpoint, HandshakeDatagram),
-    /// The interface's MTU changed: padding's limit; 0: none.
+    /// Sets the interface's MTU in bytes, which limits padding; 0 is no limit.
     Mtu(u32),
-    /// The MTUs of the routes into the interface that have one, by prefix.
+    /// Sets the MTUs, by prefix, of the routes into the interface that have one of their own.
     RouteMtus(Option<Arc<RouteTable>>),
-    /// The broadcast addresses of the interface, about which nobody hears.
+    /// Sets the broadcast addresses of the interface. A packet to one of them is never answered with ICMP.
     Broadcasts(Arc<[Ipv4Addr]>),
-    /// Sockets for ICMP where the interface is now, or none.
+    /// Sets the sockets for ICMP in the interface's present namespace, or none.
     Icmp(Option<Arc<IcmpSockets>>),
-    /// Other sockets, or none.
+    /// Replaces the UDP sockets, or takes them away.
     Rebind(Option<UdpSockets>),
-    /// End the worker.
+    /// Ends the worker.
     Stop,
 }
 
-/// From a worker to the slow path.
+/// A message from a worker to the slow path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The peer's time stamps moved while nobody watched them.
     Activity(PeerId),
-    /// A packet (or keepalive) waits without a usable session, or the session wants a rekey. See
+    /// A packet or keepalive waits without a usable session, or the session wants a rekey. See
     /// [`PeerShared::handshake_wanted`].
     NeedHandshake(PeerId),
-    /// The session with this index has taken effect: it was installed, where we began it; where we answered, the first
-    /// authentic data message on it came.
+    /// The session with this index has taken effect. Where this device began it, it was installed; where this device
+    /// answered, the first authentic data message on it was received.
     Confirmed(PeerId, u32),
     /// An authentic message came from another address or port, or to another local address.
     Roamed(PeerId, Endpoint),
     /// A packet for the peer could not be sent from its sticky source (the address went away).
     SourceGone(PeerId),
-    /// The worker ended: the TUN device is gone (message for the log).
+    /// The worker ended, since the TUN device is gone. Holds the message for the log.
     WorkerEnded(u8, String),
 }
 
-/// One worker's inbox, as others see it.
+/// One worker's inbox, as other threads see it.
 #[derive(Clone)]
 pub struct Inbox {
     /// Controls, in order.
@@ -277,12 +292,13 @@ pub struct SlowPathInbox {
     pub events: Arc<ArrayQueue<Event>>,
     /// Handshake messages.
     pub handshakes: Arc<ArrayQueue<IncomingHandshake>>,
-    /// When a worker last saw [`UNDER_LOAD`] of them wait, in nanoseconds; 0: never. One for all workers: a flood that only
-    /// some of them turn away would still have the slow path to itself.
+    /// When a worker last saw [`UNDER_LOAD`] of them wait, in nanoseconds; 0 is never. It is shared by all workers,
+    /// since a flood that only some of them turn away would still have the slow path to itself.
     pub loaded_at: Arc<AtomicU64>,
-    /// When a routing loop was last logged, in nanoseconds; 0: never. One for all workers, as it is one loop.
+    /// When a routing loop was last logged, in nanoseconds; 0 is never. It is shared by all workers, as it is one
+    /// loop.
     pub looped_at: Arc<AtomicU64>,
-    /// What is worth a line of log: the worker's number and what happened.
+    /// Notices that are each worth a line of log, with the number of the worker.
     pub notices: Arc<ArrayQueue<(u8, Notice)>>,
     /// Rings the slow path.
     pub waker: Waker,
@@ -291,9 +307,9 @@ pub struct SlowPathInbox {
 /// All queues of one device.
 #[derive(Clone)]
 pub struct Links {
-    /// One a worker.
+    /// The inboxes of the workers, by number.
     pub workers: Vec<Inbox>,
-    /// The slow path's.
+    /// The inbox of the slow path.
     pub slow: SlowPathInbox,
     /// Room for packets without a session, of all workers together.
     pub staging: Arc<Staging>,
@@ -324,7 +340,7 @@ impl Links {
         })
     }
 
-    /// The same for a process whose memory group may use no more than so many bytes.
+    /// The same queues for a process whose memory group may use no more than `group` bytes.
     pub fn within(self, group: Option<u64>) -> Links {
         Links { staging: Arc::new(Staging::within(group)), ..self }
     }

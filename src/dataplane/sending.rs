@@ -1,13 +1,14 @@
-//! Which session a peer is sent to with: one word that all workers read. The owner of the session's receiving half alone
-//! publishes it; whoever first hears of its end withdraws it.
+//! Which session a peer is sent to with: one word that all workers read. Only the owner of the session's receiving
+//! half publishes it, and whoever first notices the session's end withdraws it.
 //!
-//! So that no packet leaves that cannot be answered, a session is published only where its receiving half is in place, and
-//! withdrawn before that goes. A session that this device began is published as it is installed; one that it answered as the
-//! first authentic packet on it arrives, before that packet is delivered (kernel `wg_noise_received_with_keypair`): whatever
-//! worker takes the answer to it from the TUN device finds the session there.
+//! So that no packet leaves that cannot be answered, a session is published only where its receiving half is in
+//! place, and withdrawn before that is removed. A session that this device began is published as it is installed. One
+//! that it answered is published as the first authentic packet on it arrives, before that packet is delivered (kernel
+//! `wg_noise_received_with_keypair`). So whatever worker takes the answer to that packet from the TUN device finds
+//! the session there.
 //!
-//! Reading takes no lock and counts no reference. A session that nobody reads any more is freed, and its key zeroized, as it is
-//! replaced.
+//! Reading takes no lock and counts no reference. A session that nobody reads any more is freed, and its key
+//! zeroized, when it is replaced.
 
 use crate::noise::session::SendSession;
 use crate::time::Instant;
@@ -20,13 +21,13 @@ use std::sync::Arc;
 pub struct Sending(ArcSwapOption<SendSession>);
 
 impl Sending {
-    /// The session of this moment. To be held no longer than a train takes.
+    /// The session published at this moment. To be held no longer than a train takes.
     pub fn load(&self) -> Published {
         Published(self.0.load())
     }
 
-    /// Publishes a session whose receiving half this worker has, unless the published one is as young or younger: the later
-    /// handshake wins, whatever order packets come in. True: it is published now.
+    /// Publishes a session whose receiving half this worker has, unless the published one is as young or younger. So
+    /// the later handshake wins, whatever order packets arrive in. True where it is published now.
     pub fn publish(&self, session: &Arc<SendSession>) -> bool {
         loop {
             let before = self.0.load();
@@ -40,11 +41,12 @@ impl Sending {
         }
     }
 
-    /// Withdraws the session with this local index, if it is the published one: its receiving half goes.
+    /// Withdraws the session with this local index, if it is the published one, as its receiving half is about to be
+    /// removed.
     pub fn withdraw(&self, local_index: u32) {
         let before = self.0.load();
         if before.as_ref().is_some_and(|session| session.local_index() == local_index) {
-            // Where another took its place meanwhile, that stays.
+            // Where another session took its place meanwhile, that one stays.
             self.0.compare_and_swap(&*before, None);
         }
     }

@@ -1,17 +1,18 @@
-//! How much all workers of a device stage for peers without a session.
+//! How much all workers of a device together stage for peers without a session.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Bytes that one device stages at most: 128 super-packets of 64 KiB, or 5,900 packets of 1420 bytes.
+/// Most bytes that one device stages: 128 super-packets of 64 KiB, or 5,900 packets of 1420 bytes.
 pub const MAX_STAGED_BYTES: usize = 8 << 20;
-/// Of a memory group's limit, staging takes at most this part.
+/// The part of a memory group's limit that staging takes at most, as a divisor.
 const PART_OF_GROUP: u64 = 16;
-/// Whatever the group allows, so much is staged: a few super-packets.
+/// Bytes that are staged whatever the memory group allows: a few super-packets.
 const LEAST: usize = 256 << 10;
-/// One peer's frames in one worker take at most this part of the device's, so that one that does not answer leaves room to others.
+/// The part of the device's room that one peer's frames in one worker take at most, as a divisor. So a peer that does
+/// not answer leaves room to others.
 const PART_OF_PEER: usize = 4;
 
-/// Bytes staged now, and how many there may be.
+/// How many bytes are staged now, and how many there may be.
 #[derive(Debug)]
 pub struct Staging {
     limit: usize,
@@ -31,13 +32,13 @@ impl Staging {
         self.limit / PART_OF_PEER
     }
 
-    /// Takes room for `bytes`; false: there is not so much.
+    /// Takes room for `bytes`. False where there is not that much.
     pub fn take(&self, bytes: usize) -> bool {
         let taken = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.limit);
         self.used.fetch_update(Relaxed, Relaxed, taken).is_ok()
     }
 
-    /// Gives room back that was taken.
+    /// Gives back room of `bytes` that was taken.
     pub fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Counters a worker, relaxed atomics written by that worker alone (load, add, store), read by anyone.
+//! Counters, one set a worker: relaxed atomics that this worker alone writes (load, add, store) and anyone reads.
 
 use crate::dataplane::counters::counters;
 use crate::io::IoStats;
@@ -7,20 +7,21 @@ use crate::offload::split::SplitError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 counters! {
-    /// One worker's counters; every reason for a drop has a name here.
+    /// The counters of one worker. Every reason for a drop has a name here.
     WorkerStats of AtomicU64, read |counter| counter.load(Relaxed);
 
     /// Inner packets sealed.
     tx_packets,
-    /// Trains queued for sending, keepalives and handshake messages not counted.
+    /// Trains queued for sending. Keepalives and handshake messages are not counted.
     tx_trains,
     /// Frames read from the TUN device.
     tx_frames,
-    /// Those of them that held more than one packet.
+    /// Frames read from the TUN device that held more than one packet.
     tx_super_packets,
-    /// Those of them for a peer that this worker owns: hits of the TUN queue.
+    /// Frames read from the TUN device for a peer that this worker owns: hits of the TUN queue.
     tx_frames_own,
-    /// Those of them for another worker's peer: it is spread by flow, or nothing steers the TUN queues.
+    /// Frames read from the TUN device for another worker's peer. Such a peer is spread by flow, or nothing steers
+    /// the TUN queues.
     tx_frames_other,
     /// Keepalives sent.
     tx_keepalives,
@@ -28,42 +29,42 @@ counters! {
     tx_handshakes,
     /// Frames staged for a peer without a usable session.
     tx_staged,
-    /// Staged frames dropped: too many, too old, given up, or their peer is gone.
+    /// Staged frames dropped: they were too many or too old, or their peer was given up or removed.
     tx_staged_dropped,
     /// Frames dropped: no peer's AllowedIPs hold the destination.
     tx_no_peer,
-    /// Packets dropped: they are our own outer packets, which a route leads back into the tunnel.
+    /// Packets dropped as they are outer packets of this device, which a route leads back into the tunnel.
     tx_looped,
     /// Frames dropped: the peer has no endpoint.
     tx_no_endpoint,
     /// Packets dropped: the session ran out of counters while their train was built.
     tx_no_session,
-    /// Packets (or keepalives, handshake messages) dropped: no buffer was free even after a flush.
+    /// Packets, keepalives and handshake messages dropped: no buffer was free even after a flush.
     tx_no_buffer,
-    /// Packets dropped: no UDP datagram can carry them; their senders hear the limit.
+    /// Packets dropped: no UDP datagram can carry them. Their senders hear the limit by ICMP.
     tx_oversized,
-    /// Frames dropped: bad virtio-net header.
+    /// Frames dropped: their virtio-net header is truncated or of an unknown type.
     tx_bad_vnet,
-    /// Frames dropped: neither IPv4 nor IPv6, or contradictory lengths.
+    /// Frames dropped: they are neither IPv4 nor IPv6, or state contradictory lengths.
     tx_bad_ip,
     /// Frames dropped: the super-packet's transport header is not what its type promises.
     tx_bad_transport,
-    /// Frames dropped: impossible segment size.
+    /// Frames dropped: their segment size is impossible.
     tx_bad_gso_size,
-    /// Frames dropped: checksum offset beyond the packet.
+    /// Frames dropped: their checksum offset lies beyond the packet.
     tx_bad_checksum,
-    /// ICMP unreachable messages written back.
+    /// ICMP unreachable messages sent to the sources of packets that could not be tunnelled.
     icmp_sent,
     /// ICMP unreachable messages withheld by the rate limit.
     icmp_limited,
 
     /// Inner packets delivered to the TUN device.
     rx_packets,
-    /// Trains received, misdirected datagrams not counted.
+    /// Trains received. Misdirected datagrams are not counted.
     rx_trains,
-    /// Packets and super-packets written to the TUN device for them.
+    /// Packets and super-packets written to the TUN device.
     rx_runs,
-    /// Those of them that held more than one packet.
+    /// Super-packets written to the TUN device.
     rx_super_packets,
     /// Keepalives received.
     rx_keepalives,
@@ -77,7 +78,7 @@ counters! {
     misdirected_dropped,
     /// Misdirected datagrams dropped: no buffer was free.
     rx_no_buffer,
-    /// Datagrams dropped: empty, or type and length do not agree.
+    /// Datagrams dropped: they are empty, or their type and length do not agree.
     rx_malformed,
     /// Handshake messages passed to the slow path.
     rx_handshakes,
@@ -95,31 +96,32 @@ counters! {
     rx_expired,
     /// Data messages dropped: the tag did not verify.
     rx_decrypt_failed,
-    /// Data messages dropped: authentic, but seen before or too old.
+    /// Data messages dropped: they are authentic, but were seen before or are older than the replay window.
     rx_replayed,
-    /// Inner packets dropped: neither IPv4 nor IPv6, or lengths that contradict each other.
+    /// Inner packets dropped: they are neither IPv4 nor IPv6, or state contradictory lengths.
     rx_bad_inner,
     /// Inner packets dropped: the longest prefix that holds their source is not their peer's.
     rx_bad_source,
-    /// Times that a peer was heard from elsewhere, or at another of our addresses.
+    /// Times that a peer was heard from another address or port, or at another local address.
     rx_roamed,
 
-    /// Packets that joined no super-packet: not TCP or UDP, a fragment, options.
+    /// Packets that joined no super-packet as they cannot be coalesced: they are not TCP or UDP, are fragments, or
+    /// have options.
     refused_not_coalescable,
-    /// … another flow, or other header fields.
+    /// Packets that joined no super-packet as their flow or other header fields differ.
     refused_headers,
-    /// … not the next TCP sequence number.
+    /// Packets that joined no super-packet as they do not bear the next TCP sequence number.
     refused_sequence,
-    /// … another size.
+    /// Packets that joined no super-packet as their size differs.
     refused_size,
-    /// … TCP flags.
+    /// Packets that joined no super-packet for their TCP flags.
     refused_flags,
-    /// … the super-packet was full.
+    /// Packets that joined no super-packet as it was full.
     refused_full,
-    /// … its own checksum, or the first packet's, does not verify.
+    /// Packets that joined no super-packet as their own checksum, or that of its first packet, does not verify.
     refused_checksum,
 
-    /// Events that found the slow path's queue full, to be tried again.
+    /// Times that an event found the slow path's queue full. It is tried again.
     events_deferred,
     /// Notices for the log dropped: too many waited.
     notices_dropped,
@@ -129,9 +131,9 @@ counters! {
     controls,
     /// Turns made.
     turns,
-    /// Times that the loop polled for an answer before it slept.
+    /// Times that the loop busy-polled for an answer before it slept.
     busy_polls,
-    /// Those of them in which something came.
+    /// Busy-polls in which something was received.
     busy_polls_answered,
 
     /// [`IoStats::udp_sends`].

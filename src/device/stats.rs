@@ -1,4 +1,5 @@
-//! What became of handshake messages (every drop has a name), and what was done to balance the workers.
+//! Counters of the slow path: what became of handshake messages, where every drop has a name, and what was done to
+//! balance the workers.
 
 use crate::dataplane::counters::counters;
 use crate::noise::handshake::HandshakeError;
