@@ -1,8 +1,7 @@
-//! The AllowedIPs table: building 130,560 prefixes, and lookups that hit and miss in tables of 3 to 100,000.
+//! The AllowedIPs table: building 130,560 prefixes, changing one among a million, and lookups that hit and miss in tables of 3 to 100,000.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use ringtun::routing::{Prefix, RouteTable};
-use std::collections::BTreeMap;
+use ringtun::routing::{Prefix, RouteTable, RouteWriter};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -44,16 +43,31 @@ fn build(c: &mut Criterion) {
     c.bench_function("routes/build/130560", |b| b.iter(|| RouteTable::build(routes.iter().copied())));
 }
 
-/// One prefix more in a table of 100,000, as when a peer is added.
-fn patch(c: &mut Criterion) {
-    let mut all: BTreeMap<Prefix, u32> =
-        (0..100_000).filter_map(|i| Some((Prefix::new(v4(i), 24)?, i))).collect();
-    let table = RouteTable::build(all.iter().map(|(&prefix, &owner)| (prefix, owner)));
-    let Some(added) = Prefix::new(v4(100_001), 24) else { return };
-    all.insert(added, 7);
-    c.bench_function("routes/patch/100000", |b| {
-        b.iter(|| table.patched(&all, |&owner| owner, std::iter::once(added)))
-    });
+/// One prefix given and one taken, each with a table to look up in, as when a peer is added and removed; and a default route.
+fn change(c: &mut Criterion) {
+    for count in [100_000, 1_000_000] {
+        let mut writer = RouteWriter::default();
+        writer.change((0..count).filter_map(|i| Some((Prefix::new(v4(i), 24)?, Some(i)))));
+        let mut next = count;
+        c.bench_function(&format!("routes/change/{count}"), |b| {
+            b.iter(|| {
+                next = next.wrapping_add(1);
+                for owner in [Some(next), None] {
+                    writer.change(Prefix::new(v4(next), 26).map(|prefix| (prefix, owner)));
+                    black_box(writer.table());
+                }
+            })
+        });
+        let every = [IpAddr::from([0; 4])].map(|addr| Prefix::new(addr, 0));
+        c.bench_function(&format!("routes/default/{count}"), |b| {
+            b.iter(|| {
+                for owner in [Some(7), None] {
+                    writer.change(every.into_iter().flatten().map(|prefix| (prefix, owner)));
+                    black_box(writer.table());
+                }
+            })
+        });
+    }
 }
 
 fn lookup(c: &mut Criterion) {
@@ -76,5 +90,5 @@ fn lookup(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, build, patch, lookup);
+criterion_group!(benches, build, change, lookup);
 criterion_main!(benches);

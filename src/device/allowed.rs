@@ -4,12 +4,11 @@ use super::outputs::{Broadcast, OutputQueue};
 use super::peer::Peer;
 use super::table::PeerTable;
 use crate::io::steer::Target;
-use crate::routing::{Prefix, RouteTable};
+use crate::routing::{Prefix, RouteWriter};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-/// Changed prefixes up to which the routes are patched and not built anew.
-const PATCHED: usize = 64;
+/// Changes that the routes take in at once, at most a few microseconds each: together they share the way to what changes.
+const TAKEN_IN: usize = 128;
 
 /// Where a prefix stands: in whose list, at which place. A change takes the same time however long the lists.
 #[derive(Clone, Copy)]
@@ -22,8 +21,9 @@ struct ListPosition {
 #[derive(Default)]
 pub(super) struct AllowedIps {
     places: BTreeMap<Prefix, ListPosition>,
-    /// What was published last.
-    routes: Arc<RouteTable>,
+    routes: RouteWriter,
+    /// Changes that they did not take in yet.
+    pending: Vec<(Prefix, Option<u32>)>,
     /// Prefixes changed since the last publication, with where they were steered to before the first change.
     changed: BTreeMap<Prefix, Option<Target>>,
 }
@@ -37,7 +37,7 @@ impl AllowedIps {
             None => None,
         };
         let Some(peer) = peers.get_mut(slot) else { return };
-        self.changed.entry(prefix).or_insert(before);
+        self.note(prefix, before, Some(slot));
         self.places.insert(prefix, ListPosition { slot, at: peer.allowed.len() as u32 });
         peer.allowed.push(prefix);
     }
@@ -47,7 +47,7 @@ impl AllowedIps {
         let Some(&place) = self.places.get(&prefix).filter(|place| place.slot == slot) else { return };
         let before = self.unlink(peers, place);
         self.places.remove(&prefix);
-        self.changed.entry(prefix).or_insert(before);
+        self.note(prefix, before, None);
     }
 
     /// Takes at most `most` prefixes of the peer in `slot`. True: it has more.
@@ -55,14 +55,24 @@ impl AllowedIps {
         let Some(peer) = peers.get_mut(slot) else { return false };
         let before = Some(peer.target());
         let kept = peer.allowed.len().saturating_sub(most);
-        for prefix in peer.allowed.drain(kept..) {
-            self.places.remove(&prefix);
-            self.changed.entry(prefix).or_insert(before);
-        }
+        let taken = peer.allowed.split_off(kept);
         if kept == 0 {
             peer.allowed = Vec::new();
         }
+        for prefix in taken {
+            self.places.remove(&prefix);
+            self.note(prefix, before, None);
+        }
         kept > 0
+    }
+
+    /// A prefix goes to the peer in `slot`, or to none; it was steered to `before`.
+    fn note(&mut self, prefix: Prefix, before: Option<Target>, slot: Option<u32>) {
+        self.changed.entry(prefix).or_insert(before);
+        self.pending.push((prefix, slot));
+        if self.pending.len() >= TAKEN_IN {
+            self.routes.change(self.pending.drain(..));
+        }
     }
 
     /// Tells the workers the routes, if they changed since the last call; from then on none names a removed peer. Returns the
@@ -70,14 +80,15 @@ impl AllowedIps {
     pub(super) fn publish(&mut self, out: &mut OutputQueue) -> BTreeMap<Prefix, Option<Target>> {
         let changed = std::mem::take(&mut self.changed);
         if !changed.is_empty() {
-            let routes = match changed.len() {
-                ..=PATCHED => self.routes.patched(&self.places, |place| place.slot, changed.keys().copied()),
-                _ => RouteTable::build(self.places.iter().map(|(&prefix, place)| (prefix, place.slot))),
-            };
-            self.routes = Arc::new(routes);
-            out.all(Broadcast::RoutingTables(Arc::clone(&self.routes)));
+            self.routes.change(self.pending.drain(..));
+            out.all(Broadcast::RoutingTables(self.routes.table()));
         }
         changed
+    }
+
+    /// Takes back what only tables had that no worker has any more.
+    pub(super) fn tidy(&mut self) {
+        self.routes.reclaim();
     }
 
     /// Steers prefixes to whom they belong now, where that is another than before.

@@ -230,6 +230,11 @@ impl Device {
         self.out.all(Broadcast::RouteMtus(table));
     }
 
+    /// Gives back memory that only what the workers let go of needed.
+    pub fn tidy(&mut self) {
+        self.allowed.tidy();
+    }
+
     /// What workers share of each peer, for metrics, in the order the peers were added.
     #[cfg(feature = "internals")]
     pub fn peers(&self) -> Vec<Arc<PeerShared>> {

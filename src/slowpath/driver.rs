@@ -164,6 +164,7 @@ impl Driver {
         }
         self.tidy_at = None;
         self.backlog.iter_mut().for_each(|backlog| backlog.shrink_to(KEPT));
+        self.device.tidy();
         // It may take many milliseconds, in which this thread has other things to do.
         let begun =
             std::thread::Builder::new().name("ringtun-tidy".into()).spawn(crate::sys::memory::give_back);
