@@ -10,6 +10,7 @@ use ringtun::offload::coalesce::CoalesceOptions;
 use ringtun::routing::{Prefix, RouteTable};
 use ringtun::sim::memory::Memory;
 use ringtun::time::Instant;
+use ringtun::wire::checksum;
 use std::hint::black_box;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Barrier};
@@ -79,6 +80,16 @@ fn ipv4(protocol: u8, source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<
     packet.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
     packet.extend(source);
     packet.extend(destination);
+    let sum = !checksum::fold(checksum::sum(&packet, 0));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// Fills in the transport's checksum, whose field is `field` bytes into it: what does not verify joins no other packet.
+fn with_checksum(mut packet: Vec<u8>, protocol: u8, field: usize) -> Vec<u8> {
+    let pseudo = checksum::pseudo_header(&packet, protocol, packet.len() - 20);
+    let sum = !checksum::fold(checksum::sum(&packet[20..], pseudo));
+    packet[20 + field..][..2].copy_from_slice(&sum.to_be_bytes());
     packet
 }
 
@@ -89,7 +100,7 @@ fn tcp(source: [u8; 4], destination: [u8; 4], sequence: u32, payload: usize) -> 
     packet.extend([0, 0, 0, 7, 0x80, 0x10, 0x10, 0, 0, 0, 0, 0]);
     packet.extend([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
     packet.resize(packet.len() + payload, 0x5a);
-    packet
+    with_checksum(packet, 6, 16)
 }
 
 fn udp(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
@@ -98,7 +109,7 @@ fn udp(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
     packet.extend((8 + payload as u16).to_be_bytes());
     packet.extend([0, 0]);
     packet.resize(packet.len() + payload, 0x5a);
-    packet
+    with_checksum(packet, 17, 6)
 }
 
 const NEAR: [u8; 4] = [192, 168, 0, 1];
