@@ -83,6 +83,12 @@ pub fn pseudo_header(packet: &[u8], protocol: u8, transport_len: usize) -> u64 {
     sum(addresses.unwrap_or_default(), word(u16::from(protocol)) + dword(transport_len as u32))
 }
 
+/// Partial sum of eight bytes that were read as a native-endian word.
+#[inline]
+pub fn eight_bytes(word: u64) -> u64 {
+    (word & 0xffff_ffff) + (word >> 32)
+}
+
 /// Partial sum of a 16-bit number that the packet holds as big-endian.
 #[inline]
 pub fn word(value: u16) -> u64 {

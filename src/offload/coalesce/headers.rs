@@ -54,11 +54,18 @@ impl Headers {
     #[inline]
     pub(super) fn verify(&self, packet: &[u8]) -> bool {
         let transport = &packet[self.transport.min(packet.len())..];
-        let pseudo = checksum::pseudo_header(packet, self.flow.protocol, transport.len());
+        let addresses = self.flow.hosts.addresses.into_iter().map(checksum::eight_bytes).sum::<u64>();
         let verifies = |sum| checksum::fold(sum) == 0xffff;
-        let header = packet.get(..V4_HEADER_LEN).filter(|_| self.transport == V4_HEADER_LEN);
-        verifies(checksum::sum(transport, pseudo))
-            && header.is_none_or(|header| verifies(checksum::sum(header, 0)))
+        let rest = checksum::word(u16::from(self.flow.protocol)) + checksum::dword(transport.len() as u32);
+        if self.flow.hosts.version == 4 {
+            // All but the addresses, which are twelve bytes in.
+            let Some(header) = packet.first_chunk::<V4_HEADER_LEN>() else { return false };
+            let first = checksum::eight_bytes(ne64(header, 0)) + checksum::dword(be32(header, 8));
+            if !verifies(first + addresses) {
+                return false;
+            }
+        }
+        verifies(checksum::sum(transport, addresses + rest))
     }
 }
 
