@@ -1,4 +1,4 @@
-//! What the slow path tells a worker to do.
+//! How a worker carries out what the slow path asks for.
 
 use super::Worker;
 use super::peers::Removed;
@@ -17,7 +17,7 @@ impl Worker {
         match control {
             Control::Identity(key) => {
                 self.rx.gate = key.map(|keys| Gate::new(*keys, self.id));
-                // Packets that waited for a key may ask again at once.
+                // Packets that waited for a key may now ask for a handshake again at once.
                 self.peers.iter_mut().for_each(|peer| peer.asked = None);
             }
             Control::Routes(routes) => self.peers.routes = routes,
@@ -55,7 +55,7 @@ impl Worker {
         self.sender(io, now).flush_staged(id.slot);
     }
 
-    /// Both halves of a session. One that this device began sends at once.
+    /// Installs both halves of a session. One that this device began is sent with at once.
     fn install<I: Io>(
         &mut self,
         io: &mut I,

@@ -1,6 +1,8 @@
-//! Our own outer packets on the TUN device: a route leads them back into the tunnel, where each would be wrapped once more, for
-//! ever. The kernel asks for the route of every packet that it sends (`send4`, `send6`: "Avoiding routing loop"); here they
-//! are known by what only we send: the index of a session, or of a handshake, to that peer's endpoint.
+//! Finds outer packets of this device on its own TUN device. A route leads them back into the tunnel, where each
+//! would be wrapped once more, for ever.
+//!
+//! The kernel asks for the route of every packet that it sends (`send4`, `send6`: "Avoiding routing loop"). Here they
+//! are known by what only this device sends: the index of a session or of a handshake, to the endpoint of its peer.
 
 use crate::time::Instant;
 use crate::wire::ip::{self, Fragment, UDP, UDP_HEADER_LEN, be16};
@@ -10,22 +12,23 @@ use std::time::Duration;
 
 /// Flows of WireGuard messages whose verdict is remembered.
 const MEMORY: usize = 16;
-/// For how long: their peers' endpoints change, and to look at all peers takes some 100 µs where there are 10,000.
+/// Time for which a verdict is remembered. It is bounded, since peers' endpoints change; it is needed, since
+/// searching 10,000 peers takes some 100 µs.
 const MEMORY_LIFE: Duration = Duration::from_secs(1);
 
-/// A WireGuard message on its way through the tunnel: ours, or that of a host behind it.
+/// A WireGuard message on its way through the tunnel, of this device or of a host behind it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Outer {
     /// Where it goes.
     pub(super) to: SocketAddr,
-    /// Data; else a handshake message.
+    /// Whether it is a data message; otherwise it is a handshake message.
     pub(super) data: bool,
-    /// The receiver's index in data, the sender's in a handshake message.
+    /// The receiver's index in a data message, the sender's in a handshake message.
     pub(super) index: u32,
 }
 
 impl Outer {
-    /// `None`: anything else, a later fragment included.
+    /// The WireGuard message that `packet` holds. `None` for anything else, also for a later fragment.
     #[inline]
     fn parse(packet: &[u8], destination: IpAddr) -> Option<Outer> {
         let transport = ip::transport(packet)?;
@@ -44,12 +47,12 @@ impl Outer {
     }
 }
 
-/// Verdicts of a moment ago.
+/// The verdicts of the last moments.
 #[derive(Default)]
 pub(super) struct Loops([Option<(Outer, Instant, bool)>; MEMORY]);
 
 impl Loops {
-    /// Where the packet goes if it is one of ours; `is_ours` looks at all peers.
+    /// Where the packet goes, if it is one of this device's. `is_ours` searches all peers.
     pub(super) fn find(
         &mut self,
         packet: &[u8],

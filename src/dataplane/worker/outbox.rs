@@ -1,5 +1,5 @@
-//! What a worker says to others: events and handshake messages to the slow path, misdirected datagrams to other workers. Each of
-//! them is rung at most once a turn.
+//! What a worker sends to other threads: events and handshake messages to the slow path, misdirected datagrams to
+//! other workers. Each of them is woken at most once a turn.
 
 use super::peers::WorkerPeer;
 use crate::dataplane::misdirected::Misdirected;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Between two lines of log about routing loops.
+/// Shortest time between two lines of log about routing loops.
 const LOOP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The outgoing side of a worker's mailboxes, and its counters.
@@ -40,7 +40,7 @@ impl WorkerOutbox {
         }
     }
 
-    /// Queues an event. False: the queue is full, and the caller must see to it that it is tried again.
+    /// Queues an event. False where the queue is full; then the caller sees to it that the event is tried again.
     pub(super) fn emit(&mut self, event: Event) -> bool {
         let queued = self.slow.events.push(event).is_ok();
         if queued {
@@ -51,14 +51,14 @@ impl WorkerOutbox {
         queued
     }
 
-    /// The peer's stamps moved: tells the slow path unless it watches them.
+    /// Announces to the slow path that the peer's stamps moved, unless it watches them.
     pub(super) fn activity(&mut self, peer: &PeerShared) {
         if peer.arm() && !self.emit(Event::Activity(peer.id)) {
             peer.armed.store(false, Relaxed);
         }
     }
 
-    /// Asks for a handshake unless that was done just now, by this worker or another.
+    /// Asks the slow path for a handshake, unless this or another worker did so just now.
     pub(super) fn need_handshake(&mut self, peer: &mut WorkerPeer, now: Instant) {
         if peer.asked.is_some_and(|at| now.since(at) < HANDSHAKE_ASK_INTERVAL)
             || peer.shared.handshake_wanted.swap(true, Relaxed)
@@ -72,7 +72,7 @@ impl WorkerOutbox {
         }
     }
 
-    /// Whether so many handshake messages wait, or did a moment ago, that a cookie must be asked for.
+    /// Whether a cookie must be asked for, since too many handshake messages wait, or did a moment ago.
     pub(super) fn slow_path_is_loaded(&self, now: Instant) -> bool {
         if self.slow.handshakes.len() >= UNDER_LOAD {
             self.slow.loaded_at.store(now.as_nanos(), Relaxed);
@@ -82,7 +82,7 @@ impl WorkerOutbox {
         last != 0 && now.since(Instant::from_nanos(last)) < LOAD_MEMORY
     }
 
-    /// Passes a handshake message on, or drops it: a flood ends at this queue's bound.
+    /// Passes a handshake message to the slow path, or drops it where the queue is full. A flood ends at this bound.
     pub(super) fn handshake(&mut self, message: IncomingHandshake) {
         if self.slow.handshakes.push(message).is_ok() {
             self.ring_slow = true;
@@ -92,7 +92,7 @@ impl WorkerOutbox {
         }
     }
 
-    /// Passes `count` data messages on to their owner; there may be no such worker.
+    /// Passes `count` data messages to their owner. The index may name a worker that does not exist.
     pub(super) fn misdirected(
         &mut self,
         owner: u8,
@@ -113,7 +113,7 @@ impl WorkerOutbox {
         add(&self.stats.misdirected_out, count);
     }
 
-    /// Has something logged, unless too much waits to be logged already.
+    /// Queues a notice for the log, or drops it where too many wait.
     pub(super) fn notice(&mut self, worker: u8, notice: Notice) {
         if self.slow.notices.push((worker, notice)).is_ok() {
             self.ring_slow = true;
@@ -122,7 +122,7 @@ impl WorkerOutbox {
         }
     }
 
-    /// Has a routing loop logged, unless this worker or another did so a short while ago.
+    /// Queues a notice of a routing loop, unless this or another worker did so a short while ago.
     pub(super) fn routing_loop(&mut self, to: SocketAddr, now: Instant) {
         let last = self.slow.looped_at.load(Relaxed);
         let is_soon = last != 0 && now.since(Instant::from_nanos(last)) < LOOP_INTERVAL;
@@ -132,7 +132,7 @@ impl WorkerOutbox {
         }
     }
 
-    /// Rings whoever was left something in this turn.
+    /// Wakes every thread for which something was queued in this turn.
     pub(super) fn ring(&mut self) {
         if std::mem::take(&mut self.ring_slow) {
             self.slow.waker.wake();

@@ -1,23 +1,26 @@
-//! Whether to poll a moment longer before going to sleep.
+//! Whether to busy-poll a moment longer before sleeping.
 //!
-//! A packet that leaves a quiet worker is often a question whose answer is back within a few hundred microseconds. To sleep
-//! meanwhile costs more than that answer's own work: the core goes idle, is woken by an interrupt from another one, and its
-//! caches have gone cold. So a worker that sent after a long sleep polls for a while. Where no answer comes in that time, as with
-//! one-way or distant traffic, it tries ever more rarely; under load, when sleeps are short, it never does.
+//! A packet that leaves a quiet worker is often a question whose answer is back within a few hundred microseconds. To
+//! sleep meanwhile costs more than the work on that answer: the core goes idle, is woken by an interrupt from another
+//! core, and its caches have gone cold. So a worker that sent after a long sleep busy-polls for a while.
+//!
+//! Where no answer arrives in that time, as with one-way or distant traffic, the worker busy-polls ever more rarely.
+//! Under load, when sleeps are short, it never does.
 
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::time::Instant;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// How long to poll, counted from the wake-up before the send.
+/// How long to busy-poll, counted from the wake-up before the send.
 const PATIENCE: Duration = Duration::from_micros(500);
-/// A worker that slept this long is quiet. With [`PATIENCE`], polling takes at most a third of a core.
+/// Length of a sleep from which on a worker counts as quiet. With [`PATIENCE`], busy-polling takes at most a third of
+/// a core.
 const QUIET: Duration = Duration::from_millis(1);
-/// After `n` polls in vain, the next 2^n chances are let go by; `n` grows up to this.
+/// Upper end of `n`: after `n` busy-polls in vain, the next 2^n chances are passed over.
 const MAX_VAIN: u32 = 8;
 
-/// What a worker did so far: trains of data sent and trains received; and how long it slept.
+/// What a worker did so far: how many trains of data it sent, how many trains it received, and how long it slept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Done {
     sent: u64,
@@ -26,7 +29,7 @@ pub(super) struct Done {
 }
 
 impl Done {
-    /// As its counters tell.
+    /// What the counters say.
     pub(super) fn by(stats: &WorkerStats) -> Done {
         Done {
             sent: stats.tx_trains.load(Relaxed),
@@ -35,7 +38,7 @@ impl Done {
         }
     }
 
-    /// What of it came after `before`.
+    /// What was done since `before`.
     pub(super) fn since(self, before: Done) -> Done {
         Done {
             sent: self.sent - before.sent,
@@ -45,18 +48,18 @@ impl Done {
     }
 }
 
-/// What one worker remembers.
+/// What one worker remembers of its busy-polls.
 #[derive(Default)]
 pub(super) struct Patience {
-    /// When to give up polling.
+    /// When to give up the busy-poll under way.
     deadline: Option<Instant>,
     vain: u32,
     skip: u32,
 }
 
 impl Patience {
-    /// What [`crate::io::Io::wait`] is to be called with after a turn that began at `now` and left nothing to do. `done`: since
-    /// the last such turn.
+    /// The time to pass to [`crate::io::Io::wait`] after a turn that began at `now` and left nothing to do. `done` is
+    /// what was done since the last such turn.
     pub(super) fn wait_until(&mut self, now: Instant, done: Done, stats: &WorkerStats) -> Option<Instant> {
         let is_answered = done.received > 0;
         if let Some(deadline) = self.deadline {

@@ -11,16 +11,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Slots whose room is kept though nobody has them.
+/// Number of slots whose room is kept even where they are empty.
 const KEPT: usize = 1024;
 
 /// A peer, as one worker sees it.
 pub(super) struct WorkerPeer {
     pub(super) shared: Arc<PeerShared>,
     pub(super) endpoint: Option<Endpoint>,
-    /// Indices of its receiving sessions in this worker, so that they go with it.
+    /// Indices of the peer's receiving sessions in this worker, so that they are removed with the peer.
     pub(super) receiving: Vec<u32>,
-    /// Where it last spoke from, and to, as the slow path was told. Forgotten with every endpoint that the slow path sets.
+    /// Where the peer last spoke from, and to, as this worker reported it to the slow path. Cleared with every
+    /// endpoint that the slow path sets.
     pub(super) heard: Option<Endpoint>,
     /// When this worker last asked for a handshake.
     pub(super) asked: Option<Instant>,
@@ -42,12 +43,12 @@ impl WorkerPeer {
         }
     }
 
-    /// Whether there are a session and an endpoint to send with now.
+    /// Whether there is now a session and an endpoint to send with.
     pub(super) fn reachable(&self, now: Instant) -> bool {
         self.endpoint.is_some() && self.shared.sending.load().usable(now).is_some()
     }
 
-    /// Whether it is we who send this to the peer.
+    /// Whether this device itself sends this message to the peer.
     fn is_sent(&self, outer: &Outer, now: Instant) -> bool {
         let is_there = |endpoint: Endpoint| {
             (endpoint.addr.ip(), endpoint.addr.port()) == (outer.to.ip(), outer.to.port())
@@ -70,7 +71,7 @@ impl WorkerPeer {
 
 /// All peers of the device, and the routes to them.
 pub(super) struct Peers {
-    /// Index: [`PeerId::slot`]. Slots are small: the slow path reuses them.
+    /// The peers by [`PeerId::slot`]. Slots are small numbers, as the slow path reuses them.
     table: Vec<Option<WorkerPeer>>,
     pub(super) routes: Arc<RouteTable>,
     staging: Arc<Staging>,
@@ -78,7 +79,7 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// No peers yet; `staging`: the room that all workers share.
+    /// A table without peers. `staging` is the room that all workers share.
     pub(super) fn new(staging: Arc<Staging>) -> Peers {
         Peers { table: Vec::new(), routes: Arc::default(), staging, loops: Loops::default() }
     }
@@ -88,7 +89,7 @@ impl Peers {
         self.routes.lookup(addr)
     }
 
-    /// Where a packet from the TUN device goes if it is an outer packet of our own.
+    /// Where a packet from the TUN device goes, if it is an outer packet of this device.
     pub(super) fn find_loop(
         &mut self,
         packet: &[u8],
@@ -100,17 +101,17 @@ impl Peers {
         self.loops.find(packet, destination, now, is_ours)
     }
 
-    /// Whoever has this slot now.
+    /// The peer that has this slot now, whatever its epoch.
     pub(super) fn at(&mut self, slot: u32) -> Option<&mut WorkerPeer> {
         self.table.get_mut(slot as usize)?.as_mut()
     }
 
-    /// The peer itself, not a successor in its slot.
+    /// The peer with this slot and epoch. `None` where a successor has the slot.
     pub(super) fn find(&mut self, id: PeerId) -> Option<&mut WorkerPeer> {
         self.at(id.slot).filter(|peer| peer.shared.id == id)
     }
 
-    /// Adds a peer; returns what was removed for it, should its slot have been taken.
+    /// Adds a peer. Where its slot was taken, the peer that had it is removed and returned.
     pub(super) fn add(&mut self, shared: Arc<PeerShared>) -> Option<Removed> {
         if self.find(shared.id).is_some() {
             return None;
@@ -140,7 +141,7 @@ impl Peers {
         Removed { id: peer.shared.id, receiving: peer.receiving, staged: peer.staged.len() }
     }
 
-    /// Lets go of slots at the end that nobody has, and of their room once it is most of the table.
+    /// Removes the empty slots at the end, and gives back their room once it is most of the table.
     fn give_back_room(&mut self) {
         while matches!(self.table.last(), Some(None)) {
             self.table.pop();
@@ -155,8 +156,8 @@ impl Peers {
         self.table.iter_mut().flatten()
     }
 
-    /// Keeps a copy of `frame` for later, behind what the peer has staged; returns how many frames were dropped for it:
-    /// the peer's oldest, or `frame` itself where those of other peers and workers take up all room.
+    /// Stages a copy of `frame` behind what the peer has staged already. Returns how many frames were dropped for it:
+    /// the peer's oldest ones, or `frame` itself where other peers and workers take up all room.
     pub(super) fn stage(&mut self, slot: u32, frame: &[u8]) -> usize {
         let mut dropped = 0;
         let staging = Arc::clone(&self.staging);
@@ -175,7 +176,7 @@ impl Peers {
         }
     }
 
-    /// Takes the oldest staged frame.
+    /// Takes the oldest frame that the peer has staged.
     pub(super) fn unstage(&mut self, slot: u32) -> Option<Box<[u8]>> {
         let peer = self.at(slot)?;
         let frame = peer.staged.pop_front()?;
@@ -185,9 +186,9 @@ impl Peers {
     }
 }
 
-/// What went with a peer.
+/// What a removed peer left.
 pub(super) struct Removed {
-    /// Who it was.
+    /// The slot and epoch of the peer.
     pub(super) id: PeerId,
     /// Indices of its receiving sessions.
     pub(super) receiving: Vec<u32>,

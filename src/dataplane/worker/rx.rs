@@ -1,7 +1,7 @@
 //! UDP train to TUN writes: sort by message, open in place, check, coalesce, write.
 //!
-//! The kernel's GRO merges by address and port alone, so one train may mix message types and receiver indices: it is cut into
-//! runs of data messages for one index. Nearly every train is one run.
+//! The kernel's GRO merges by address and port alone, so one train may mix message types and receiver indices. It is
+//! therefore cut into runs of data messages for one index. Nearly every train is one run.
 
 use super::outbox::WorkerOutbox;
 use super::peers::{Peers, WorkerPeer};
@@ -34,7 +34,7 @@ pub(super) struct Rx {
     sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
     coalescer: Coalescer,
     coalesce: CoalesceOptions,
-    /// `None`: no local identity.
+    /// What checks handshake messages; `None` without a local identity.
     pub(super) gate: Option<Gate>,
 }
 
@@ -42,20 +42,21 @@ pub(super) struct Rx {
 pub(super) struct Receiving {
     peer: PeerId,
     session: Box<RecvSession>,
-    /// The sending half, until the session takes effect.
+    /// The sending half, held until the session takes effect.
     send: Option<Arc<SendSession>>,
-    /// The slow path knows that it did.
+    /// Whether the slow path was notified that the session took effect.
     reported: bool,
 }
 
 impl Receiving {
-    /// The other end has the session: it sends, and the slow path hears of it, for this worker's packets and all others'.
+    /// Makes the session take effect, since the other end is known to have it: publishes its sending half, and
+    /// notifies the slow path for the packets of all workers.
     pub(super) fn take_effect(&mut self, peer: &PeerShared, outbox: &mut WorkerOutbox) {
         if let Some(send) = self.send.take() {
             peer.sending.publish(&send);
         }
         if !self.reported {
-            // Untold, it is told with the next packet.
+            // Where the event finds no room, the slow path is notified with the next packet.
             self.reported = outbox.emit(Event::Confirmed(self.peer, self.session.local_index()));
         }
     }
@@ -66,7 +67,7 @@ impl Rx {
         Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, gate: None }
     }
 
-    /// Adds a session of `peer`; it has not taken effect.
+    /// Adds a session of `peer`, which has not taken effect yet.
     pub(super) fn install(
         &mut self,
         peer: &mut WorkerPeer,
@@ -81,32 +82,32 @@ impl Rx {
         self.sessions.entry(index).insert_entry(receiving).into_mut()
     }
 
-    /// Whose session `index` is.
+    /// The peer whose session has this index.
     pub(super) fn owner(&self, index: u32) -> Option<PeerId> {
         self.sessions.get(&index).map(|receiving| receiving.peer)
     }
 
-    /// Forgets the session of `index`, if it is `peer`'s.
+    /// Removes the session with this index, if it is `peer`'s.
     pub(super) fn remove(&mut self, index: u32, peer: PeerId) {
         if self.owner(index) == Some(peer) {
             self.sessions.remove(&index);
         }
     }
 
-    /// Builds no more super-packets of these kinds.
+    /// Has no more super-packets of these kinds built.
     pub(super) fn give_up(&mut self, refused: CoalesceOptions) {
         self.coalesce.tcp &= !refused.tcp;
         self.coalesce.udp &= !refused.udp;
     }
 
-    /// Hands over the coalescer's refusal counts.
+    /// The coalescer's counts of refusals since the last call.
     pub(super) fn take_refusals(&mut self) -> [u64; REFUSALS] {
         self.coalescer.take_refusals()
     }
 }
 
-/// Hashes a receiver index. It is random already, but for the low byte, which is the same for all of one worker; the
-/// multiplication spreads the random bits, and the shift brings the best of them where the table looks first.
+/// Hashes a receiver index. It is random except for the low byte, which is the same in all indices of a worker. The
+/// multiplication spreads the random bits, and the shift brings the best of them to where the table reads first.
 #[derive(Default)]
 struct IndexHasher(u64);
 
@@ -144,13 +145,13 @@ pub(super) struct Receiver<'a, I: Io> {
 }
 
 impl<I: Io> Receiver<'_, I> {
-    /// Takes one received train to completion.
+    /// Takes one received train through all steps.
     pub(super) fn train(&mut self, train: UdpTrain) {
         add(&self.outbox.stats.rx_trains, 1);
         self.take(train);
     }
 
-    /// Takes data messages that another worker received for us.
+    /// Takes data messages of this worker's sessions that another worker received.
     pub(super) fn misdirected(&mut self, misdirected: &Misdirected) {
         add(&self.outbox.stats.misdirected_in, misdirected.count());
         let Some(mut buf) = alloc(self.io) else {
@@ -191,7 +192,7 @@ impl<I: Io> Receiver<'_, I> {
         }
     }
 
-    /// A handshake message: checked cheaply, then the slow path's.
+    /// Checks a handshake message cheaply, and passes it to the slow path.
     fn handshake(&mut self, kind: MessageKind, message: &[u8], origin: Origin) {
         let Some(gate) = &mut self.rx.gate else {
             return add(&self.outbox.stats.rx_no_identity, 1);
@@ -213,7 +214,7 @@ impl<I: Io> Receiver<'_, I> {
         self.outbox.handshake(IncomingHandshake { datagram, from: origin.from, to: origin.to, proven });
     }
 
-    /// Answers from the address that was spoken to. No endpoint learns of it.
+    /// Sends a cookie reply from the address that was spoken to. It moves no endpoint.
     fn reply_with_cookie(&mut self, reply: &[u8], origin: Origin) {
         let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
         buf[..reply.len()].copy_from_slice(reply);
@@ -223,7 +224,7 @@ impl<I: Io> Receiver<'_, I> {
         add(&self.outbox.stats.tx_cookies, 1);
     }
 
-    /// A run of data messages for one index. Returns how many inner packets went to the coalescer.
+    /// Opens a run of data messages for one index. Returns how many inner packets went to the coalescer.
     fn data(
         &mut self,
         buf: &mut Buf,
@@ -259,7 +260,7 @@ impl<I: Io> Receiver<'_, I> {
         opened.accepted
     }
 
-    /// Checks the contents of what opened, and gives it to the coalescer.
+    /// Checks the inner packets of the messages that opened, and gives them to the coalescer.
     fn accept(
         &mut self,
         slot: u32,
@@ -304,7 +305,7 @@ impl<I: Io> Receiver<'_, I> {
         opened
     }
 
-    /// Authentic and fresh messages came: stamps, counters, confirmation, roaming, rekeying.
+    /// Notes that authentic and fresh messages arrived: stamps, counters, confirmation, roaming, rekeying.
     fn note(&mut self, receiver: u32, opened: &RunOutcome, origin: Origin) {
         let Some(receiving) = self.rx.sessions.get_mut(&receiver) else { return };
         let Some(peer) = self.peers.find(receiving.peer) else { return };
@@ -348,9 +349,11 @@ struct RunOutcome {
     accepted: usize,
 }
 
-/// The peer speaks from `origin`, authentically: that is where it is now (rule 7; kernel
-/// `wg_socket_set_endpoint_from_skb`). This worker believes it at once; others hear of it from the slow path, which also decides
-/// whether our address may be pinned: where none was pinned so far, none is until it says so.
+/// Notes that the peer spoke authentically from `origin`, so that this is where it is now (rule 7; kernel
+/// `wg_socket_set_endpoint_from_skb`).
+///
+/// This worker uses the new endpoint at once; the others get it from the slow path. The slow path also decides
+/// whether the local address may be pinned. Where none was pinned so far, none is until it says so.
 fn roam(peer: &mut WorkerPeer, outbox: &mut WorkerOutbox, origin: Origin) {
     let known = peer.endpoint.filter(|known| same_address(known.addr, origin.from));
     let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };
@@ -366,7 +369,7 @@ fn roam(peer: &mut WorkerPeer, outbox: &mut WorkerOutbox, origin: Origin) {
     }
 }
 
-/// Whether both name one address and port; an IPv6 flow label does not matter (kernel `endpoint_eq`).
+/// Whether both have the same address and port. An IPv6 flow label does not count (kernel `endpoint_eq`).
 fn same_address(a: SocketAddr, b: SocketAddr) -> bool {
     match (a, b) {
         (SocketAddr::V6(a), SocketAddr::V6(b)) => {
@@ -386,7 +389,7 @@ enum Run {
     Malformed,
 }
 
-/// The run at the start of `bytes` (not empty), and its length.
+/// The run at the start of `bytes`, which must not be empty, and its length in bytes.
 fn next_run(bytes: &[u8], stride: usize) -> (Run, usize) {
     let mut datagrams = bytes.chunks(stride);
     let Some(first) = datagrams.next() else { return (Run::Malformed, bytes.len()) };

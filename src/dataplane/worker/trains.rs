@@ -14,30 +14,31 @@ const MAX_OPEN: usize = 8;
 /// Bytes up to which a packet is small: an acknowledgment over IPv6 with all the options that fit.
 const SMALL_MAX: usize = 128;
 
-/// What decides on the train that a packet joins; a train's tells what it takes, and the flows of all that it has.
+/// What decides on the train that a packet joins. A train's own ticket says what the train takes, and which flows it
+/// has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Ticket {
     /// The peer.
     pub(super) slot: u32,
-    /// The packet's ECN bits: they go to the outer header, which is the train's.
+    /// The packet's ECN bits. They are written to the outer header, which the messages of a train share.
     pub(super) ecn: u8,
     small: bool,
     flows: Flows,
 }
 
 impl Ticket {
-    /// For packets of `len` bytes to the peer in `slot`. `flow`: see [`crate::wire::ip::flow`].
+    /// The ticket of packets of `len` bytes to the peer in `slot`. For `flow` see [`crate::wire::ip::flow`].
     pub(super) fn new(slot: u32, ecn: u8, len: usize, flow: Option<u32>) -> Ticket {
         Ticket { slot, ecn, small: len <= SMALL_MAX, flows: Flows::of(flow) }
     }
 }
 
-/// A set of flows: a Bloom filter of one hash, so that two sets may seem to share a flow that they do not.
+/// A set of flows, as a Bloom filter of one hash. Two sets may seem to share a flow that they do not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Flows(u64);
 
 impl Flows {
-    /// One flow; if it is not known which, then any.
+    /// The set of one flow. Where it is not known which flow it is, the set of all flows.
     fn of(flow: Option<u32>) -> Flows {
         Flows(flow.map_or(u64::MAX, |flow| 1 << (flow % u64::BITS)))
     }
@@ -56,15 +57,15 @@ pub(super) struct OpenTrain {
 
 /// What has to happen before a packet is written.
 pub(super) enum TrainChoice {
-    /// It joins this train.
+    /// The packet joins the train at this index.
     Join(usize),
-    /// The train there has to leave; then ask again.
+    /// The train at this index has to leave first; then the question is to be asked again.
     Close(usize),
-    /// It needs a train of its own.
+    /// The packet needs a train of its own.
     Begin,
 }
 
-/// All of a turn, oldest first, in the first `len` places.
+/// All trains under construction of a turn, the oldest first, in the first `len` places.
 #[derive(Default)]
 pub(super) struct OpenTrains {
     trains: [Option<OpenTrain>; MAX_OPEN],
@@ -85,7 +86,7 @@ impl OpenTrains {
         self.position(|open| open.slot == slot)
     }
 
-    /// Where packets of `ticket` go; a train that they join counts them to its flows.
+    /// Where packets of `ticket` go. A train that they join counts them among its flows.
     pub(super) fn place(&mut self, ticket: Ticket) -> TrainChoice {
         let Ticket { slot, ecn, small, flows } = ticket;
         let mine = self.position(|open| open.slot == slot && open.small == small);

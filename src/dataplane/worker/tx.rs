@@ -1,8 +1,7 @@
 //! TUN frame to UDP train: route, split into an open train of the peer's, seal, queue.
 //!
-//! Order (rule 3): packets of one flow leave in the order in which they came ([`super::trains`] says how), and
-//! what a peer has staged goes before anything newer. A [`Sender`] lives for part of one turn and leaves no train open behind
-//! it.
+//! Packets of one flow leave in the order in which they came (rule 3; [`super::trains`] says how), and what a peer
+//! has staged is sent before anything newer. A [`Sender`] lives for part of one turn and leaves no train open.
 
 use super::outbox::WorkerOutbox;
 use super::padding::Padding;
@@ -24,7 +23,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// DSCP AF41, not ECN-capable: what handshake messages bear (kernel `HANDSHAKE_DSCP`).
 const HANDSHAKE_TOS: u8 = 0x88;
-/// Frames of a given-up peer that are answered with ICMP: their flows repeat, so a few reach every sender.
+/// Number of staged frames of a given-up peer that are answered with ICMP. Their flows repeat, so that a few answers
+/// reach every sender.
 const PURGE_ICMP: usize = 4;
 
 /// The sending side of a turn.
@@ -94,12 +94,12 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
-    /// Closes and queues all open trains: the end of the sender.
+    /// Closes and queues all open trains, and so ends the sender.
     pub(super) fn finish(mut self) {
         self.close_all();
     }
 
-    /// Sends what the peer has staged, in order, or asks for the handshake without which that cannot be.
+    /// Sends in order what the peer has staged. Where it has no session, asks for a handshake instead.
     pub(super) fn flush_staged(&mut self, slot: u32) {
         let Some(peer) = self.peers.at(slot).filter(|peer| peer.has_staged()) else { return };
         if !peer.reachable(self.now) {
@@ -107,7 +107,7 @@ impl<'a, I: Io> Sender<'a, I> {
         }
         while self.peers.at(slot).is_some_and(|peer| peer.reachable(self.now)) {
             let Some(frame) = self.peers.unstage(slot) else { break };
-            // It was split before, so it will be again.
+            // The frame was split before it was staged, so it will be split again without an error.
             if let Ok(mut splitter) = Splitter::new(&frame) {
                 self.pack(slot, &mut splitter);
             }
@@ -117,7 +117,7 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
-    /// Sends a keepalive to the peer; staged frames go instead, if there are any.
+    /// Sends a keepalive to the peer. Staged frames go instead, if there are any.
     pub(super) fn keepalive(&mut self, id: PeerId) {
         let Some(peer) = self.peers.find(id) else { return };
         if peer.has_staged() {
@@ -143,7 +143,7 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
-    /// Sends a keepalive with a session that nothing was sent with yet, so that its responder may use it.
+    /// Sends a keepalive on a session that nothing was sent with yet, so that its responder may use it.
     pub(super) fn confirm(&mut self, id: PeerId) {
         let Some(peer) = self.peers.find(id) else { return };
         if peer.has_staged() || !peer.shared.sending.load().usable(self.now).is_some_and(SendSession::is_used)
@@ -161,7 +161,7 @@ impl<'a, I: Io> Sender<'a, I> {
         add(&self.outbox.stats.tx_handshakes, 1);
     }
 
-    /// Drops what the peer has staged, and tells the first few senders.
+    /// Drops what the peer has staged, and answers the first few senders with ICMP.
     pub(super) fn purge(&mut self, id: PeerId) {
         let Some(peer) = self.peers.find(id) else { return };
         peer.asked = None;
@@ -188,7 +188,7 @@ impl<'a, I: Io> Sender<'a, I> {
         self.unreachable.refuse(self.io, &self.outbox.stats, frame, why, self.now);
     }
 
-    /// Splits a frame into an open train of the peer's, and further ones as each is full.
+    /// Splits a frame into an open train of the peer's, and into further trains as each is full.
     fn pack(&mut self, slot: u32, splitter: &mut Splitter<'_>) {
         let limits = match self.io.gso() {
             true => TrainLimits::default(),
@@ -210,7 +210,8 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
-    /// The place of the train that packets of `ticket` join, begun if need be. `None`: no buffer is free.
+    /// The index of the train that packets of `ticket` join; the train is begun if need be. `None` where no buffer is
+    /// free.
     fn open_train(&mut self, ticket: Ticket) -> Option<usize> {
         loop {
             match self.open.place(ticket) {
@@ -263,7 +264,7 @@ impl<'a, I: Io> Sender<'a, I> {
     }
 }
 
-/// A buffer, if need be after what is queued went to the kernel.
+/// A free buffer. If need be, what is queued is handed to the kernel first.
 pub(super) fn alloc<I: Io>(io: &mut I) -> Option<Buf> {
     io.alloc().or_else(|| {
         io.flush();

@@ -1,4 +1,4 @@
-//! ICMP unreachable to whom the tunnel cannot send for, within a rate.
+//! Sends ICMP unreachable to the sources of packets that cannot be tunnelled, within a rate.
 
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::io::Io;
@@ -15,11 +15,13 @@ const INTERVAL: Duration = Duration::from_millis(1);
 /// Messages at once after a pause (Linux: `net.ipv4.icmp_msgs_burst`, 50).
 const BURST: u32 = 50;
 
-/// Answers what cannot be tunnelled. A token bucket, kept as the time at which it is full again.
+/// Answers packets that cannot be tunnelled. The rate is kept by a token bucket, stored as the time at which it is
+/// full again.
 #[derive(Default)]
 pub(super) struct UnreachableSender {
     full_at: Instant,
-    /// Of the interface's networks: nobody hears about a packet to all their hosts (RFC 1122 section 3.2.2).
+    /// The broadcast addresses of the interface's networks. A packet to one of them is never answered (RFC 1122
+    /// section 3.2.2).
     pub(super) broadcasts: Arc<[Ipv4Addr]>,
 }
 
