@@ -1,4 +1,4 @@
-//! AllowedIPs as configured: one owner a prefix, device-wide; changes are collected and published once.
+//! AllowedIPs as configured. Each prefix has one owner, device-wide. Changes are collected and published once.
 
 use super::outputs::{Broadcast, OutputQueue};
 use super::peer::Peer;
@@ -7,29 +7,32 @@ use crate::io::steer::Target;
 use crate::routing::{Prefix, RouteWriter};
 use std::collections::BTreeMap;
 
-/// Changes that the routes take in at once, at most a few microseconds each: together they share the way to what changes.
+/// Number of changes that the routes take in at once, at a few microseconds each at most. Together they share the way to what
+/// changes.
 const TAKEN_IN: usize = 128;
 
-/// Where a prefix stands: in whose list, at which place. A change takes the same time however long the lists.
+/// The position of a prefix: in whose list, and at which place there. It makes a change take the same time however
+/// long the lists are.
 #[derive(Clone, Copy)]
 struct ListPosition {
     slot: u32,
     at: u32,
 }
 
-/// Every prefix's owner. The peers' own lists hold the prefixes in order; both change only here.
+/// The owner of every prefix. The peers' own lists hold the prefixes in order; both change only here.
 #[derive(Default)]
 pub(super) struct AllowedIps {
     places: BTreeMap<Prefix, ListPosition>,
     routes: RouteWriter,
-    /// Changes that they did not take in yet.
+    /// Changes that the routes did not take in yet.
     pending: Vec<(Prefix, Option<u32>)>,
-    /// Prefixes changed since the last publication, with where they were steered to before the first change.
+    /// The prefixes that changed since the last publication, each with the owner to whom it was steered before the
+    /// first change.
     changed: BTreeMap<Prefix, Option<Target>>,
 }
 
 impl AllowedIps {
-    /// Gives `prefix` to the peer in `slot`, whoever had it.
+    /// Gives `prefix` to the peer in `slot`, whoever had it before.
     pub(super) fn insert(&mut self, peers: &mut PeerTable, slot: u32, prefix: Prefix) {
         let before = match self.places.get(&prefix) {
             Some(place) if place.slot == slot => return,
@@ -42,7 +45,7 @@ impl AllowedIps {
         peer.allowed.push(prefix);
     }
 
-    /// Takes `prefix` from the peer in `slot`; nothing happens if it is not that peer's.
+    /// Takes `prefix` from the peer in `slot`. Does nothing where it is another peer's.
     pub(super) fn remove(&mut self, peers: &mut PeerTable, slot: u32, prefix: Prefix) {
         let Some(&place) = self.places.get(&prefix).filter(|place| place.slot == slot) else { return };
         let before = self.unlink(peers, place);
@@ -50,7 +53,7 @@ impl AllowedIps {
         self.note(prefix, before, None);
     }
 
-    /// Takes at most `most` prefixes of the peer in `slot`. True: it has more.
+    /// Takes at most `most` prefixes from the peer in `slot`. True where it has more.
     pub(super) fn remove_some(&mut self, peers: &mut PeerTable, slot: u32, most: usize) -> bool {
         let Some(peer) = peers.get_mut(slot) else { return false };
         let before = Some(peer.target());
@@ -66,7 +69,7 @@ impl AllowedIps {
         kept > 0
     }
 
-    /// A prefix goes to the peer in `slot`, or to none; it was steered to `before`.
+    /// Notes that a prefix goes to the peer in `slot`, or to none, and was steered to `before`.
     fn note(&mut self, prefix: Prefix, before: Option<Target>, slot: Option<u32>) {
         self.changed.entry(prefix).or_insert(before);
         self.pending.push((prefix, slot));
@@ -75,8 +78,8 @@ impl AllowedIps {
         }
     }
 
-    /// Tells the workers the routes, if they changed since the last call; from then on none names a removed peer. Returns the
-    /// prefixes that may have to be steered anew, for [`Self::steer`].
+    /// Publishes the routes to the workers, if they changed since the last call. From then on no route names a
+    /// removed peer. Returns the prefixes that may have to be steered anew, for [`Self::steer`].
     pub(super) fn publish(&mut self, out: &mut OutputQueue) -> BTreeMap<Prefix, Option<Target>> {
         let changed = std::mem::take(&mut self.changed);
         if !changed.is_empty() {
@@ -86,12 +89,12 @@ impl AllowedIps {
         changed
     }
 
-    /// Takes back what only tables had that no worker has any more.
+    /// Takes back the memory of tables that no worker has any more.
     pub(super) fn tidy(&mut self) {
         self.routes.reclaim();
     }
 
-    /// Steers prefixes to whom they belong now, where that is another than before.
+    /// Steers each of the prefixes to its present owner, where that is another than before.
     pub(super) fn steer(
         &self,
         peers: &PeerTable,
@@ -107,7 +110,8 @@ impl AllowedIps {
         }
     }
 
-    /// Takes the entry at `place` out of its peer's list, whose last entry moves there; returns where that peer's go.
+    /// Removes the entry at `place` from its peer's list, whose last entry moves there. Returns where the removed
+    /// prefix's peer is steered to.
     fn unlink(&mut self, peers: &mut PeerTable, place: ListPosition) -> Option<Target> {
         let peer = peers.get_mut(place.slot)?;
         peer.allowed.swap_remove(place.at as usize);

@@ -1,25 +1,26 @@
-//! Attempts to bind, while somebody else has the port: again and again, with pauses that grow.
+//! Attempts to bind a port that somebody else has. They are repeated with pauses that grow.
 
 use crate::sys::error::errno;
 use crate::time::Instant;
 use std::io::Error;
 use std::time::Duration;
 
-/// Our own sockets on the same port may still be closing in the workers, so that the first pauses are short.
+/// The first pause. It is short, since this device's own sockets on the same port may still be closing in the
+/// workers.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// An attempt costs a system call or two; nobody waits longer for a port that is free.
+/// The longest pause. An attempt costs a system call or two, and nobody waits longer for a port that is free.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long our own sockets may take to close before "in use" is believed.
+/// How long this device's own sockets may take to close before "in use" is believed.
 pub(super) const PORT_RELEASE: Duration = Duration::from_millis(500);
 
-/// What was tried since the interface went up.
+/// The attempts to bind since the interface went up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Attempts {
     since: Instant,
     pause: Duration,
-    /// When the next one is due.
+    /// When the next attempt is due.
     pub(super) next: Instant,
-    /// Why the last one failed.
+    /// The error number of the last attempt.
     pub(super) errno: i32,
     /// The error that was logged last.
     logged: Option<i32>,
@@ -30,7 +31,7 @@ impl Attempts {
         Attempts { since: now, pause: FIRST_PAUSE, next: now, errno: 0, logged: None }
     }
 
-    /// One failed. The error is logged once, and another error again.
+    /// Notes that an attempt failed. An error is logged once; another error is logged again.
     pub(super) fn failed(&mut self, now: Instant, error: &Error) {
         self.errno = errno(error).unwrap_or(libc::EIO);
         self.next = now + self.pause;
@@ -42,7 +43,7 @@ impl Attempts {
         }
     }
 
-    /// One succeeded.
+    /// Notes that an attempt succeeded.
     pub(super) fn succeeded(&self, port: u16) {
         if self.logged.is_some() {
             log::info!("UDP port {port} is bound now");

@@ -24,21 +24,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Between two samples of the workers' busy shares.
+/// Time between two samples of the workers' busy shares.
 const TICK: Duration = Duration::from_secs(1);
 /// Busy share in thousandths from which the workers are sampled every tick.
 const ENGAGED: u16 = 100;
-/// Busy share from which a worker is hot.
+/// Busy share in thousandths from which a worker is hot.
 const HOT: u16 = 900;
-/// Ticks running that a worker is hot before its heaviest peer is spread.
+/// Number of consecutive ticks for which a worker is hot before its heaviest peer is spread.
 const HOT_TICKS: u8 = 2;
-/// Mean busy share of the other workers below which they have room for a part of a peer.
+/// Mean busy share in thousandths of the other workers below which they have room for a part of a peer.
 const ROOM: u32 = 750;
-/// Ticks that a peer sends less than half of what it did before it is drawn back. They need not be running, but a tick above
-/// starts the count anew.
+/// Number of ticks for which a spread peer sends less than half of what it did, before it is drawn back. They need
+/// not be consecutive, but a tick in which it sends more starts the count anew.
 const CALM_TICKS: u8 = 5;
-/// Peers spread at a time. Each sent most of what a worker sent, and did not calm down since: more than a few are not to be
-/// expected.
+/// Most peers that are spread at a time. Each sent most of what a worker sent and has not calmed down since, so more
+/// than a few are not to be expected.
 const MAX_SPREAD: usize = 256;
 
 /// What one peer moved in a tick, in bytes a second.
@@ -60,18 +60,18 @@ enum Decision {
 /// A peer that is spread.
 #[derive(Clone, Copy)]
 struct Spread {
-    /// What it sent when it was spread, bytes a second.
+    /// What the peer sent when it was spread, in bytes a second.
     rate: u64,
     calm: u8,
 }
 
-/// Decides; knows neither devices nor clocks.
+/// Decides which peers are spread and drawn back. It knows neither devices nor clocks.
 ///
-/// It does not oscillate under constant load: a peer goes back only while no worker is hot. Then all that is offered is carried,
-/// and that is no less than what the hot worker carried of it before.
+/// It does not oscillate under constant load, since a peer goes back only while no worker is hot. Then all that is
+/// offered is carried, and that is no less than what the hot worker carried of it before.
 #[derive(Default)]
 struct Policy {
-    /// Ticks running that each worker was hot.
+    /// Number of consecutive ticks for which each worker was hot.
     hot: Vec<u8>,
     spread: HashMap<PeerId, Spread>,
 }
@@ -85,7 +85,7 @@ struct Share {
 }
 
 impl Policy {
-    /// Takes in the busy shares of a tick, in thousandths. True: [`Self::decide`] is to be asked.
+    /// Takes in the busy shares of a tick, in thousandths. True where [`Self::decide`] is to be called.
     fn observe(&mut self, busy: &[u16]) -> bool {
         self.hot.resize(busy.len(), 0);
         for (streak, &busy) in self.hot.iter_mut().zip(busy) {
@@ -94,12 +94,12 @@ impl Policy {
         !self.spread.is_empty() || self.hot.iter().any(|&streak| streak > 0)
     }
 
-    /// No tick follows: what comes later is not running on from this one.
+    /// Notes that no tick follows, so that later ones do not count as consecutive with this one.
     fn pause(&mut self) {
         self.hot.fill(0);
     }
 
-    /// What to change after a tick, given what the peers moved in it; those that moved nothing may be left out.
+    /// What to change after a tick, given what the peers moved in it. Peers that moved nothing may be left out.
     fn decide(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
         let mut changes = self.draw_back(busy, peers);
         let shares = self.shares(busy.len(), peers);
@@ -134,7 +134,7 @@ impl Policy {
         changes
     }
 
-    /// What each worker does. A spread peer's packets leave from all, and arrive at its owner still.
+    /// What each worker does. A spread peer's packets leave from all workers, and still arrive at its owner.
     fn shares(&self, workers: usize, peers: &[PeerLoad]) -> Vec<Share> {
         let mut shares = vec![Share::default(); workers];
         let mut everywhere = 0;
@@ -155,26 +155,26 @@ impl Policy {
     }
 }
 
-/// Whether spreading `peer` takes enough off its worker: it makes the larger part of what the worker sends, and that is no
-/// small part of all it moves. A worker that is busy receiving would keep what keeps it busy.
+/// Whether spreading `peer` takes enough off its worker. It has to make the larger part of what the worker sends, and
+/// no small part of all that the worker moves; a worker that is busy receiving would keep what keeps it busy.
 fn helps(share: &Share, peer: &PeerLoad) -> bool {
     peer.sent > share.sent / 2 && share.sent >= share.received / 2
 }
 
-/// Whether the workers besides `worker` have room; there must be some.
+/// Whether the workers other than `worker` have room. There must be some.
 fn has_room(busy: &[u16], worker: usize) -> bool {
     let others = busy.iter().enumerate().filter(|&(other, _)| other != worker);
     let (count, sum) = others.fold((0, 0), |(count, sum), (_, &busy)| (count + 1, sum + u32::from(busy)));
     count > 0 && sum < count * ROOM
 }
 
-/// The samples of the workers' shares, and when the next is due.
+/// The samples of the workers' busy shares, and when the next is due.
 #[derive(Default)]
 pub(super) struct Balancer {
     workers: Vec<Arc<WorkerStats>>,
-    /// Time awake of each at the last sample.
+    /// Nanoseconds for which each worker was awake at the last sample.
     awake: Vec<u64>,
-    /// Share of each between the last two samples.
+    /// Busy share of each worker between the last two samples.
     busy: Vec<u16>,
     sampled: Instant,
     next: Option<Instant>,
@@ -187,8 +187,8 @@ impl Balancer {
         self.next
     }
 
-    /// Takes the shares since the last sample; returns the nanoseconds since then. A worker counts its time awake turn by turn,
-    /// so a sleep under way is none of it.
+    /// Takes a sample, and returns the nanoseconds since the last one. A worker counts its time awake turn by turn,
+    /// so a sleep under way is no part of it.
     fn sample(&mut self, now: Instant) -> u64 {
         let passed = now.as_nanos().saturating_sub(self.sampled.as_nanos()).max(1);
         for ((stats, seen), busy) in self.workers.iter().zip(&mut self.awake).zip(&mut self.busy) {
@@ -200,21 +200,21 @@ impl Balancer {
         passed
     }
 
-    /// Whether any worker does enough to go on sampling.
+    /// Whether any worker is busy enough to go on sampling.
     fn engaged(&self) -> bool {
         self.busy.iter().any(|&busy| busy >= ENGAGED)
     }
 }
 
-/// `count` in `nanos`, as so many in `unit`.
+/// `count` events in `nanos` nanoseconds, as a rate for each `unit`.
 fn per_second(count: u64, nanos: u64, unit: u64) -> u64 {
     let scaled = u128::from(count) * u128::from(unit) / u128::from(nanos.max(1));
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 impl Device {
-    /// Names the workers' counters, one a worker in order: from then on peers that outgrow one core are spread. With fewer
-    /// than two nothing ever is.
+    /// Sets the workers' counters, one a worker in order. From then on peers that outgrow one core are spread. With
+    /// fewer than two workers none ever is.
     pub fn follow_workers(&mut self, workers: Vec<Arc<WorkerStats>>) {
         let count = workers.len();
         self.balancer = Balancer {
@@ -237,7 +237,7 @@ impl Device {
         balancer.next = balancer.engaged().then(|| now + TICK);
     }
 
-    /// One tick, where it is due.
+    /// Carries out one tick, where it is due.
     pub(super) fn balance(&mut self, now: Instant) {
         if self.balancer.next.is_none_or(|due| due > now) {
             return;
@@ -273,14 +273,15 @@ impl Device {
         }
     }
 
-    /// A peer is gone.
+    /// Notes that a peer was removed.
     pub(super) fn forget_load(&mut self, id: PeerId) {
         self.balancer.policy.spread.remove(&id);
         self.stats.peers_spread_now = self.balancer.policy.spread.len() as u64;
     }
 
-    /// What the peers moved since the last call. The policy spreads after two hot ticks running and draws back what is spread,
-    /// and asks in all of these, so what the first call after a while says about the time before it is never used.
+    /// What the peers moved since the last call. The first call after a while covers too long a time, but that is
+    /// never used: the policy spreads after two consecutive hot ticks and draws back what is spread, and calls in all
+    /// of these.
     fn peer_loads(&mut self, passed: u64) -> Vec<PeerLoad> {
         let load = |peer: &mut super::peer::Peer| {
             let shared = &peer.shared;

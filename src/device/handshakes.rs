@@ -16,13 +16,13 @@ use std::sync::atomic::Ordering::Relaxed;
 type SessionHalves = (Arc<SendSession>, Box<RecvSession>);
 
 impl Device {
-    /// One handshake message; MAC1 of types 1 and 2 has been verified by the worker, under load MAC2, too.
+    /// Takes one handshake message. The worker has verified MAC1 of types 1 and 2, and under load MAC2, too.
     pub(super) fn receive_handshake(&mut self, now: Now, message: &IncomingHandshake) {
         if !self.is_up() || self.identity.is_none() {
             self.stats.dropped_not_ready += 1;
             return;
         }
-        // Whoever has a cookie has an address of its own, and that address a budget.
+        // A sender that has a cookie receives at its address, and that address has a budget.
         if message.proven && !self.limiter.allow(message.from.ip(), now.mono) {
             self.stats.dropped_rate_limited += 1;
             return;
@@ -46,7 +46,8 @@ impl Device {
         self.check_timers(now, id.slot);
     }
 
-    /// Whose initiation it is, the response to it, and the session that comes of it; `None`: it was refused, and counted.
+    /// Whose initiation it is, the response to it, and the session that comes of it. `None` where it was refused,
+    /// which is counted.
     fn answer(&mut self, now: Now, message: &[u8]) -> Option<(PeerId, [u8; RESPONSE_LEN], SessionHalves)> {
         let identity = self.identity.as_ref()?;
         let opened = Initiation::parse(message)
@@ -102,13 +103,14 @@ impl Device {
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
             peer.last_handshake = Some(now.wall);
-            // The responder may not send before it has heard from us on this session: staged packets, or else this.
+            // The responder may not send before it has received something on this session: what is staged, or else
+            // this keepalive.
             self.out.one(peer.shared.owner, Control::Confirm(id));
         }
         self.check_timers(now, id.slot);
     }
 
-    /// A cookie reply is not authenticated by a handshake: it moves no endpoint and no timer (kernel:
+    /// Takes a cookie reply. It is not authenticated by a handshake, so it moves no endpoint and no timer (kernel:
     /// `wg_cookie_message_consume`). The next retry carries the cookie.
     fn receive_cookie(&mut self, now: Now, message: &IncomingHandshake) {
         let Some(reply) = CookieReply::parse(message.datagram.bytes()) else {
@@ -123,7 +125,7 @@ impl Device {
         }
     }
 
-    /// An authentic handshake message arrived.
+    /// Notes that an authentic handshake message arrived.
     fn count_received(&mut self, now: Now, id: PeerId, message: &IncomingHandshake) {
         if let Some(peer) = self.peers.by_id(id) {
             peer.shared.rx_bytes.fetch_add(message.datagram.bytes().len() as u64, Relaxed);
@@ -141,8 +143,8 @@ impl Device {
         self.drop_freed(id, freed);
     }
 
-    /// Wants a handshake on behalf of a packet, a rekey or a keepalive. Without key or endpoint what waits for it is
-    /// dropped, so that its senders hear of it at once.
+    /// Begins a handshake that a packet, a rekey or a keepalive needs. Without a key or an endpoint, what waits for
+    /// it is dropped, so that its senders get ICMP unreachable at once.
     pub(super) fn want_handshake(&mut self, now: Now, slot: u32) {
         let ready = self.is_up() && self.identity.is_some();
         let Some(peer) = self.peers.get_mut(slot) else { return };

@@ -1,18 +1,19 @@
-//! Receiver indices in use: of outstanding initiations and of sessions. Random, unique, freed with what they name.
+//! The receiver indices in use, of outstanding initiations and of sessions. They are random and unique, and freed
+//! with what they name.
 
 use crate::crypto::random::Entropy;
 use crate::index::ReceiverIndex;
 use std::collections::HashMap;
 
-/// Which peer's slot each index belongs to: at most eight a peer (seven sessions and an initiation), so with
-/// [`super::table::MAX_PEERS`] peers on one worker half of the 2^24 values its low byte leaves.
+/// The slot of the peer to which each index belongs. A peer has at most eight: seven sessions and an initiation. So
+/// with [`super::table::MAX_PEERS`] peers on one worker, half of the 2^24 values are in use that its low byte leaves.
 #[derive(Default)]
 pub(super) struct IndexTable {
     slots: HashMap<u32, u32>,
 }
 
 impl IndexTable {
-    /// A fresh index that `worker` owns. Draws again on a collision: at most every second draw is one.
+    /// A fresh index that `worker` owns. A collision is drawn again; at most every second draw is one.
     pub(super) fn allocate(&mut self, worker: u8, slot: u32, entropy: &mut dyn Entropy) -> u32 {
         loop {
             let ReceiverIndex(index) = ReceiverIndex::new(worker, entropy.next_u32());

@@ -14,19 +14,20 @@ use std::io::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// The interface's state.
+/// The state of the interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum InterfaceState {
     Down,
-    /// Up, and the sockets are asked for, at this time.
+    /// Up; sockets were asked for at this time.
     Binding(Now, Attempts),
-    /// Up, but without sockets: tried again, and another port may bring them sooner.
+    /// Up, but without sockets. Binding is tried again, and another port may succeed sooner.
     Unbound(Attempts),
     Up,
 }
 
 impl Device {
-    /// The interface went up or down: sockets opened or closed, sessions dropped when down (kernel `wg_open`, `wg_stop`).
+    /// Takes the interface up or down. Sockets are opened or closed, and going down drops the sessions (kernel
+    /// `wg_open`, `wg_stop`).
     pub fn set_up(&mut self, now: Now, up: bool) {
         match (self.link, up) {
             (InterfaceState::Down, true) => self.bind(now, Attempts::new(now.mono)),
@@ -42,7 +43,7 @@ impl Device {
         self.out.bind(Some(BindRequest { port: self.port, mark: self.mark }));
     }
 
-    /// When to try again to bind, where that failed.
+    /// When to try again to bind, where binding failed.
     pub(super) fn next_attempt(&self) -> Option<Instant> {
         match self.link {
             InterfaceState::Unbound(attempts) => Some(attempts.next),
@@ -50,7 +51,7 @@ impl Device {
         }
     }
 
-    /// Tries again to bind, once it is time.
+    /// Tries again to bind, where it is time.
     pub(super) fn try_again(&mut self, now: Now) {
         if let InterfaceState::Unbound(attempts) = self.link
             && attempts.next <= now.mono
@@ -59,8 +60,8 @@ impl Device {
         }
     }
 
-    /// The driver's answer to [`super::Output::Bind`]: the port, or why there is none (EADDRINUSE). Then the device is without
-    /// sockets until a later attempt, or one with another port, succeeds.
+    /// Takes the driver's answer to [`super::Output::Bind`]: the port, or why there is none (EADDRINUSE). In that
+    /// case the device is without sockets until a later attempt, or one with another port, succeeds.
     pub fn bound(&mut self, result: Result<u16, Error>) {
         let InterfaceState::Binding(now, mut attempts) = self.link else { return };
         match result {
@@ -75,9 +76,11 @@ impl Device {
         }
     }
 
-    /// The sockets are there: persistent keepalives begin, and where a session was lost in going down another handshake does.
-    /// The kernel drops sessions, too, and leaves it at that (`wg_open` sends what is staged): the other end then speaks into a
-    /// dead session until it has gone 15 s without an answer.
+    /// Notes that the sockets are there. Persistent keepalives begin, and where a session was lost in going down,
+    /// another handshake begins.
+    ///
+    /// The kernel drops sessions, too, and begins no handshake (`wg_open` sends what is staged). Then the other end
+    /// sends on a dead session until 15 s have passed without an answer.
     pub(super) fn start(&mut self, now: Now, port: u16) {
         self.link = InterfaceState::Up;
         self.port = port;
@@ -110,7 +113,7 @@ impl Device {
         self.out.bind(None);
     }
 
-    /// Sets a peer's timers going. If it has a persistent keepalive, the first is due now.
+    /// Makes a peer's timers run. If it has a persistent keepalive, the first is due now.
     fn restart_timers(&mut self, now: Now, slot: u32) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.timers.start(now.mono);
@@ -119,15 +122,15 @@ impl Device {
         }
     }
 
-    /// Another private key, or none: sessions are dropped, and made anew with the next packet or keepalive. The timestamps
-    /// accepted from peers stay, so that no old initiation can be replayed if the key comes back.
+    /// Sets another private key, or none. Sessions are dropped, and made anew with the next packet or keepalive. The
+    /// timestamps accepted from peers stay, so that no old initiation can be replayed if the key comes back.
     pub(super) fn set_private_key(&mut self, now: Now, key: Option<PrivateKey>) {
         let (identity, is_same) = stack::leaving_nothing(|| {
             let identity = key.map(Identity::new);
             let is_same = same_key(self.identity.as_ref(), identity.as_ref());
             (identity, is_same)
         });
-        // We are no peer of ours (kernel: `wg_set_device`).
+        // The device is no peer of its own (kernel: `wg_set_device`).
         if let Some(slot) = identity.as_ref().and_then(|identity| self.peers.find(identity.public())) {
             self.remove_peer(slot);
         }
@@ -163,7 +166,7 @@ impl Device {
         id.slot
     }
 
-    /// Removes a peer with all that is its own. The workers drop its sessions with it.
+    /// Removes a peer with all that belongs to it. The workers drop its sessions with it.
     pub(super) fn remove_peer(&mut self, slot: u32) {
         self.allowed.remove_some(&mut self.peers, slot, usize::MAX);
         let Some(mut peer) = self.peers.remove(slot) else { return };

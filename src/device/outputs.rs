@@ -1,4 +1,4 @@
-//! What the device wants done, in order. A control for all workers waits once and is multiplied as it is taken out.
+//! What the device wants done, in order. A control for all workers is queued once, and multiplied as it is taken out.
 
 use super::{BindRequest, Output};
 use crate::dataplane::{Control, PeerId, PeerShared};
@@ -9,8 +9,9 @@ use crate::routing::{Prefix, RouteTable};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Entries whose room is kept when the queue runs empty: 1024 × ~250 bytes. A transaction over 10,000 peers needs more for a
-/// moment. The queue is bounded by what one call of the device yields, since its driver drains it after each.
+/// Number of entries whose room is kept when the queue runs empty: 1024 × ~250 bytes. A transaction over 10,000 peers
+/// needs more for a moment. The queue is bounded by what one call of the device yields, since its driver drains it
+/// after each.
 const KEPT: usize = 1024;
 
 /// A control for every worker.
@@ -49,10 +50,10 @@ enum Entry {
     Other(Output),
 }
 
-/// The queue.
+/// The queue of what the device wants done.
 pub(super) struct OutputQueue {
     entries: VecDeque<Entry>,
-    /// Worker that gets the front entry next, where that is for all.
+    /// The worker that gets the front entry next, where that entry is for all workers.
     cursor: u8,
     workers: u8,
 }

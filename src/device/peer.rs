@@ -1,4 +1,4 @@
-//! One peer.
+//! What the slow path keeps of one peer.
 
 use super::sessions::Sessions;
 use crate::crypto::x25519::PublicKey;
@@ -13,7 +13,7 @@ use crate::time::Instant;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the slow path keeps of a peer: below 1 KiB while it is idle.
+/// A peer, as the slow path keeps it: below 1 KiB while it is idle.
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
     pub(super) shared: Arc<PeerShared>,
@@ -22,20 +22,20 @@ pub(super) struct Peer {
     pub(super) timers: Timers,
     pub(super) sessions: Sessions,
     pub(super) endpoint: Option<Endpoint>,
-    /// The last address pair heard from; [`Self::endpoint`] is it without a source that may not be pinned.
+    /// The address pair last heard from. [`Self::endpoint`] is the same, but without a source that may not be pinned.
     pub(super) heard: Option<Endpoint>,
-    /// Its prefixes; [`super::allowed::AllowedIps`] keeps them.
+    /// The peer's prefixes, which [`super::allowed::AllowedIps`] maintains.
     pub(super) allowed: Vec<Prefix>,
-    /// Wall clock at the last completed handshake.
+    /// Wall-clock time of the last completed handshake.
     pub(super) last_handshake: Option<Duration>,
     /// When [`super::Device::check_timers`] is due; entries of the schedule with another time are stale.
     pub(super) scheduled: Option<Instant>,
     pub(super) watch: Watch,
     /// [`crate::noise::timers::Activity::last_authenticated`] at the last timer check.
     pub(super) seen: Option<Instant>,
-    /// It had a session as the interface went down: coming up begins another.
+    /// Whether it had a session as the interface went down. If so, coming up begins another.
     pub(super) interrupted: bool,
-    /// Its packets are steered by flow, and no longer to its owner.
+    /// Whether its packets are steered by flow, and no longer to its owner.
     pub(super) spread: bool,
     /// Bytes sent and received when [`super::balance`] last compared them.
     pub(super) sampled: (u64, u64),
@@ -44,10 +44,10 @@ pub(super) struct Peer {
 /// Whether the slow path checks the peer's time stamps by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Watch {
-    /// No: the worker announces the next activity.
+    /// It does not: the worker announces the next activity.
     #[default]
     Off,
-    /// Yes, at least every [`crate::noise::KEEPALIVE_TIMEOUT`]; the worker keeps silent.
+    /// It does, at least every [`crate::noise::KEEPALIVE_TIMEOUT`], and the worker announces nothing.
     On,
 }
 
@@ -78,7 +78,7 @@ impl Peer {
         }
     }
 
-    /// Where the TUN device's packets for it go.
+    /// Where the TUN device's packets for this peer are steered to.
     pub(super) fn target(&self) -> Target {
         if self.spread { Target::Spread } else { Target::Worker(self.shared.owner) }
     }

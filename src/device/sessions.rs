@@ -1,8 +1,11 @@
 //! How a peer's sessions follow each other (kernel `noise.c`: `add_new_keypair`, `wg_noise_received_with_keypair`).
 //!
-//! The kernel keeps three: the current one sends, the next one was answered and waits for the initiator's first packet, and the
-//! previous one goes on receiving until the next handshake, even if the other end still sends on it. Here every session receives
-//! until it is too old, within bounds; the current one is, as in the kernel, the youngest that both ends are known to have.
+//! The kernel keeps three sessions. The current one sends; the next one was answered and waits for the initiator's
+//! first packet; the previous one goes on receiving until the next handshake, even if the other end still sends on
+//! it.
+//!
+//! Here every session receives until it is too old, within bounds. The current one is, as in the kernel, the youngest
+//! that both ends are known to have.
 
 use crate::noise::REJECT_AFTER_TIME;
 use crate::noise::session::{Role, SendSession};
@@ -10,17 +13,18 @@ use crate::time::Instant;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Answered sessions that wait for the initiator's first packet; the oldest goes. The kernel keeps one; packets of an earlier
-/// one, delayed on their way, are delivered here.
+/// Answered sessions that may wait for the initiator's first packet; a further one takes the place of the oldest. The
+/// kernel keeps one. Here packets of an earlier one, delayed on their way, are delivered, too.
 const MAX_WAITING: usize = 3;
-/// Sessions that both ends are known to have, the current one among them; the oldest of the others goes.
+/// Sessions that both ends are known to have, the current one among them. A further one takes the place of the oldest
+/// of the others.
 const MAX_SHARED: usize = 4;
 
 /// A session that receives.
 struct Live {
     index: u32,
     born: Instant,
-    /// Both ends are known to have it.
+    /// Whether both ends are known to have it.
     shared: bool,
     /// The sending half, as long as it may become the current one.
     send: Option<Arc<SendSession>>,
@@ -29,31 +33,33 @@ struct Live {
 /// A peer's sessions.
 #[derive(Default)]
 pub(super) struct Sessions {
-    /// In the order of their birth.
+    /// The sessions in the order of their birth.
     live: Vec<Live>,
     current: Option<Arc<SendSession>>,
 }
 
 impl Sessions {
-    /// The session that sends.
+    /// The index of the session that sends.
     pub(super) fn current(&self) -> Option<&Arc<SendSession>> {
         self.current.as_ref()
     }
 
-    /// When the youngest session that waits for the initiator's first packet was made: a response went out then.
+    /// When the youngest session was made that waits for the initiator's first packet. A response was sent then.
     pub(super) fn answered(&self) -> Option<Instant> {
         self.live.iter().rev().find(|live| live.send.is_some()).map(|live| live.born)
     }
 
-    /// The birth of a session that is made now. No two of a peer are born at once, so that the order of birth is that of the
-    /// handshakes.
+    /// The time of birth for a session that is made now. No two of a peer are born at once, so that the order of
+    /// birth is that of the handshakes.
     pub(super) fn birth(&self, now: Instant) -> Instant {
         self.live.last().map_or(now, |last| now.max(last.born + Duration::from_nanos(1)))
     }
 
-    /// Takes in a session born as [`Self::birth`] said; returns the indices of those that had to go for it.
+    /// Adds a session whose birth is what [`Self::birth`] said. Returns the indices of those that were removed for
+    /// it.
     ///
-    /// As initiator we got the response, so both ends have it: it sends at once. As responder it waits for the first packet.
+    /// As the initiator, this end has received the response, so both ends have the session, and it sends at once. As
+    /// the responder, it waits for the first packet.
     pub(super) fn install(&mut self, new: Arc<SendSession>) -> Vec<u32> {
         let shared = new.role() == Role::Initiator;
         let (index, born) = (new.local_index(), new.born());
@@ -64,7 +70,7 @@ impl Sessions {
         self.bound()
     }
 
-    /// Forgets what is beyond the bounds.
+    /// Removes the sessions beyond the bounds.
     fn bound(&mut self) -> Vec<u32> {
         let mut freed = Vec::new();
         for (shared, most) in [(false, MAX_WAITING), (true, MAX_SHARED)] {
@@ -79,8 +85,8 @@ impl Sessions {
         freed
     }
 
-    /// The initiator used a session that we answered. Whether it sends from now on, which it does not if a younger one does,
-    /// and the indices of those that had to go.
+    /// Notes that the initiator used a session that this end answered. Returns whether it sends from now on, which it
+    /// does not where a younger one does, and the indices of those that were removed.
     pub(super) fn confirm(&mut self, index: u32) -> (bool, Vec<u32>) {
         let Some(live) = self.live.iter_mut().find(|live| live.index == index && !live.shared) else {
             return (false, Vec::new());
@@ -89,7 +95,7 @@ impl Sessions {
         (self.take_effect(index), self.bound())
     }
 
-    /// Makes a session the current one, unless that is younger.
+    /// Makes a session the current one, unless the current one is younger.
     fn take_effect(&mut self, index: u32) -> bool {
         let Some(live) = self.live.iter_mut().find(|live| live.index == index) else { return false };
         let Some(send) = live.send.take() else { return false };
@@ -102,8 +108,8 @@ impl Sessions {
         true
     }
 
-    /// Forgets what no longer receives because of its age. The current session stays: its age is the workers' concern
-    /// until it is replaced or all keys are zeroed.
+    /// Removes the sessions that no longer receive because of their age. The current session stays: the workers heed
+    /// its age, until it is replaced or all keys are zeroed.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<u32> {
         let current = self.current_index();
         let dead = |live: &mut Live| Some(live.index) != current && now.since(live.born) >= REJECT_AFTER_TIME;
@@ -117,7 +123,7 @@ impl Sessions {
         oldest.map(|live| live.born + REJECT_AFTER_TIME)
     }
 
-    /// Forgets all.
+    /// Removes all sessions.
     pub(super) fn clear(&mut self) -> Vec<u32> {
         std::mem::take(self).live.into_iter().map(|live| live.index).collect()
     }

@@ -1,15 +1,16 @@
-//! Where peers are, and from which of our addresses they are spoken to (kernel `socket.c`).
+//! Where peers are, and from which local addresses they are spoken to (kernel `socket.c`).
 
 use super::outputs::Broadcast;
 use super::{Departure, Device};
 use crate::dataplane::PeerId;
 use crate::io::Endpoint;
 
-/// Peers whose sources are checked at once: two questions to the kernel each, about 2 ms in all.
+/// Number of peers whose sources are checked in one call. Each takes two questions to the kernel, so all take about 2
+/// ms.
 const BATCH: usize = 256;
 
 impl Device {
-    /// An authentic message came from `heard.addr` to `heard.from`: that is where the peer is.
+    /// Notes that an authentic message came from `heard.addr` to `heard.from`, so that this is where the peer is.
     pub(super) fn heard_from(&mut self, id: PeerId, heard: Endpoint) {
         let Some(peer) = self.peers.by_id(id) else { return };
         if peer.heard == Some(heard) {
@@ -19,15 +20,15 @@ impl Device {
         self.pin(id, heard);
     }
 
-    /// Speaks to the peer from the address that it spoke to, as long as the route leaves by the interface on which it did
-    /// (kernel `send4`); else the route chooses.
+    /// Sets the endpoint by which to speak to the peer. It has the local address that the peer spoke to, as long as the
+    /// route leaves by the interface on which it did (kernel `send4`). Otherwise the route chooses the source.
     fn pin(&mut self, id: PeerId, heard: Endpoint) {
         let (to, port, mark) = (heard.addr, self.port, self.mark);
         let from = heard.from.filter(|&from| (self.may_depart)(&Departure { to, from, port, mark }));
         self.set_endpoint(id, Endpoint { addr: to, from });
     }
 
-    /// Stores an endpoint and tells the workers, if it is another one.
+    /// Stores an endpoint and sends it to the workers, if it is another one.
     pub(super) fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
         let Some(peer) = self.peers.by_id(id) else { return };
         if peer.endpoint.replace(endpoint) != Some(endpoint) {
@@ -44,7 +45,8 @@ impl Device {
         }
     }
 
-    /// A route, a rule, an address or an interface changed: what peers are spoken to from has to be checked.
+    /// Notes that a route, a rule, an address or an interface changed, so that the sources of peers have to be
+    /// checked.
     pub fn routes_changed(&mut self) {
         self.unchecked = self.peers.slots();
     }
@@ -54,8 +56,8 @@ impl Device {
         !self.unchecked.is_empty()
     }
 
-    /// Checks the sources of some peers after the routes changed. A source let go before is taken again where its way is
-    /// mended.
+    /// Checks the sources of some peers after the routes changed. A source that was let go is taken again where its
+    /// way is there again.
     pub fn check_sources(&mut self) {
         for _ in 0..BATCH {
             let Some(slot) = self.unchecked.pop() else { return };

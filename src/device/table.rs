@@ -6,20 +6,20 @@ use crate::dataplane::PeerId;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
-/// Peers a device may have (kernel: MAX_PEERS_PER_DEVICE).
+/// Most peers that a device may have (kernel: MAX_PEERS_PER_DEVICE).
 pub(super) const MAX_PEERS: usize = 1 << 20;
 
-/// All peers. Slots are small numbers, reused; an epoch is never.
+/// All peers. Slots are small numbers and are reused; an epoch never is.
 pub(super) struct PeerTable {
     slots: Vec<Option<Box<Peer>>>,
     free: Vec<u32>,
-    /// Slots that the workers' routes may still name: not to be reused before the next table is published, or a packet
-    /// for the old peer could be sealed for the new one.
+    /// Slots that the workers' routes may still name. They are not reused before the next table is published, or a
+    /// packet for the old peer could be sealed for the new one.
     released: Vec<u32>,
     by_key: HashMap<PublicKey, u32>,
     /// Slots by epoch: in the order in which their peers were added.
     by_epoch: BTreeMap<u32, u32>,
-    /// Peers each worker owns.
+    /// Number of peers that each worker owns.
     load: Vec<u32>,
     next_epoch: u32,
 }
@@ -53,12 +53,12 @@ impl PeerTable {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
     }
 
-    /// The peer `id` names, unless it is gone.
+    /// The peer with this slot and epoch, unless it was removed.
     pub(super) fn by_id(&mut self, id: PeerId) -> Option<&mut Peer> {
         self.get_mut(id.slot).filter(|peer| peer.shared.id == id)
     }
 
-    /// Slots in use, ascending.
+    /// The slots in use, ascending.
     pub(super) fn slots(&self) -> Vec<u32> {
         self.iter().map(|peer| peer.shared.id.slot).collect()
     }
@@ -78,7 +78,7 @@ impl PeerTable {
         self.by_epoch.values().filter_map(|&slot| self.get(slot))
     }
 
-    /// The first peer at or behind place `order`, and its own place.
+    /// The first peer at or behind place `order` in the order of addition, and its own place.
     pub(super) fn added_from(&self, order: u32) -> Option<(u32, &Peer)> {
         let (&at, &slot) = self.by_epoch.range(order..).next()?;
         Some((at, self.get(slot)?))
@@ -100,7 +100,7 @@ impl PeerTable {
         id
     }
 
-    /// Takes a peer out; its slot is reused after [`Self::recycle`].
+    /// Removes a peer. Its slot is reused after [`Self::recycle`].
     pub(super) fn remove(&mut self, slot: u32) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(slot as usize)?.take()?;
         self.by_key.remove(&peer.public_key);
@@ -110,7 +110,7 @@ impl PeerTable {
         Some(peer)
     }
 
-    /// No route names a removed peer any more. The room of many that are gone goes back.
+    /// Notes that no route names a removed peer any more. Where many peers were removed, their room is given back.
     pub(super) fn recycle(&mut self) {
         self.free.append(&mut self.released);
         let used = self.slots.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
@@ -125,7 +125,7 @@ impl PeerTable {
     }
 }
 
-/// Entries whose room a table keeps though it is nearly empty.
+/// Number of entries whose room a table keeps though it is nearly empty.
 const KEPT: usize = 1024;
 
 /// Shrinks a table in which less than an eighth is used.

@@ -22,11 +22,12 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
 
-/// Peers checked in one call: 32 handshakes take some 2 ms, during which handshake messages wait.
+/// Number of peers checked in one call: 32 handshakes take some 2 ms, during which handshake messages wait.
 const CHECKS_PER_CALL: usize = 32;
 /// Shortest pause between two timer checks of one peer: an action that a worker has not carried out yet stays due until then.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-/// Stale heap entries tolerated besides twice the number of peers, before the heap is rebuilt (24 bytes each).
+/// Number of stale heap entries that are tolerated besides twice the number of peers, before the heap is rebuilt (24
+/// bytes each).
 const STALE_SLACK: usize = 64;
 
 /// Deadlines of peers, the earliest first. An entry is valid if the peer's own `scheduled` agrees with it.
@@ -36,7 +37,7 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// The earliest entry; a stale one wakes the driver for nothing, once.
+    /// The earliest entry. A stale one wakes the driver in vain, once.
     pub(super) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }
@@ -62,7 +63,7 @@ impl Schedule {
         self.heap.clear();
     }
 
-    /// The next peer whose deadline has come; the deadline is used up.
+    /// Takes the next peer whose deadline has passed. The deadline is used up.
     fn pop(&mut self, peers: &mut PeerTable, now: Instant) -> Option<u32> {
         while self.next().is_some_and(|at| at <= now) {
             let Reverse((at, slot)) = self.heap.pop()?;
@@ -81,7 +82,7 @@ impl Schedule {
 }
 
 impl Device {
-    /// Looks at the peers whose time has come.
+    /// Checks the timers of the peers whose deadlines have passed.
     pub(super) fn run_timers(&mut self, now: Now) {
         self.balance(now.mono);
         for _ in 0..CHECKS_PER_CALL {
@@ -90,7 +91,7 @@ impl Device {
         }
     }
 
-    /// A worker's stamps of an unwatched peer moved.
+    /// Notes that a worker's stamps of an unwatched peer moved.
     pub(super) fn activity(&mut self, now: Now, id: PeerId) {
         let up = self.is_up();
         let Some(peer) = self.peers.by_id(id) else { return };
@@ -100,7 +101,7 @@ impl Device {
             peer.seen = None;
             self.check_timers(now, id.slot);
         } else {
-            // It crossed the going down: nobody watches.
+            // The event crossed the interface's going down, and nobody watches the peer.
             peer.shared.armed.store(false, Relaxed);
         }
     }
@@ -141,7 +142,8 @@ impl Device {
         match due {
             Due::Keepalive => self.keepalive(now, id.slot),
             Due::Initiate => {
-                // The source may be the trouble (kernel: `wg_expired_retransmit_handshake`, `wg_expired_new_handshake`).
+                // The source address may be the trouble (kernel: `wg_expired_retransmit_handshake`,
+                // `wg_expired_new_handshake`).
                 self.clear_source(id);
                 self.initiate(now, id.slot);
             }
@@ -157,7 +159,7 @@ impl Device {
         }
     }
 
-    /// A keepalive, or the handshake it needs first (kernel: `wg_packet_send_keepalive`).
+    /// Sends a keepalive, or begins the handshake that it needs first (kernel: `wg_packet_send_keepalive`).
     fn keepalive(&mut self, now: Now, slot: u32) {
         let Some(peer) = self.peers.get(slot) else { return };
         if peer.sessions.current().is_some_and(|session| session.usable(now.mono)) {
@@ -178,7 +180,7 @@ impl Device {
             fence(SeqCst);
             activity = peer.shared.activity();
         }
-        // A stamp that came meanwhile, with or without a worker's event under way.
+        // A stamp was made meanwhile, with or without a worker's event under way.
         if peer.watch != Watch::On && activity.last_authenticated != peer.seen {
             peer.shared.armed.store(true, Relaxed);
             peer.watch = Watch::On;

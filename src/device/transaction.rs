@@ -1,5 +1,5 @@
-//! One configuration transaction (kernel `netlink.c`: `wg_set_device`, `set_peer`), in slices: whoever carries it out may do
-//! other work in between, so that a transaction of any size keeps no handshake waiting.
+//! One configuration transaction (kernel `netlink.c`: `wg_set_device`, `set_peer`), in slices. Whoever carries it out
+//! may do other work between two slices, so that a transaction of any size keeps no handshake waiting.
 
 use super::lifecycle::InterfaceState;
 use super::table::MAX_PEERS;
@@ -16,15 +16,15 @@ use std::fmt;
 use std::io;
 use std::vec::IntoIter;
 
-/// Prefixes given or taken in one step: some 10 µs.
+/// Number of prefixes given or taken in one step, which takes some 10 µs.
 const PIECE: usize = 64;
-/// Prefixes steered in one slice: each costs the driver a system call after it.
+/// Number of prefixes steered in one slice. Each costs the driver a system call afterwards.
 const STEERED_A_SLICE: usize = 256;
 
-/// Binds sockets to a port and mark while the old ones stay open, or marks the bound ones where the port is theirs; returns
-/// the port bound.
+/// Binds sockets to a port and mark while the old ones stay open. Where the port is theirs already, it marks the
+/// bound ones. Returns the port that is bound.
 type Bind<'a> = &'a mut dyn FnMut(BindRequest) -> io::Result<u16>;
-/// Whether there is time for more work in this slice; asked after each step, of which none takes long.
+/// Whether there is time for more work in this slice. It is asked after each step, of which none takes long.
 pub type More<'a> = &'a mut dyn FnMut() -> bool;
 
 /// Why a transaction changes nothing.
@@ -64,27 +64,28 @@ impl std::error::Error for ConfigureError {
     }
 }
 
-/// A transaction under way: nothing that is left of it can fail.
+/// A transaction under way. Nothing that is left of it can fail.
 pub struct Transaction {
-    /// Peers that `replace_peers` removes, by slot.
+    /// The peers that `replace_peers` removes, by slot.
     replaced: IntoIter<u32>,
     private_key: Option<Option<PrivateKey>>,
     peers: IntoIter<PeerRequest>,
-    /// What is left to do for the peer that is worked on.
+    /// What is left to do for the peer at hand.
     step: Option<Step>,
-    /// Prefixes that may have to be steered anew, with where they were steered to: set once the routes are published.
+    /// The prefixes that may have to be steered anew, each with the owner to whom it was steered. Set once the routes
+    /// are published.
     steering: Option<btree_map::IntoIter<Prefix, Option<Target>>>,
 }
 
 impl Transaction {
-    /// Peers that it names or removes.
+    /// Number of peers that it names or removes.
     pub fn peers(&self) -> usize {
         self.replaced.len() + self.peers.len()
     }
 }
 
 enum Step {
-    /// Take its prefixes, then the peer itself.
+    /// Takes the peer's prefixes, then removes the peer.
     Remove(u32),
     Configure {
         slot: u32,
@@ -95,7 +96,8 @@ enum Step {
 }
 
 impl Device {
-    /// Applies a validated request, whole or, with an error, not at all: [`Self::begin`] and [`Self::go_on`] at once.
+    /// Applies a validated request whole or, on an error, not at all. It does what [`Self::begin`] and
+    /// [`Self::go_on`] do, at once.
     #[cfg(feature = "internals")]
     pub fn apply(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> Result<(), ConfigureError> {
         let mut transaction = self.begin(now, request.clone(), bind)?;
@@ -129,7 +131,8 @@ impl Device {
         })
     }
 
-    /// Goes on with a transaction until it is done (true) or `more` says that there is no time.
+    /// Goes on with a transaction until it is done, or until `more` says that there is no time. True where it is
+    /// done.
     pub fn go_on(&mut self, now: Now, transaction: &mut Transaction, more: More<'_>) -> bool {
         while self.step(now, transaction) {
             if transaction.steering.is_some() || !more() {
@@ -139,7 +142,7 @@ impl Device {
         true
     }
 
-    /// One small piece of a transaction. False: there is none left.
+    /// Does one small piece of a transaction. False where none is left.
     fn step(&mut self, now: Now, transaction: &mut Transaction) -> bool {
         if let Some(step) = transaction.step.take() {
             transaction.step = self.continue_step(now, step);
@@ -196,7 +199,7 @@ impl Device {
         }
     }
 
-    /// An upper bound of the peers there will be, exact where it matters.
+    /// An upper bound of the number of peers that there will be. It is exact where that matters.
     fn peers_after(&self, request: &SetRequest) -> usize {
         let kept = if request.replace_peers { 0 } else { self.peers.len() };
         if kept + request.peers.len() <= MAX_PEERS {
@@ -209,7 +212,7 @@ impl Device {
         kept + request.peers.iter().filter(may_add).count()
     }
 
-    /// Port and mark. Either change may alter the route to every peer, so sources are chosen anew.
+    /// Sets port and mark. A change of either may alter the route to every peer, so sources are chosen anew.
     fn apply_socket(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> io::Result<()> {
         let mark = request.fwmark.unwrap_or(self.mark);
         let port = request.listen_port.unwrap_or(self.port);
@@ -237,7 +240,7 @@ impl Device {
         }
     }
 
-    /// Adds or finds a peer and sets what is one value; what is left is returned.
+    /// Adds or finds a peer, and sets what is one value. Returns what is left to do for it.
     fn apply_peer(&mut self, request: PeerRequest) -> Option<Step> {
         let slot = match self.peers.find(&request.public_key) {
             Some(slot) if request.remove => return Some(Step::Remove(slot)),
@@ -265,7 +268,7 @@ impl Device {
         })
     }
 
-    /// Takes effect with the next handshake; sessions stay.
+    /// Sets the preshared key. It counts from the next handshake on, and sessions stay.
     fn apply_psk(&mut self, slot: u32, psk: Option<&SharedSecret>) {
         if let (Some(peer), Some(psk)) = (self.peers.get_mut(slot), psk) {
             stack::leaving_nothing(|| peer.handshake.set_psk(psk.clone()));
