@@ -10,8 +10,8 @@ use tokio::io::unix::AsyncFd;
 
 const NANOS: u64 = 1_000_000_000;
 
-/// CLOCK_BOOTTIME, raw: its epoch is the same for every thread of the process. Unlike CLOCK_MONOTONIC it goes on while the host
-/// is suspended, so keys grow old in that time, too (kernel: `ktime_get_coarse_boottime_ns`).
+/// CLOCK_BOOTTIME, raw. Its epoch is the same for every thread of the process. Unlike CLOCK_MONOTONIC it goes on
+/// while the host is suspended, so that keys grow old in that time, too (kernel: `ktime_get_coarse_boottime_ns`).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Clock;
 
@@ -36,8 +36,8 @@ fn read(clock: libc::clockid_t) -> Instant {
     Instant::from_nanos(nanos).max(Instant::START)
 }
 
-/// Rings at a time of [`Clock`], so that what fell due during a suspend is done on waking. A runtime's own timers stand still
-/// with CLOCK_MONOTONIC meanwhile, and would ring late by the time slept.
+/// An alarm at a time of [`Clock`], so that what fell due during a suspend is done on waking. A runtime's own timers
+/// stand still with CLOCK_MONOTONIC meanwhile, and would fire late by the time slept.
 pub struct Alarm {
     timer: AsyncFd<OwnedFd>,
     at: Option<Instant>,
@@ -47,6 +47,7 @@ impl Alarm {
     /// An alarm that is not set, on the tokio runtime of the calling thread.
     ///
     /// # Errors
+    ///
     /// Where no descriptor is left.
     pub fn new() -> Result<Alarm, Error> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
@@ -55,9 +56,11 @@ impl Alarm {
         Ok(Alarm { timer: unsafe { AsyncFd::register(timer) }?, at: None })
     }
 
-    /// Waits until `at`, at once where that has passed. May be given up, and called again with another time.
+    /// Waits until `at`; not at all where that has passed. The wait may be dropped, and begun again with another
+    /// time.
     ///
     /// # Errors
+    ///
     /// Where the kernel does not take the time.
     pub async fn ring_at(&mut self, at: Instant) -> Result<(), Error> {
         if self.at != Some(at) {

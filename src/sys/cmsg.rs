@@ -3,18 +3,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-/// A local address to send from, and where it was heard: what IP_PKTINFO / IPV6_PKTINFO told on receive.
+/// A local address to send from, and the interface on which it was spoken to: what IP_PKTINFO or IPV6_PKTINFO states
+/// on receive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocalAddr {
     /// The local IP address.
     pub ip: IpAddr,
-    /// The interface's index; 0: any.
+    /// The interface's index; 0 is any.
     pub interface: u32,
 }
 
-/// Room for a name: sockaddr_in6 takes 28; 48 puts the payload of an io_uring receive at a multiple of 64.
+/// Room in bytes for a name. A sockaddr_in6 takes 28; 48 puts the payload of an io_uring receive at a multiple of 64.
 pub(crate) const NAME_LEN: usize = 48;
-/// Room for control data. Largest receive: UDP_GRO 24 + IPV6_PKTINFO 40 + IPV6_TCLASS 24; largest send the same.
+/// Room in bytes for control data. The largest on receive is UDP_GRO 24 + IPV6_PKTINFO 40 + IPV6_TCLASS 24, and the
+/// largest on send is the same.
 pub(crate) const CONTROL_LEN: usize = 128;
 
 /// `struct cmsghdr`: length (a size_t), level and type (ints).
@@ -30,7 +32,7 @@ pub(crate) struct Name([u8; NAME_LEN]);
 impl Name {
     pub(crate) const EMPTY: Name = Name([0; NAME_LEN]);
 
-    /// Writes `to` and returns its length.
+    /// Writes `to` and returns its length in bytes.
     pub(crate) fn set(&mut self, to: &SocketAddr) -> usize {
         let bytes = &mut self.0;
         bytes[2..4].copy_from_slice(&to.port().to_be_bytes());
@@ -55,7 +57,7 @@ impl Name {
         self.0.as_mut_ptr()
     }
 
-    /// The first `len` bytes, or all.
+    /// The first `len` bytes, or all where there are fewer.
     pub(crate) fn bytes(&self, len: usize) -> &[u8] {
         self.0.get(..len).unwrap_or(&self.0)
     }
@@ -104,7 +106,7 @@ impl ControlData {
         self.bytes.as_mut_ptr()
     }
 
-    /// The first `len` bytes, or all.
+    /// The first `len` bytes, or all where there are fewer.
     pub(crate) fn bytes(&self, len: usize) -> &[u8] {
         self.bytes.get(..len).unwrap_or(&self.bytes)
     }
@@ -160,18 +162,18 @@ impl ControlData {
     }
 }
 
-/// What control data told about a received train.
+/// What control data says about a received train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReceivedControl {
-    /// UDP_GRO's segment size; `None`: one datagram.
+    /// UDP_GRO's segment size in bytes; `None` for a lone datagram.
     pub(crate) stride: Option<usize>,
-    /// Local address.
+    /// The local address to which it was sent.
     pub(crate) to: Option<LocalAddr>,
-    /// ECN bits.
+    /// The outer ECN bits.
     pub(crate) ecn: u8,
 }
 
-/// Reads control data. `None`: it made no sense.
+/// Reads control data. `None` where it makes no sense.
 pub(crate) fn decode_control(mut control: &[u8]) -> Option<ReceivedControl> {
     let mut decoded = ReceivedControl::default();
     while control.len() >= HEADER {

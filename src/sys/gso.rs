@@ -1,4 +1,4 @@
-//! Whether UDP_SEGMENT delivers what it is given, found out over loopback.
+//! Whether UDP_SEGMENT delivers what it is given, tried over loopback.
 //!
 //! Some kernels (reported of Linux 7.0 to 7.1.4) take trains whose last segment is full and deliver something else.
 
@@ -15,8 +15,11 @@ const TRAINS: [usize; 3] = [2 * SEGMENT, 3 * SEGMENT - 7, 16 * SEGMENT];
 /// Loopback delivers before the send returns; this much later nothing comes any more.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Sends trains to a socket of its own over loopback. True: each datagram came as it was sent. An error: it could not be tried, since
-/// loopback is down or filtered, or there is no UDP_SEGMENT.
+/// Sends trains over loopback to a socket of its own. True where each datagram arrived as it was sent.
+///
+/// # Errors
+///
+/// Where it could not be tried, since loopback is down or filtered, or there is no UDP_SEGMENT.
 pub fn delivers_whole() -> Result<bool> {
     let attempt = tries_whole(Ipv4Addr::LOCALHOST.into());
     match attempt {
@@ -43,7 +46,7 @@ fn tries_whole(loopback: IpAddr) -> Result<bool> {
     Ok(true)
 }
 
-/// What comes, up to one datagram more than `expected`; an error where nothing does.
+/// The datagrams that arrive, up to one more than `expected`. An error where none does.
 fn received(receiver: &UdpSocket, expected: usize) -> Result<Vec<Vec<u8>>> {
     let mut datagrams = Vec::new();
     let mut buffer = vec![0; usize::from(u16::MAX)];

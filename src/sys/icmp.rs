@@ -18,7 +18,7 @@ pub struct IcmpSockets {
 }
 
 impl IcmpSockets {
-    /// In the namespace of the calling thread; needs CAP_NET_RAW.
+    /// Opens the sockets in the namespace of the calling thread, which needs CAP_NET_RAW.
     pub fn open() -> io::Result<IcmpSockets> {
         let v4 = open(Domain::IPV4, Protocol::ICMPV4);
         let v6 = open(Domain::IPV6, Protocol::ICMPV6);
@@ -28,7 +28,9 @@ impl IcmpSockets {
         }
     }
 
-    /// Sends an ICMP message to `to` from the address that the route there has. False: there is no socket for it, or not
+    /// Sends an ICMP message to `to` from the address that the route there has. False where there is no socket for
+    /// it, or where the address does not suffice, as a link-local one is of one interface. A message that the kernel
+    /// refuses is lost.
     /// enough in the address (a link-local one is of one interface). A message that the kernel refuses is lost.
     pub fn send(&self, to: IpAddr, message: &[u8]) -> bool {
         let socket = match to {

@@ -1,7 +1,8 @@
-//! Whether an answer may leave with the address that was spoken to (kernel `drivers/net/wireguard/socket.c`: `send4`, `send6`).
+//! Whether an answer may leave with the address that was spoken to (kernel `drivers/net/wireguard/socket.c`: `send4`,
+//! `send6`).
 //!
-//! A datagram names its source and leaves the way to the routing tables. That is right as long as the way is the one by which
-//! the peer was heard: another uplink's provider drops a source that is not its own.
+//! A datagram names its source and leaves the way to the routing tables. That is right as long as the way is the one
+//! by which the peer was heard, since another uplink's provider drops a source that is not its own.
 
 use crate::sys::cmsg::LocalAddr;
 use crate::sys::rtnl::Asker;
@@ -10,16 +11,16 @@ use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-/// What the routing rules look at besides the addresses.
+/// What the routing rules compare besides the addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Departure {
-    /// Where to.
+    /// The address and port to send to.
     pub to: SocketAddr,
     /// The address that was spoken to, and the interface on which.
     pub from: LocalAddr,
     /// The local port.
     pub port: u16,
-    /// The sockets' firewall mark; 0: none.
+    /// The sockets' firewall mark; 0 where there is none.
     pub mark: u32,
 }
 
@@ -32,8 +33,8 @@ impl RoutingTables {
         Asker::open().map(RoutingTables)
     }
 
-    /// Whether a datagram may name this source: the address is there, and the route leaves by the interface on which it was
-    /// heard. Where there is no route at all the source is as good as any other.
+    /// Whether a datagram may name this source: the address is there, and the route leaves by the interface on which
+    /// it was spoken to. Where there is no route at all, the source is as good as any other.
     pub fn may_depart(&mut self, departure: &Departure) -> bool {
         let LocalAddr { ip, interface } = departure.from;
         // Its scope goes with it on every send, and the kernel refuses it where that is wrong.
@@ -57,7 +58,7 @@ impl RoutingTables {
         }
     }
 
-    /// The interface by which it would leave.
+    /// The index of the interface by which the datagram would leave.
     fn way(&mut self, departure: &Departure) -> io::Result<Option<u32>> {
         let mut message = to_address(departure.to.ip());
         message.attributes.push(RouteAttribute::Source(address(departure.from.ip)));

@@ -27,13 +27,13 @@ impl Waker {
         let _ = calls::write(self.0.as_fd(), &1u64.to_ne_bytes());
     }
 
-    /// Takes the ring back, after waking. Look at the queues after it, not before.
+    /// Takes the ring back, after waking. The queues are to be read after it, not before.
     pub fn clear(&self) {
         // EAGAIN: nobody rang.
         let _ = calls::read(self.0.as_fd(), &mut [0; 8]);
     }
 
-    /// The sleeper's end on a tokio runtime (of the calling thread): readable once the waker was rung.
+    /// The sleeper's end on the tokio runtime of the calling thread. It is readable once the waker was rung.
     pub fn register(&self) -> std::io::Result<AsyncFd<OwnedFd>> {
         let fd = self.0.try_clone()?;
         // SAFETY: the AsyncFd owns a descriptor of its own, which stays open and the same until the AsyncFd is dropped.
