@@ -1,13 +1,16 @@
-//! RX: the opened packets of one train into super-packets by iovecs, in place.
+//! RX: joins the opened packets of one train to super-packets, in place, by pointing at their pieces.
 //!
-//! Layout before: `[16: message header][inner packet][padding][16: tag]` for each segment. The first segment of a run gets its
-//! virtio-net header written into the last ten bytes of its message header, so that header, headers and first payload are one
-//! contiguous piece; of every further segment only the payload range is listed.
+//! Before, each segment is `[16: message header][inner packet][padding][16: tag]`. The first segment of a run gets
+//! its virtio-net header written into the last ten bytes of its message header, so that virtio-net header, packet
+//! headers and first payload are one contiguous piece. Of every further segment only the range of its payload is
+//! listed.
 //!
-//! The rules are those of the kernel's tcp_gro_receive, udp_gro_receive and inet_gro_receive: what the kernel would have
-//! merged, it can also segment again without loss. One of them matters most: a packet joins others only if its own checksum
-//! verifies, since the super-packet gets a new one. The tag vouches for the path between the tunnel's ends; for what was damaged
-//! before it, only the packet's own checksum does.
+//! The rules are those of the kernel's tcp_gro_receive, udp_gro_receive and inet_gro_receive: what the kernel would
+//! have merged, it can also segment again without loss.
+//!
+//! One rule matters most: a packet joins others only if its own checksum verifies, since the super-packet gets a new
+//! one. The tag vouches for the path between the tunnel's ends. For what was damaged before it, only the packet's own
+//! checksum does.
 
 mod headers;
 
@@ -22,15 +25,15 @@ use std::ops::Range;
 pub const MAX_RUN_PACKETS: usize = 64;
 /// Most bytes of a super-packet: what the IPv4 total length can state.
 pub const MAX_RUN_BYTES: usize = 65_535;
-/// Most runs of one train that may still grow; beyond, the oldest gives way. 16 indices of eight bytes.
+/// Most runs of one train that may still grow. Beyond that, the oldest is closed. 16 indices of eight bytes.
 pub const MAX_OPEN: usize = 16;
 
-/// What the TUN device takes.
+/// Which super-packets the TUN device takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CoalesceOptions {
-    /// TSO4/TSO6 was accepted.
+    /// Whether TCP super-packets are (TSO4 and TSO6 were accepted).
     pub tcp: bool,
-    /// USO4/USO6 was accepted.
+    /// Whether UDP super-packets are (USO4 and USO6 were accepted).
     pub udp: bool,
 }
 
@@ -39,22 +42,23 @@ pub struct CoalesceOptions {
 pub struct TunWrite {
     /// Pieces of the train's buffer, in order; the first starts with the virtio-net header.
     pub pieces: Vec<Range<usize>>,
-    /// Inner packets in it.
+    /// Number of inner packets in it.
     pub packets: usize,
 }
 
-/// Why a packet did not join the run before it (counted, for `perf` and tests).
+/// Why a packet did not join the run before it. Each reason is counted, for `perf` and tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// Not TCP or UDP, a fragment, IP options, or extension headers; UDP without checksum; an offload the device lacks.
+    /// It is not TCP or UDP, or is a fragment, or has IP options or extension headers; it is UDP without a checksum;
+    /// or the device lacks the offload.
     NotCoalescable,
-    /// Another flow, or other TTL/TOS/DF/options; for TCP, also another acknowledgment or window.
+    /// It is of another flow, or its TTL, TOS, DF or options differ; in TCP, also its acknowledgment or window.
     Headers,
-    /// Sequence number not the next (TCP).
+    /// It does not bear the next sequence number (TCP).
     Sequence,
-    /// Other size, or after a shorter one; no payload at all.
+    /// Its size differs, or it follows a shorter one, or it has no payload.
     Size,
-    /// Flags other than ACK/PSH, or after a PSH (TCP).
+    /// It has flags other than ACK and PSH, or follows a PSH (TCP).
     Flags,
     /// The run is full: 64 KiB or 64 segments.
     Full,
@@ -62,14 +66,16 @@ pub enum Refusal {
     Checksum,
 }
 
-/// Number of [`Refusal`]s.
+/// Number of variants of [`Refusal`].
 pub const REFUSALS: usize = 7;
 
-/// Coalesces runs; keeps its working memory from train to train, so that it allocates only while it grows.
+/// Coalesces packets into runs. It keeps its working memory from train to train, so that it allocates only while it
+/// grows.
 #[derive(Default)]
 pub struct Coalescer {
     options: CoalesceOptions,
-    /// Runs of this and earlier trains; the first `states.len()` are this one's. The others keep their memory for reuse.
+    /// The runs of this and earlier trains. The first `states.len()` are this train's; the others keep their memory
+    /// for reuse.
     runs: Vec<TunWrite>,
     /// What is known of each run, by the same index.
     states: Vec<OpenRun>,
@@ -85,21 +91,21 @@ struct OpenRun {
     head: usize,
     /// The first packet's headers; meaningless for a run that never grows.
     headers: Headers,
-    /// Whether the first packet's checksums verify; `None`: nobody needed to know yet.
+    /// Whether the first packet's checksums verify. `None` while nobody needed to know.
     verified: Option<bool>,
-    /// Total length of the super-packet.
+    /// Total length of the super-packet in bytes.
     len: usize,
     /// Sequence number that the next packet must have.
     sequence: u32,
-    /// Whether the identifications so far count up, or stand still.
+    /// Whether the identifications so far count up, or stay the same.
     ids: Ids,
-    /// Why nothing more may join.
+    /// Why nothing more may join; `None` while packets may.
     closed: Option<Refusal>,
     /// Whether the last packet carried PSH.
     push: bool,
 }
 
-/// How the IPv4 identifications of a run go on; one packet alone does not tell.
+/// How the IPv4 identifications of a run go on. One packet alone does not tell.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ids {
     Either,
@@ -115,11 +121,12 @@ impl Coalescer {
         self.open.clear();
     }
 
-    /// Adds the inner packet at `packet` of `train` (IP length already checked; at least ten bytes of headroom before it).
-    /// Packets of several interleaved flows each continue their own run; a packet that continues none starts or is one.
-    /// Per-flow order holds.
+    /// Adds the inner packet at `packet` of `train`. Its IP length was checked, and at least ten bytes of headroom
+    /// lie before it.
     ///
-    /// A range that is not inside `train`, or without the headroom, is no packet and is ignored.
+    /// Packets of several interleaved flows each continue their own run; a packet that continues none starts a run or
+    /// is one by itself. Order within a flow is kept. A range that is not inside `train`, or without the headroom, is
+    /// no packet and is ignored.
     #[inline]
     pub fn push(&mut self, train: &mut [u8], packet: Range<usize>) {
         if packet.start < VNET_HDR_LEN {
@@ -149,15 +156,16 @@ impl Coalescer {
         }
     }
 
-    /// Closes all runs: writes the virtio-net headers, total lengths, pseudo-header checksums (partial checksum for the
-    /// kernel), and returns the runs, in order of their first packet.
+    /// Closes all runs and returns them, in the order of their first packets. It writes their virtio-net headers,
+    /// total lengths and pseudo-header checksums (the partial checksum for the kernel).
     ///
     /// A run of one packet keeps the sender's own checksum, right or wrong, behind a header of zeros.
     pub fn finish(&mut self, train: &mut [u8]) -> &[TunWrite] {
         self.open.clear();
         for (state, run) in self.states.iter().zip(&self.runs) {
             let Some(first) = run.pieces.first() else { continue };
-            // Both were checked when the packet came; a shorter train than then is left alone.
+            // Both ranges were checked when the packet was added. A train that is shorter than it was then is left
+            // alone.
             let Some((vnet, packet)) =
                 train.get_mut(first.clone()).and_then(|head| head.split_first_chunk_mut::<VNET_HDR_LEN>())
             else {
@@ -173,7 +181,7 @@ impl Coalescer {
         &self.runs[..self.states.len()]
     }
 
-    /// How often each refusal happened since the last call.
+    /// How often each refusal happened since the last call, by the order of [`Refusal`]'s variants.
     pub fn take_refusals(&mut self) -> [u64; REFUSALS] {
         std::mem::take(&mut self.refusals)
     }
@@ -187,13 +195,14 @@ impl Coalescer {
         }
     }
 
-    /// The place in `open` of the run of `flow`; the newest is looked at first, for neighbours are mostly of one flow.
+    /// The place in `open` of the run of `flow`. The newest is compared first, since neighbours are mostly of one
+    /// flow.
     #[inline]
     fn find(&self, flow: &FlowKey) -> Option<usize> {
         self.open.iter().rposition(|run| self.states[*run].headers.flow == *flow)
     }
 
-    /// Continues the run of the packet's flow, or starts another in its place.
+    /// Has the packet continue its flow's run, or start another run in its place.
     #[inline]
     fn push_joinable(&mut self, train: &[u8], packet: Range<usize>, headers: Headers) {
         if let Some(place) = self.find(&headers.flow) {
@@ -218,19 +227,19 @@ impl Coalescer {
         self.push_run(packet, headers);
     }
 
-    /// A packet that nothing may join.
+    /// Adds a packet that nothing may join.
     fn push_alone(&mut self, packet: Range<usize>, refusal: Refusal) {
         self.refusals[refusal as usize] += 1;
         self.push_run(packet, Headers::default());
     }
 
-    /// Closes the runs between `hosts`: the packet may belong to any of them, and nothing may overtake it.
+    /// Closes the runs between `hosts`. The packet may belong to any of them, and nothing may overtake it.
     fn close_between(&mut self, hosts: &Hosts) {
         let states = &self.states;
         self.open.retain(|run| states[*run].headers.flow.hosts != *hosts);
     }
 
-    /// A new run, in a slot that keeps its memory.
+    /// Begins a run, in a slot that keeps its memory.
     fn push_run(&mut self, packet: Range<usize>, headers: Headers) {
         let index = self.states.len();
         if index == self.runs.len() {
@@ -258,7 +267,7 @@ impl OpenRun {
         }
     }
 
-    /// Takes the packet with `headers` in, if it is the next of this run of `packets`, or says why not.
+    /// Adds the packet with `headers`, if it is the next of this run of `packets`; otherwise says why not.
     #[inline]
     fn join(
         &mut self,
@@ -317,8 +326,9 @@ impl OpenRun {
         first && verify(headers, packet.clone())
     }
 
-    /// How the identifications go on with `id` after `packets` packets: up by one each, or, with DF set, not at all. Segmenting
-    /// again makes them count up, which DF makes harmless (RFC 6864 section 4.1).
+    /// How the identifications go on with `id` after `packets` packets: up by one each, or, with DF set, not at all.
+    /// Segmenting again makes them count up, which DF makes harmless (RFC 6864 section 4.1). `None` where they go on
+    /// in neither way.
     #[inline]
     fn next_ids(&self, id: u16, packets: usize) -> Option<Ids> {
         let counting = self.headers.id.wrapping_add(packets as u16) == id;

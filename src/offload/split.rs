@@ -1,7 +1,8 @@
-//! TX: one TUN frame (packet or TSO/USO super-packet behind a virtio-net header) into the segments of trains.
+//! TX: splits one TUN frame (a packet or a TSO/USO super-packet behind a virtio-net header) into the segments of
+//! trains.
 //!
-//! What all segments of a super-packet share is summed once ([`Prototype`]); a segment costs a copy of the headers, the
-//! few fields that differ, and copying and summing its payload.
+//! What all segments of a super-packet share is summed once ([`Prototype`]). A segment then costs a copy of the
+//! headers, the few fields that differ, and the copying and summing of its payload.
 
 use crate::offload::train::{Train, TrainLimits, message_len};
 use crate::wire::checksum;
@@ -15,38 +16,38 @@ use crate::wire::vnet::{F_DATA_VALID, F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetH
 const TCP_CSUM: usize = 16;
 const UDP_CSUM: usize = 6;
 
-/// Why a frame cannot be sent. Each is counted; none panics.
+/// Why a frame cannot be sent. Each reason is counted; none panics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SplitError {
     /// The virtio-net header is truncated or of an unknown type.
     Vnet,
-    /// Not IPv4 or IPv6, or lengths that contradict each other.
+    /// The packet is neither IPv4 nor IPv6, or its lengths contradict each other.
     Ip,
-    /// The super-packet's transport header is missing, truncated or not the one its type promises; a super-packet that
-    /// is a fragment.
+    /// The super-packet's transport header is missing, truncated or not the one that its type promises, or the
+    /// super-packet is a fragment.
     Transport,
-    /// gso_size is zero where it must not be. (More than 65,535 segments cannot be: IP's lengths end there.)
+    /// The gso_size is zero where it must not be. More than 65,535 segments cannot be, since IP's lengths end there.
     GsoSize,
-    /// A checksum offset beyond the packet, or within the IP header.
+    /// The checksum offset lies beyond the packet, or within the IP header.
     Checksum,
 }
 
 /// Whether all of a frame went into the train.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
-    /// The frame is used up.
+    /// All of the frame was written.
     Done,
-    /// The train is full (or closed by a shorter segment): send it, and call again with an empty one.
+    /// The train is full, or closed by a shorter segment. It is to be sent, and the call repeated with an empty one.
     Full,
 }
 
 /// A frame being split.
 pub struct Splitter<'a> {
-    /// The (super-)packet, from its IP header to the end that it states.
+    /// The packet or super-packet, from its IP header to the end that it states.
     packet: &'a [u8],
     info: IpInfo,
     shape: Shape,
-    /// Segments in all, and the next to be written.
+    /// Number of all segments, and of the next to be written.
     segments: usize,
     next: usize,
 }
@@ -60,35 +61,36 @@ enum Shape {
 
 #[derive(Clone, Copy)]
 struct PartialChecksum {
-    /// Where summing starts.
+    /// Offset in bytes at which summing starts.
     start: usize,
-    /// Offset of the field from there.
+    /// Offset in bytes of the checksum field from there.
     field: usize,
 }
 
 /// What the segments of a super-packet have in common.
 struct Prototype {
-    /// Offset of the TCP or UDP header.
+    /// Offset in bytes of the TCP or UDP header.
     transport: usize,
-    /// Length of all headers.
+    /// Length in bytes of all headers.
     headers: usize,
-    /// Payload bytes a segment.
+    /// Payload bytes of a segment.
     gso_size: usize,
-    /// Of the IPv4 header without length, identification and checksum; `None` for IPv6.
+    /// Partial sum of the IPv4 header without length, identification and checksum; `None` for IPv6.
     ip_sum: Option<u64>,
     /// IPv4 identification of the first segment.
     id: u16,
-    /// Of the pseudo-header and the transport header without lengths, checksum, sequence number and TCP flags.
+    /// Partial sum of the pseudo-header and the transport header without lengths, checksum, sequence number and TCP
+    /// flags.
     transport_sum: u64,
-    /// Sequence number and flags; `None` for UDP.
+    /// Sequence number and flags of TCP; `None` for UDP.
     tcp: Option<(u32, u8)>,
-    /// The super-packet came with a whole checksum that does not verify: neither may that of any segment, as segments of what
-    /// was damaged before the tunnel have to fail behind it, too.
+    /// Whether the super-packet came with a whole checksum that does not verify. Then that of no segment may verify
+    /// either: segments of what was damaged before the tunnel have to fail behind it, too.
     damaged: bool,
 }
 
 impl<'a> Splitter<'a> {
-    /// Parses `frame`: virtio-net header, IP, transport. Nothing is trusted, `hdr_len` not even read.
+    /// Parses `frame`: virtio-net header, IP, transport. Nothing in it is trusted, and `hdr_len` is not even read.
     pub fn new(frame: &'a [u8]) -> Result<Splitter<'a>, SplitError> {
         let vnet = VnetHeader::parse(frame).ok_or(SplitError::Vnet)?;
         let packet = frame.get(VNET_HDR_LEN..).ok_or(SplitError::Vnet)?;
@@ -106,12 +108,12 @@ impl<'a> Splitter<'a> {
         Ok(Splitter { packet, info, shape, segments, next: 0 })
     }
 
-    /// Addresses, ECN and length of the (super-)packet.
+    /// Addresses, ECN and length of the packet or super-packet.
     pub fn info(&self) -> &IpInfo {
         &self.info
     }
 
-    /// The (super-)packet, from its IP header to the end that it states.
+    /// The packet or super-packet, from its IP header to the end that it states.
     pub fn packet(&self) -> &[u8] {
         self.packet
     }
@@ -121,12 +123,15 @@ impl<'a> Splitter<'a> {
         self.segments - self.next
     }
 
-    /// Writes as many segments as fit to `out` (the train's buffer): 16 bytes left for the message header, IP/TCP/UDP headers with
-    /// lengths, ids, sequence numbers, flags (CWR on the first only, FIN/PSH on the last only) and checksums fixed, payload,
-    /// zero padding, 16 bytes for the tag. A plain packet is one segment, its checksum completed where NEEDS_CSUM asks.
+    /// Writes as many segments as fit to `out`, the train's buffer.
     ///
-    /// A segment that not even an empty train in `out` can hold ends the frame: `Done`, with [`Self::remaining`] telling
-    /// how many segments were given up. A buffer of 64 KiB and 128 bytes holds any segment.
+    /// Each has 16 bytes left for the message header, then IP and TCP or UDP headers, payload, zero padding, and 16
+    /// bytes for the tag. Lengths, identifications, sequence numbers, flags (CWR on the first only, FIN and PSH on
+    /// the last only) and checksums are fixed. A plain packet is one segment, whose checksum is completed where
+    /// NEEDS_CSUM asks for it.
+    ///
+    /// A segment that not even an empty train in `out` can hold ends the frame: the result is `Done`, and
+    /// [`Self::remaining`] says how many segments were given up. A buffer of 64 KiB and 128 bytes holds any segment.
     pub fn write_into(
         &mut self,
         out: &mut [u8],
@@ -166,7 +171,7 @@ impl<'a> Splitter<'a> {
     }
 }
 
-/// Where the header asks for a checksum, checked against the packet.
+/// Where the virtio-net header asks for a checksum, checked against the packet.
 fn partial_checksum(vnet: &VnetHeader, packet: &[u8]) -> Result<Option<PartialChecksum>, SplitError> {
     if vnet.flags & F_NEEDS_CSUM == 0 {
         return Ok(None);
@@ -299,7 +304,7 @@ fn verifies(packet: &[u8], protocol: u8, segment: &[u8]) -> bool {
     absent || checksum::fold(checksum::sum(segment, pseudo)) == 0xffff
 }
 
-/// Length of the transport header that `segment` starts with.
+/// Length in bytes of the transport header with which `segment` starts.
 fn transport_len(protocol: u8, segment: &[u8]) -> Result<usize, SplitError> {
     if protocol == UDP {
         return Ok(UDP_HEADER_LEN);
@@ -309,7 +314,8 @@ fn transport_len(protocol: u8, segment: &[u8]) -> Result<usize, SplitError> {
     if len < TCP_HEADER_LEN { Err(SplitError::Transport) } else { Ok(len) }
 }
 
-/// FIN and PSH belong to the last segment, CWR to the first (RFC 3168 section 6.1.2; the kernel's tcp_gso_segment).
+/// The TCP flags of a segment: FIN and PSH belong to the last, CWR to the first (RFC 3168 section 6.1.2; the kernel's
+/// tcp_gso_segment).
 fn segment_flags(flags: u8, first: bool, last: bool) -> u8 {
     let mut cleared = 0;
     if !first {

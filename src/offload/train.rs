@@ -7,15 +7,15 @@ const PADDING: usize = 16;
 
 /// Most segments in a train (UDP_MAX_SEGMENTS of Linux before 6.9).
 pub const MAX_SEGMENTS: usize = 64;
-/// Most bytes in a train: above this the kernel's UDP or the wire's GSO splits it again.
+/// Most bytes in a train. Above this the kernel's UDP, or the wire's GSO, splits it again.
 pub const MAX_BYTES: usize = 65_340;
 
-/// What one device lets a train grow to.
+/// The limits of a train on one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainLimits {
-    /// Segments, 1 where UDP_SEGMENT does not work.
+    /// Most segments; 1 where UDP_SEGMENT does not work.
     pub segments: usize,
-    /// Bytes.
+    /// Most bytes.
     pub bytes: usize,
 }
 
@@ -25,7 +25,8 @@ impl Default for TrainLimits {
     }
 }
 
-/// Shape of the train under construction at the start of a buffer. Only the last segment may be shorter.
+/// The shape of the train under construction at the start of a buffer. Only the last segment may be shorter than the
+/// others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Train {
     len: usize,
@@ -34,15 +35,15 @@ pub struct Train {
 }
 
 impl Train {
-    /// Bytes so far.
+    /// Length in bytes so far.
     pub fn len(&self) -> usize {
         self.len
     }
-    /// Whether it has no segment.
+    /// Whether it has no segment yet.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
-    /// Size of all segments but perhaps the last, in bytes.
+    /// Size in bytes of all segments but perhaps the last.
     pub fn stride(&self) -> usize {
         self.stride
     }
@@ -50,8 +51,9 @@ impl Train {
     pub fn count(&self) -> usize {
         self.count
     }
-    /// Whether a segment of `size` bytes (header and tag included) may follow: not larger than the stride, none after a
-    /// shorter one, within `limits`. The first segment is bound by no limit: alone it is no train but a plain datagram.
+    /// Whether a segment of `size` bytes, header and tag included, may follow within `limits`: it is no larger than
+    /// the stride, and none follows a shorter one. The first segment is bound by no limit, since alone it is no train
+    /// but a plain datagram.
     #[inline]
     pub fn fits(&self, size: usize, limits: &TrainLimits) -> bool {
         if self.is_empty() {
@@ -75,8 +77,9 @@ impl Train {
     }
 }
 
-/// Bytes of a data message around `inner_len` bytes: padded to 16 but never beyond `mtu` (0: no limit), plus 32.
-/// An inner packet longer than the MTU is padded by its remainder over the MTU (kernel `calculate_skb_padding`).
+/// Length in bytes of a data message around `inner_len` bytes: padded to a multiple of 16, but never beyond `mtu` (0
+/// is no limit), plus 32. An inner packet longer than the MTU is padded by its remainder over the MTU (kernel
+/// `calculate_skb_padding`).
 #[inline]
 pub fn message_len(inner_len: usize, mtu: usize) -> usize {
     let padding = if mtu == 0 {
