@@ -1,4 +1,4 @@
-//! What both system-call backends have in common: everything but how they wait and how UDP comes in.
+//! What both system-call backends have in common: everything except how they wait and how they receive UDP.
 
 use crate::io::send::SendQueue;
 use crate::io::slab::{Buf, Pool, SharedBuf};
@@ -14,11 +14,11 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Buffers that wait for datagrams, at most; a smaller pool gives half of its own. So receiving leaves half of the pool to
-/// sending, and sending leaves what receiving still lacks: neither can starve the other.
+/// Most buffers that wait for datagrams; a smaller pool gives half of its own. So receiving leaves half of the pool
+/// to sending, and sending leaves what receiving still lacks: neither can starve the other.
 const RECEIVE_BUFFERS: usize = 64;
 
-/// The common part.
+/// The part of a backend that both have.
 pub(super) struct Edge {
     pub(super) pool: Pool,
     pub(super) tun: TunQueue,
@@ -27,7 +27,7 @@ pub(super) struct Edge {
     pub(super) icmp: Option<Arc<IcmpSockets>>,
     pub(super) stats: IoStats,
     pub(super) clock: Clock,
-    /// The end of the last wait.
+    /// When the last wait ended.
     pub(super) woken: Instant,
 }
 
@@ -45,12 +45,14 @@ impl Edge {
         }
     }
 
-    /// Until when to sleep at most, where the caller has until `until`: a full socket may cease to hold up the TUN device before.
+    /// When to wake at the latest, where the caller wants to wake at `until`. It may be earlier, as a full socket may
+    /// cease to hold up the TUN device before.
     pub(super) fn at_most(&self, until: Option<Instant>) -> Option<Instant> {
         [until, self.out.held_until(self.woken)].into_iter().flatten().min()
     }
 
-    /// When a sleep until `until` begins; `None`: that time has come. A time already told by the last wait costs no reading of the clock.
+    /// When a sleep until `until` begins. `None` where that time has passed. Where it had passed at the last wait
+    /// already, the clock is not read.
     pub(super) fn sleeps_from(&self, until: Option<Instant>) -> Option<Instant> {
         if until.is_some_and(|until| until <= self.woken) {
             return None;
@@ -59,7 +61,7 @@ impl Edge {
         until.is_none_or(|until| until > now).then_some(now)
     }
 
-    /// The end of a wait that slept from `asleep` on, if it slept.
+    /// Notes the end of a wait, which slept from `asleep` on, if it slept.
     pub(super) fn wake(&mut self, asleep: Option<Instant>) -> Instant {
         let now = self.clock.now();
         self.stats.book(self.woken, asleep, now);
@@ -67,7 +69,7 @@ impl Edge {
         now
     }
 
-    /// Buffers that the backend should keep waiting for datagrams: a power of two.
+    /// How many buffers the backend should keep waiting for datagrams: a power of two.
     pub(super) fn receive_buffers(pool: &Pool) -> usize {
         let half = (pool.count() / 2).clamp(1, RECEIVE_BUFFERS);
         1 << half.ilog2()
@@ -120,14 +122,14 @@ impl Edge {
         self.out.take_notice().or_else(|| self.tun.take_notice())
     }
 
-    /// Drops what is queued and takes other sockets; yields the old ones.
+    /// Drops what is queued and takes other sockets. Returns the old ones.
     pub(super) fn rebind(&mut self, sockets: Option<UdpSockets>) -> UdpSockets {
         self.out.reset(&mut self.stats);
         std::mem::replace(&mut self.sockets, sockets.unwrap_or_default())
     }
 }
 
-/// What a receive told beside the bytes.
+/// What a receive yields beside the bytes of the datagrams.
 #[derive(Clone, Copy)]
 pub(super) struct ReceiveInfo<'a> {
     pub(super) flags: i32,
@@ -135,8 +137,8 @@ pub(super) struct ReceiveInfo<'a> {
     pub(super) control: &'a [u8],
 }
 
-/// The shape of a train of `len` bytes. `None`: truncated, empty (a datagram without bytes is no message of any kind), or
-/// with a name or control data that make no sense.
+/// The shape of a train of `len` bytes. `None` where it is truncated, empty (a datagram without bytes is no message
+/// of any kind), or has a name or control data that make no sense.
 pub(super) fn shape(len: usize, received: ReceiveInfo<'_>) -> Option<TrainShape> {
     if len == 0 || received.flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
         return None;
@@ -161,7 +163,7 @@ pub(super) struct TrainShape {
 }
 
 impl TrainShape {
-    /// With its bytes, which begin at `start` of `buf`.
+    /// The train with its bytes, which begin at `start` of `buf`.
     pub(super) fn train(self, buf: Buf, start: usize) -> UdpTrain {
         let TrainShape { len, stride, from, to, ecn } = self;
         UdpTrain { buf, start, len, stride, from, to, ecn }

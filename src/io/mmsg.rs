@@ -1,7 +1,7 @@
 //! The plain-syscall backend: epoll, recvmmsg, sendmmsg, read, writev.
 //!
-//! Everything is watched edge-triggered: what was ready stays marked so until a read finds it empty, and a full UDP socket,
-//! which stops the reading of the TUN, does not make the loop spin on it.
+//! Everything is watched edge-triggered. What was ready stays marked so until a read finds it empty, and a full UDP
+//! socket, which stops the reading of the TUN device, does not make the loop spin on it.
 
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
@@ -21,11 +21,11 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-/// Headroom before a received train; also where io_uring puts it.
+/// Headroom in bytes before a received train. io_uring leaves as much.
 const START: usize = 192;
-/// Messages a recvmmsg.
+/// Most messages of a recvmmsg.
 const BATCH: usize = 32;
-/// Events an epoll_wait: TUN, waker, two sockets.
+/// Most events of an epoll_wait: TUN, waker, two sockets.
 const EVENTS: usize = 4;
 
 /// What an event is about; the sockets' tokens carry their generation in the upper half.
@@ -45,20 +45,20 @@ pub struct Mmsg {
     epoll: OwnedFd,
     waker: Waker,
     generation: u32,
-    /// Whose sockets are watched for becoming writable, by family.
+    /// Whether a family's socket is watched for becoming writable, by family.
     watched: [bool; 2],
-    /// A descriptor that epoll did not take: told by the next wait.
+    /// Why epoll did not take a descriptor. The next wait returns it.
     broken: Option<Error>,
 }
 
 /// Buffers that wait for datagrams, and datagrams that wait to be taken.
 struct ReceiveBatch {
     batch: Batch,
-    /// `bufs[next..received]` hold datagrams; all others that are `Some` wait for one.
+    /// `bufs[next..received]` hold datagrams. All others that are `Some` wait for one.
     bufs: Vec<Option<Buf>>,
     next: usize,
     received: usize,
-    /// Buffers owed to `bufs`.
+    /// Number of buffers that `bufs` lacks.
     lacking: usize,
     ready: [bool; 2],
     last: Family,
@@ -161,7 +161,7 @@ impl Mmsg {
 }
 
 impl ReceiveBatch {
-    /// Fills a batch from the sockets that have something, turn about.
+    /// Fills a batch from the sockets that are ready, each family in turn.
     fn receive(&mut self, sockets: &UdpSockets, pool: &Pool) {
         (self.next, self.received) = (0, 0);
         self.refill(pool);
@@ -198,7 +198,7 @@ impl ReceiveBatch {
         }
     }
 
-    /// Brings the buffers to the front and adds those that are owed, as far as there are any.
+    /// Moves the buffers to the front and adds those that are lacking, as far as the pool has any.
     fn refill(&mut self, pool: &Pool) {
         let mut kept = 0;
         for n in 0..self.bufs.len() {

@@ -1,5 +1,6 @@
-//! The edge: what a worker needs of the world, as one trait with three implementations: [`uring`] (default), [`mmsg`]
-//! (plain syscalls, for kernels and containers that forbid io_uring, and the oracle for the first), and the simulator's.
+//! The edge: what a worker needs of the world, as one trait with three implementations. [`uring`] is the default.
+//! [`mmsg`] uses plain system calls, for kernels and containers that forbid io_uring, and tests compare the first
+//! with it. The third is the simulator's.
 //!
 //! All buffers come from one bounded [`slab::Pool`] a worker; a [`slab::Buf`] is owned by whoever holds it and returns to the
 //! pool on drop, so nothing here borrows from the backend.
@@ -35,7 +36,7 @@ use std::sync::Arc;
 pub struct Endpoint {
     /// The peer's outer address and port.
     pub addr: SocketAddr,
-    /// Sticky source; `None`: let the kernel's route choose (and keep its route cache).
+    /// The sticky source. `None` lets the kernel's route choose, and keep its route cache.
     pub from: Option<LocalAddr>,
 }
 
@@ -46,15 +47,15 @@ pub struct Endpoint {
 pub struct UdpTrain {
     /// The bytes; at least 16 bytes of headroom lie before `start`.
     pub buf: Buf,
-    /// Offset of the first datagram.
+    /// Offset in bytes of the first datagram.
     pub start: usize,
-    /// Bytes of all datagrams.
+    /// Length in bytes of all datagrams.
     pub len: usize,
-    /// Bytes a datagram; equals `len` for a lone one.
+    /// Length in bytes of each datagram but perhaps the last; equals `len` for a lone one.
     pub stride: usize,
     /// Sender.
     pub from: SocketAddr,
-    /// Local address it was sent to, where the kernel told.
+    /// The local address to which it was sent, where the kernel states it.
     pub to: Option<LocalAddr>,
     /// Outer ECN bits.
     pub ecn: u8,
@@ -67,7 +68,7 @@ pub struct SendTrain {
     pub buf: Buf,
     /// Bytes to send.
     pub len: usize,
-    /// Bytes a datagram.
+    /// Length in bytes of each datagram but perhaps the last.
     pub stride: usize,
     /// Destination and source.
     pub to: Endpoint,
@@ -89,32 +90,34 @@ pub struct TunFrame {
 pub struct IoStats {
     /// Trains (UDP sends) handed to the kernel.
     pub udp_sends: u64,
-    /// Datagrams in them.
+    /// Datagrams in the trains that were handed to the kernel.
     pub udp_sent_datagrams: u64,
-    /// Sends that the kernel refused for good, in datagrams (unreachable, no buffer, no route).
+    /// Datagrams that the kernel refused for good (unreachable, no buffer, no route).
     pub udp_send_errors: u64,
     /// Trains received.
     pub udp_receives: u64,
-    /// Datagrams truncated or with control data that made no sense: dropped.
+    /// Received datagrams dropped, as they were truncated or had control data that made no sense.
     pub udp_receive_errors: u64,
     /// TUN reads.
     pub tun_reads: u64,
     /// TUN writes.
     pub tun_writes: u64,
-    /// TUN writes refused (interface down, super-packet refused after the fall-back).
+    /// TUN writes refused (the interface is down, or the super-packet was refused after the fall-back).
     pub tun_write_errors: u64,
     /// Times an offload was switched off at run time (GSO send, GRO write).
     pub offload_fallbacks: u64,
     /// Times the loop slept.
     pub waits: u64,
-    /// Nanoseconds of those sleeps.
+    /// Nanoseconds for which the loop slept.
     pub slept_nanos: u64,
-    /// Nanoseconds between them, up to the last return of [`Io::wait`]; time in which the thread had no core counts, too.
+    /// Nanoseconds between its sleeps, up to the last return of [`Io::wait`]. Time in which the thread had no core
+    /// counts, too.
     pub awake_nanos: u64,
 }
 
 impl IoStats {
-    /// Books the time from the end of one wait, `last`, to the end of the next, `now`, whose sleep began at `asleep`, if it slept.
+    /// Accounts for the time from the end of one wait, `last`, to the end of the next, `now`, whose sleep began at
+    /// `asleep`, if it slept.
     pub(crate) fn book(&mut self, last: Instant, asleep: Option<Instant>, now: Instant) {
         let slept = asleep.map_or(0, |asleep| now.as_nanos().saturating_sub(asleep.as_nanos()));
         let passed = now.as_nanos().saturating_sub(last.as_nanos());
@@ -123,7 +126,7 @@ impl IoStats {
     }
 }
 
-/// What is worth a line of log at run time: what the kernel refused, and what it sends in circles.
+/// A notice, worth a line of log at run time: what the kernel refuses, and what it sends in circles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
     /// UDP_SEGMENT does not work (`errno`): datagrams go one by one from now on.
@@ -131,30 +134,31 @@ pub enum Notice {
         /// What the kernel said.
         errno: i32,
     },
-    /// Trains of so large segments do not pass to `to`: those datagrams go one by one, in fragments where need be.
+    /// Trains of segments of this size do not pass to `to`. Such datagrams are sent one by one, in fragments where
+    /// need be.
     NarrowPath {
-        /// The destination.
+        /// The destination of the trains.
         to: SocketAddr,
-        /// Bytes a segment.
+        /// Size in bytes of a segment.
         size: usize,
     },
-    /// Datagrams were refused and dropped, the last of them to `to`.
+    /// Datagrams were refused and dropped.
     SendRefused {
-        /// The destination.
+        /// The destination of the last of them.
         to: SocketAddr,
         /// What the kernel said.
         errno: i32,
-        /// How many, since this was told before.
+        /// How many datagrams were dropped since the last such notice.
         datagrams: u64,
     },
-    /// Packets to the peer at `to` came back through the TUN device, and were dropped.
+    /// Packets to the peer at `to` were read from the TUN device, and dropped.
     RoutingLoop {
         /// The peer's endpoint.
         to: SocketAddr,
     },
-    /// The TUN device refuses super-packets (TCP, else UDP): plain packets from now on.
+    /// The TUN device refuses super-packets of one protocol. Plain packets are written from now on.
     TunOffloadOff {
-        /// TCP; else UDP.
+        /// Whether the protocol is TCP; otherwise it is UDP.
         tcp: bool,
     },
 }
@@ -199,13 +203,19 @@ impl std::fmt::Display for Notice {
 
 /// A worker's view of the world.
 ///
-/// Order: what is queued by `send_udp` for one family leaves in that order; so does what is queued by `write_tun`. Nothing is
-/// promised between these. Backpressure: when a UDP socket is full, queued trains stay queued (bounded) and `recv_tun`
-/// yields nothing until they are gone; but where the other family is in use, that is held up for a moment only, and what finds no
-/// room is dropped. No packet overtakes another.
+/// Order: what `send_udp` queues for one family leaves in that order, and so does what `write_tun` queues. Nothing is
+/// promised between these.
+///
+/// Backpressure: when a UDP socket is full, queued trains stay queued (bounded), and `recv_tun` yields nothing until
+/// they are gone. Where the other family is in use, `recv_tun` is held up for a moment only, and what finds no room
+/// is dropped. No packet overtakes another.
 pub trait Io {
-    /// Sleeps until something can be received, the waker was rung, or `until`; returns the time now.
-    /// `Some(now or earlier)` polls. An error is fatal for the worker (the TUN device is gone).
+    /// Sleeps until something can be received, the waker was rung, or `until` has come, and returns the time now.
+    /// With `Some(now or earlier)` it does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// Where the TUN device is gone, which is fatal for the worker.
     fn wait(&mut self, until: Option<Instant>) -> std::io::Result<Instant>;
 
     /// The next frame of the TUN queue that is ready, without blocking.
@@ -214,27 +224,28 @@ pub trait Io {
     /// The next train of either UDP socket that is ready, without blocking.
     fn recv_udp(&mut self) -> Option<UdpTrain>;
 
-    /// An empty buffer to build a train or packet in; `None` when the pool is exhausted.
+    /// An empty buffer to build a train or packet in. `None` where the pool is exhausted.
     fn alloc(&mut self) -> Option<Buf>;
 
     /// Queues a train.
     fn send_udp(&mut self, train: SendTrain);
 
-    /// Queues one packet or super-packet: `pieces` of `buf`, the first beginning with a virtio-net header. The backend keeps
-    /// its clone of `buf` until the write is done. A super-packet that the kernel refuses is split and written again, after what
-    /// was flushed with it.
+    /// Queues one packet or super-packet: `pieces` of `buf`, of which the first begins with a virtio-net header. The
+    /// backend keeps its clone of `buf` until the write is done. A super-packet that the kernel refuses is split and
+    /// written again, after what was flushed with it.
     fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]);
 
     /// Hands everything queued to the kernel.
     fn flush(&mut self);
 
-    /// Takes other sockets (another port, interface up) or none (interface down). What was queued on the old ones is dropped.
+    /// Takes other sockets (for another port, or as the interface went up) or none (as it went down). What was queued
+    /// on the old ones is dropped.
     fn rebind(&mut self, sockets: Option<UdpSockets>);
 
-    /// Takes other sockets for [`Self::send_icmp`], or none: the interface moved to another namespace.
+    /// Takes other sockets for [`Self::send_icmp`], or none, as the interface moved to another namespace.
     fn set_icmp(&mut self, _sockets: Option<Arc<IcmpSockets>>) {}
 
-    /// Sends an ICMP message to `to` from an address of the host's own. False: there is no way to.
+    /// Sends an ICMP message to `to` from an address of the host's own. False where there is no way to do so.
     fn send_icmp(&mut self, _to: IpAddr, _message: &[u8]) -> bool {
         false
     }
@@ -242,20 +253,21 @@ pub trait Io {
     /// Whether UDP_SEGMENT still works, so that trains of more than one segment are worth building.
     fn gso(&self) -> bool;
 
-    /// Counters so far.
+    /// The counters so far.
     fn stats(&self) -> IoStats;
 
-    /// The next destination whose sticky source the kernel refused and that was reached without it: the address went away.
+    /// The next destination whose sticky source the kernel refused and that was reached without it, as the address
+    /// went away.
     fn take_source_gone(&mut self) -> Option<Endpoint> {
         None
     }
 
-    /// Super-packets that the device keeps refusing: build none of these any more.
+    /// The kinds of super-packets that the device keeps refusing, and of which no more are to be built.
     fn tun_refuses(&self) -> CoalesceOptions {
         CoalesceOptions::default()
     }
 
-    /// The next thing that went wrong and is worth one line of log. Bounded; a narrow path may be told again much later.
+    /// The next notice for the log. Their number is bounded; a narrow path may be noticed again much later.
     fn take_notice(&mut self) -> Option<Notice> {
         None
     }

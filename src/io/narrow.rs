@@ -1,22 +1,22 @@
-//! Which destinations refused trains of which segment size: a small bounded memory, so that one narrow path costs neither a
-//! failed system call a train nor everybody's UDP_SEGMENT.
+//! Which destinations refused trains of which segment size. The memory is small and bounded. It keeps one narrow path
+//! from costing a failed system call a train, or everybody's UDP_SEGMENT.
 
 use std::net::IpAddr;
 
-/// Destinations remembered; a further one takes the place of the oldest. 64 × 40 bytes.
+/// Most destinations remembered. A further one takes the place of the oldest. 64 × 40 bytes.
 const MEMORY: usize = 64;
-/// Trains after which a destination is tried again: its path may have grown.
+/// Number of trains after which a destination is tried again, as its path may have grown.
 const TRY_AGAIN_AFTER: u32 = 4096;
 
 struct NarrowPath {
     to: IpAddr,
-    /// Smallest segment refused, in bytes.
+    /// Size in bytes of the smallest segment refused.
     size: usize,
-    /// Trains until it is forgotten.
+    /// Number of trains until the destination is forgotten.
     left: u32,
 }
 
-/// The memory.
+/// The destinations that refuse trains.
 #[derive(Default)]
 pub(super) struct NarrowPaths {
     entries: Vec<NarrowPath>,
@@ -40,7 +40,7 @@ impl NarrowPaths {
         }
     }
 
-    /// Whether a train of segments of `size` bytes to `to` would be refused. Counts the train.
+    /// Whether a train of segments of `size` bytes to `to` would be refused. Counts the train where it would.
     pub(super) fn refuses(&mut self, to: IpAddr, size: usize) -> bool {
         let Some(at) = self.entries.iter().position(|entry| entry.to == to && entry.size <= size) else {
             return false;
@@ -53,7 +53,7 @@ impl NarrowPaths {
         true
     }
 
-    /// Destinations remembered now.
+    /// Number of destinations remembered now.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -1,8 +1,8 @@
-//! The queues of trains on their way out, one a family: kept in order, sent by sendmmsg, and what to do when the kernel refuses
-//! one.
+//! The queues of trains on their way out, one a family. They keep the order, are sent by sendmmsg, and handle what
+//! the kernel refuses.
 //!
-//! Every refusal is that of a queue's front (sendmmsg stops at the first message that fails), so mending the front and
-//! calling again keeps the order:
+//! What the kernel refuses is always the front of a queue, since sendmmsg stops at the first message that fails. So
+//! mending the front and calling again keeps the order:
 //!
 //! | errno | on | then |
 //! | --- | --- | --- |
@@ -14,10 +14,11 @@
 //! | EMSGSIZE | one datagram | that datagram is dropped |
 //! | any other | anything | the rest of the train is dropped |
 //!
-//! A family whose socket is full keeps what the worker reads of the TUN device waiting, but not for long where the other family
-//! is in use: then it must do with a small queue.
+//! A family whose socket is full holds up the reading of the TUN device. Where the other family is in use, it does so
+//! for a moment only, and must then do with a small queue.
 //!
-//! What is dropped is counted, and told once a minute with the error and one of the destinations.
+//! What is dropped is counted. A notice for the log is made at most once a minute, with the error and one of the
+//! destinations.
 
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
@@ -35,45 +36,49 @@ use std::time::Duration;
 
 /// Trains of a family that may wait for a full socket: 256 × [`BUF_SIZE`](crate::io::slab::BUF_SIZE) = 17 MiB of the pool at most.
 pub(super) const SEND_QUEUE: usize = 256;
-/// For how long a full socket may hold up the other family: 7 MiB leave at 1 Gbit/s in 60 ms.
+/// Time for which a full socket may hold up the other family: 7 MiB leave at 1 Gbit/s in 60 ms.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Trains that wait for a socket that has been full for longer, while the other family goes on: so many buffers the pool can spare.
+/// Trains that may wait for a socket that has been full for longer, while the other family goes on. The pool can
+/// spare that many buffers.
 const STUCK_QUEUE: usize = 32;
-/// A family is in use for so long after something was sent by it: as long as a session lives (whitepaper 6.1).
+/// Time for which a family counts as in use after something was sent by it: as long as a session lives (whitepaper
+/// 6.1).
 const IN_USE: Duration = Duration::from_secs(180);
-/// Messages a sendmmsg.
+/// Most messages of a sendmmsg.
 const BATCH: usize = 64;
-/// Times a train is tried again after ENOBUFS.
+/// Number of times that a train is tried again after ENOBUFS.
 const NOBUFS_RETRIES: u8 = 4;
-/// Sources reported gone and not yet taken; a further one is not reported (its next send will).
+/// Sources gone that may wait to be taken. A further one is not reported, but its next send will report it.
 const GONE_LIST: usize = 64;
-/// Notices not yet taken; further ones are not kept (the counter has them).
+/// Notices that may wait to be taken. Further ones are not kept, but the counter has them.
 const NOTICE_LIST: usize = 8;
-/// Between two notices of refused sends.
+/// Shortest time between two notices of refused sends.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(60);
-/// A segment of this size fits every path, headers included (IPv6's least MTU, RFC 8200 section 5): refused, it was not the path.
+/// Size in bytes of a segment that fits every path, headers included (IPv6's least MTU, RFC 8200 section 5). Where
+/// one is refused, the path is not the reason.
 const FITS_ANY_PATH: usize = 1280 - 48;
-/// So many destinations refuse trains while none ever took one: it is not the paths, it is UDP_SEGMENT.
+/// Number of destinations that refuse trains while none ever took one, from which on UDP_SEGMENT and not the paths
+/// must be the reason.
 const UNPROVEN_REFUSALS: usize = 4;
 
 struct QueuedTrain {
     train: SendTrain,
-    /// Bytes that went already, where the segments go one by one.
+    /// Bytes that were sent already, where the segments are sent one by one.
     sent: usize,
-    /// One datagram a message, no UDP_SEGMENT.
+    /// Whether each datagram is a message of its own, without UDP_SEGMENT.
     singly: bool,
     nobufs: u8,
-    /// The sticky source that the kernel refused a moment ago.
+    /// The sticky source that the kernel has just refused, if it did.
     suspect: Option<Endpoint>,
 }
 
 impl QueuedTrain {
-    /// Datagrams still to go.
+    /// Number of datagrams still to be sent.
     fn datagrams(&self) -> usize {
         (self.train.len - self.sent).div_ceil(self.train.stride)
     }
 
-    /// Accounts for one message that went or is given up; true: it was the train's last.
+    /// Accounts for one message that was sent or is given up. True where it was the train's last.
     fn advance(&mut self) -> bool {
         self.sent = match self.singly {
             true => (self.sent + self.train.stride).min(self.train.len),
@@ -86,11 +91,11 @@ impl QueuedTrain {
 /// One family's queue.
 struct FamilyQueue {
     queue: VecDeque<QueuedTrain>,
-    /// The socket must become writable before anything goes on.
+    /// Whether the socket must become writable before anything goes on.
     blocked: bool,
-    /// When it was full first, since the queue was last empty.
+    /// When the socket was first full, since the queue was last empty.
     full_since: Option<Instant>,
-    /// When something was last sent.
+    /// When something was last sent by this family.
     sent_at: Option<Instant>,
 }
 
@@ -109,30 +114,30 @@ impl FamilyQueue {
         self.full_since.get_or_insert(now);
     }
 
-    /// Whether it is sent by, and not full itself.
+    /// Whether the family is in use, and its socket is not full.
     fn goes_on(&self, now: Instant) -> bool {
         !self.blocked && self.sent_at.is_some_and(|at| now.since(at) < IN_USE)
     }
 }
 
-/// The queues.
+/// The queues of both families.
 pub(super) struct SendQueue {
-    /// By [`Family`].
+    /// The queues by [`Family`].
     lanes: [FamilyQueue; 2],
     batch: Batch,
     gso: bool,
-    /// False: UDP_SEGMENT is not even tried.
+    /// Whether UDP_SEGMENT is to be used at all.
     gso_wanted: bool,
-    /// A train of several segments went at least once.
+    /// Whether a train of several segments was ever sent.
     proven: bool,
     narrow: NarrowPaths,
     gone: VecDeque<Endpoint>,
     notices: VecDeque<Notice>,
-    /// The time, as its owner told last.
+    /// The time that the owner set last.
     now: Instant,
-    /// When a refusal was last told.
+    /// When a notice of a refusal was last made.
     noticed_at: Option<Instant>,
-    /// Datagrams refused since.
+    /// Number of datagrams refused since then.
     unreported: u64,
 }
 
@@ -153,7 +158,7 @@ impl SendQueue {
         }
     }
 
-    /// What time it is, for the rate of notices.
+    /// Sets the time, for the rate of notices.
     pub(super) fn set_now(&mut self, now: Instant) {
         self.now = now;
     }
@@ -163,7 +168,7 @@ impl SendQueue {
         self.gso
     }
 
-    /// Sends one datagram at a time for good.
+    /// Sends one datagram at a time from now on, for good.
     pub(super) fn forgo_gso(&mut self) {
         self.gso = false;
         self.gso_wanted = false;
@@ -174,20 +179,21 @@ impl SendQueue {
         self.lanes[family as usize].blocked
     }
 
-    /// Whether a full socket holds up everything.
+    /// Whether a full socket holds up the reading of the TUN device.
     pub(super) fn holds_up(&self, now: Instant) -> bool {
         Family::BOTH.into_iter().any(|family| {
             self.blocked(family) && self.patience_ends(family, now).is_none_or(|until| now < until)
         })
     }
 
-    /// When a full socket ceases to hold up everything, if that is to come.
+    /// When a full socket ceases to hold that up. `None` where it does not, or does so until it is writable.
     pub(super) fn held_until(&self, now: Instant) -> Option<Instant> {
         let ends = Family::BOTH.into_iter().filter_map(|family| self.patience_ends(family, now));
         ends.filter(|&until| now < until).min()
     }
 
-    /// Until when the family's full socket holds up the other one. `None`: the other one is not in use, or neither is full.
+    /// Until when the family's full socket holds up the other family. `None` where the other is not in use, or this
+    /// one is not full.
     fn patience_ends(&self, family: Family, now: Instant) -> Option<Instant> {
         let (lane, other) = (&self.lanes[family as usize], &self.lanes[family.other() as usize]);
         let since = lane.full_since.filter(|_| lane.blocked && other.goes_on(now))?;
@@ -202,7 +208,8 @@ impl SendQueue {
         self.notices.pop_front()
     }
 
-    /// For other sockets: drops what is queued, counts it, and forgets what the old ones refused.
+    /// Makes the queue ready for other sockets: drops and counts what is queued, and forgets what the old ones
+    /// refused.
     pub(super) fn reset(&mut self, stats: &mut IoStats) {
         for family in Family::BOTH {
             while !self.lanes[family as usize].queue.is_empty() {
@@ -281,7 +288,7 @@ impl SendQueue {
         self.lanes[family as usize].full_since = None;
     }
 
-    /// Turns the front of a queue into messages; how many.
+    /// Turns the front of a queue into messages. Returns how many these are.
     fn fill(&mut self, family: Family) -> usize {
         let mut count = 0;
         for out in &self.lanes[family as usize].queue {
@@ -308,7 +315,7 @@ impl SendQueue {
         count
     }
 
-    /// The first `count` messages went.
+    /// Notes that the first `count` messages were sent.
     fn sent(&mut self, count: usize, family: Family, stats: &mut IoStats) {
         self.lanes[family as usize].sent_at = Some(self.now);
         for _ in 0..count {
@@ -328,7 +335,8 @@ impl SendQueue {
         }
     }
 
-    /// It went without its sticky source and not with it: nothing more is sent from there.
+    /// Notes that the front was sent without its sticky source and not with it, so that nothing more is sent from
+    /// there.
     fn source_gone(&mut self, endpoint: Endpoint) {
         for out in &mut self.lanes[Family::of(endpoint.addr.ip()) as usize].queue {
             if out.train.to == endpoint {
@@ -340,7 +348,7 @@ impl SendQueue {
         }
     }
 
-    /// The kernel refused the front; see the table at the top of this file.
+    /// Handles that the kernel refused the front. The table at the top of this file says how.
     fn refused(&mut self, errno: i32, family: Family, stats: &mut IoStats) -> ControlFlow<()> {
         let now = self.now;
         let lane = &mut self.lanes[family as usize];
@@ -378,7 +386,7 @@ impl SendQueue {
         Continue(())
     }
 
-    /// The front is a train that went in no form of a train: from here on one by one.
+    /// Sends the front's segments one by one from here on, as the kernel took it in no form of a train.
     fn fall_back(&mut self, errno: i32, family: Family, stats: &mut IoStats) {
         let Some(front) = self.lanes[family as usize].queue.front_mut() else { return };
         front.singly = true;
@@ -416,7 +424,7 @@ impl SendQueue {
         }
     }
 
-    /// Has a refusal logged, unless one was a short while ago: then it is told with the next.
+    /// Makes a notice of a refusal, unless one was made a short while ago. Then the next notice counts it.
     fn note_refusal(&mut self, errno: i32, to: SocketAddr, datagrams: u64) {
         self.unreported += datagrams;
         let is_soon = self.noticed_at.is_some_and(|at| self.now.since(at) < NOTICE_INTERVAL);
