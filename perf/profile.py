@@ -216,7 +216,7 @@ def record(lab, tunnel, arguments):
 
 def arguments_of(argv):
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="perf/profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--impl", default="ringtun", metavar="NAME [OPTIONS]", help="default: ringtun; RINGTUN_BIN, else target/release")
     parser.add_argument("--wire", default="gso", choices=WIRES, help="default: gso")
     parser.add_argument("--test", default="tcp1", choices=LOADS, help="the load; default: tcp1")

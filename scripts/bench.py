@@ -290,7 +290,7 @@ def arguments_of(argv):
     """The command line, checked."""
     listed = "\n".join(f"  {name:12} {test.words}" for name, test in TESTS.items())
     wires = "\n".join(f"  {name:12} {words}" for name, words in WIRES.items())
-    parser = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(prog="scripts/bench",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"tests:\n{listed}\n\nwires:\n{wires}\n\nimplementations: {', '.join(Implementation.PROGRAMS)}; with options"
                " as in 'ringtun --io syscalls'.\nRINGTUN_BIN names ringtun's program (default: what cargo build\n--release made), RINGTUN_PEERS (default /opt/peers)"

@@ -112,7 +112,7 @@ def measure(lab, implementation, rate, seconds):
 
 def main():
     """The whole run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="scripts/flood", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--impl", action="append", metavar="NAME [OPTIONS]", help="default: wireguard-go and ringtun")
     parser.add_argument("--rate", type=int, default=50_000, help="initiations a second, default: 50000")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")

@@ -84,7 +84,7 @@ def peaks(lab, implementation, seconds):
 
 def arguments_of(argv):
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="scripts/memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--impl", default="ringtun --workers 2", metavar="NAME [OPTIONS]", help="default: ringtun --workers 2")
     parser.add_argument("--peers", type=int, default=10_000, help="idle peers to set; default: 10000")
     parser.add_argument("--seconds", type=int, default=10, help="of load in each direction; default: 10")

@@ -92,7 +92,7 @@ def measure(tunnel, peers):
 
 def main():
     """The whole run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="scripts/scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--impl", action="append", metavar="NAME [OPTIONS]", help="default: ringtun; repeat to compare")
     parser.add_argument("--peers", type=int, default=100_000, help="default: 100000")
     arguments = parser.parse_args()
