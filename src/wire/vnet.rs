@@ -71,7 +71,7 @@ impl VnetHeader {
 
     /// The header as TUN expects it.
     #[inline]
-    pub fn to_bytes(&self) -> [u8; VNET_HDR_LEN] {
+    pub fn to_bytes(self) -> [u8; VNET_HDR_LEN] {
         let gso = match self.gso {
             GsoType::None => 0,
             GsoType::TcpV4 => 1,
