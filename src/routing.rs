@@ -30,7 +30,7 @@ mod writer;
 pub use prefix::{ParsePrefixError, Prefix};
 pub use writer::RouteWriter;
 
-use node::{FIRST, Key, Kind, Node, STRIDE, rank};
+use node::{AddressBits, FIRST, Kind, Node, STRIDE, rank};
 use room::{Cells, NodeCell, OwnerCell, owner_at};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl RouteTable {
     }
 
     #[inline]
-    fn longest<K: Key>(&self, roots: &Roots, key: K) -> Option<u32> {
+    fn longest<K: AddressBits>(&self, roots: &Roots, key: K) -> Option<u32> {
         let nodes: &[NodeCell] = &self.nodes;
         let mut node = roots.nodes[key.first()];
         let mut rest = key.after(FIRST);

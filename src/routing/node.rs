@@ -178,7 +178,7 @@ pub(super) fn position(key: u128, len: u8) -> usize {
 }
 
 /// A key of either family, its bits topmost.
-pub(super) trait Key: Copy {
+pub(super) trait AddressBits: Copy {
     /// The first bits.
     fn first(self) -> usize;
     /// The slot in a node that begins with this bit.
@@ -189,7 +189,7 @@ pub(super) trait Key: Copy {
     fn begins_as(self, node: &Node) -> bool;
 }
 
-impl Key for u128 {
+impl AddressBits for u128 {
     #[inline]
     fn first(self) -> usize {
         (self >> (128 - FIRST)) as usize
@@ -212,7 +212,7 @@ impl Key for u128 {
 }
 
 /// IPv4: no prefix is longer than half of it.
-impl Key for u64 {
+impl AddressBits for u64 {
     #[inline]
     fn first(self) -> usize {
         (self >> (64 - FIRST)) as usize
@@ -236,15 +236,15 @@ impl Key for u64 {
 
 /// A prefix and what becomes of it: `None`: it has no owner any more.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Change {
+pub(super) struct RouteChange {
     pub(super) key: u128,
     pub(super) len: u8,
     pub(super) owner: Option<u32>,
 }
 
-impl Change {
-    pub(super) fn new(prefix: Prefix, owner: Option<u32>) -> Change {
-        Change { key: super::prefix::key(prefix.addr()), len: prefix.len(), owner }
+impl RouteChange {
+    pub(super) fn new(prefix: Prefix, owner: Option<u32>) -> RouteChange {
+        RouteChange { key: super::prefix::key(prefix.addr()), len: prefix.len(), owner }
     }
 }
 

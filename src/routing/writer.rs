@@ -1,6 +1,8 @@
 //! Changes routes and gives tables out. See [`super`] for what a table is.
 
-use super::node::{Change, FIRST, Key, Kind, Node, SLOTS, STRIDE, at_most, holder, position, rank, slot_of};
+use super::node::{
+    AddressBits, FIRST, Kind, Node, RouteChange, SLOTS, STRIDE, at_most, holder, position, rank, slot_of,
+};
 use super::prefix::mask;
 use super::room::{NodeCell, OwnerCell, Room, owner_at};
 use super::{Prefix, Roots, RouteTable};
@@ -18,8 +20,8 @@ const KEPT: usize = 4096;
 pub struct RouteWriter {
     nodes: Lent<NodeCell>,
     owners: Lent<OwnerCell>,
-    v4: Family,
-    v6: Family,
+    v4: FamilyRoutes,
+    v6: FamilyRoutes,
     /// The table given out last.
     table: Arc<RouteTable>,
     changed: bool,
@@ -29,7 +31,7 @@ pub struct RouteWriter {
 
 /// The beginning of one family's routes.
 #[derive(Clone, Copy, Default)]
-struct Family {
+struct FamilyRoutes {
     roots: Roots,
     /// Owners of the prefixes of at most two bits, by position: 1 followed by the bits.
     shortest: [Option<u32>; 2 << FIRST],
@@ -37,12 +39,12 @@ struct Family {
 
 struct Replaced {
     table: Arc<RouteTable>,
-    nodes: Vec<Run>,
-    owners: Vec<Run>,
+    nodes: Vec<CellRun>,
+    owners: Vec<CellRun>,
 }
 
 /// Where cells are, and how many.
-type Run = (u32, usize);
+type CellRun = (u32, usize);
 
 impl RouteWriter {
     /// Gives prefixes to owners, or to none. Of a prefix that stands twice the last change counts.
@@ -50,7 +52,7 @@ impl RouteWriter {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (prefix, owner) in changes {
             let list = if prefix.addr().is_ipv4() { &mut v4 } else { &mut v6 };
-            list.push(Change::new(prefix, owner));
+            list.push(RouteChange::new(prefix, owner));
         }
         self.changed |= !(v4.is_empty() && v6.is_empty());
         self.v4 = self.family_updated(self.v4, &in_order(v4));
@@ -154,9 +156,10 @@ impl RouteWriter {
         owner_at(self.owners.room.cells(), at)
     }
 
-    fn family_updated(&mut self, mut family: Family, changes: &[Change]) -> Family {
+    fn family_updated(&mut self, mut family: FamilyRoutes, changes: &[RouteChange]) -> FamilyRoutes {
         for first in changes.chunk_by(|one, other| one.key.first() == other.key.first()) {
-            let (short, long): (Vec<Change>, Vec<Change>) = first.iter().partition(|one| one.len <= FIRST);
+            let (short, long): (Vec<RouteChange>, Vec<RouteChange>) =
+                first.iter().partition(|one| one.len <= FIRST);
             for change in &short {
                 let bits = change.key.first() >> (FIRST - change.len);
                 family.shortest[1 << change.len | bits] = change.owner;
@@ -172,17 +175,17 @@ impl RouteWriter {
     }
 
     /// `node`, which stands where nodes begin after `depth` bits, after changes of prefixes below it.
-    fn updated(&mut self, node: Node, depth: u8, changes: &[Change]) -> Node {
+    fn updated(&mut self, node: Node, depth: u8, changes: &[RouteChange]) -> Node {
         match node.kind() {
             _ if changes.is_empty() => node,
             Kind::Branch if node == Node::default() => {
-                let new: Vec<Change> =
+                let new: Vec<RouteChange> =
                     changes.iter().filter(|change| change.owner.is_some()).copied().collect();
                 self.planted(depth, &new)
             }
             Kind::Branch => self.branch_updated(node, depth, changes),
             Kind::Lone => {
-                let old = Change { key: node.key(), len: node.len(), owner: Some(node.owner()) };
+                let old = RouteChange { key: node.key(), len: node.len(), owner: Some(node.owner()) };
                 let mut all = vec![old];
                 all.extend(changes);
                 let mut all = in_order(all);
@@ -194,10 +197,10 @@ impl RouteWriter {
     }
 
     /// A node for these prefixes alone.
-    fn planted(&mut self, depth: u8, new: &[Change]) -> Node {
+    fn planted(&mut self, depth: u8, new: &[RouteChange]) -> Node {
         match *new {
             [] => Node::default(),
-            [Change { key, len, owner: Some(owner) }] => Node::lone(key, len, owner),
+            [RouteChange { key, len, owner: Some(owner) }] => Node::lone(key, len, owner),
             [first, ..] => {
                 let at = parting(new, first.key);
                 let node = self.filled(&mut Branch::new(first.key), at, new);
@@ -206,7 +209,7 @@ impl RouteWriter {
         }
     }
 
-    fn branch_updated(&mut self, node: Node, depth: u8, changes: &[Change]) -> Node {
+    fn branch_updated(&mut self, node: Node, depth: u8, changes: &[RouteChange]) -> Node {
         let mut branch = Branch::new(changes[0].key);
         for slot in bits(node.children) {
             branch.set_child(slot, self.load(node.first_child() + rank(node.children, slot)));
@@ -220,12 +223,13 @@ impl RouteWriter {
         self.filled(&mut branch, depth, changes)
     }
 
-    fn way_updated(&mut self, way: Node, depth: u8, changes: &[Change]) -> Node {
+    fn way_updated(&mut self, way: Node, depth: u8, changes: &[RouteChange]) -> Node {
         let (key, len) = (way.key(), way.len());
-        let is_inside = |change: &&Change| change.len > len && (change.key ^ key) & mask(len) == 0;
-        let (inside, mut outside): (Vec<&Change>, Vec<&Change>) = changes.iter().partition(is_inside);
+        let is_inside = |change: &&RouteChange| change.len > len && (change.key ^ key) & mask(len) == 0;
+        let (inside, mut outside): (Vec<&RouteChange>, Vec<&RouteChange>) =
+            changes.iter().partition(is_inside);
         outside.retain(|change| change.owner.is_some());
-        let (inside, outside): (Vec<Change>, Vec<Change>) =
+        let (inside, outside): (Vec<RouteChange>, Vec<RouteChange>) =
             (inside.into_iter().copied().collect(), outside.into_iter().copied().collect());
         let mut node = way;
         if !inside.is_empty() {
@@ -254,7 +258,7 @@ impl RouteWriter {
     }
 
     /// The node of a branch that begins after `depth` bits, after changes.
-    fn filled(&mut self, branch: &mut Branch, depth: u8, changes: &[Change]) -> Node {
+    fn filled(&mut self, branch: &mut Branch, depth: u8, changes: &[RouteChange]) -> Node {
         let below = depth + STRIDE;
         let mut rest = changes;
         while let Some(&change) = rest.first() {
@@ -335,7 +339,7 @@ struct Lent<C> {
     /// Where what was taken since the last table begins: no table has it.
     fresh: HashSet<u32>,
     /// What the last table has, and the routes need no more.
-    dropped: Vec<Run>,
+    dropped: Vec<CellRun>,
 }
 
 impl<C: super::room::Cell> Default for Lent<C> {
@@ -352,7 +356,7 @@ impl<C: super::room::Cell> Lent<C> {
         at
     }
 
-    fn drop(&mut self, run: Run) {
+    fn drop(&mut self, run: CellRun) {
         self.in_use -= run.1;
         match run {
             (_, 0) => {}
@@ -366,7 +370,7 @@ impl<C: super::room::Cell> Lent<C> {
     }
 
     /// A table is given out; returns what it does not have and the one before does.
-    fn publish(&mut self) -> Vec<Run> {
+    fn publish(&mut self) -> Vec<CellRun> {
         self.fresh.clear();
         self.fresh.shrink_to(KEPT);
         std::mem::take(&mut self.dropped)
@@ -437,15 +441,15 @@ fn bits(mut of: u64) -> impl Iterator<Item = usize> {
 }
 
 /// Where the first node begins in which prefixes part from each other and from `key`, or end. They are in order.
-fn parting(changes: &[Change], key: u128) -> u8 {
+fn parting(changes: &[RouteChange], key: u128) -> u8 {
     let ends = changes.iter().map(|change| holder(change.len)).min().unwrap_or(0);
     let apart =
-        |change: Option<&Change>| change.map_or(128, |change| (change.key ^ key).leading_zeros() as u8);
+        |change: Option<&RouteChange>| change.map_or(128, |change| (change.key ^ key).leading_zeros() as u8);
     ends.min(at_most(apart(changes.first()).min(apart(changes.last()))))
 }
 
 /// Sorted, a prefix directly before all inside it; the last change of each alone.
-fn in_order(mut changes: Vec<Change>) -> Vec<Change> {
+fn in_order(mut changes: Vec<RouteChange>) -> Vec<RouteChange> {
     // The sort is stable.
     changes.sort_by_key(|change| (change.key, change.len));
     changes.dedup_by(|later, kept| {
