@@ -106,12 +106,14 @@ impl Document {
     pub(super) fn sections(&self) -> Vec<Section> {
         let rows: Vec<Row> = self.kinds().map(|(line, kind)| Row::new(line, kind)).collect();
         let headers: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].is_header()).collect();
+        let marks = rows.iter().filter_map(|row| row.mark.as_ref());
+        let opened: HashSet<&[String]> = marks.filter(|mark| mark.opens).map(|mark| &mark.what[..]).collect();
         let mut sections = Vec::with_capacity(headers.len());
         let mut next_start = rows.len();
         for (at, &header) in headers.iter().enumerate().rev() {
             let next_header = headers.get(at + 1).copied().unwrap_or(rows.len());
             let lead = lead(&rows, header, next_header, next_start);
-            let end = end(&rows, lead..header, next_start, next_header);
+            let end = end(&rows, &opened, lead..header, next_start, next_header);
             let own = rows[header..next_start].iter().find_map(|row| row.name.as_ref());
             let above = rows[lead..header].iter().rev().find_map(|row| row.name.as_ref());
             let name = own.or(above).cloned();
@@ -149,20 +151,20 @@ fn closing(row: &Row, open: &Row) -> bool {
 }
 
 /// Where the section ends: behind the mark that closes it, or else behind its last value and the comments directly below; then
-/// behind the empty lines that follow.
-fn end(rows: &[Row], lead: Range<usize>, next_start: usize, next_header: usize) -> usize {
+/// behind the empty lines that follow. `opened`: what marks open in the whole file.
+fn end(
+    rows: &[Row],
+    opened: &HashSet<&[String]>,
+    lead: Range<usize>,
+    next_start: usize,
+    next_header: usize,
+) -> usize {
     let header = lead.end;
     let last = (header..next_start).rev().find(|&at| rows[at].kind != LineKind::Blank).unwrap_or(header);
     let opening = rows[lead].iter().find(|row| row.opens());
     let closing = opening.and_then(|open| (header..next_header).find(|&at| closing(&rows[at], open)));
-    let opened: HashSet<_> = rows
-        .iter()
-        .filter_map(|row| row.mark.as_ref())
-        .filter(|mark| mark.opens)
-        .map(|mark| &mark.what)
-        .collect();
     let ours = |row: &Row| {
-        let others = row.mark.as_ref().is_some_and(|mark| mark.opens || opened.contains(&mark.what));
+        let others = row.mark.as_ref().is_some_and(|mark| mark.opens || opened.contains(&mark.what[..]));
         row.comment && !others && !row.header_put_out
     };
     let below = || (last + 1..next_start).take_while(|&at| ours(&rows[at])).last().unwrap_or(last);
