@@ -443,3 +443,34 @@ fn check_names_the_tunnel_that_has_a_route_already() {
     assert!(!error.contains("192.168.96.0/24"), "a connected network may be on both: {error}");
     site.done("check");
 }
+
+#[test]
+fn many_peers_get_their_routes_beside_many_of_others_and_a_reload_changes_only_its_own() {
+    const PEERS: usize = 300;
+    let Some(site) = Site::new() else { return };
+    let foreign: String =
+        (0..5000).map(|i| format!("route add 172.{}.{}.0/24 dev wire\n", 16 + i / 256, i % 256)).collect();
+    site.host.try_run_with_file(&foreign, "ip -batch $FILE").expect("routes of others");
+    let before = site.look();
+    let hosts = |from: usize, to: usize| -> String {
+        let public_key = |i: usize| format!("{}{:03}=", "A".repeat(39), i).replace("=", "A=");
+        let allowed = |i: usize| format!("10.64.{}.{}/32, 10.128.{}.0/24", i / 256, i % 256, i % 256);
+        let one = |i: usize| format!("[Peer]\nPublicKey = {}\nAllowedIPs = {}\n", public_key(i), allowed(i));
+        (from..to).map(one).collect()
+    };
+    let routes = || site.host.run(&format!("ip -4 route show dev {}", site.name)).lines().count();
+    site.write("Address = 192.168.96.1/32", &hosts(0, PEERS));
+    site.done("up");
+    assert_eq!(routes(), PEERS + 256, "a route a prefix, and one for a prefix that two peers name");
+    site.write("Address = 192.168.96.1/32", &hosts(100, PEERS));
+    let said = site.done("reload");
+    assert!(said.contains("ip -4 route delete 10.64.0.99/32"), "{said}");
+    assert!(!said.contains("route add") && !said.contains("172."), "{said}");
+    assert_eq!(routes(), PEERS - 100 + 200);
+    site.write("Address = 192.168.96.1/32", &hosts(0, PEERS));
+    site.done("reload");
+    assert_eq!(routes(), PEERS + 256);
+    site.done("down");
+    assert_eq!(site.look(), before);
+    assert!(site.is_gone());
+}

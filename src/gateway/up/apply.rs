@@ -93,12 +93,13 @@ pub(super) fn lead_past(
     going: &BTreeSet<Prefix>,
 ) -> Result<()> {
     let mut routes = Routes::read(&session.host, index, &session.journal)?;
-    for &prefix in prefixes {
-        if is_default(table, prefix) {
-            policy::add_default(session, control, &mut routes, index, prefix)?;
-        } else if let Some(table) = routes.lacking(prefix, table, 0, going) {
-            routes.add(session, index, prefix, table)?;
-        }
+    let (defaults, others): (Vec<Prefix>, Vec<Prefix>) =
+        prefixes.iter().partition(|prefix| is_default(table, **prefix));
+    let lacking = |&prefix: &Prefix| Some((prefix, routes.lacking(prefix, table, 0, going)?));
+    let planned: Vec<(Prefix, u32)> = others.iter().filter_map(lacking).collect();
+    routes.add_all(session, index, &planned)?;
+    for prefix in defaults {
+        policy::add_default(session, control, &mut routes, index, prefix)?;
     }
     Ok(())
 }

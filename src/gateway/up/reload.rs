@@ -187,8 +187,9 @@ impl<'a> Reload<'a> {
     /// What the file has no more. All of it is tried; whether all of it was done.
     fn remove(&self, session: &mut Session<'_>) -> Result<bool> {
         let mark = self.mark_now()?;
+        let prefixes: BTreeSet<Prefix> = self.prefixes.iter().copied().collect();
         let wanted = |(prefix, table): &(Prefix, u32)| {
-            self.prefixes.contains(prefix) && table_of(self.table, *prefix, mark) == Some(*table)
+            prefixes.contains(prefix) && table_of(self.table, *prefix, mark) == Some(*table)
         };
         let mut gone = Vec::new();
         let mut good = true;

@@ -99,6 +99,20 @@ impl Routes {
         (!is_there).then_some(at)
     }
 
+    /// [`Self::add`] for each of these. All are noted before the first is added: one that is noted and not there is nobody's loss.
+    pub(super) fn add_all(
+        &mut self,
+        session: &mut Session<'_>,
+        index: u32,
+        planned: &[(Prefix, u32)],
+    ) -> Result<()> {
+        session.interrupt.check()?;
+        session
+            .journal
+            .note_all(planned.iter().map(|&(prefix, table)| Trace::Route { prefix, table }).collect())?;
+        planned.iter().try_for_each(|&(prefix, table)| self.add(session, index, prefix, table))
+    }
+
     /// `ip route add`, noted.
     pub(super) fn add(
         &mut self,
