@@ -5,6 +5,7 @@ use ringtun::crypto::random::SystemEntropy;
 use ringtun::crypto::x25519::PublicKey;
 use ringtun::device::uapi::{AllowedIp, PeerRequest, SetRequest};
 use ringtun::device::{Device, Now};
+use ringtun::index::WorkerCount;
 use ringtun::routing::Prefix;
 use ringtun::time::Instant;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,7 +35,7 @@ fn apply(device: &mut Device, peers: Vec<PeerRequest>) {
 }
 
 fn one_more(c: &mut Criterion) {
-    let mut device = Device::new(WORKERS, Box::new(SystemEntropy));
+    let mut device = Device::new(WorkerCount::nearest(WORKERS.into()), Box::new(SystemEntropy));
     apply(&mut device, (0..PEERS).map(peer).collect());
     let mut next = PEERS;
     c.bench_function("peers/add-and-remove/100000", |b| {

@@ -6,6 +6,26 @@
 /// Largest number of workers: how many the low byte can name.
 pub const MAX_WORKERS: usize = 256;
 
+/// How many workers a tunnel has: 1 to [`MAX_WORKERS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkerCount(u16);
+
+impl WorkerCount {
+    /// The possible number of workers that is nearest to `count`.
+    pub const fn nearest(count: usize) -> WorkerCount {
+        WorkerCount(match count {
+            0 => 1,
+            1..=MAX_WORKERS => count as u16,
+            _ => MAX_WORKERS as u16,
+        })
+    }
+
+    /// The number.
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A receiver index as it stands in messages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ReceiverIndex(pub u32);
@@ -40,6 +60,13 @@ mod tests {
     fn worker_comes_first_on_the_wire() {
         // What the steering program reads with one byte load.
         assert_eq!(ReceiverIndex::new(7, 0xaabb_ccdd).0.to_le_bytes(), [7, 0xcc, 0xbb, 0xaa]);
+    }
+
+    #[test]
+    fn a_tunnel_has_at_least_one_worker_and_no_more_than_can_be_named() {
+        let counts = [0, 1, 2, MAX_WORKERS, MAX_WORKERS + 1, usize::MAX]
+            .map(|count| WorkerCount::nearest(count).get());
+        assert_eq!(counts, [1, 1, 2, MAX_WORKERS, MAX_WORKERS, MAX_WORKERS]);
     }
 
     #[test]

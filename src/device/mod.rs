@@ -39,6 +39,7 @@ pub use transaction::{ConfigureError, More, Transaction};
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
+use crate::index::WorkerCount;
 use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::noise::handshake::Identity;
@@ -149,8 +150,7 @@ pub struct Device {
 
 impl Device {
     /// A device without key or peers, down.
-    pub fn new(workers: u8, entropy: Box<dyn Entropy + Send>) -> Device {
-        let workers = workers.max(1);
+    pub fn new(workers: WorkerCount, entropy: Box<dyn Entropy + Send>) -> Device {
         Device {
             entropy,
             identity: None,

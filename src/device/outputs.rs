@@ -2,6 +2,7 @@
 
 use super::{BindRequest, Output};
 use crate::dataplane::{Control, PeerId, PeerShared};
+use crate::index::WorkerCount;
 use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::noise::cookie::GateKeys;
@@ -55,11 +56,11 @@ pub(super) struct OutputQueue {
     entries: VecDeque<Entry>,
     /// The worker that gets the front entry next, where that entry is for all workers.
     cursor: u8,
-    workers: u8,
+    workers: WorkerCount,
 }
 
 impl OutputQueue {
-    pub(super) fn new(workers: u8) -> OutputQueue {
+    pub(super) fn new(workers: WorkerCount) -> OutputQueue {
         OutputQueue { entries: VecDeque::new(), cursor: 0, workers }
     }
 
@@ -86,12 +87,11 @@ impl OutputQueue {
             Some(Entry::All(broadcast)) => {
                 let worker = self.cursor;
                 let control = broadcast.control();
-                self.cursor += 1;
-                if self.cursor < self.workers {
+                let next = worker.checked_add(1).filter(|&next| usize::from(next) < self.workers.get());
+                if next.is_some() {
                     self.entries.push_front(Entry::All(broadcast));
-                } else {
-                    self.cursor = 0;
                 }
+                self.cursor = next.unwrap_or(0);
                 Output::Control(worker, control)
             }
         };
@@ -99,5 +99,28 @@ impl OutputQueue {
             self.entries.shrink_to(KEPT);
         }
         Some(output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::MAX_WORKERS;
+
+    #[test]
+    fn what_is_for_all_workers_reaches_each_of_as_many_as_there_can_be() {
+        for workers in [1, 2, 255, MAX_WORKERS] {
+            let mut queue = OutputQueue::new(WorkerCount::nearest(workers));
+            for mtu in [1420, 1280] {
+                queue.all(Broadcast::Mtu(mtu));
+            }
+            let mut reached = Vec::new();
+            while let Some(Output::Control(worker, Control::Mtu(mtu))) = queue.pop() {
+                reached.push((mtu, usize::from(worker)));
+            }
+            let each: Vec<_> =
+                [1420, 1280].iter().flat_map(|&mtu| (0..workers).map(move |id| (mtu, id))).collect();
+            assert_eq!(reached, each, "{workers} workers");
+        }
     }
 }

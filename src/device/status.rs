@@ -176,13 +176,14 @@ mod tests {
     use crate::crypto::x25519::PublicKey;
     use crate::device::Now;
     use crate::device::uapi::{PeerRequest, SetRequest};
+    use crate::index::WorkerCount;
     use crate::time::Instant;
 
     #[test]
     fn the_answer_is_one_line_that_can_be_read_back() {
         let workers = Links::new(2).unwrap();
         workers.workers[1].stats.rx_owned.store(7, Relaxed);
-        let mut device = Device::new(2, Box::new(SystemEntropy));
+        let mut device = Device::new(WorkerCount::nearest(2), Box::new(SystemEntropy));
         let peers = (1..=40u8).map(|seed| PeerRequest::new(PublicKey([seed; 32]))).collect();
         let now = Now { mono: Instant::START, wall: Duration::ZERO };
         device.apply(now, &SetRequest { peers, ..SetRequest::default() }, &mut |_| Ok(0)).unwrap();

@@ -3,6 +3,7 @@
 use super::peer::Peer;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::PeerId;
+use crate::index::WorkerCount;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
@@ -25,14 +26,14 @@ pub(super) struct PeerTable {
 }
 
 impl PeerTable {
-    pub(super) fn new(workers: u8) -> PeerTable {
+    pub(super) fn new(workers: WorkerCount) -> PeerTable {
         PeerTable {
             slots: Vec::new(),
             free: Vec::new(),
             released: Vec::new(),
             by_key: HashMap::new(),
             by_epoch: BTreeMap::new(),
-            load: vec![0; usize::from(workers)],
+            load: vec![0; workers.get()],
             next_epoch: 0,
         }
     }
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_room_of_many_peers_goes_back_when_they_are_gone_and_slots_stay_unique() {
-        let mut table = PeerTable::new(2);
+        let mut table = PeerTable::new(WorkerCount::nearest(2));
         let ids: Vec<PeerId> = (0..10_000).map(|number| add(&mut table, number)).collect();
         ids.iter().filter(|id| id.slot != 7).for_each(|id| assert!(table.remove(id.slot).is_some()));
         table.recycle();

@@ -4,7 +4,7 @@ use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
 use crate::dataplane::{Control, Links, PeerId};
 use crate::device::uapi::SetRequest;
 use crate::device::{BindRequest, Device, Now, Output};
-use crate::index::ReceiverIndex;
+use crate::index::{ReceiverIndex, WorkerCount};
 use crate::io::steer::Target;
 use crate::io::udp::UdpSockets;
 use crate::offload::coalesce::CoalesceOptions;
@@ -121,7 +121,7 @@ impl SimHost {
             slow_path_stalled: false,
             steer_tun: true,
             echo: false,
-            device: Device::new(config.workers, Box::new(rng.fork())),
+            device: Device::new(WorkerCount::nearest(config.workers.into()), Box::new(rng.fork())),
             lanes: (0..config.workers).map(lane).collect::<std::io::Result<_>>()?,
             links,
             config,

@@ -3,7 +3,7 @@
 
 use crate::crypto::random::SystemEntropy;
 use crate::device::Device;
-use crate::index::MAX_WORKERS;
+use crate::index::WorkerCount;
 use crate::io::steer::TunSteering;
 use crate::io::tun::{self, Tun, TunConfig};
 use crate::slowpath::handle::{self, Handle};
@@ -92,7 +92,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     let crew = workers::hire(tun.queues, plan, backend).map_err(Error::worker(&name))?;
     let backend = if crew.uring { "io_uring" } else { "plain syscalls" };
     log::info!("{name}: {workers} worker(s), {backend}, TUN offloads {:?}", tun.offloads);
-    let device = Device::new(workers as u8, Box::new(SystemEntropy));
+    let device = Device::new(WorkerCount::nearest(workers), Box::new(SystemEntropy));
     run(name, device, crew, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
 }
 
@@ -172,7 +172,7 @@ fn workers_of(wanted: Option<usize>, is_handed_in: bool) -> usize {
         return 1;
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    wanted.unwrap_or(cores).clamp(1, MAX_WORKERS)
+    WorkerCount::nearest(wanted.unwrap_or(cores)).get()
 }
 
 /// Creates the device. The interface of a process that was killed a moment ago may still be there: the kernel takes down the rings

@@ -6,6 +6,7 @@ use ringtun::crypto::random::Entropy;
 use ringtun::crypto::x25519::{PrivateKey, SharedSecret};
 use ringtun::device::uapi::{Framer, Operation, SetRequest};
 use ringtun::device::{Device, Now};
+use ringtun::index::WorkerCount;
 use ringtun::noise::cookie::{CookieJar, Gate, GateKeys, Mac1Key, Verdict};
 use ringtun::noise::handshake::{Handshake, Identity, IncomingInitiation};
 use ringtun::noise::session::{Role, SessionKeys};
@@ -169,7 +170,7 @@ pub(crate) fn coalesce(data: &[u8]) {
 
 /// What a client writes to the configuration socket: what is understood is applied, and the device still answers.
 pub(crate) fn uapi(data: &[u8]) {
-    let mut device = Device::new(2, Box::new(Counting(0)));
+    let mut device = Device::new(WorkerCount::nearest(2), Box::new(Counting(0)));
     let now = Now { mono: Instant::START, wall: Duration::from_secs(1) };
     let mut framer = Framer::new();
     for piece in data.chunks(7) {

@@ -6,7 +6,7 @@ use ringtun::crypto::random::Entropy;
 use ringtun::dataplane::{Control, Event};
 use ringtun::device::uapi::SetRequest;
 use ringtun::device::{Device, Now, Output};
-use ringtun::index::ReceiverIndex;
+use ringtun::index::{ReceiverIndex, WorkerCount};
 use ringtun::noise::REJECT_AFTER_MESSAGES;
 use ringtun::noise::session::{Role, SessionKeys};
 use ringtun::sim::packet::{Flow, Inner};
@@ -183,7 +183,7 @@ impl Entropy for Stutter {
 
 #[test]
 fn rule_04_colliding_index_is_drawn_again() {
-    let mut device = Device::new(1, Box::new(Stutter { said: 0, times: 40 }));
+    let mut device = Device::new(WorkerCount::nearest(1), Box::new(Stutter { said: 0, times: 40 }));
     let now = Now { mono: Instant::START, wall: secs(1_700_000_000) };
     let peers = (1..=20).map(|peer| format!("public_key={peer:064x}\nendpoint=192.0.2.1:{peer}\n"));
     let text = format!("set=1\nprivate_key={:064x}\n{}", 77, peers.collect::<String>());

@@ -99,7 +99,7 @@ pub(super) struct Side {
 impl Side {
     pub(super) fn new(seed: u8) -> Side {
         Side {
-            device: Device::new(WORKERS, Box::new(Seeded(u64::from(seed)))),
+            device: Device::new(WorkerCount::nearest(WORKERS.into()), Box::new(Seeded(u64::from(seed)))),
             addr: SocketAddr::from(([192, 0, 2, seed], 51820)),
             bind_answer: Ok(51820),
             sends: VecDeque::new(),

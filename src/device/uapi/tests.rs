@@ -1,6 +1,7 @@
 use super::*;
 use crate::device::tests::{Seeded, at, no_bind, private, public};
 use crate::device::{Device, Now};
+use crate::index::WorkerCount;
 use crate::time::Instant;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
@@ -21,7 +22,7 @@ fn now() -> Now {
 }
 
 fn device() -> Device {
-    Device::new(2, Box::new(Seeded(1)))
+    Device::new(WorkerCount::nearest(2), Box::new(Seeded(1)))
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::crypto::random::SystemEntropy;
 use crate::device::uapi::SetRequest;
 use crate::device::{Device, Now};
 use crate::gateway::control::DeviceState;
+use crate::index::WorkerCount;
 use crate::time::Instant;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -15,7 +16,7 @@ fn resolve(_: &PeerConfig, endpoint: &HostPort) -> Option<SocketAddr> {
 }
 
 fn device() -> Device {
-    Device::new(1, Box::new(SystemEntropy))
+    Device::new(WorkerCount::nearest(1), Box::new(SystemEntropy))
 }
 
 /// Applies by way of the text, as a socket would carry it.
