@@ -1,4 +1,5 @@
-//! What is no wg-quick language, and what it is instead: other encodings, comment marks, separators, a relative's keys.
+//! What is not wg-quick's language, and what it is instead: other encodings, comment marks and separators, and the
+//! keys of a related program.
 
 use super::ConfigError;
 use super::document::{INTERFACE_KEYS, PEER_KEYS, QUICK_KEYS, trim};
@@ -6,15 +7,16 @@ use zeroize::Zeroizing;
 
 /// U+FEFF in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Bytes that are looked at for the encoding.
+/// Bytes at the file's beginning from which its encoding is judged.
 const SAMPLE_LEN: usize = 64;
-/// AmneziaWG's in `[Interface]`, in lower case: it changes the messages, so the other end must speak it as well.
+/// AmneziaWG's keys in `[Interface]`, in lower case. They change the messages, so that the other end must speak
+/// AmneziaWG as well.
 const AMNEZIA_KEYS: [&str; 20] = [
     "jc", "jmin", "jmax", "s1", "s2", "s3", "s4", "h1", "h2", "h3", "h4", "i1", "i2", "i3", "i4", "i5", "j1",
     "j2", "j3", "itime",
 ];
 
-/// The error of a file that is no text of bytes at all.
+/// The error of a file that is in UTF-16.
 pub(super) fn encoding(lines: &[Zeroizing<Vec<u8>>]) -> Option<ConfigError> {
     let sample: Vec<u8> = lines.iter().flat_map(|line| line.iter().copied()).take(SAMPLE_LEN).collect();
     let zeros = |parity: usize| sample.iter().skip(parity).step_by(2).filter(|&&byte| byte == 0).count();
@@ -28,7 +30,7 @@ pub(super) fn encoding(lines: &[Zeroizing<Vec<u8>>]) -> Option<ConfigError> {
     })
 }
 
-/// What follows a byte order mark at the file's beginning, and the error that it is.
+/// What follows a byte order mark at the file's beginning, and the error that the mark is.
 pub(super) fn behind_mark(first: &[u8]) -> Option<(&[u8], ConfigError)> {
     let message = "a byte order mark (BOM, U+FEFF) stands before the text, where no editor shows it: expected UTF-8 without one; \
                    sed -i '1s/^\\xef\\xbb\\xbf//' FILE removes it";
@@ -36,7 +38,7 @@ pub(super) fn behind_mark(first: &[u8]) -> Option<(&[u8], ConfigError)> {
     Some((rest, ConfigError { line: 1, message: message.into() }))
 }
 
-/// What to say of a key of AmneziaWG's; the first of a file speaks for all.
+/// What to say of a key of AmneziaWG's. The first of a file speaks for all.
 pub(super) fn amnezia(key: &[u8]) -> Option<String> {
     AMNEZIA_KEYS.iter().any(|known| key.eq_ignore_ascii_case(known.as_bytes())).then(|| {
         format!(
@@ -47,7 +49,7 @@ pub(super) fn amnezia(key: &[u8]) -> Option<String> {
     })
 }
 
-/// What a line that is not known looks like. It never repeats a value.
+/// What an unknown line was probably meant to be. The answer never repeats a value.
 pub(super) fn of_line(line: &[u8]) -> Option<String> {
     let line = trim(line);
     if let Some(mark) = [";", "//"].into_iter().find(|mark| line.starts_with(mark.as_bytes())) {
@@ -61,7 +63,7 @@ pub(super) fn of_line(line: &[u8]) -> Option<String> {
             Some(format!("expected `{known} = VALUE`, with `=` instead of `:`"))
         }
         _ => {
-            // Without the `=`: the first word is the key.
+            // Where the `=` is missing, the first word is the key.
             let word = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
             let known = known(word).filter(|_| !line.contains(&b'=') || word.len() < trim(left).len())?;
             Some(format!("expected `{known} = VALUE`: the `=` is missing"))
@@ -74,7 +76,7 @@ fn known(key: &[u8]) -> Option<&'static str> {
     all.into_iter().find(|known| key.eq_ignore_ascii_case(known.as_bytes()))
 }
 
-/// What may be the matter with a value that is refused; to be put behind what was expected. wg removes all blanks, so
+/// What may be the matter with a value that is refused, to be put behind what was expected. wg removes all blanks, so
 /// that two addresses without a comma between them are one word.
 pub(super) fn of_value(key: &str, line: &[u8]) -> &'static str {
     let value = line.splitn(2, |&byte| byte == b'=').nth(1).unwrap_or_default();

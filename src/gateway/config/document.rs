@@ -1,14 +1,15 @@
 //! A file as lines: lossless, and read as wg-quick(8) and wg(8) read them.
 //!
-//! Two programs read a wg-quick file. wg-quick cuts a line at `#`, but for a hook's command, takes what stands before the first `=`, trimmed, for
-//! the key, and keeps the interface's lines that it knows; all other lines go to wg as they are. wg removes *all* white
-//! space from a line, cuts at `#`, and compares without regard to case: `[ Peer ]` and `Public Key = …` are good there.
+//! Two programs read a wg-quick file. wg-quick cuts a line at `#`, unless it is a hook's command. It takes what stands
+//! before the first `=`, trimmed, for the key. It keeps the interface's lines that it knows, and passes all others to
+//! wg as they are. wg removes *all* white space from a line, cuts at `#`, and compares without regard to case:
+//! `[ Peer ]` and `Public Key = …` are good there.
 
 use std::borrow::Cow;
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// The lines of a file, each with its end; zeroized on drop, hidden from `Debug`.
+/// The lines of a file, each with its end. They are zeroized on drop and hidden from `Debug`.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Document {
     pub(super) lines: Vec<Zeroizing<Vec<u8>>>,
@@ -17,22 +18,22 @@ pub struct Document {
 /// What wg-quick and wg make of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum LineKind {
-    /// Nothing but white space and a comment.
+    /// A line of white space, a comment or both.
     Blank,
-    /// `[Interface]`
+    /// The header `[Interface]`.
     Interface,
-    /// `[Peer]`
+    /// The header `[Peer]`.
     Peer,
-    /// A key that wg-quick takes out.
+    /// A line whose key wg-quick takes out.
     Quick(&'static str),
-    /// Left to wg: a key of its own, or an error.
+    /// A line that is left to wg: one with a key of wg's, or an error.
     Wg,
 }
 
 /// The keys of wg-quick(8) in `[Interface]`.
 pub(super) const QUICK_KEYS: [&str; 9] =
     ["Address", "MTU", "DNS", "Table", "PreUp", "PreDown", "PostUp", "PostDown", "SaveConfig"];
-/// Those whose values are commands.
+/// The keys of wg-quick(8) whose values are commands.
 pub(super) const HOOK_KEYS: [&str; 4] = ["PreUp", "PreDown", "PostUp", "PostDown"];
 /// The keys of wg(8) in `[Interface]`.
 pub(super) const INTERFACE_KEYS: [&str; 3] = ["ListenPort", "FwMark", "PrivateKey"];
@@ -40,10 +41,10 @@ pub(super) const INTERFACE_KEYS: [&str; 3] = ["ListenPort", "FwMark", "PrivateKe
 pub(super) const PEER_KEYS: [&str; 5] =
     ["Endpoint", "PublicKey", "AllowedIPs", "PersistentKeepalive", "PresharedKey"];
 
-/// Where a reader is; its two readers need not agree.
+/// In which section a reader of the lines is. The two programs need not agree on it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct LineClassifier {
-    /// wg-quick's view: its keys are known only in `[Interface]`.
+    /// Whether wg-quick is in `[Interface]`, outside which it knows no keys.
     quick_interface: bool,
 }
 
@@ -69,7 +70,7 @@ impl LineClassifier {
     }
 }
 
-/// Key and value as wg-quick sees them; without a `=` both are the whole line.
+/// Key and value as wg-quick sees them. In a line without a `=` both are the whole line.
 pub(super) fn quick_pair(line: &[u8]) -> (&[u8], &[u8]) {
     let code = before(line, b'#');
     let value =
@@ -77,7 +78,8 @@ pub(super) fn quick_pair(line: &[u8]) -> (&[u8], &[u8]) {
     (trim(before(code, b'=')), trim(value))
 }
 
-/// A hook's command: what follows the first `=`, a `#` included, which is the shell's to read (wg-quick since 1.0.20250521).
+/// A hook's command: what follows the first `=`. A `#` belongs to it and is the shell's to read, as for wg-quick since
+/// 1.0.20250521.
 pub(super) fn hook_command(line: &[u8]) -> &[u8] {
     match before(line, b'#').iter().position(|&byte| byte == b'=') {
         Some(at) => trim(line.get(at + 1..).unwrap_or_default()),
@@ -85,7 +87,7 @@ pub(super) fn hook_command(line: &[u8]) -> &[u8] {
     }
 }
 
-/// The line as wg sees it. A secret, perhaps.
+/// The line as wg sees it. It may hold a secret, and so is zeroized on drop.
 pub(super) fn wg_cleaned(line: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut cleaned = Zeroizing::new(Vec::with_capacity(line.len()));
     cleaned.extend(before(line, b'#').iter().copied().filter(|&byte| !is_space(byte)));
@@ -136,7 +138,7 @@ impl Document {
         Document { lines: lines.collect() }
     }
 
-    /// The same without the lines of private and preshared keys, for whoever has no use for them.
+    /// The document without the lines of private and preshared keys, for whoever has no use for them.
     pub fn without_keys(mut self) -> Document {
         let names_a_key = |line: &[u8]| {
             let cleaned = wg_cleaned(line);
@@ -147,7 +149,7 @@ impl Document {
         self
     }
 
-    /// The file: for a document that was not edited, byte for byte what it was made of.
+    /// The file's bytes. Those of a document that was not edited are the bytes that it was made of.
     pub fn bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(self.lines.iter().map(|line| line.len()).sum()));
         for line in &self.lines {
@@ -156,13 +158,14 @@ impl Document {
         bytes
     }
 
-    /// Each line and what it is.
+    /// Each line with its kind.
     pub(super) fn kinds(&self) -> impl Iterator<Item = (&[u8], LineKind)> {
         let mut reader = LineClassifier::default();
         self.lines.iter().map(move |line| (line.as_slice(), reader.kind(line)))
     }
 
-    /// What `wg-quick strip` prints: the lines that are not its own, without blanks at their ends, and one empty line.
+    /// What `wg-quick strip` prints: the lines that are not wg-quick's own, without blanks at their ends, and one empty
+    /// line.
     pub fn strip(&self) -> Zeroizing<Vec<u8>> {
         // bash's `read` trims what $IFS holds; a carriage return is not in it.
         let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
@@ -189,11 +192,11 @@ impl fmt::Debug for Document {
     }
 }
 
-/// Text for a message: short, printable, and never what may be a key.
+/// A value as it may be quoted in a message: short, printable, and never what may be a key.
 pub(super) fn quoted(value: &[u8]) -> Cow<'static, str> {
     const LONGEST: usize = 60;
     let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-    // A key in base64 has 43 such characters; a piece that long is no address, name or number that makes sense.
+    // A key in base64 has 43 such characters. A piece of 20 is no address, name or number that makes sense.
     if value.split(|byte| !base64(byte)).any(|run| run.len() >= 20) {
         return Cow::Borrowed("the value");
     }

@@ -13,11 +13,11 @@ use zeroize::Zeroizing;
 /// What a tunnel is now, to be written to its file.
 #[derive(Clone, Debug)]
 pub struct Runtime<'a> {
-    /// Keys, port, mark and peers.
+    /// The device's keys, port, mark and peers.
     pub device: &'a DeviceState,
-    /// The interface's addresses; `None`: leave the file's.
+    /// The interface's addresses. `None` leaves the file's.
     pub addresses: Option<&'a [Address]>,
-    /// The interface's MTU, written only where the file has a number for it.
+    /// The interface's MTU in bytes. It is written only where the file has a number for it.
     pub mtu: Option<u16>,
 }
 
@@ -29,7 +29,7 @@ fn value(text: impl ToString) -> Value {
 }
 
 impl Document {
-    /// Adds a section at the end, an empty line before it.
+    /// Adds a `[Peer]` section at the end, with an empty line before it.
     pub fn add_peer(&mut self, peer: &PeerConfig) {
         let newline = self.newline();
         if let Some(last) = self.lines.last_mut()
@@ -45,15 +45,19 @@ impl Document {
         }
     }
 
-    /// Writes what the tunnel is now: values that are right already, comments and order stay; peers that are gone go, with
-    /// the comments that are theirs; new ones come last. An endpoint given by name stays by name.
+    /// Writes what the tunnel is now. Values that are right already, comments and order stay. Peers that are gone go,
+    /// together with their own comments; new ones come last. An endpoint given by name stays a name.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, where it cannot be understood; then nothing was changed.
     pub fn save(&mut self, runtime: &Runtime<'_>) -> Result<(), Vec<ConfigError>> {
         let (config, _) = self.parse()?;
         let current: HashMap<PublicKey, &PeerState> =
             runtime.device.peers.iter().map(|peer| (peer.public_key, peer)).collect();
         let sections: Vec<_> = self.sections().into_iter().filter(|section| !section.interface).collect();
         let mut kept = BTreeSet::new();
-        // From the last to the first: line numbers above stay good, and of a peer's several sections the last one counts.
+        // From the last to the first, so that line numbers above stay good. Of a peer's several sections the last counts.
         for (section, peer) in sections.iter().zip(&config.peers).rev() {
             match current.get(&peer.public_key) {
                 Some(state) if kept.insert(peer.public_key) => {
@@ -115,7 +119,7 @@ impl Document {
         }
     }
 
-    /// Sets the key where it stands last, or in the first `[Interface]` section, which is made if there is none.
+    /// Sets the key where it stands last, or else in the first `[Interface]` section. That is made if there is none.
     fn set_interface(&mut self, key: &'static str, text: Option<Value>) {
         let mut sections: Vec<_> = self.sections().into_iter().filter(|section| section.interface).collect();
         if sections.is_empty() {
@@ -156,8 +160,8 @@ impl Document {
         lines.filter(|(_, (line, kind))| sets(line, *kind)).map(|(at, _)| at).collect()
     }
 
-    /// Sets or removes a key of a section: the last line that sets it takes the value, others go; without one a line is added
-    /// below the section's last value. Returns where the section is then.
+    /// Sets or removes a key of a section. The last line that sets the key takes the value, and its other lines go. Where
+    /// there is none, a line is added below the section's last value. Returns where the section is then.
     fn set(&mut self, section: Range<usize>, key: &'static str, text: Option<Value>) -> Range<usize> {
         let mut places = self.places(&section, key);
         let mut end = section.end;
@@ -197,13 +201,13 @@ impl Document {
         Zeroizing::new([text.as_bytes(), self.newline()].concat())
     }
 
-    /// As the file's first line ends.
+    /// The line end of the file's first line.
     fn newline(&self) -> &'static [u8] {
         if self.lines.first().is_some_and(|line| line.ends_with(b"\r\n")) { b"\r\n" } else { b"\n" }
     }
 }
 
-/// The line with another value; key, blanks and a comment at its end stay.
+/// The line with another value. Its key, its blanks and a comment at its end stay.
 fn with_value(line: &[u8], text: &str) -> Zeroizing<Vec<u8>> {
     let code = line.iter().position(|&byte| byte == b'#').unwrap_or(line.len());
     let equals = line.iter().position(|&byte| byte == b'=').map_or(code, |at| at + 1);

@@ -3,21 +3,21 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// One thing that is wrong.
+/// One thing that is wrong with a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigError {
-    /// 1 is the first.
+    /// The line, counted from 1.
     pub line: usize,
-    /// What, and what was expected.
+    /// What is wrong, and what was expected.
     pub message: String,
 }
 
-/// All that is wrong with one file; prints as `FILE:LINE: message` lines.
+/// All that is wrong with one file. It prints as lines of `FILE:LINE: message`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigErrors {
-    /// As it was given.
+    /// The file's path, as it was given.
     pub file: PathBuf,
-    /// In the file's order; at least one.
+    /// The errors in the file's order; there is at least one.
     pub errors: Vec<ConfigError>,
 }
 
@@ -33,59 +33,59 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// What works, but hardly as meant.
+/// Something in a file that works, but hardly as meant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Warning {
-    /// Everyone may read the keys.
+    /// Everyone may read the file of this path, and the keys in it.
     WorldReadable(PathBuf),
-    /// Everyone may read the keys, and the file's mount is read-only.
+    /// Everyone may read the keys, and the file lies on a mount that is read-only.
     WorldReadableMount,
     /// The MTU leaves no room for the IPv6 that is asked for.
     NoIpv6 {
-        /// Of the MTU.
+        /// The line that sets the MTU.
         line: usize,
-        /// Bytes.
+        /// The MTU in bytes.
         mtu: u16,
     },
     /// The host lacks something that the file needs.
     Host(String),
     /// A key's last value replaces an earlier one.
     Replaced {
-        /// Of the value that counts.
+        /// The line of the value that counts.
         line: usize,
-        /// As wg-quick(8) spells it.
+        /// The key, as wg-quick(8) spells it.
         key: &'static str,
     },
-    /// Bits beyond the prefix length are ignored.
+    /// A prefix has bits beyond its length, which are ignored.
     HostBits {
-        /// Where.
+        /// The line of the prefix.
         line: usize,
-        /// As it stands there.
+        /// The prefix as it stands in the file.
         value: String,
     },
     /// A later peer takes the prefix away from an earlier one.
     Taken {
-        /// Of the later peer's section.
+        /// The line of the later peer's section.
         line: usize,
-        /// Which prefix.
+        /// The prefix that changes hands.
         prefix: String,
     },
-    /// The same public key once more.
+    /// A public key stands in more than one section.
     SamePeer {
-        /// Of the later section.
+        /// The line of the later section.
         line: usize,
     },
-    /// No tunnel works so, though the language has nothing against it.
+    /// No tunnel works like this, though the language allows it.
     Broken {
-        /// Where.
+        /// The line at fault.
         line: usize,
-        /// What, and what was expected.
+        /// What is wrong, and what was expected.
         message: String,
     },
 }
 
 impl Warning {
-    /// The line, where the warning is about one.
+    /// The line that the warning is about, if it is about one.
     pub fn line(&self) -> Option<usize> {
         match self {
             Warning::WorldReadable(_) | Warning::WorldReadableMount | Warning::Host(_) => None,
@@ -98,7 +98,7 @@ impl Warning {
         }
     }
 
-    /// `FILE:LINE: …`, or `FILE: …`.
+    /// The warning as `FILE:LINE: …`, or as `FILE: …` where it is about no line.
     pub fn describe(&self, file: &Path) -> String {
         match self.line() {
             Some(line) => format!("{}:{line}: {self}", file.display()),

@@ -8,52 +8,52 @@ use std::io::{Error, ErrorKind, Result, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where a configuration that is given by its interface's name lies.
+/// The directory of the configurations that are given by their interface's name.
 pub const DIRECTORY: &str = "/etc/wireguard";
 /// Longest interface name: IFNAMSIZ less its NUL.
 const MAX_NAME: usize = 15;
 
-/// A configuration's file and the interface it is for.
+/// A configuration's file, and the interface that it is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// The file, symbolic links followed where it exists.
+    /// The file's path. Symbolic links are followed where the file exists.
     pub file: PathBuf,
-    /// The file's name without `.conf`.
+    /// The interface's name: the file's name without `.conf`.
     pub interface: String,
 }
 
 /// What to do about a file that everyone may read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Permissions {
-    /// Say so.
+    /// Warn of it.
     Warn,
-    /// Do not use it.
+    /// Refuse to use it.
     Refuse,
 }
 
-/// A file, read.
+/// A configuration's file that was read and understood.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Where it was.
+    /// Where the file lies, and its interface.
     pub place: Place,
-    /// Its lines.
+    /// The file's lines.
     pub document: Document,
-    /// Its meaning.
+    /// The file's meaning.
     pub config: Config,
-    /// What is odd about it.
+    /// What is odd about the file.
     pub warnings: Vec<Warning>,
 }
 
 /// Why a file was not read.
 #[derive(Debug)]
 pub enum LoadError {
-    /// Neither an interface's name nor a file `NAME.conf`.
+    /// What was given is neither an interface's name nor a file `NAME.conf`.
     Name(String),
-    /// The file cannot be read.
+    /// The file of this path cannot be read.
     File(PathBuf, Error),
-    /// Everyone may read it, and that was not to be.
+    /// Everyone may read the file of this path, and the caller refuses such files.
     WorldReadable(PathBuf),
-    /// It makes no sense.
+    /// The file's content cannot be understood.
     Content(ConfigErrors),
 }
 
@@ -82,7 +82,8 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// The error, with what was meant where a file's name was given as if it were the interface's, or the other way round.
+/// Adds to the error what was probably meant, where a file's name was given as if it were the interface's, or the
+/// other way round.
 fn meant(given: &str, error: Error) -> Error {
     if error.kind() != ErrorKind::NotFound || !is_interface_name(given) {
         return error;
@@ -106,7 +107,7 @@ fn is_interface_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(good)
 }
 
-/// The name for an interface that is good but for its length.
+/// The interface's name in `given`, where it is good but for its length.
 fn too_long(given: &str) -> Option<&str> {
     let name = Path::new(given).file_name()?.to_str()?;
     let name = name.strip_suffix(".conf").unwrap_or(name);
@@ -117,20 +118,32 @@ fn too_long(given: &str) -> Option<&str> {
 }
 
 impl Place {
-    /// `NAME`: DIRECTORY/NAME.conf; anything else: a path that ends in NAME.conf. A name wins over a file of that name in
-    /// the working directory, as for wg-quick.
+    /// Finds the file for what a person gave. `NAME` stands for DIRECTORY/NAME.conf; anything else is a path that ends in
+    /// NAME.conf. A name wins over a file of that name in the working directory, as for wg-quick.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Name`] for neither; [`LoadError::File`] where there is no such file.
     pub fn find(given: &str) -> std::result::Result<Place, LoadError> {
         Place::find_in(Path::new(DIRECTORY), given)
     }
 
-    /// As [`Self::find`], with names looked up in `directory`.
+    /// Does as [`Self::find`], with names looked up in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::find`].
     pub fn find_in(directory: &Path, given: &str) -> std::result::Result<Place, LoadError> {
         let Place { file, interface } = Place::named_in(directory, given)?;
         let file = fs::canonicalize(&file).map_err(|error| LoadError::File(file, meant(given, error)))?;
         Ok(Place { file, interface })
     }
 
-    /// As [`Self::find`], whether there is such a file or not.
+    /// Does as [`Self::find`], whether there is such a file or not.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Name`] for what is neither a name nor such a path.
     pub fn named(given: &str) -> std::result::Result<Place, LoadError> {
         Place::named_in(Path::new(DIRECTORY), given)
     }
@@ -155,11 +168,15 @@ impl Place {
         bytes.map(|bytes| Document::new(&bytes).salvage()).unwrap_or_default()
     }
 
-    /// Reads and checks the file.
+    /// Reads the file, checks it and understands it.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be read, may be read by everyone and `permissions` refuse that, or cannot be understood.
     pub fn load(self, permissions: Permissions) -> std::result::Result<Loaded, LoadError> {
         let failed = |error| LoadError::File(self.file.clone(), error);
         let exposed = is_world_accessible(&self.file).map_err(failed)?;
-        // Nobody here can mend that of a container's secret, so refusing would be for ever.
+        // A container's secret is such a file. Nobody here can mend its mode, and so to refuse would be for ever.
         let is_fixed = exposed && is_on_read_only_mount(&self.file).map_err(failed)?;
         if exposed && !is_fixed && permissions == Permissions::Refuse {
             return Err(LoadError::WorldReadable(self.file));
@@ -180,13 +197,13 @@ impl Place {
         Ok(Loaded { place: self, document, config, warnings })
     }
 
-    /// The errors of this file.
+    /// These errors as this file's.
     pub fn errors(&self, errors: Vec<ConfigError>) -> ConfigErrors {
         ConfigErrors { file: self.file.clone(), errors }
     }
 }
 
-/// wg-quick's rule: file and directory both let others in.
+/// Whether everyone may read the file. As for wg-quick, both the file and its directory must let others in.
 fn is_world_accessible(file: &Path) -> Result<bool> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(fs::metadata(file)?.mode() & fs::metadata(directory)?.mode() & 0o007 != 0)
@@ -196,7 +213,11 @@ fn is_on_read_only_mount(file: &Path) -> Result<bool> {
     Ok(rustix::fs::statvfs(file)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Replaces `path` whole or not at all: a new file of mode 0600 beside it, synced, then renamed over it.
+/// Replaces `path` whole or not at all: a new file of mode 0600 beside it is written, synced, and renamed over it.
+///
+/// # Errors
+///
+/// Where the new file cannot be written or renamed, which leaves `path` as it was, or its directory cannot be synced.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| Error::other("a file's name is needed"))?.to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
@@ -220,15 +241,19 @@ fn directory_of(path: &Path) -> Result<File> {
     File::open(parent)
 }
 
-/// Keeps other ringtun processes from changing the files of a directory, until it is dropped. It is on the directory, since
-/// the files themselves are replaced.
+/// A lock that keeps other ringtun processes from changing the files of a directory, until it is dropped. It is on the
+/// directory, since the files themselves are replaced.
 #[derive(Debug)]
 pub struct FileLock {
     _directory: File,
 }
 
 impl FileLock {
-    /// Waits for its turn.
+    /// Waits for the lock of the directory of `file`, and takes it.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory cannot be opened or locked.
     pub fn take(file: &Path) -> Result<FileLock> {
         let directory = directory_of(file)?;
         flock(&directory, FlockOperation::LockExclusive)?;

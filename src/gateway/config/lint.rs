@@ -1,9 +1,10 @@
-//! What the language allows and no tunnel works with. wg-quick goes ahead all the same, and so does `up`; `check` does not call it good.
+//! What the language allows and no tunnel works with. wg-quick goes ahead all the same, and so does `up`; `check`
+//! reports it as an error.
 
 use super::{Config, Document, Interface, PeerConfig, Table, Warning};
 use crate::routing::Prefix;
 
-/// What a hook that sets the private key may hold: wg(8)'s verbs, or a program of the administrator's own.
+/// What a hook holds that may set the private key: wg(8)'s verbs, or a program of the administrator's own.
 const MAY_SET_KEY: [&str; 10] = [
     "private-key",
     "setconf",
@@ -17,7 +18,7 @@ const MAY_SET_KEY: [&str; 10] = [
     "/home/",
 ];
 
-/// All of it, in the file's order.
+/// Everything of this kind in a file, in the file's order.
 pub(super) fn broken(document: &Document, config: &Config) -> Vec<Warning> {
     let mut found = Vec::new();
     let mut note = |line: usize, message: String| found.push(Warning::Broken { line, message });
@@ -89,7 +90,8 @@ fn own_address(interface: &Interface, peer: &PeerConfig) -> Option<Prefix> {
     peer.allowed_ips.iter().find(own).copied()
 }
 
-/// Of default routes the rules take the tunnel's own packets out; a hook may route them elsewhere.
+/// The AllowedIPs of a peer that lead its own endpoint into the tunnel. A default route does no harm, since the policy
+/// rules spare the tunnel's own packets; nor is it held against a file whose hooks may route them elsewhere.
 fn holds_own_endpoint(interface: &Interface, peer: &PeerConfig) -> Option<Prefix> {
     let mut hooks = interface.pre_up.iter().chain(&interface.post_up);
     if interface.table != Table::Auto || hooks.any(|hook| hook.contains("route") || hook.contains("rule")) {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What wg-quick and wg accept is accepted and means the same. Beyond them there are `MTU = exact` and peers' names
-//! in comments (`# Name = laptop`). Stricter on purpose: a port above 65535, which the C library cuts to 16 bits.
+//! in comments (`# Name = laptop`). One thing is stricter on purpose: a port above 65535, which the C library cuts to
+//! 16 bits, is an error.
 
 mod dialect;
 mod document;
@@ -36,12 +37,12 @@ use std::fmt;
 use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
-/// A whole file's meaning.
+/// The meaning of a whole file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Config {
     /// All `[Interface]` sections together.
     pub interface: Interface,
-    /// In the file's order; a public key may stand in several, and then the last one decides.
+    /// The `[Peer]` sections in the file's order. A public key may stand in several; then the last one decides.
     pub peers: Vec<PeerConfig>,
 }
 
@@ -55,51 +56,51 @@ impl Config {
     }
 }
 
-/// What concerns the interface. Secrets are zeroized on drop and hidden from `Debug`.
+/// What a file says of the interface. Secrets are zeroized on drop and hidden from `Debug`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Interface {
-    /// `None`: left to a hook, or an interface that only listens to nobody.
+    /// The private key. `None` where it is left to a hook, or where the interface has nobody to speak to.
     pub private_key: Option<PrivateKey>,
-    /// `None` or 0: any.
+    /// The UDP port to listen on. `None` or 0 is any.
     pub listen_port: Option<u16>,
-    /// 0: none.
+    /// The firewall mark of the tunnel's own packets; 0 is none.
     pub fwmark: Option<u32>,
-    /// To be assigned to the interface.
+    /// The addresses to be assigned to the interface.
     pub addresses: Vec<Address>,
-    /// Resolvers.
+    /// The resolvers under `DNS`.
     pub dns: Vec<DnsServer>,
-    /// Search domains: what stands under `DNS` and is no address.
+    /// The search domains: the words under `DNS` that are no addresses.
     pub dns_search: Vec<String>,
-    /// `None`: from the routes to the endpoints.
+    /// The interface's MTU. `None` where it follows from the routes to the endpoints.
     pub mtu: Option<Mtu>,
-    /// Where routes go.
+    /// The routing table that gets the routes.
     pub table: Table,
-    /// Whether `down` saves.
+    /// Whether `down` saves the running tunnel to the file.
     pub save_config: bool,
-    /// Hooks, in order; `%i` still stands in them.
+    /// The commands to run before the interface is set up, in order. They still hold `%i` for the interface's name.
     pub pre_up: Vec<String>,
-    /// See [`Self::pre_up`].
+    /// The commands to run once the tunnel is up, as in [`Self::pre_up`].
     pub post_up: Vec<String>,
-    /// See [`Self::pre_up`].
+    /// The commands to run before the tunnel goes down, as in [`Self::pre_up`].
     pub pre_down: Vec<String>,
-    /// See [`Self::pre_up`].
+    /// The commands to run once the tunnel is down, as in [`Self::pre_up`].
     pub post_down: Vec<String>,
 }
 
 /// One `[Peer]` section.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerConfig {
-    /// From a comment `# Name = …` in the section or directly above it.
+    /// The peer's name, from a comment `# Name = …` in the section or directly above it.
     pub name: Option<String>,
-    /// Who.
+    /// The peer's public key.
     pub public_key: PublicKey,
-    /// `None`: none.
+    /// The preshared key, if there is one.
     pub preshared_key: Option<SharedSecret>,
-    /// In the file's order.
+    /// The prefixes of the peer, in the file's order.
     pub allowed_ips: Vec<Prefix>,
-    /// Where, if known.
+    /// The peer's endpoint, if it is known.
     pub endpoint: Option<HostPort>,
-    /// Seconds; 0: off.
+    /// The interval of keepalives in seconds; 0 is off. `None` where the file says nothing of it.
     pub persistent_keepalive: Option<u16>,
     /// The line of the section's header.
     pub line: Line,
@@ -120,7 +121,7 @@ impl PeerConfig {
     }
 }
 
-/// A line's number, 1 being the first. Equal to every other: where something stands is no part of what it means.
+/// A line's number, counted from 1. It equals every other: where something stands is no part of what it means.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Line(pub usize);
 
@@ -132,17 +133,17 @@ impl PartialEq for Line {
 
 impl Eq for Line {}
 
-/// An address of the interface and its network's length.
+/// An address of the interface, and the prefix length of its network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Address {
-    /// Host bits and all.
+    /// The address, its host bits included.
     pub addr: IpAddr,
-    /// Bits, at most 32 or 128.
+    /// The prefix length in bits, at most 32 or 128.
     pub len: u8,
 }
 
 impl Address {
-    /// The network the address lies in.
+    /// The network in which the address lies.
     pub fn network(&self) -> Prefix {
         // `len` was checked where the address was made; a single host is the safe reading otherwise.
         Prefix::new(self.addr, self.len).unwrap_or_else(|| self.addr.into())
@@ -155,12 +156,12 @@ impl fmt::Display for Address {
     }
 }
 
-/// A resolver, with the interface by which a link-local one is reached.
+/// A resolver.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DnsServer {
-    /// Its address.
+    /// The resolver's address.
     pub addr: IpAddr,
-    /// `eth0` of `fe80::1%eth0`.
+    /// The interface by which a link-local address is reached, such as `eth0` of `fe80::1%eth0`.
     pub scope: Option<String>,
 }
 
@@ -173,12 +174,12 @@ impl fmt::Display for DnsServer {
     }
 }
 
-/// How large inner packets may be.
+/// How the interface's MTU is chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mtu {
-    /// This many bytes.
+    /// The MTU is this many bytes.
     Bytes(u16),
-    /// What the outer path holds, without the room that the default leaves for IPv6.
+    /// The MTU is what the outer path holds, without the room that the default leaves for IPv6.
     Exact,
 }
 
@@ -191,15 +192,15 @@ impl fmt::Display for Mtu {
     }
 }
 
-/// Which routing table gets the routes.
+/// The routing table that gets the routes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Table {
-    /// The main one, and default routes by mark and rule.
+    /// The main table, with default routes by mark and policy rule.
     #[default]
     Auto,
-    /// No routes.
+    /// No table: no routes are added.
     Off,
-    /// This one, and nothing special about default routes.
+    /// The table of this number, which default routes join like any other route.
     Number(u32),
 }
 
@@ -213,27 +214,31 @@ impl fmt::Display for Table {
     }
 }
 
-/// Where a peer is: an address or a name, and a port.
+/// A host, by address or name, and a UDP port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostPort {
-    /// Without brackets.
+    /// The address or name, without brackets.
     pub host: String,
-    /// UDP.
+    /// The UDP port.
     pub port: u16,
 }
 
 impl HostPort {
-    /// Reads `HOST:PORT`, `[HOST]:PORT`; the error says what was expected.
+    /// Reads `HOST:PORT` or `[HOST]:PORT`.
+    ///
+    /// # Errors
+    ///
+    /// What was expected, for a person.
     pub fn parse(text: &str) -> Result<HostPort, String> {
         value::endpoint(text)
     }
 
-    /// The address, if the host is not a name.
+    /// The host's address, unless the host is a name.
     pub fn address(&self) -> Option<IpAddr> {
         self.host.split('%').next()?.parse().ok()
     }
 
-    /// Whether this is how `addr` may be written, so that nothing is to be changed.
+    /// Whether `addr` may be written like this, so that nothing is to be changed.
     pub(in crate::gateway) fn is_at(&self, addr: SocketAddr) -> bool {
         let scope = match addr {
             SocketAddr::V6(v6) => v6.scope_id(),
@@ -247,7 +252,11 @@ impl HostPort {
         self.port == addr.port() && self.address() == Some(addr.ip()) && same_scope
     }
 
-    /// Asks the system's resolver, which may block; the first answer counts, as for wg(8).
+    /// Asks the system's resolver, which may block. The first answer counts, as for wg(8).
+    ///
+    /// # Errors
+    ///
+    /// Where the name cannot be resolved.
     pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let nothing = || Error::new(ErrorKind::NotFound, "the name has no address");
         (self.host.as_str(), self.port).to_socket_addrs()?.next().ok_or_else(nothing)
@@ -257,7 +266,7 @@ impl HostPort {
 impl From<SocketAddr> for HostPort {
     fn from(addr: SocketAddr) -> HostPort {
         let host = match addr {
-            // An interface's name outlives a start of the host; its number does not.
+            // The file outlives a start of the host. An interface's name does so, too; its number does not.
             SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), link::scope(v6.scope_id())),
             _ => addr.ip().to_string(),
         };

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The port of a UDP service, from /etc/services.
+/// The port of a UDP service by name, from /etc/services.
 pub(super) fn service_port(name: &str) -> Option<u16> {
     service_in(&fs::read_to_string("/etc/services").ok()?, name)
 }
 
-/// The number of a routing table: one of the built-in ones, or from iproute2's files, the administrator's first.
+/// The number of a routing table by name: of a built-in one, or from iproute2's files, the administrator's first.
 pub(super) fn table_number(name: &str) -> Option<u32> {
     let built_in = match name {
         "local" => Some(255),
@@ -30,7 +30,7 @@ fn files_of(directory: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Lines `name port/udp alias…  # comment`.
+/// Finds the port in lines of the form `name port/udp alias…  # comment`.
 fn service_in(text: &str, name: &str) -> Option<u16> {
     text.lines().find_map(|line| {
         let mut words = line.split('#').next()?.split_whitespace();
@@ -40,7 +40,7 @@ fn service_in(text: &str, name: &str) -> Option<u16> {
     })
 }
 
-/// Lines `number name`.
+/// Finds the number in lines of the form `number name`.
 fn table_in(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| {
         let mut words = line.split('#').next()?.split_whitespace();

@@ -1,4 +1,4 @@
-//! From lines to meaning: all errors at once.
+//! From a file's lines to its meaning. All errors of a file are reported at once.
 
 use super::document::{
     HOOK_KEYS, INTERFACE_KEYS, LineKind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
@@ -10,17 +10,17 @@ use crate::routing::Prefix;
 use std::collections::{HashMap, HashSet};
 use zeroize::Zeroizing;
 
-/// What takes a tunnel down, of a file that may be wrong in other places.
+/// What it takes to bring a tunnel down, read from a file that may be wrong in other places.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Salvage {
-    /// The interface's part, but for the lines with mistakes.
+    /// The interface's part, without the lines that have mistakes.
     pub interface: Interface,
-    /// Lines that were meant as a hook of `down` and cannot be read; 1 is the first.
+    /// The lines, counted from 1, that were meant as a hook of `down` and cannot be read.
     pub lost: Vec<usize>,
 }
 
 impl Document {
-    /// Reads the interface's part as far as that goes.
+    /// Reads the interface's part as far as it can be read.
     pub fn salvage(&self) -> Salvage {
         let parser = self.taken();
         let lines = parser.errors.iter().map(|error| error.line);
@@ -31,7 +31,11 @@ impl Document {
         Salvage { lost: lines.filter(is_hook).collect(), interface: parser.config.interface }
     }
 
-    /// Reads the meaning, or all that is wrong with it.
+    /// Reads the meaning of the lines, with warnings of what is odd.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, in its order.
     pub fn parse(&self) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
         let mut parser = self.taken();
         for section in self.sections().into_iter().filter(|section| !section.interface) {
@@ -77,16 +81,16 @@ enum In {
 #[derive(Default)]
 struct ConfigParser {
     config: Config,
-    /// Peers whose key may be missing still.
+    /// The peers so far. A key may be missing still.
     peers: Vec<(Option<PublicKey>, PeerConfig)>,
     section: In,
     line: usize,
-    /// Where MTU was set last.
+    /// The line that set MTU last.
     mtu_line: usize,
-    /// Single values set so far: the interface's, and the last peer's.
+    /// The keys of a single value that were set so far: here the interface's, in `seen_peer` the last peer's.
     seen: HashSet<&'static str>,
     seen_peer: HashSet<&'static str>,
-    /// Whether a key of AmneziaWG's was told.
+    /// Whether a key of AmneziaWG's was reported.
     saw_amnezia: bool,
     errors: Vec<ConfigError>,
     warnings: Vec<Warning>,
@@ -129,7 +133,7 @@ impl ConfigParser {
             return Err(format!("{key}: there is a NUL byte, expected text"));
         }
         let key_error = |message: String| format!("{key}: {message}{}", dialect::of_value(key, line));
-        // wg-quick leaves it to the shell to split, at commas and blanks.
+        // wg-quick leaves it to the shell to split the value, at commas and blanks.
         let words = || text.split([',', ' ', '\t']).filter(|word| !word.is_empty());
         let interface = &mut self.config.interface;
         match key {
@@ -159,7 +163,7 @@ impl ConfigParser {
                     "PreDown" => &mut interface.pre_down,
                     _ => &mut interface.post_down,
                 };
-                // An empty one does nothing.
+                // An empty hook does nothing.
                 hooks.extend((!text.is_empty()).then(|| text.to_owned()));
             }
         }
@@ -246,8 +250,8 @@ impl ConfigParser {
         })
     }
 
-    /// What to say of a line that neither program knows. Its value may be a key, and a key without a name looks like one
-    /// of these lines as well, so only what is short is quoted.
+    /// What to say of a line that neither program knows. Its value may be a key. A key that stands without a name looks
+    /// like one of these lines, too, and so only what is short is quoted.
     fn unknown(&self, cleaned: &[u8]) -> String {
         if cleaned.starts_with(b"[") {
             return format!("{}: expected [Interface] or [Peer]", quoted(cleaned));
@@ -292,7 +296,7 @@ impl ConfigParser {
         for (at, (key, mut peer)) in self.peers.into_iter().enumerate() {
             let line = peer.line.0;
             let Some(key) = key else {
-                // A key that is there and wrong has been reported.
+                // A PublicKey that is there and wrong has been reported.
                 let end = headers.get(at + 1).copied().unwrap_or(usize::MAX);
                 let is_told = |error: &ConfigError| error.message.contains("PublicKey");
                 if self.errors.iter().any(|error| (line..end).contains(&error.line) && is_told(error)) {

@@ -1,14 +1,14 @@
-//! A [`Config`] as a wg-quick file, each key once and in wg-quick(8)'s order.
+//! A [`Config`] printed as a wg-quick file, each key once and in wg-quick(8)'s order.
 
 use super::{Config, Interface, PeerConfig, Table};
 use std::fmt::{Display, Write};
 use zeroize::Zeroizing;
 
-/// Room for the values of fixed length; lists and hooks are counted.
+/// Room in bytes for the values of fixed length. Lists and hooks are counted beside it.
 const ROOM: usize = 512;
 
 impl Config {
-    /// The file; secret, and so zeroized on drop.
+    /// The configuration as a file. It is secret, and so is zeroized on drop.
     pub fn print(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(room(self)));
         interface(&mut text, &self.interface);
@@ -21,7 +21,7 @@ impl Config {
 }
 
 impl PeerConfig {
-    /// The section, header and name first.
+    /// The peer as a `[Peer]` section, header and name first. It may hold a preshared key, and so is zeroized on drop.
     pub fn print(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(peer_room(self)));
         text.push_str("[Peer]\n");
@@ -93,7 +93,7 @@ pub(super) fn join<T: Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Enough from the start: a string that grew would leave copies of the keys behind.
+/// Room in bytes for the whole file, so that the string never grows: that would leave copies of the keys behind.
 fn room(config: &Config) -> usize {
     let interface = &config.interface;
     let hooks = [&interface.pre_up, &interface.post_up, &interface.pre_down, &interface.post_down];

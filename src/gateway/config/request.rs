@@ -1,4 +1,4 @@
-//! What is sent to a device: all of a configuration as `wg addconf` would, or the difference as `wg syncconf` would.
+//! What is sent to a device: all of a configuration, as `wg addconf` would, or the difference, as `wg syncconf` would.
 
 use super::{Config, HostPort, PeerConfig};
 use crate::crypto::x25519::{PublicKey, SharedSecret};
@@ -10,11 +10,13 @@ use std::fmt::{Display, Write};
 use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
-/// Asked for the address of an endpoint; the argument's line is the peer's. `None`: leave the endpoint unset.
+/// A function that gives the address of a peer's endpoint; the peer says at which line it stands. `None` leaves the
+/// endpoint unset.
 type Resolver<'a> = &'a mut dyn FnMut(&PeerConfig, &HostPort) -> Option<SocketAddr>;
 
 impl Config {
-    /// Sets what the file says, as `wg addconf` does: what it lacks stays, since a hook may have set it.
+    /// The request that sets what the file says, as `wg addconf` does. What the file lacks stays, since a hook may have
+    /// set it.
     pub fn request(&self, resolve: Resolver<'_>) -> SetRequest {
         SetRequest {
             private_key: self.interface.private_key.clone().map(Some),
@@ -27,7 +29,7 @@ impl Config {
 }
 
 impl PeerConfig {
-    /// Adds the peer, or brings one that is there into line.
+    /// The request that adds the peer, or brings one that is there into line.
     pub fn request(&self, resolve: Resolver<'_>) -> PeerRequest {
         PeerRequest {
             preshared_key: self.preshared_key.clone().map(Box::new),
@@ -40,7 +42,7 @@ impl PeerConfig {
     }
 }
 
-/// What a peer shall have in the end, whatever the sections said on the way there.
+/// What a peer is to have in the end, whatever the sections said on the way there.
 #[derive(Default)]
 struct Wanted {
     preshared_key: Option<SharedSecret>,
@@ -55,9 +57,9 @@ pub fn allowed_ips(config: &Config) -> BTreeSet<Prefix> {
     wanted.into_values().flat_map(|peer| peer.allowed).collect()
 }
 
-/// Turns `device` into what `config` says with the fewest words: a peer that is as it should be is not mentioned and keeps its
-/// session, one that the file lacks is removed. A key, port or mark that the file leaves open stays as it is, since a hook
-/// or `up` may have set it.
+/// The request that turns `device` into what `config` says, with the fewest changes. A peer that is as it should be is
+/// not mentioned and keeps its session; one that the file lacks is removed. A key, port or mark that the file leaves
+/// open stays as it is, since a hook or `up` may have set it.
 pub fn difference(device: &DeviceState, config: &Config, resolve: Resolver<'_>) -> SetRequest {
     let interface = &config.interface;
     let mut request = SetRequest {
@@ -108,7 +110,7 @@ fn wanted_peers(config: &Config, resolve: Resolver<'_>) -> (Vec<PublicKey>, Hash
     (order, wanted)
 }
 
-/// `None`: the peer is as it should be.
+/// The request that changes one peer. `None` where the peer is as it should be.
 fn peer_difference(key: PublicKey, wanted: &Wanted, current: Option<&PeerState>) -> Option<PeerRequest> {
     let mut request = PeerRequest::new(key);
     let nobody = PeerState::new(key);
@@ -133,7 +135,8 @@ fn peer_difference(key: PublicKey, wanted: &Wanted, current: Option<&PeerState>)
     (current.is_none() || !silent).then_some(request)
 }
 
-/// The request as the configuration protocol's text, `set=1` to the empty line; a secret, zeroized on drop.
+/// The request as the configuration protocol's text, from `set=1` to the empty line. It is secret, and so is zeroized
+/// on drop.
 pub fn set_text(request: &SetRequest) -> Zeroizing<String> {
     const DEVICE_ROOM: usize = 256;
     const PEER_ROOM: usize = 512;

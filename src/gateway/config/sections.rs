@@ -1,4 +1,4 @@
-//! Which lines are whose: sections, the comments that are theirs, and those that are nobody's.
+//! Which lines belong to which section: its values, the comments that are about it, and what belongs to none.
 //!
 //! ```text
 //!   ### begin alice ###      opens alice's section, since it is closed below
@@ -18,23 +18,23 @@ use super::document::{LineKind, PEER_KEYS, name_in};
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// One section's lines, by index.
+/// One section's lines, by index from 0.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Section {
     pub(super) interface: bool,
-    /// The header.
+    /// The line of the header.
     pub(super) header: usize,
-    /// All that is the section's and nobody else's, empty lines behind it included.
+    /// All lines that are the section's, the empty lines behind it included.
     pub(super) lines: Range<usize>,
-    /// From a comment.
+    /// The name of the peer, from a comment.
     pub(super) name: Option<String>,
 }
 
-/// A comment as generators set it around what is theirs: `### begin alice ###`, `# END_PEER alice`.
+/// A comment as generators set it around what they wrote: `### begin alice ###`, `# END_PEER alice`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Mark {
     opens: bool,
-    /// Its other words.
+    /// The words of the comment beside the one that says begin or end.
     what: Vec<String>,
 }
 
@@ -44,9 +44,9 @@ struct Row {
     comment: bool,
     name: Option<String>,
     mark: Option<Mark>,
-    /// A comment that holds a peer's value.
+    /// Whether the line is a comment that holds a peer's value.
     value_put_out: bool,
-    /// A comment that holds a header.
+    /// Whether the line is a comment that holds a header.
     header_put_out: bool,
 }
 
@@ -126,8 +126,9 @@ impl Document {
     }
 }
 
-/// Where the comments begin that stand directly above the header and are its section's: not what the section before closes with,
-/// not an opening that more than this section is within, and not a name where the section has one of its own.
+/// Where the comments begin that stand directly above the header and belong to its section. A comment that closes the
+/// section before does not; nor does an opening that encloses more than this section, nor a name where the section has
+/// one of its own.
 fn lead(rows: &[Row], header: usize, next_header: usize, next_start: usize) -> usize {
     let start = (0..header).rev().take_while(|&at| rows[at].comment).last().unwrap_or(header);
     let theirs = |row: &Row| {
@@ -150,8 +151,8 @@ fn closing(row: &Row, open: &Row) -> bool {
     }
 }
 
-/// Where the section ends: behind the mark that closes it, or else behind its last value and the comments directly below; then
-/// behind the empty lines that follow. `opened`: what marks open in the whole file.
+/// Where the section ends: behind the mark that closes it, or else behind its last value and the comments directly
+/// below; in either case behind the empty lines that follow. `opened` holds what marks open in the whole file.
 fn end(
     rows: &[Row],
     opened: &HashSet<&[String]>,

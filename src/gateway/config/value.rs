@@ -1,4 +1,5 @@
-//! What may stand after a key. An error says what was expected, and quotes the value unless it may be secret.
+//! The values that may stand after a key. An error says what was expected. It quotes the value unless that may be
+//! secret.
 
 use super::document::quoted;
 use super::{Address, DnsServer, HostPort, Mtu, Table, names};
@@ -7,21 +8,21 @@ use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-/// Smallest and largest MTU of a TUN device (`ETH_MIN_MTU`; IP's longest packet).
+/// Smallest and largest MTU of a TUN device in bytes (`ETH_MIN_MTU`; IP's longest packet).
 const MTUS: std::ops::RangeInclusive<u16> = 68..=u16::MAX;
 
 fn expected(value: &str, what: &str) -> String {
     format!("{}: expected {what}", quoted(value.as_bytes()))
 }
 
-/// Digits only: `from_str` would take a sign.
+/// A number of digits only. `from_str` would take a sign as well.
 fn decimal<T: FromStr>(text: &str) -> Option<T> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
 }
 
 const KEY: &str = "expected a key: 44 characters of base64, as `ringtun genkey` and `ringtun pubkey` print";
 
-/// All zero: no key.
+/// Reads a private key. All zeros stand for none.
 pub(in crate::gateway) fn private_key(value: &str) -> Result<Option<PrivateKey>, String> {
     let secret = SharedSecret::from_base64(value).ok_or(KEY)?;
     let none = secret == SharedSecret([0; 32]);
@@ -32,7 +33,7 @@ pub(in crate::gateway) fn public_key(value: &str) -> Result<PublicKey, String> {
     PublicKey::from_base64(value).ok_or_else(|| KEY.to_owned())
 }
 
-/// All zero: no key.
+/// Reads a preshared key. All zeros stand for none.
 pub(in crate::gateway) fn preshared_key(value: &str) -> Result<Option<SharedSecret>, String> {
     let secret = SharedSecret::from_base64(value)
         .ok_or("expected a preshared key: 44 characters of base64, as `ringtun genpsk` prints")?;
@@ -65,7 +66,7 @@ pub(in crate::gateway) fn keepalive(value: &str) -> Result<u16, String> {
     decimal(value).ok_or_else(|| expected(value, "`off` or seconds from 0 to 65535"))
 }
 
-/// The prefix, and whether bits beyond its length were set.
+/// Reads a prefix, and says whether bits beyond its length were set.
 pub(in crate::gateway) fn allowed_ip(value: &str) -> Result<(Prefix, bool), String> {
     let (addr, len) = value.split_once('/').map_or((value, None), |(addr, len)| (addr, Some(len)));
     let what = "ADDRESS or ADDRESS/LENGTH such as 192.168.96.2/32 or fd00::/64";
@@ -102,7 +103,8 @@ pub(in crate::gateway) fn endpoint(value: &str) -> Result<HostPort, String> {
     Ok(HostPort { host: host.to_owned(), port: port(port_text)? })
 }
 
-/// As ip(8) reads it: a length, or for IPv4 a netmask; missing octets of an IPv4 address are zero.
+/// Reads an address with its network as ip(8) does: a length follows, or for IPv4 a netmask. Missing octets of an IPv4
+/// address are zero.
 pub(in crate::gateway) fn address(value: &str) -> Result<Address, String> {
     let wrong = || expected(value, "ADDRESS or ADDRESS/LENGTH such as 192.168.96.1/24 or fd00::1/64");
     let (addr, len) = value.split_once('/').map_or((value, None), |(addr, len)| (addr, Some(len)));
@@ -138,7 +140,8 @@ pub(in crate::gateway) fn netmask(text: &str) -> Option<u8> {
     (mask.count_ones() == mask.leading_ones()).then(|| mask.leading_ones() as u8)
 }
 
-/// One word under `DNS`: wg-quick takes what looks like an address for a server, and the rest for search domains.
+/// Reads one word under `DNS`. As for wg-quick, what looks like an address is a server (`Ok`), and the rest are search
+/// domains (`Err`).
 pub(in crate::gateway) fn dns(value: &str) -> Result<Result<DnsServer, String>, String> {
     let server = value.contains(':') || value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     if !server {
@@ -151,7 +154,7 @@ pub(in crate::gateway) fn dns(value: &str) -> Result<Result<DnsServer, String>, 
     }
 }
 
-/// Empty: none, as for wg-quick.
+/// Reads an MTU. As for wg-quick, an empty value stands for none.
 pub(in crate::gateway) fn mtu(value: &str) -> Result<Option<Mtu>, String> {
     if value.is_empty() {
         return Ok(None);
@@ -165,7 +168,7 @@ pub(in crate::gateway) fn mtu(value: &str) -> Result<Option<Mtu>, String> {
         .ok_or_else(|| expected(value, "bytes from 68 to 65535, or `exact`"))
 }
 
-/// Empty: auto, as for wg-quick.
+/// Reads a table. As for wg-quick, an empty value stands for `auto`.
 pub(in crate::gateway) fn table(value: &str) -> Result<Table, String> {
     match value {
         "" | "auto" => return Ok(Table::Auto),
