@@ -16,16 +16,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Times a name is asked for again while the resolver cannot answer just now, as at boot; wg(8)'s number and variable.
+/// How often a name is asked for again while the resolver cannot answer just now, as at boot. Number and variable are
+/// wg(8)'s.
 const RETRIES: u32 = 15;
 const RETRIES_VARIABLE: &str = "WG_ENDPOINT_RESOLUTION_RETRIES";
-/// Pause after the first; each next one is a fifth longer, at most [`LONGEST_PAUSE`].
+/// The pause after the first attempt. Each further one is a fifth longer, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(90);
-/// The least an IPv4 interface carries (RFC 791), and the most the kernel lets a TUN device have.
+/// The least MTU in bytes of an IPv4 interface (RFC 791), and the most that the kernel lets a TUN device have.
 const MTUS: std::ops::RangeInclusive<u32> = 68..=65_535;
 
-/// Endpoints and what they are now.
+/// Endpoints as the file has them, each with its address now.
 pub(in crate::gateway) type Resolved = Vec<(HostPort, SocketAddr)>;
 
 pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) -> Result<()> {
@@ -72,7 +73,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     session.journal.note(Trace::Finished)
 }
 
-/// Leads prefixes into the interface, as `table` says.
+/// Adds routes for prefixes into the interface, as `table` says.
 pub(super) fn lead(
     session: &mut Session<'_>,
     control: &ControlSocket,
@@ -83,7 +84,8 @@ pub(super) fn lead(
     lead_past(session, control, index, table, prefixes, &BTreeSet::new())
 }
 
-/// As [`lead`], while routes to some prefixes are `going`. What is led there already stays as it is.
+/// Does as [`lead`], while the routes to the prefixes in `going` are about to be removed. Routes that are there
+/// already stay as they are.
 pub(super) fn lead_past(
     session: &mut Session<'_>,
     control: &ControlSocket,
@@ -104,7 +106,11 @@ pub(super) fn lead_past(
     Ok(())
 }
 
-/// Leads what a new peer of a running tunnel is allowed into it.
+/// Adds the routes to what a new peer of a running tunnel is allowed.
+///
+/// # Errors
+///
+/// Where the tunnel is not up in this network namespace, or a route cannot be added.
 pub fn lead_to(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Result<()> {
     let name = &loaded.place.interface;
     let mut session = Session::new(&loaded.place, console)?;
@@ -117,7 +123,7 @@ pub fn lead_to(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Resu
     session.journal.note_all(before::of_peers(std::slice::from_ref(peer)))
 }
 
-/// Whether the host has what the file's wishes need. Asked before hooks run, which nothing undoes.
+/// Checks that the host has what the file asks for. This is done before hooks run, since nothing undoes those.
 fn is_possible(config: &Config, clamp: bool) -> Result<()> {
     let interface = &config.interface;
     let mut defaults = allowed_ips(config).into_iter().filter(|prefix| is_default(interface.table, *prefix));
@@ -131,8 +137,9 @@ fn is_possible(config: &Config, clamp: bool) -> Result<()> {
     if interface.dns.is_empty() { Ok(()) } else { dns::manager("").map(drop) }
 }
 
-/// Whether the routes that the file asks for can be with this MTU: below IPv6's least the kernel takes that from the interface
-/// (`addrconf_notify`), with its addresses, and a route that is missing means traffic in clear.
+/// Checks that the routes that the file asks for are possible with this MTU, in bytes. Below IPv6's least MTU the
+/// kernel takes IPv6 from the interface together with its addresses (`addrconf_notify`), and a missing route means
+/// traffic in clear.
 pub(super) fn fits_ipv6(config: &Config, mtu: u32) -> Result<()> {
     if mtu >= IPV6_MINIMUM || config.interface.table == Table::Off {
         return Ok(());
@@ -154,7 +161,7 @@ pub(super) fn has_ipv6(addresses: &[Address]) -> bool {
     addresses.iter().any(|address| address.addr.is_ipv6())
 }
 
-/// Every endpoint's address.
+/// Resolves every endpoint.
 fn resolve_all(config: &Config, session: &mut Session<'_>) -> Result<Resolved> {
     let mut resolved = Resolved::new();
     for endpoint in config.peers.iter().filter_map(|peer| peer.endpoint.as_ref()) {
@@ -172,7 +179,7 @@ fn resolve(endpoint: &HostPort, session: &mut Session<'_>) -> Result<SocketAddr>
         session.interrupt.check()?;
         match endpoint.resolve() {
             Ok(address) => return Ok(address),
-            // EAI_AGAIN, which the standard library tells in words alone.
+            // This is EAI_AGAIN, which the standard library reports by its text alone.
             Err(error) if left > 0 && error.to_string().contains("Temporary failure") => {
                 session.console.remark(&format!("Endpoint {endpoint}: {error}; trying again in {pause:.0?}"));
                 left -= 1;
@@ -200,12 +207,12 @@ fn pause_for(pause: Duration, session: &Session<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What an endpoint resolved to.
+/// The address to which an endpoint resolved, if it did.
 pub(super) fn address_of(endpoint: &HostPort, resolved: &Resolved) -> Option<SocketAddr> {
     resolved.iter().find(|(known, _)| known == endpoint).map(|(_, address)| *address)
 }
 
-/// The interface's MTU by the routes as they are now. `mark` is what the tunnel's own packets carry.
+/// The interface's MTU in bytes, by the routes as they are now. `mark` is the mark of the tunnel's own packets.
 pub(in crate::gateway) fn mtu_for(
     name: &str,
     config: &Config,
@@ -214,7 +221,7 @@ pub(in crate::gateway) fn mtu_for(
     host: &Host,
 ) -> Result<u32> {
     let path = |(_, to): &(HostPort, SocketAddr)| {
-        // An endpoint that no route leads to says nothing.
+        // An endpoint to which no route leads gives no MTU.
         let mtu = host.path_mtu(name, mark, to.ip())?;
         Some(Path { outer: Family::of(to.ip()), mtu })
     };
@@ -230,7 +237,7 @@ pub(in crate::gateway) fn mtu_for(
     Ok(mtu)
 }
 
-/// The device would only log that it cannot have the port; so ask first.
+/// Checks that no other program has the UDP port. The device would only log that.
 pub(super) fn is_free(port: u16) -> Result<()> {
     for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
         if let Err(error) = UdpSocket::bind((any, port))
@@ -242,14 +249,14 @@ pub(super) fn is_free(port: u16) -> Result<()> {
     Ok(())
 }
 
-/// Starts the background process, which makes the interface.
+/// Starts the background process, which makes the interface, and connects to it.
 fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<ControlSocket> {
     session.interrupt.check()?;
     let name = session.name.clone();
     let said = format!("ringtun {name}");
     session.console.command(&said);
     session.journal.note(Trace::Interface)?;
-    // A name that is no line of text is not noted.
+    // A path that does not fit on a line of the notes is left out of them.
     let file = loaded.place.file.to_str().filter(|file| !file.contains('\n'));
     session.journal.note_all(file.map(|file| Trace::File(file.into())).into_iter().collect())?;
     let program = itself::program().map_err(Failure::of(&said))?;
@@ -258,7 +265,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<ControlSocket> {
     let status = command.stdin(Stdio::null()).status().map_err(Failure::of(&said))?;
     if !status.success() {
         if status.code().is_some() {
-            // It said why and made nothing; an interface that is there now is somebody else's.
+            // The process reported why and made nothing. An interface that is there now is somebody else's.
             session.journal.retract(&[Trace::Interface])?;
         }
         return Err(Failure::new(format!("{said}: {status}")));
@@ -266,7 +273,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<ControlSocket> {
     session.control()
 }
 
-/// `ip address add`.
+/// Does as `ip address add`, noted beforehand.
 pub(super) fn add_address(session: &mut Session<'_>, index: u32, address: Address) -> Result<()> {
     let proto = proto(address.addr.is_ipv6());
     let command = format!("ip {proto} address add {address} dev {}", session.name);

@@ -1,5 +1,5 @@
-//! What was before a reload, and what of it is `up`'s own or an earlier `reload`'s: only that may a `reload` take away. The rest
-//! hooks and people added.
+//! The state before a reload, and what of it is the tunnel's own: what `up` or an earlier `reload` made. Only that may
+//! a `reload` take away; the rest was added by hooks and people.
 
 use super::journal::Trace;
 use super::routes::{Routes, prefixes, table_of};
@@ -12,10 +12,10 @@ use crate::gateway::up::host::Link;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 
-/// What was before a reload.
+/// The state of a tunnel before a reload. Its MTU is in bytes.
 pub(super) struct Before {
     pub(super) device: DeviceState,
-    /// Those without another end, in the kernel's order.
+    /// The interface's addresses that have no other end, in the kernel's order.
     pub(super) addresses: Vec<Address>,
     pub(super) mtu: u32,
     pub(super) prefixes: BTreeSet<Prefix>,
@@ -24,7 +24,7 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// As it is now.
+    /// Reads the state as it is now.
     pub(super) fn look(session: &Session<'_>, link: Link, device: DeviceState) -> Result<Before> {
         Ok(Before {
             addresses: session.host.plain_addresses(link.index).map_err(Failure::of(&session.name))?,
@@ -37,20 +37,21 @@ impl Before {
     }
 }
 
-/// What the notes tell to be the tunnel's own.
+/// What belongs to the tunnel according to the notes.
 #[derive(Default)]
 pub(super) struct Owned {
     pub(super) addresses: BTreeSet<Address>,
-    /// With their tables.
+    /// The routes, each with the number of its table.
     pub(super) routes: BTreeSet<(Prefix, u32)>,
-    /// What the interface was last given; `None`: unknown.
+    /// The MTU in bytes that the interface was last given, if that is known.
     pub(super) mtu: Option<u32>,
     preshared: BTreeSet<PublicKey>,
     keepalive: BTreeSet<PublicKey>,
 }
 
 impl Owned {
-    /// By the notes of before. Where there are none, as after wg-quick's `up`, all that is there counts; `table` is the file's.
+    /// Reads it from the notes of before the reload. Where there are none, as after wg-quick's `up`, everything that is
+    /// there counts. `table` is the file's.
     pub(super) fn of(before: &Before, table: Table) -> Owned {
         let mut owned = Owned::default();
         for trace in &before.traces {
@@ -74,12 +75,13 @@ impl Owned {
         owned
     }
 
-    /// The MTU to have: `asked` by file and paths, but what somebody set stays while that is what it was.
+    /// The MTU in bytes to set. `asked` is what file and paths ask for. Where that is what it was last time, the MTU of
+    /// `now` stays, since somebody may have set it.
     pub(super) fn mtu(&self, asked: u32, now: u32) -> u32 {
         if self.mtu == Some(asked) { now } else { asked }
     }
 
-    /// Leaves preshared keys and keepalives of which the file does not speak and never did.
+    /// Takes from the request the removal of preshared keys and keepalives that no file of this tunnel ever set.
     pub(super) fn spare(&mut self, config: &Config, request: &mut SetRequest) {
         self.preshared.extend(with_secret(&config.peers).map(|peer| peer.public_key));
         self.keepalive.extend(with_keepalive(&config.peers).map(|peer| peer.public_key));

@@ -1,22 +1,23 @@
-//! Resolvers while the tunnel is up: through resolvconf(8) as wg-quick does, or through systemd-resolved.
+//! The host's resolvers while the tunnel is up, set through resolvconf(8) as wg-quick does, or through
+//! systemd-resolved.
 
 use super::{Console, Failure, Result, hooks, program};
 use crate::gateway::config::Interface;
 use std::path::Path;
 
-/// Who manages resolvers here.
+/// The program that manages resolvers on this host.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Manager {
-    /// resolvconf(8), and the record's name.
+    /// resolvconf(8), with the name of the tunnel's record.
     Resolvconf(String),
     /// systemd-resolved.
     Resolved,
 }
 
-/// Finds one. resolvconf first, unless that is systemd-resolved's front end by another name.
+/// Finds the manager of resolvers. resolvconf comes first, unless it is systemd-resolved's front end by another name.
 pub(super) fn manager(interface: &str) -> Result<Manager> {
     match hooks::find("resolvconf") {
-        // It takes a record's name for the interface's, and so knows no prefix.
+        // That front end takes a record's name for the interface's, and so knows no prefix.
         Some(program) if is_resolvectl(&program) => Ok(Manager::Resolved),
         Some(_) => {
             let order = std::fs::read_to_string("/etc/resolvconf/interface-order").unwrap_or_default();
@@ -35,7 +36,8 @@ fn is_resolvectl(program: &Path) -> bool {
     std::fs::canonicalize(program).is_ok_and(|target| target.ends_with("resolvectl"))
 }
 
-/// The first pattern `PREFIX*` in resolvconf's order, with a dot: a record of that name comes first.
+/// The first pattern `PREFIX*` in resolvconf's order, with a dot in the place of the star. A record with such a name
+/// comes first.
 fn prefix(order: &str) -> String {
     let good = |word: &&str| {
         !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -64,7 +66,7 @@ pub(super) fn set(
             let words = |first: &[&str], rest: &[String]| -> Vec<String> {
                 first.iter().map(ToString::to_string).chain(rest.iter().cloned()).collect()
             };
-            // `~.`: all names are asked of these servers.
+            // `~.` sends the look-ups of all names to these servers.
             for words in
                 [words(&["dns", name], &servers), words(&["domain", name, "~."], &interface.dns_search)]
             {
@@ -76,7 +78,7 @@ pub(super) fn set(
     }
 }
 
-/// As it was before.
+/// Undoes [`set`].
 pub(super) fn unset(manager: &Manager, name: &str, console: &mut Console<'_>) -> Result<()> {
     match manager {
         Manager::Resolvconf(record) => program(console, "resolvconf", &["-d", record, "-f"], ""),

@@ -1,4 +1,4 @@
-//! `down` and `save`.
+//! `down`, which removes a tunnel and what `up` made for it, and `save`.
 
 use super::dns::Manager;
 use super::journal::Trace;
@@ -13,11 +13,17 @@ use std::time::{Duration, Instant};
 
 /// How long the background process may take to end once its interface is gone.
 const END: Duration = Duration::from_secs(10);
-/// How long a process whose interface is not to be seen may take to show that it is ending.
+/// How long a process that serves no interface here may take to show that it is ending.
 const LEAVING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Takes the tunnel down: hooks, the file saved where it says so, and everything that `up` made removed.
+/// Takes the tunnel `given`, a name or a file, down: runs its hooks, saves the file where that says so, and removes
+/// everything that `up` made.
+///
+/// # Errors
+///
+/// Where the tunnel is not up here, a hook fails, or the interface cannot be deleted. Failures of other steps are
+/// reported on the console.
 pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     rights::check("down", given)?;
     let mut session = Session::new(&Place::named(given)?, console)?;
@@ -36,7 +42,7 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     let device = control.get().map_err(Failure::of(control.path().display()))?;
     for trace in remains(&session, &device, interface.table) {
         match trace {
-            // Without the interface there is no tunnel any more; everything else is no reason to leave it.
+            // Without the interface there is no tunnel any more. No other failure is a reason to keep it.
             Trace::Interface => undo(&mut session, &trace)?,
             _ => {
                 if let Err(error) = undo(&mut session, &trace) {
@@ -49,7 +55,8 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     session.hooks(&interface.post_down)
 }
 
-/// The file; of one that cannot be read, or not all of it, what there is: that is no reason for a tunnel to stay.
+/// Reads the file. Where it cannot be read, or only in part, what can be read counts: a bad file is no reason for a
+/// tunnel to stay.
 fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, Option<Loaded>)> {
     let place = Place::named(given)?;
     let error = match read(given, Permissions::Warn, &mut session.console) {
@@ -79,7 +86,8 @@ fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, O
     Ok((interface, None))
 }
 
-/// Whether a process serves an interface that is not here. One whose interface just went ends in a moment.
+/// Whether a process serves an interface that is not in this namespace. A process whose interface just went ends in a
+/// moment, and is waited for.
 fn is_elsewhere(session: &Session<'_>) -> Result<bool> {
     let begun = Instant::now();
     while session.index()?.is_none() && ControlSocket::find(&session.name).is_some() {
@@ -91,7 +99,7 @@ fn is_elsewhere(session: &Session<'_>) -> Result<bool> {
     Ok(false)
 }
 
-/// The process is gone, and with it the interface; what a killed one left elsewhere is removed.
+/// Removes what a killed process left behind. Its interface is gone with it.
 fn remove_remains(session: &mut Session<'_>) -> Result<()> {
     let name = session.name.clone();
     if session.index()?.is_some() && !link::is_tunnel(&name) {
@@ -117,14 +125,14 @@ fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Tra
     let noted = session.journal.traces();
     let of_wg_quick = !session.journal.is_of_up() && table == Table::Auto && device.fwmark != 0;
     let mut traces = noted;
-    // Other tunnels may rely on it by now.
+    // Other tunnels may rely on the sysctl by now.
     traces.retain(|trace| !matches!(trace, Trace::ValidMark) && !trace.goes_with_interface());
     let default = |v6: bool| {
         let zero = |prefix: &crate::routing::Prefix| prefix.len() == 0 && prefix.addr().is_ipv6() == v6;
         device.peers.iter().flat_map(|peer| &peer.allowed_ips).any(zero)
     };
     for v6 in [false, true] {
-        // Where `up` noted nothing it was wg-quick that brought the tunnel up.
+        // Where `up` noted nothing, wg-quick brought the tunnel up.
         if of_wg_quick && default(v6) {
             traces.push(Trace::Rules { v6, table: device.fwmark });
         }
@@ -142,7 +150,7 @@ fn remains(session: &Session<'_>, device: &DeviceState, table: Table) -> Vec<Tra
     traces
 }
 
-/// Undoes one step; one that was noted and never taken is none.
+/// Undoes one step. A step that was noted and never taken needs nothing.
 pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
     let name = session.name.clone();
     match trace {
@@ -151,7 +159,7 @@ pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
         Trace::Rules { v6, table } => policy::remove_rules(session, *v6, *table),
         Trace::Spoof => firewall::remove_spoof(&name, None, &mut session.console),
         Trace::Clamp => firewall::remove_clamp(&name, &mut session.console),
-        // systemd-resolved forgot the link as that went, and knows no such name any more.
+        // systemd-resolved forgot the link when it went, and knows no such name any more.
         Trace::Dns(Manager::Resolved) if session.index()?.is_none() => Ok(()),
         Trace::Dns(manager) => dns::unset(manager, &name, &mut session.console),
         Trace::Address(_) | Trace::Route { .. } | Trace::Mtu(_) => Ok(()),
@@ -159,7 +167,7 @@ pub(super) fn undo(session: &mut Session<'_>, trace: &Trace) -> Result<()> {
     }
 }
 
-/// Deletes the interface; its process ends by itself, and this waits for that.
+/// Deletes the interface, and waits for its process, which then ends by itself.
 fn remove_interface(session: &mut Session<'_>) -> Result<()> {
     let name = session.name.clone();
     if let Some(index) = session.index()? {
@@ -174,12 +182,16 @@ fn remove_interface(session: &mut Session<'_>) -> Result<()> {
         }
         std::thread::sleep(LOOK);
     }
-    // A process that was killed could not remove it, and nobody listens on it any more.
+    // A process that was killed could not remove its socket, and nobody listens on it any more.
     let _ = std::fs::remove_file(socket::path(&name));
     Ok(())
 }
 
-/// Writes what the tunnel is now to its file; what is the same keeps its bytes, comments included.
+/// Writes what the tunnel is now to its file. What is the same keeps its bytes, comments included.
+///
+/// # Errors
+///
+/// Where the tunnel is not up, or its file cannot be read or replaced.
 pub fn save(given: &str, mut console: Console<'_>) -> Result<()> {
     // Root needs no capability to speak to a device and to write a file.
     if !rustix::process::geteuid().is_root() {
@@ -195,7 +207,7 @@ fn save_to(session: &mut Session<'_>, control: &ControlSocket, loaded: Loaded) -
     let name = session.name.clone();
     let file = loaded.place.file.clone();
     let _lock = FileLock::take(&file).map_err(Failure::of(file.display()))?;
-    // Another process may have changed it since it was read.
+    // Another process may have changed the file since it was read.
     let mut loaded = loaded.place.load(Permissions::Warn)?;
     session.console.command(&format!("wg showconf {name}"));
     let device = control.configured().map_err(Failure::of(control.path().display()))?;
@@ -213,7 +225,7 @@ fn save_to(session: &mut Session<'_>, control: &ControlSocket, loaded: Loaded) -
     take_over(session, &loaded.document.parse().map(|(config, _)| config).unwrap_or_default())
 }
 
-/// What the file has now is its own, whoever added it to the tunnel.
+/// Notes that what the file has now is the tunnel's own, whoever added it.
 fn take_over(session: &mut Session<'_>, config: &Config) -> Result<()> {
     if session.journal.traces().is_empty() {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Rules of nft(8), or else of iptables(8): against spoofing where a default route leads into the tunnel, and to clamp TCP's
-//! segments.
+//! Rules of nft(8), or else of iptables(8). Some guard against spoofing where a default route leads into the tunnel;
+//! others clamp the MSS of TCP connections.
 
 use super::{Console, Failure, Result, hooks, iptables, program};
 use crate::gateway::config::Address;
@@ -8,7 +8,7 @@ use crate::wire::family::Family;
 use std::path::Path;
 use std::process::Command;
 
-/// The table of wg-quick(8) for an interface, by which both programs can remove it.
+/// The name of wg-quick(8)'s table for an interface, by which both programs can remove it.
 fn spoof_table(interface: &str) -> String {
     format!("wg-quick-{interface}")
 }
@@ -17,13 +17,13 @@ fn clamp_table(interface: &str) -> String {
     format!("ringtun-clamp-{interface}")
 }
 
-/// An empty table in the place of the one that may be there, as part of what nft does whole or not at all.
+/// The commands for an empty table in the place of one that may be there. nft runs them whole or not at all.
 fn fresh_table(family: &str, name: &str) -> String {
     format!("add table {family} {name}\ndelete table {family} {name}\nadd table {family} {name}\n")
 }
 
-/// Packets from elsewhere to the tunnel's addresses are dropped, and the mark of the tunnel's own UDP follows the answers,
-/// so that the reverse path filter finds them good: the rules of wg-quick(8).
+/// The commands for the rules of wg-quick(8) against spoofing. Packets from elsewhere to the tunnel's addresses are
+/// dropped. The mark of the tunnel's own UDP is restored on the answers, so that the reverse path filter accepts them.
 pub(super) fn spoof_rules(interface: &str, v6: bool, table: u32, addresses: &[Address]) -> String {
     let (family, name) = (if v6 { "ip6" } else { "ip" }, spoof_table(interface));
     let chain = |chain: &str, hook: &str, priority: i32| {
@@ -44,8 +44,9 @@ pub(super) fn spoof_rules(interface: &str, v6: bool, table: u32, addresses: &[Ad
     text
 }
 
-/// Forwarded TCP connections are told segments that fit: into the tunnel by the route's MTU, which follows the
-/// interface's; out of it by `mtu`, since the route there knows nothing of the tunnel.
+/// The commands for the rules that clamp the MSS of forwarded TCP connections. Into the tunnel the route's MTU decides,
+/// which follows the interface's. Out of it `mtu`, in bytes, decides, since the route there knows nothing of the
+/// tunnel.
 fn clamp_rules(interface: &str, mtu: u32) -> String {
     let name = clamp_table(interface);
     let syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set";
@@ -59,7 +60,7 @@ fn clamp_rules(interface: &str, mtu: u32) -> String {
         )
 }
 
-/// Whether [`against_spoofing`] has a program to run.
+/// Checks that there is a program that [`against_spoofing`] can run.
 pub(super) fn is_here_against_spoofing(v6: bool) -> Result<()> {
     if hooks::find("nft").is_some() || iptables::is_here(v6) {
         return Ok(());
@@ -69,7 +70,7 @@ pub(super) fn is_here_against_spoofing(v6: bool) -> Result<()> {
     ))
 }
 
-/// Whether [`clamp`] has a program to run.
+/// Checks that there is a program that [`clamp`] can run.
 pub(super) fn is_here_to_clamp() -> Result<()> {
     if hooks::find("nft").is_some() || iptables::is_here(false) {
         return Ok(());
@@ -77,7 +78,7 @@ pub(super) fn is_here_to_clamp() -> Result<()> {
     Err(Failure::new("clamping the MSS needs nft(8) or iptables(8): install nftables"))
 }
 
-/// Adds [`spoof_rules`] in the place of earlier ones.
+/// Adds the rules of [`spoof_rules`] in the place of earlier ones.
 pub(super) fn against_spoofing(
     interface: &str,
     v6: bool,
@@ -92,19 +93,19 @@ pub(super) fn against_spoofing(
     iptables::against_spoofing(interface, v6, table, addresses, console)
 }
 
-/// Adds [`clamp_rules`] in the place of earlier ones.
+/// Adds the rules of [`clamp_rules`] in the place of earlier ones.
 pub(super) fn clamp(interface: &str, mtu: u32, console: &mut Console<'_>) -> Result<()> {
     if hooks::find("nft").is_some() {
         return program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu));
     }
     is_here_to_clamp()?;
-    // Without IPv6 in the kernel ip6tables fails, and has nothing to clamp.
+    // Without IPv6 in the kernel ip6tables fails, and there is nothing to clamp.
     let has_v6 = Path::new("/proc/net/if_inet6").exists() && iptables::is_here(true);
     iptables::clamp(interface, false, mtu, console)?;
     if has_v6 { iptables::clamp(interface, true, mtu, console) } else { Ok(()) }
 }
 
-/// Removes the rules against spoofing, of one family or of both.
+/// Removes the rules against spoofing of one family, or of both for `None`.
 pub(super) fn remove_spoof(interface: &str, only_v6: Option<bool>, console: &mut Console<'_>) -> Result<()> {
     let name = spoof_table(interface);
     remove(console, |family, table| table == name && only_v6.is_none_or(|v6| (family == "ip6") == v6))?;
@@ -119,7 +120,7 @@ pub(super) fn remove_clamp(interface: &str, console: &mut Console<'_>) -> Result
     [false, true].into_iter().try_for_each(|v6| iptables::remove_clamp(interface, v6, console))
 }
 
-/// Deletes the tables chosen by family and name, if there are some.
+/// Deletes the tables that `chosen` accepts by family and name, if there are some.
 fn remove(console: &mut Console<'_>, chosen: impl Fn(&str, &str) -> bool) -> Result<()> {
     let Some(nft) = hooks::find("nft") else { return Ok(()) };
     let Ok(listed) = Command::new(nft).args(["list", "tables"]).output() else { return Ok(()) };
@@ -133,7 +134,7 @@ fn remove(console: &mut Console<'_>, chosen: impl Fn(&str, &str) -> bool) -> Res
     program(console, "nft", &["-f", "-"], &text)
 }
 
-/// Family and name of each line `table FAMILY NAME`.
+/// The family and the name in each line `table FAMILY NAME`.
 fn tables(listed: &str) -> impl Iterator<Item = (&str, &str)> {
     listed.lines().filter_map(|line| line.strip_prefix("table ")?.split_once(' '))
 }

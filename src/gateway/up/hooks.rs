@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-/// How often a running hook is looked after.
+/// How often a running hook is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// The environment's variable that tells a hook's own ringtun at which tunnel it is part of another command.
+/// The environment variable that names the tunnel on which a hook's own ringtun is part of another command.
 pub(super) const TURN: &str = "RINGTUN_TURN";
 
-/// What hooks are told of the tunnel.
+/// What a hook learns of its tunnel.
 #[derive(Clone, Copy)]
 pub(super) struct HookContext<'a> {
-    /// `%i`, and INTERFACE in the environment.
+    /// The interface's name, which stands for `%i` and is INTERFACE in the environment.
     pub(super) interface: &'a str,
-    /// CONFIG_FILE in the environment.
+    /// The configuration's path, which is CONFIG_FILE in the environment.
     pub(super) file: &'a Path,
 }
 
-/// Runs the hooks one after the other; the first that fails ends it. A signal is passed on to the hook at hand.
+/// Runs the hooks one after the other, until one fails. A signal is passed on to the hook that runs.
 pub(super) fn run(
     hooks: &[String],
     place: HookContext<'_>,
@@ -48,8 +48,8 @@ fn expand(hook: &str, interface: &str) -> String {
     hook.replace("%i", interface)
 }
 
-/// bash with the options that wg-quick evaluates hooks under; sh where there is no bash. wg-quick's own variables are there, since
-/// it evaluates hooks in a shell that has them.
+/// The command for a hook: bash with the options that wg-quick evaluates hooks under, or sh where there is no bash.
+/// wg-quick's own variables are set, since it evaluates hooks in a shell that has them.
 fn shell(hook: &str, place: HookContext<'_>) -> Command {
     let mut command;
     match find("bash") {
@@ -75,7 +75,7 @@ fn wait(mut child: Child, interrupt: &Interrupt) -> std::io::Result<ExitStatus> 
         }
         if interrupt.came() && !told {
             told = true;
-            // It may have ended just now.
+            // The hook may have ended just now.
             let _ = rustix::process::kill_process(
                 rustix::process::Pid::from_child(&child),
                 rustix::process::Signal::TERM,
@@ -85,7 +85,7 @@ fn wait(mut child: Child, interrupt: &Interrupt) -> std::io::Result<ExitStatus> 
     }
 }
 
-/// The path of a program that PATH, or an administrator's PATH, finds.
+/// The path of a program that is found in PATH, or in an administrator's usual PATH.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
     path.split(':').map(|directory| Path::new(directory).join(program)).find(|path| path.is_file())

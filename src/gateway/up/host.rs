@@ -18,10 +18,10 @@ use std::io::{Error, Result};
 use std::net::IpAddr;
 use tokio::runtime::Runtime;
 
-/// The main routing table.
+/// The number of the main routing table.
 pub(super) const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// An interface.
+/// An interface of the host, with its MTU in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::gateway) struct Link {
     pub(in crate::gateway) index: u32,
@@ -31,20 +31,20 @@ pub(in crate::gateway) struct Link {
 /// A policy rule of a default route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rule {
-    /// What does not carry this mark looks into the table of the same number.
+    /// A packet that does not carry this mark is looked up in the table of the same number.
     NotMarked(u32),
-    /// The main table first, its default routes left out.
+    /// The main table is asked first, without its default routes.
     MainWithoutDefault,
 }
 
-/// A connection to the kernel.
+/// A netlink connection to the kernel.
 pub(in crate::gateway) struct Host {
     runtime: Runtime,
     handle: Handle,
 }
 
 impl Host {
-    /// Connects.
+    /// Opens the connection, in the network namespace of the calling thread.
     pub(in crate::gateway) fn new() -> Result<Host> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (connection, handle, _) = {
@@ -55,7 +55,7 @@ impl Host {
         Ok(Host { runtime, handle })
     }
 
-    /// The interface of this name.
+    /// The interface of this name, if there is one.
     pub(in crate::gateway) fn link(&self, name: &str) -> Result<Option<Link>> {
         let request = self.handle.link().get().match_name(name.to_owned()).execute();
         match self.runtime.block_on(async { std::pin::pin!(request).try_next().await }).map_err(into_io) {
@@ -66,7 +66,7 @@ impl Host {
         }
     }
 
-    /// `ip link set mtu MTU dev …`, and `up` where told.
+    /// Does as `ip link set mtu MTU dev …`, and with `up` brings the interface up as well.
     pub(in crate::gateway) fn set_mtu(&self, index: u32, mtu: u32, up: bool) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -78,7 +78,7 @@ impl Host {
         self.runtime.block_on(self.handle.link().set(message).execute()).map_err(into_io)
     }
 
-    /// `ip link delete dev …`
+    /// Does as `ip link delete dev …`.
     pub(super) fn delete_link(&self, index: u32) -> Result<()> {
         self.runtime.block_on(self.handle.link().del(index).execute()).map_err(into_io)
     }
@@ -88,13 +88,13 @@ impl Host {
         Ok(self.held_addresses(index)?.into_iter().map(|(address, _)| address).collect())
     }
 
-    /// Those of them that have no other end, as a file's have none.
+    /// The interface's addresses that have no other end. A file's addresses have none.
     pub(super) fn plain_addresses(&self, index: u32) -> Result<Vec<Address>> {
         let held = self.held_addresses(index)?.into_iter();
         Ok(held.filter(|(_, other_end)| !other_end).map(|(address, _)| address).collect())
     }
 
-    /// The interface's addresses, and whether they have another end (`peer` of ip-address(8)).
+    /// The interface's addresses, each with whether it has another end (`peer` of ip-address(8)).
     fn held_addresses(&self, index: u32) -> Result<Vec<(Address, bool)>> {
         let request = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<AddressMessage> = self.runtime.block_on(request.try_collect()).map_err(into_io)?;
@@ -102,27 +102,27 @@ impl Host {
         Ok(ours.filter_map(held_address).collect())
     }
 
-    /// `ip address add ADDRESS dev …`
+    /// Does as `ip address add ADDRESS dev …`.
     pub(super) fn add_address(&self, index: u32, address: Address) -> Result<()> {
         let mut request = self.handle.address().add(index, address.addr, address.len);
-        // ip(8) gives an address without broadcast address, unless told.
+        // ip(8) adds no broadcast address by itself either.
         *request.message_mut() = address_message(index, address);
         self.runtime.block_on(request.execute()).map_err(into_io)
     }
 
-    /// `ip address del ADDRESS dev …`
+    /// Does as `ip address del ADDRESS dev …`.
     pub(super) fn remove_address(&self, index: u32, address: Address) -> Result<()> {
         let request = self.handle.address().del(address_message(index, address));
         self.runtime.block_on(request.execute()).map_err(into_io)
     }
 
-    /// `ip route add PREFIX dev … table TABLE`
+    /// Does as `ip route add PREFIX dev … table TABLE`.
     pub(super) fn add_route(&self, index: u32, prefix: Prefix, table: u32) -> Result<()> {
         let request = self.handle.route().add(route_message(index, prefix, table));
         self.runtime.block_on(request.execute()).map_err(into_io)
     }
 
-    /// `ip route del PREFIX dev … table TABLE`; one that is gone already is no error.
+    /// Does as `ip route del PREFIX dev … table TABLE`. A route that is gone already is no error.
     pub(super) fn remove_route(&self, index: u32, prefix: Prefix, table: u32) -> Result<()> {
         let request = self.handle.route().del(route_message(index, prefix, table));
         match self.runtime.block_on(request.execute()).map_err(into_io) {
@@ -131,7 +131,8 @@ impl Host {
         }
     }
 
-    /// All routes by this interface: table, destination, and whether an administrator added it, as [`Self::add_route`] does.
+    /// All routes by this interface: table, destination, and whether an administrator added it, as [`Self::add_route`]
+    /// does.
     pub(super) fn routes(&self, index: u32) -> Result<Vec<(u32, Prefix, bool)>> {
         let mut routes = Vec::new();
         self.each_route(|route| {
@@ -143,14 +144,14 @@ impl Host {
         Ok(routes)
     }
 
-    /// The tables that hold something, in either family.
+    /// The routing tables that hold something, in either family.
     pub(super) fn tables(&self) -> Result<BTreeSet<u32>> {
         let mut tables = BTreeSet::new();
         self.each_route(|route| tables.extend([table_of(route)]))?;
         Ok(tables)
     }
 
-    /// The interface that has exactly this route.
+    /// The interface that has exactly this route, if one has.
     pub(super) fn holder(&self, prefix: Prefix, table: u32) -> Option<String> {
         let mut found = None;
         self.each_route(|route| {
@@ -162,7 +163,7 @@ impl Host {
         found.map(link::scope)
     }
 
-    /// Which other tunnel has the main table's route to exactly one of these destinations.
+    /// The destinations in `to` to which another tunnel has a route in the main table, each with that tunnel's name.
     pub(super) fn rivals(&self, ours: &str, to: &BTreeSet<Prefix>) -> Result<Vec<(Prefix, String)>> {
         let mut found = Vec::new();
         self.each_route(|route| {
@@ -173,14 +174,14 @@ impl Host {
         Ok(found)
     }
 
-    /// The MTU of the path that a tunnel's own packets, which carry `mark`, take to an address. `None`: there is no such
-    /// path, or it would lead into the tunnel itself.
+    /// The MTU in bytes of the path that a tunnel's own packets, which carry `mark`, take to an address. `None` where
+    /// there is no such path, or where it would lead into the tunnel itself.
     pub(in crate::gateway) fn path_mtu(&self, tunnel: &str, mark: u32, to: IpAddr) -> Option<u32> {
         let route = self.runtime.block_on(route::find_marked(&self.handle, to, mark)).ok()?;
         (route.interface != tunnel).then_some(route.mtu)
     }
 
-    /// Shows every route there is.
+    /// Calls `show` for every route there is, in both families.
     fn each_route(&self, mut show: impl FnMut(&RouteMessage)) -> Result<()> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
@@ -196,14 +197,14 @@ impl Host {
         Ok(())
     }
 
-    /// `ip rule add …`, before those that are there.
+    /// Does as `ip rule add …`. The rule comes before those that are there.
     pub(super) fn add_rule(&self, v6: bool, rule: Rule) -> Result<()> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule_message(v6, rule);
         self.runtime.block_on(request.execute()).map_err(into_io)
     }
 
-    /// Whether the rule of this mark is there, and whether the main table's stands directly before it.
+    /// Whether the rule of this mark is there, and whether the main table's rule stands directly before it.
     pub(super) fn has_rules(&self, v6: bool, table: u32) -> Result<(bool, bool)> {
         let rules = self.rules(v6)?;
         let at = rules.iter().position(|message| is(message, Rule::NotMarked(table)));
@@ -211,8 +212,8 @@ impl Host {
         Ok((at.is_some(), before.is_some_and(|message| is(message, Rule::MainWithoutDefault))))
     }
 
-    /// Removes the rule of this mark, and the main table's that stands directly before it: further ones are other
-    /// tunnels'. Says which of them there were.
+    /// Removes the rule of this mark, and the main table's rule that stands directly before it. Further rules for the main
+    /// table are other tunnels'. Returns the rules that were removed.
     pub(super) fn remove_rules(&self, v6: bool, table: u32) -> Result<Vec<Rule>> {
         let rules = self.rules(v6)?;
         let mut removed = Vec::new();
@@ -228,12 +229,12 @@ impl Host {
         Ok(removed)
     }
 
-    /// By priority.
+    /// The rules of a family, by priority.
     fn rules(&self, v6: bool) -> Result<Vec<RuleMessage>> {
         let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
         let request = self.handle.rule().get(version).execute();
         match self.runtime.block_on(request.try_collect()).map_err(into_io) {
-            // No policy routing in this family: no rules.
+            // Without policy routing in this family there are no rules.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
                 Ok(Vec::new())
             }
@@ -266,7 +267,7 @@ fn mtu_of(message: &LinkMessage) -> u32 {
     message.attributes.iter().find_map(mtu).unwrap_or(0)
 }
 
-/// The address, and whether it has another end.
+/// The address that a message holds, and whether it has another end.
 fn held_address(message: &AddressMessage) -> Option<(Address, bool)> {
     let (mut local, mut plain) = (None, None);
     for attribute in &message.attributes {
@@ -280,7 +281,7 @@ fn held_address(message: &AddressMessage) -> Option<(Address, bool)> {
     Some((address, local.is_some() && plain.is_some() && local != plain))
 }
 
-/// As ip(8) writes it: both ends are ours.
+/// The message that adds an address, as ip(8) writes it: with the same address as its other end.
 fn address_message(index: u32, address: Address) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address.addr);
@@ -290,7 +291,8 @@ fn address_message(index: u32, address: Address) -> AddressMessage {
     message
 }
 
-/// As ip(8) writes it: of an administrator, and for IPv4 with the scope of what needs no gateway.
+/// The message that adds a route, as ip(8) writes it: an administrator's, and for IPv4 with the scope of a route that
+/// needs no gateway.
 fn route_message(index: u32, prefix: Prefix, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(prefix.addr());
@@ -364,7 +366,7 @@ fn mark(message: &RuleMessage) -> Option<u32> {
     })
 }
 
-/// Whether a rule that the kernel told is of this kind.
+/// Whether a rule that the kernel reported is of this kind.
 fn is(message: &RuleMessage, rule: Rule) -> bool {
     let table = message.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Table(table) => Some(*table),

@@ -1,16 +1,16 @@
-//! Being told to stop in the middle: the step at hand ends, and what was done is undone.
+//! Signals in the middle of a command: the step at hand ends, and what was done is undone.
 
 use super::{Failure, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Whether SIGINT, SIGTERM or SIGHUP came.
+/// A flag that says whether SIGINT, SIGTERM or SIGHUP arrived.
 #[derive(Clone)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// From now on these signals do not end the process.
+    /// Catches these signals. From now on they do not end the process.
     pub(super) fn catch() -> Result<Interrupt> {
         let failed = |error| Failure::new(format!("cannot catch signals: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -29,12 +29,12 @@ impl Interrupt {
         Ok(Interrupt(told))
     }
 
-    /// Whether one came.
+    /// Whether a signal arrived.
     pub(super) fn came(&self) -> bool {
         self.0.load(Relaxed)
     }
 
-    /// An error once one came.
+    /// Fails once a signal arrived.
     pub(super) fn check(&self) -> Result<()> {
         if self.came() { Err(Failure::new("interrupted")) } else { Ok(()) }
     }

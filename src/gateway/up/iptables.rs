@@ -1,5 +1,5 @@
-//! Rules of iptables(8), where there is no nft(8): to the effect of [`super::firewall`]'s, and against spoofing in
-//! wg-quick(8)'s words. A comment says whose each rule is.
+//! Rules of iptables(8), where there is no nft(8). Their effect is that of the rules in [`super::firewall`], and those
+//! against spoofing are worded as wg-quick(8)'s. A comment in each rule says to which tunnel it belongs.
 
 use super::{Console, Result, hooks, program};
 use crate::gateway::config::Address;
@@ -7,12 +7,12 @@ use crate::gateway::mtu::mss;
 use crate::wire::family::Family;
 use std::process::Command;
 
-/// Whether there is iptables for a family.
+/// Whether iptables is installed for a family.
 pub(super) fn is_here(v6: bool) -> bool {
     hooks::find(tool(v6).1).is_some()
 }
 
-/// What prints the rules of a family, and what takes them.
+/// The programs that print the rules of a family and that take them.
 fn tool(v6: bool) -> (&'static str, &'static str) {
     match v6 {
         false => ("iptables-save", "iptables-restore"),
@@ -20,7 +20,7 @@ fn tool(v6: bool) -> (&'static str, &'static str) {
     }
 }
 
-/// wg-quick's, by which both programs can remove the rules.
+/// wg-quick's comment for an interface, by which both programs can remove the rules.
 fn spoof_comment(interface: &str) -> String {
     format!("-m comment --comment \"wg-quick(8) rule for {interface}\"")
 }
@@ -54,7 +54,7 @@ fn clamp_rules(interface: &str, v6: bool, mtu: u32) -> String {
     )
 }
 
-/// Adds [`spoof_rules`] in the place of earlier ones.
+/// Adds the rules of [`spoof_rules`] in the place of earlier ones.
 pub(super) fn against_spoofing(
     interface: &str,
     v6: bool,
@@ -66,7 +66,7 @@ pub(super) fn against_spoofing(
     program(console, tool(v6).1, &["-w", "-n"], &spoof_rules(interface, v6, table, addresses))
 }
 
-/// Adds [`clamp_rules`] in the place of earlier ones.
+/// Adds the rules of [`clamp_rules`] in the place of earlier ones.
 pub(super) fn clamp(interface: &str, v6: bool, mtu: u32, console: &mut Console<'_>) -> Result<()> {
     remove_clamp(interface, v6, console)?;
     program(console, tool(v6).1, &["-w", "-n"], &clamp_rules(interface, v6, mtu))
@@ -92,7 +92,7 @@ fn remove(v6: bool, comment: &str, console: &mut Console<'_>) -> Result<()> {
     }
 }
 
-/// What deletes the rules of this comment; `None`: there are none.
+/// The commands that delete the rules with this comment. `None` where there are none.
 fn deletion(saved: &str, comment: &str) -> Option<String> {
     let mut text = String::new();
     for line in saved.lines() {

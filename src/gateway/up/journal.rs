@@ -1,7 +1,7 @@
-//! What `up` and `reload` did to the host, in a file that outlives a killed process: /run/ringtun/NAME. What goes with the
-//! interface needs no undoing; it is noted to be told from what hooks and people add.
+//! What `up` and `reload` did to the host, noted in a file that outlives a killed process: /run/ringtun/NAME.
 //!
-//! A line a trace, written before the step. It holds nothing secret.
+//! Each note is one line, written before the step. It holds nothing secret. What goes with the interface needs no
+//! undoing; it is noted so that it can be told from what hooks and people add.
 
 use super::dns::Manager;
 use super::{Failure, Result};
@@ -12,29 +12,29 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Where notes and locks are.
+/// The directory of notes and locks.
 pub(super) const DIRECTORY: &str = "/run/ringtun";
 
-/// Something that was done.
+/// A note of something that was done.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Trace {
-    /// The interface, and the process behind it.
+    /// The interface was made, and a process serves it.
     Interface,
-    /// net.ipv4.conf.all.src_valid_mark was off.
+    /// net.ipv4.conf.all.src_valid_mark was off, and was set.
     ValidMark,
-    /// The policy rules of a default route.
+    /// The policy rules of a default route were added.
     Rules { v6: bool, table: u32 },
-    /// The rules against spoofing.
+    /// The rules against spoofing were added.
     Spoof,
-    /// The clamping rules.
+    /// The clamping rules were added.
     Clamp,
-    /// Resolvers.
+    /// The resolvers were set.
     Dns(Manager),
-    /// An address of the interface.
+    /// This address was given to the interface.
     Address(Address),
-    /// A route into the interface.
+    /// This route into the interface was added.
     Route { prefix: Prefix, table: u32 },
-    /// The MTU that file and paths asked for, bytes.
+    /// File and paths ask for this MTU, in bytes.
     Mtu(u32),
     /// The file has a preshared key for this peer.
     Preshared(PublicKey),
@@ -42,7 +42,7 @@ pub(super) enum Trace {
     Keepalive(PublicKey),
     /// The file that `up` read.
     File(PathBuf),
-    /// Nothing: `up` came to its end.
+    /// `up` came to its end. There is nothing to undo for it.
     Finished,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Trace {
 }
 
 impl Trace {
-    /// Whether nothing is left of it once the interface is gone.
+    /// Whether what was done ends together with the interface.
     pub(super) fn goes_with_interface(&self) -> bool {
         match self {
             Trace::Address(_) | Trace::Route { .. } | Trace::Mtu(_) => true,
@@ -109,17 +109,18 @@ impl Trace {
     }
 }
 
-/// The notes about one interface.
+/// The notes of one interface.
 pub(super) struct Journal {
     path: PathBuf,
-    /// As they stand in the file, in order.
+    /// The notes as they stand in the file, in order.
     traces: Vec<Trace>,
-    /// The same.
+    /// The same notes as a set.
     known: HashSet<Trace>,
 }
 
 impl Journal {
-    /// Of the interface `name`, whether there are notes or not. A line cut short by a crash is a step that was not taken.
+    /// Reads the notes of the interface `name`; there may be none. A line that a crash cut short is a step that was not
+    /// taken.
     pub(super) fn open(name: &str) -> Journal {
         let path = Path::new(DIRECTORY).join(name);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -127,7 +128,7 @@ impl Journal {
         Journal { path, known: traces.iter().cloned().collect(), traces }
     }
 
-    /// What was noted, in order.
+    /// The notes, in order.
     pub(super) fn traces(&self) -> Vec<Trace> {
         self.traces.clone()
     }
@@ -147,7 +148,7 @@ impl Journal {
         self.has(&Trace::Interface)
     }
 
-    /// Whether something is to be undone, now that the interface is gone.
+    /// Whether something is to be undone even though the interface is gone.
     pub(super) fn has_remains(&self) -> bool {
         self.traces.iter().any(|trace| !trace.goes_with_interface())
     }
@@ -157,7 +158,7 @@ impl Journal {
         self.note_all(vec![trace])
     }
 
-    /// Notes steps; what was noted already stays as it is.
+    /// Notes several steps that are about to be taken. What was noted already stays as it is.
     pub(super) fn note_all(&mut self, traces: Vec<Trace>) -> Result<()> {
         use std::io::Write;
         let new: Vec<Trace> = traces.into_iter().filter(|trace| self.known.insert(trace.clone())).collect();
@@ -174,14 +175,14 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes back notes, where there are such.
+    /// Removes notes, as far as they are there.
     pub(super) fn retract(&mut self, gone: &[Trace]) -> Result<()> {
         let gone: HashSet<&Trace> = gone.iter().collect();
         let left: Vec<Trace> = self.traces().into_iter().filter(|trace| !gone.contains(trace)).collect();
         if left.len() == self.traces.len() { Ok(()) } else { self.rewrite(left) }
     }
 
-    /// File and paths ask for this MTU, and no other.
+    /// Notes the MTU in bytes for which file and paths ask, in the place of any other.
     pub(super) fn note_mtu(&mut self, mtu: u32) -> Result<()> {
         let old: Vec<Trace> =
             self.traces().into_iter().filter(|trace| matches!(trace, Trace::Mtu(_))).collect();
@@ -192,7 +193,7 @@ impl Journal {
         self.note(Trace::Mtu(mtu))
     }
 
-    /// These, and no others.
+    /// Replaces all notes by these.
     pub(super) fn rewrite(&mut self, traces: Vec<Trace>) -> Result<()> {
         if traces.is_empty() {
             self.forget();
@@ -207,7 +208,7 @@ impl Journal {
         Ok(())
     }
 
-    /// All is undone.
+    /// Removes all notes, once everything is undone.
     pub(super) fn forget(&mut self) {
         let _ = std::fs::remove_file(&self.path); // there may be none
         self.traces.clear();
@@ -215,7 +216,7 @@ impl Journal {
     }
 }
 
-/// Why notes or locks cannot be written.
+/// The failure of notes or locks that cannot be written.
 pub(super) fn unwritable(path: &Path, error: std::io::Error) -> Failure {
     match error.kind() {
         std::io::ErrorKind::ReadOnlyFilesystem => Failure::new(format!(

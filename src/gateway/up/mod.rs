@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Order and effect are wg-quick(8)'s. Each step that outlives the interface is noted in the [`journal`] before it is
-//! done; where a step fails, or a signal comes, what was noted is undone from the last to the first. A tunnel whose
-//! `up` was killed is healed from the same notes, by `down` or by the next `up`.
+//! done. Where a step fails, or a signal arrives, what was noted is undone from the last to the first. From the same
+//! notes `down`, or the next `up`, cleans up after an `up` that was killed.
 
 pub(in crate::gateway) mod apply;
 mod before;
@@ -45,7 +45,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 use turn::CommandTurn;
 
-/// What went wrong, for a person.
+/// What went wrong, in words for a person.
 #[derive(Debug)]
 pub struct Failure(String);
 
@@ -54,7 +54,7 @@ impl Failure {
         Failure(text.into())
     }
 
-    /// Names what failed before an error of the system.
+    /// Puts what failed before an error of the system.
     fn of(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Failure {
         move |error| Failure(format!("{what}: {error}"))
     }
@@ -76,34 +76,34 @@ impl From<LoadError> for Failure {
 
 type Result<T> = std::result::Result<T, Failure>;
 
-/// Where steps are told, a line each.
+/// Where a command reports its steps, line by line.
 pub struct Console<'a>(&'a mut dyn FnMut(&str));
 
 impl<'a> Console<'a> {
-    /// Calls `say` for each line.
+    /// A console that calls `say` for each line.
     pub fn new(say: &'a mut dyn FnMut(&str)) -> Console<'a> {
         Console(say)
     }
 
-    /// A step, as the command that would do the same.
+    /// Reports a step, as the command that would do the same.
     fn command(&mut self, text: &str) {
         (self.0)(&format!("[#] {text}"));
     }
 
-    /// Something to know.
+    /// Reports something that the person should know.
     fn remark(&mut self, text: &str) {
         (self.0)(&format!("[!] {text}"));
     }
 }
 
-/// What the command line adds to the file.
+/// The options of `up` on the command line, beside what the file says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Clamp the MSS of forwarded TCP connections.
+    /// Whether to clamp the MSS of forwarded TCP connections.
     pub clamp_mss: bool,
 }
 
-/// The file that a tunnel was brought up from.
+/// The configuration file from which a tunnel was brought up, if `up` noted it.
 pub(in crate::gateway) fn noted_file(interface: &str) -> Option<PathBuf> {
     Journal::open(interface).traces().into_iter().find_map(|trace| match trace {
         Trace::File(file) => Some(file),
@@ -111,7 +111,7 @@ pub(in crate::gateway) fn noted_file(interface: &str) -> Option<PathBuf> {
     })
 }
 
-/// Clamps to another MTU, where `up` was asked to clamp.
+/// Replaces the clamping rules by those for another MTU, in bytes, where `up` was asked to clamp.
 pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
     if !Journal::open(interface).has(&Trace::Clamp) {
         return Ok(());
@@ -119,7 +119,7 @@ pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
     firewall::clamp(interface, mtu, &mut Console::new(&mut |line| log::debug!("{line}")))
 }
 
-/// What the paths to the endpoints gave for the interface's MTU when `up` last asked; `None` until it is done.
+/// The MTU in bytes that the paths to the endpoints gave when `up` last asked. `None` until `up` is done.
 pub(in crate::gateway) fn noted_mtu(interface: &str) -> Option<u32> {
     let traces = Journal::open(interface).traces();
     let mtu = traces.iter().rev().find_map(|trace| match trace {
@@ -129,21 +129,21 @@ pub(in crate::gateway) fn noted_mtu(interface: &str) -> Option<u32> {
     mtu.filter(|_| traces.contains(&Trace::Finished))
 }
 
-/// One run over one interface.
+/// One run of a command over one interface.
 struct Session<'a> {
     name: String,
-    /// The configuration, which hooks may want to read.
+    /// The path of the configuration, which hooks may want to read.
     file: PathBuf,
     host: Host,
     console: Console<'a>,
     interrupt: Interrupt,
     journal: Journal,
-    /// Nobody else changes this tunnel meanwhile.
+    /// What keeps other commands from changing this tunnel meanwhile.
     _turn: Option<CommandTurn>,
 }
 
 impl<'a> Session<'a> {
-    /// Waits for another command that is at work on this tunnel.
+    /// Begins a run, after waiting for another command that is at work on this tunnel.
     fn new(place: &Place, mut console: Console<'a>) -> Result<Session<'a>> {
         let name = &place.interface;
         let interrupt = Interrupt::catch()?;
@@ -159,12 +159,12 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Says and does one step, unless a signal came.
+    /// Reports and does one step, unless a signal arrived.
     fn step<T>(&mut self, command: &str, act: impl FnOnce(&Host) -> std::io::Result<T>) -> Result<T> {
         self.explained(command, act, |_, _| None)
     }
 
-    /// As [`Self::step`]; `explain` may know better words than the kernel's for what failed.
+    /// Does as [`Self::step`]. `explain` may know better words than the kernel's for what failed.
     fn explained<T>(
         &mut self,
         command: &str,
@@ -179,21 +179,21 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Why the interface cannot have what is of IPv6, if it cannot.
+    /// Why the interface cannot have an IPv6 address or route. `None` where it can, and for IPv4.
     fn without_ipv6(&self, v6: bool) -> Option<String> {
         let why = v6.then(|| ipv6::why_not(&self.name)).flatten()?;
-        // What `up` makes is gone when the remedy is read.
+        // What `up` made is gone by the time that the remedy is read.
         if self.journal.is_unfinished() { ipv6::why_not("default").or(Some(why)) } else { Some(why) }
     }
 
-    /// Says and does one step that no signal is to keep from being done. What fails is told; whether nothing did.
+    /// Reports and does one step that no signal may prevent. A failure is reported. Returns whether there was none.
     fn regardless(&mut self, command: &str, act: impl FnOnce(&Host) -> std::io::Result<()>) -> bool {
         self.console.command(command);
         let done = act(&self.host);
         self.told(done.map_err(Failure::of(command)))
     }
 
-    /// Tells of a failure; whether there was none.
+    /// Reports a failure, if there is one. Returns whether there was none.
     fn told(&mut self, done: Result<()>) -> bool {
         done.map_err(|failure| self.console.remark(&failure.to_string())).is_ok()
     }
@@ -213,7 +213,7 @@ impl<'a> Session<'a> {
             .ok_or_else(|| Failure::new(format!("`{0}' is not up: ringtun up {0}", self.name)))
     }
 
-    /// Undoes what was noted, from the last to the first. All of it is tried; what fails is told.
+    /// Undoes what was noted, from the last to the first. All of it is tried; failures are reported.
     fn undo_all(&mut self) {
         for trace in self.journal.traces().into_iter().rev() {
             if let Err(error) = down::undo(self, &trace) {
@@ -224,7 +224,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Runs a program with `input`, after telling so.
+/// Runs a program with `input` on its standard input, after reporting the command.
 fn program(console: &mut Console<'_>, name: &str, arguments: &[&str], input: &str) -> Result<()> {
     let said = format!("{name} {}", arguments.join(" "));
     console.command(&said);
@@ -254,7 +254,8 @@ fn read(
     Ok(loaded)
 }
 
-/// The routes that `up` would add and another tunnel that is up has already, with its name. None where the kernel does not say.
+/// The routes that `up` would add and that another tunnel has already, each with that tunnel's name. There are none
+/// where the kernel does not answer.
 pub fn rivals(interface: &str, config: &Config) -> Vec<(Prefix, String)> {
     if config.interface.table != Table::Auto {
         return Vec::new();
@@ -281,7 +282,11 @@ fn is_clamp_line(line: &[u8]) -> bool {
     key.eq_ignore_ascii_case(b"ClampMSS") && value.eq_ignore_ascii_case(b"true")
 }
 
-/// Brings the tunnel up, or leaves the host as it was.
+/// Brings the tunnel `given`, a name or a file, up, or leaves the host as it was.
+///
+/// # Errors
+///
+/// Where a step fails or a signal arrives. All that was done is undone then.
 pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()> {
     rights::check("up", given)?;
     let loaded = load(given, Permissions::Refuse, &mut console)?;
@@ -299,7 +304,8 @@ pub fn up(given: &str, options: Options, mut console: Console<'_>) -> Result<()>
     done
 }
 
-/// What is there of this name: an interface, a process. The interface of a process that was killed a moment ago is waited for.
+/// Whether there is an interface of this name, and whether there is a process. The interface of a process that was
+/// killed a moment ago is given time to go.
 fn what_is_there(session: &Session<'_>) -> Result<(bool, bool)> {
     let begun = Instant::now();
     loop {

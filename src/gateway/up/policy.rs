@@ -1,7 +1,7 @@
-//! Default routes that spare the tunnel's own packets: by mark, table and rule, as wg-quick(8) makes them.
+//! Default routes that spare the tunnel's own packets by mark, table and rule, as wg-quick(8) makes them.
 //!
-//! The socket marks what it sends. What is not marked looks into a table of its own, where the default route leads into the
-//! tunnel; a rule before that takes any better route of the main table.
+//! The tunnel's sockets mark what they send. A packet without the mark is looked up in a table of its own, where the
+//! default route leads into the tunnel. A rule before that takes any better route of the main table.
 
 use super::host::{Rule, proto};
 use super::journal::Trace;
@@ -13,14 +13,15 @@ use crate::gateway::control::ControlSocket;
 use crate::routing::Prefix;
 use std::net::IpAddr;
 
-/// The first table tried, and the mark that goes with it.
+/// The first table that is tried, and the mark that goes with it.
 const FIRST_TABLE: u32 = 51820;
-/// Tables tried until one is empty.
+/// How many tables are tried until one is empty.
 const TABLES: u32 = 10_000;
 const VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 
-/// `0.0.0.0/0` or `::/0` through the interface; what of it is there already stays. The rules come first: while the table is empty they change
-/// nothing, but a route in it without the second one would take what better routes of the main table lead elsewhere.
+/// Adds `0.0.0.0/0` or `::/0` through the interface; what of it is there already stays. The rules come first: while
+/// the table is empty they change nothing. A route in it without the main table's rule would take packets for which
+/// the main table has better routes.
 pub(super) fn add_default(
     session: &mut Session<'_>,
     control: &ControlSocket,
@@ -44,7 +45,8 @@ pub(super) fn add_default(
     guard(session, index, v6, table)
 }
 
-/// Both rules, as far as they are lacking: the main table's goes before the other, and so is added after it.
+/// Adds both rules, as far as they are lacking. A new rule goes before the others, and so the main table's, which is
+/// to stand first, is added last.
 fn add_rules(session: &mut Session<'_>, v6: bool, table: u32) -> Result<()> {
     session.journal.note(Trace::Rules { v6, table })?;
     let (has_mark, has_main) = session.host.has_rules(v6, table).map_err(Failure::of("ip rule show"))?;
@@ -63,7 +65,7 @@ fn add_rules(session: &mut Session<'_>, v6: bool, table: u32) -> Result<()> {
     Ok(())
 }
 
-/// Undoes [`add_rules`], saying so of what there was.
+/// Undoes [`add_rules`], and reports the rules that were there.
 pub(super) fn remove_rules(session: &mut Session<'_>, v6: bool, table: u32) -> Result<()> {
     let removed = session.host.remove_rules(v6, table).map_err(Failure::of("ip rule delete"))?;
     for rule in removed {
@@ -77,14 +79,15 @@ pub(super) fn remove_rules(session: &mut Session<'_>, v6: bool, table: u32) -> R
     Ok(())
 }
 
-/// The rules against spoofing, for the addresses that the interface has now.
+/// Adds the rules against spoofing for the addresses that the interface has now.
 pub(super) fn guard(session: &mut Session<'_>, index: u32, v6: bool, table: u32) -> Result<()> {
     let addresses = session.host.addresses(index).map_err(Failure::of(&session.name))?;
     session.journal.note(Trace::Spoof)?;
     firewall::against_spoofing(&session.name, v6, table, &addresses, &mut session.console)
 }
 
-/// The mark that the device has; else the first number whose table is empty, which the device is then given.
+/// The routing table: the number of the device's mark. A device without one is given the first number whose table is
+/// empty.
 fn table(session: &mut Session<'_>, control: &ControlSocket) -> Result<u32> {
     let failed = || Failure::of("looking for a routing table");
     let mark = control.get().map_err(failed())?.fwmark;
@@ -110,7 +113,7 @@ fn are_marked_answers_good() -> bool {
     std::fs::read_to_string(VALID_MARK).is_ok_and(|text| text.trim() == "1")
 }
 
-/// Whether a default route can be made here, asked before anything is done.
+/// Checks, before anything is done, that a default route can be made here.
 pub(super) fn is_possible(prefix: Prefix) -> Result<()> {
     let v6 = prefix.addr().is_ipv6();
     firewall::is_here_against_spoofing(v6)?;
@@ -126,8 +129,8 @@ pub(super) fn is_possible(prefix: Prefix) -> Result<()> {
     }
 }
 
-/// The reverse path filter is to look with the mark that connection tracking restored. What is so already is not written: in a
-/// container it cannot be.
+/// Makes the reverse path filter use the mark that connection tracking restored. The sysctl is not written where it is
+/// set already: in a container it cannot be.
 fn accept_marked_answers(session: &mut Session<'_>) -> Result<()> {
     if are_marked_answers_good() {
         return Ok(());
@@ -143,7 +146,7 @@ pub(super) fn forget_marked_answers(session: &mut Session<'_>) -> Result<()> {
     std::fs::write(VALID_MARK, "0").map_err(Failure::of(command))
 }
 
-/// An address that only a default route reaches: those of documentation (RFC 5737, RFC 3849).
+/// Addresses that only a default route reaches: those of documentation (RFC 5737, RFC 3849).
 pub(super) const FAR: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
     IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),

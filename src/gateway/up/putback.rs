@@ -1,4 +1,5 @@
-//! What a `reload` that failed had added is removed again. Whether a signal came or not, all of it is tried; what fails is told.
+//! Removes what a `reload` that failed had added. All of it is tried, whether a signal arrived or not; failures are
+//! reported.
 
 use super::journal::Trace;
 use super::reload::{Reload, add_missing, remove_address, remove_route_from};
@@ -39,7 +40,7 @@ impl Reload<'_> {
         }
     }
 
-    /// Rules, and the sysctl: they were noted before they were made.
+    /// Undoes the rules and the sysctl. They were noted before they were made.
     fn put_back_rules(&self, session: &mut Session<'_>) -> Result<()> {
         let mut traces = session.journal.traces();
         traces.retain(|trace| matches!(trace, Trace::Rules { .. } | Trace::ValidMark));
@@ -50,7 +51,7 @@ impl Reload<'_> {
         Ok(())
     }
 
-    /// Those that came, wherever they lead.
+    /// Removes the routes that the reload added, in whatever table.
     fn put_back_routes(&self, session: &mut Session<'_>) -> Result<()> {
         let mark = self.mark_now()?;
         let now = Routes::read(&session.host, self.index, &session.journal)?;
@@ -86,7 +87,7 @@ impl Reload<'_> {
         self.restore_routes(session, &in_order(was.prefixes.clone()), was.device.fwmark).map(drop)
     }
 
-    /// The rules against spoofing are those of the addresses, which are as they were.
+    /// Restores the rules against spoofing, which name the interface's addresses. Those are as they were by now.
     fn put_back_guard(&self, session: &mut Session<'_>) -> Result<()> {
         let name = session.name.clone();
         for prefix in self.prefixes.iter().filter(|prefix| is_default(self.table, **prefix)) {

@@ -1,12 +1,12 @@
-//! `reload`: the running tunnel is brought into line with its file, all of it or nothing. Peers that stay as they are keep
-//! their sessions.
+//! `reload`: the running tunnel is brought into line with its file, all of it or nothing. Peers that do not change
+//! keep their sessions.
 //!
 //! ```text
 //!   check, resolve > mark > new addresses > missing routes, rules, nft > MTU > keys and peers > what the file lacks is removed
 //! ```
 //!
-//! What can fail comes first and only adds; where it does fail, [`super::putback`] removes that again, and what was there was
-//! never touched. Peers come after all of it, since a session that was dropped cannot be put back.
+//! What can fail comes first and only adds. Where it does fail, [`super::putback`] removes that again, and what was
+//! there before was never touched. Peers come after all of it, since a session that was dropped cannot be put back.
 
 use super::apply::{self, Resolved};
 use super::before::{Before, Owned, of_peers};
@@ -23,7 +23,12 @@ use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 
-/// Applies the file's changes. Hooks do not run, and DNS stays as it is: those take `down` and `up`.
+/// Applies the file's changes to the running tunnel `given`, a name or a file. Hooks do not run and DNS stays as it is:
+/// those take `down` and `up`.
+///
+/// # Errors
+///
+/// Where the tunnel is not up here, or a change fails; what was added is removed again then.
 pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
     rights::check("reload", given)?;
     let loaded = load(given, Permissions::Refuse, &mut console)?;
@@ -42,7 +47,7 @@ pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
     )))
 }
 
-/// Everything that a reload needs to know, found out before it begins.
+/// Everything that a reload needs to know, collected before it begins.
 pub(super) struct Reload<'a> {
     pub(super) control: ControlSocket,
     pub(super) index: u32,
@@ -50,17 +55,17 @@ pub(super) struct Reload<'a> {
     pub(super) before: Before,
     owned: Owned,
     said: String,
-    /// What the device is asked for, but for its mark.
+    /// The changes to ask the device for, without its mark.
     request: SetRequest,
-    /// The device's new mark, where that changes.
+    /// The device's new mark, where it changes.
     pub(super) mark: Option<u32>,
     pub(super) mtu: u32,
-    /// What file and paths ask for, whatever somebody set.
+    /// The MTU in bytes for which file and paths ask, whatever somebody set.
     asked_mtu: u32,
-    /// Those of the file that the MTU lets be.
+    /// The file's addresses that are possible with the MTU.
     addresses: Vec<Address>,
     peers: &'a [PeerConfig],
-    /// In the order in which their routes are added.
+    /// The AllowedIPs, in the order in which their routes are added.
     pub(super) prefixes: Vec<Prefix>,
 }
 
@@ -77,7 +82,7 @@ impl<'a> Reload<'a> {
             difference(&device, config, &mut |_, endpoint| apply::address_of(endpoint, &resolved));
         let (table, prefixes) = (config.interface.table, in_order(allowed_ips(config)));
         let has_default = prefixes.iter().any(|prefix| is_default(table, *prefix));
-        // `FwMark = off` with a default route: the mark is the one that `up` chose.
+        // With `FwMark = off` and a default route, the mark is the one that `up` chose.
         let mark = request.fwmark.take().filter(|&mark| mark != 0 || !has_default);
         let asked_mtu =
             apply::mtu_for(&name, config, &resolved, mark.unwrap_or(device.fwmark), &session.host)?;
@@ -108,14 +113,14 @@ impl<'a> Reload<'a> {
         })
     }
 
-    /// All that may fail.
+    /// Does all that may fail.
     fn add(&self, session: &mut Session<'_>) -> Result<()> {
         if let Some(mark) = self.mark {
             let request = SetRequest { fwmark: Some(mark), ..SetRequest::default() };
             let command = format!("wg set {} fwmark {mark}", session.name);
             session.step(&command, |_| self.control.set(&request))?;
         }
-        // A small interface has IPv6 once it has grown; it loses IPv6 when it shrinks.
+        // An interface that was too small has IPv6 once it has grown, and loses it when it shrinks.
         let grows = self.mtu > self.before.mtu;
         if grows {
             self.change_mtu(session)?;
@@ -127,7 +132,7 @@ impl<'a> Reload<'a> {
         if !grows {
             self.change_mtu(session)?;
         }
-        // What was there already, and the file has now, is its own from now on.
+        // What was there already and stands in the file now is the tunnel's own from here on.
         let (routes, mark) = (&self.before.routes, self.before.device.fwmark);
         let routes = self.prefixes.iter().filter_map(|&prefix| routes.taken_over(prefix, self.table, mark));
         session.journal.note_all(routes.collect())?;
@@ -137,32 +142,32 @@ impl<'a> Reload<'a> {
         session.step(&self.said, |_| self.control.set(&self.request))
     }
 
-    /// An IPv6 address that is there with another network has to go before it can come.
+    /// Whether the address can be added right away. An IPv6 address that is there with another network must go first.
     fn is_new(&self, address: &Address) -> bool {
         let in_the_way = |one: &Address| one == address || (one.addr == address.addr && one.addr.is_ipv6());
         !self.before.addresses.iter().any(in_the_way)
     }
 
-    /// Addresses that the file has no more, or with another network.
+    /// The addresses to remove: those that the file lacks, or has with another network.
     fn leaving(&self) -> impl Iterator<Item = &Address> {
         let replaced = |one: &Address| {
             let mut new = self.addresses.iter();
             one.addr.is_ipv6() && new.any(|address| address.addr == one.addr)
         };
-        // Below IPv6's least MTU its addresses go by themselves.
+        // Below IPv6's least MTU the kernel removes its addresses by itself.
         let taken = |one: &Address| one.addr.is_ipv6() && self.mtu < IPV6_MINIMUM;
         let gone = self.before.addresses.iter().filter(|one| !self.addresses.contains(one));
         let gone = gone.filter(move |one| !taken(one));
         gone.filter(move |one| self.owned.addresses.contains(one) || replaced(one))
     }
 
-    /// Whether addresses change.
+    /// Whether the interface's addresses change.
     pub(super) fn moves(&self) -> bool {
         let mut wanted = self.addresses.iter();
         wanted.any(|address| !self.before.addresses.contains(address)) || self.leaving().next().is_some()
     }
 
-    /// Routes of the main table that are not there any more in the end.
+    /// The prefixes whose routes in the main table will be gone once the reload is done.
     fn going(&self) -> BTreeSet<Prefix> {
         let network = |address: &Address| Prefix::new(address.addr, address.len);
         let staying: BTreeSet<Prefix> =
@@ -184,7 +189,7 @@ impl<'a> Reload<'a> {
         Ok(())
     }
 
-    /// What the file has no more. All of it is tried; whether all of it was done.
+    /// Removes what the file lacks. All of it is tried. Returns whether all of it was done.
     fn remove(&self, session: &mut Session<'_>) -> Result<bool> {
         let mark = self.mark_now()?;
         let prefixes: BTreeSet<Prefix> = self.prefixes.iter().copied().collect();
@@ -205,7 +210,7 @@ impl<'a> Reload<'a> {
         if !self.moves() {
             return Ok(good);
         }
-        // With the first address of a network, the kernel removes the others of it.
+        // When the first address of a network goes, the kernel removes the others of that network, too.
         let fits = |one: &Address| self.mtu >= IPV6_MINIMUM || !one.addr.is_ipv6();
         let stays = |one: &&Address| fits(one) && !gone.contains(&Trace::Address(**one));
         let staying: Vec<Address> = self.before.addresses.iter().filter(stays).copied().collect();
@@ -219,7 +224,7 @@ impl<'a> Reload<'a> {
         Ok(good)
     }
 
-    /// A route of before; with a default route its rules go, too.
+    /// Removes a route of before the reload. With a default route its rules go, too. Returns whether all of it was done.
     fn remove_route(&self, session: &mut Session<'_>, prefix: Prefix, table: u32) -> bool {
         let v6 = prefix.addr().is_ipv6();
         let mut good = remove_route_from(session, self.index, prefix, table);
@@ -243,7 +248,8 @@ impl<'a> Reload<'a> {
         Ok(device.fwmark)
     }
 
-    /// An address that went took routes along, with the last one of IPv4 all of them.
+    /// Adds routes that the kernel removed together with an address; the last IPv4 address takes all IPv4 routes with it.
+    /// Returns whether all of them were added.
     pub(super) fn restore_routes(
         &self,
         session: &mut Session<'_>,
@@ -262,7 +268,7 @@ impl<'a> Reload<'a> {
     }
 }
 
-/// A name that has no address now leaves its peer where it is.
+/// Resolves the endpoints. A peer whose name has no address now stays where it is, and that is reported.
 fn resolve_what_can_be(config: &Config, session: &mut Session<'_>) -> Resolved {
     let mut resolved = Resolved::new();
     for endpoint in config.peers.iter().filter_map(|peer| peer.endpoint.as_ref()) {
@@ -285,7 +291,7 @@ pub(super) fn remove_address(session: &mut Session<'_>, index: u32, address: Add
     session.regardless(&command, |host| host.remove_address(index, address))
 }
 
-/// Adds those of `wanted` that are not there; whether all came.
+/// Adds the addresses of `wanted` that are not there. Returns whether all were added.
 pub(super) fn add_missing(session: &mut Session<'_>, index: u32, wanted: &[Address]) -> Result<bool> {
     let has = session.host.plain_addresses(index).map_err(Failure::of(&session.name))?;
     let mut good = true;

@@ -3,7 +3,7 @@
 use super::{Failure, Result};
 use crate::gateway::rights::{NetAdmin, net_admin};
 
-/// An error with the remedy for who may not.
+/// Fails where this process may not, and says what would help.
 pub(super) fn check(verb: &str, given: &str) -> Result<()> {
     match net_admin() {
         NetAdmin::Held => Ok(()),

@@ -1,4 +1,4 @@
-//! The routes of one tunnel: which of them are there, and adding what its allowed IPs need.
+//! The routes of one tunnel: which of them are there, and how the missing ones for its AllowedIPs are added.
 
 use super::host::{Host, MAIN, proto};
 use super::journal::{Journal, Trace};
@@ -8,24 +8,24 @@ use crate::gateway::control::DeviceState;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 
-/// All allowed IPs of the device, the longest first and then by text, as wg-quick's `sort -nr` has them.
+/// All AllowedIPs of the device, the longest prefix first and then by text, as wg-quick's `sort -nr` has them.
 pub(super) fn prefixes(device: &DeviceState) -> Vec<Prefix> {
     in_order(device.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect())
 }
 
-/// The order of [`prefixes`].
+/// The prefixes in the order that [`prefixes`] has.
 pub(super) fn in_order(all: BTreeSet<Prefix>) -> Vec<Prefix> {
     let mut all: Vec<Prefix> = all.into_iter().collect();
     all.sort_by_cached_key(|prefix| std::cmp::Reverse((prefix.len(), prefix.to_string())));
     all
 }
 
-/// Whether it is a default route that goes by policy rules.
+/// Whether `prefix` is a default route that goes by policy rules.
 pub(super) fn is_default(table: Table, prefix: Prefix) -> bool {
     table == Table::Auto && prefix.len() == 0
 }
 
-/// Where a route to `prefix` stands, if anywhere.
+/// The table in which a route to `prefix` stands, if any does.
 pub(super) fn table_of(table: Table, prefix: Prefix, mark: u32) -> Option<u32> {
     match table {
         Table::Off => None,
@@ -35,23 +35,23 @@ pub(super) fn table_of(table: Table, prefix: Prefix, mark: u32) -> Option<u32> {
     }
 }
 
-/// `ip route VERB PREFIX dev NAME`, and the table where that is not the main one.
+/// The text of `ip route VERB PREFIX dev NAME`, with the table where that is not the main one.
 pub(super) fn command(verb: &str, name: &str, prefix: Prefix, table: u32) -> String {
     let proto = proto(prefix.addr().is_ipv6());
     let place = if table == MAIN { String::new() } else { format!(" table {table}") };
     format!("ip {proto} route {verb} {prefix} dev {name}{place}")
 }
 
-/// What stood in the routing tables by an interface, and what of it is told to be the allowed IPs' own.
+/// The routes by an interface at one moment, and which of them the notes say are the AllowedIPs' own.
 pub(super) struct Routes {
     there: BTreeSet<(u32, Prefix)>,
-    /// Those of them that are not the kernel's or a routing daemon's.
+    /// The routes among `there` that neither the kernel nor a routing daemon added.
     added: BTreeSet<(u32, Prefix)>,
     noted: BTreeSet<(u32, Prefix)>,
 }
 
 impl Routes {
-    /// As they are now.
+    /// The routes as they are now.
     pub(super) fn read(host: &Host, index: u32, journal: &Journal) -> Result<Routes> {
         let all = host.routes(index).map_err(Failure::of("ip route show"))?;
         let added = all.iter().filter(|(_, _, added)| *added);
@@ -66,26 +66,26 @@ impl Routes {
         })
     }
 
-    /// The note of a route to an allowed IP that is there already, and that the file asks for.
+    /// The note of a route to an AllowedIPs prefix that is there already and for which the file asks.
     pub(super) fn taken_over(&self, prefix: Prefix, table: Table, mark: u32) -> Option<Trace> {
         let table = table_of(table, prefix, mark)?;
         self.added.contains(&(table, prefix)).then_some(Trace::Route { prefix, table })
     }
 
-    /// Whether this very route is there.
+    /// Whether exactly this route is there.
     pub(super) fn has(&self, prefix: Prefix, table: u32) -> bool {
         self.there.contains(&(table, prefix))
     }
 
-    /// Whether the main table leads all of `prefix` here already, as by the interface's own network. Other allowed IPs' routes
-    /// do not count, nor those to what is `going`.
+    /// Whether the main table routes all of `prefix` here already, as by the interface's own network. Routes of other
+    /// AllowedIPs do not count, nor do routes to the prefixes in `going`.
     fn covers(&self, prefix: Prefix, going: &BTreeSet<Prefix>) -> bool {
         let shorter = (0..=prefix.len()).filter_map(|len| Prefix::new(prefix.addr(), len));
         let mut there = shorter.filter(|held| self.has(*held, MAIN));
         there.any(|held| held == prefix || !(going.contains(&held) || self.noted.contains(&(MAIN, held))))
     }
 
-    /// The table that lacks a route to an allowed IP, if one does.
+    /// The table that lacks a route to an AllowedIPs prefix, if one does.
     pub(super) fn lacking(
         &self,
         prefix: Prefix,
@@ -99,7 +99,8 @@ impl Routes {
         (!is_there).then_some(at)
     }
 
-    /// [`Self::add`] for each of these. All are noted before the first is added: one that is noted and not there is nobody's loss.
+    /// Does as [`Self::add`] for each of these. All are noted before the first is added: a note without its route does no
+    /// harm.
     pub(super) fn add_all(
         &mut self,
         session: &mut Session<'_>,
@@ -113,7 +114,7 @@ impl Routes {
         planned.iter().try_for_each(|&(prefix, table)| self.add(session, index, prefix, table))
     }
 
-    /// `ip route add`, noted.
+    /// Does as `ip route add`, noted beforehand.
     pub(super) fn add(
         &mut self,
         session: &mut Session<'_>,

@@ -1,6 +1,6 @@
 //! One command at a time: for one tunnel, and on one host for the choice of a routing table.
 //!
-//! A lock on `/run/ringtun/NAME~` - `~` is in no interface's name - which ends with the process that holds it.
+//! A command locks `/run/ringtun/NAME~`; `~` is in no interface's name. The lock ends with the process that holds it.
 
 use super::interrupt::Interrupt;
 use super::journal::{DIRECTORY, unwritable};
@@ -12,19 +12,20 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long another command is waited for: longer than a slow `up`, with its hooks and names, usually takes.
+/// How long another command is waited for. A slow `up`, with its hooks and names, usually takes less.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A command's turn, until it is dropped.
+/// The right of one command to change a tunnel, until it is dropped.
 pub(super) struct CommandTurn {
     path: PathBuf,
     _lock: File,
 }
 
 impl CommandTurn {
-    /// Waits for the turn at the tunnel `name`, or with no name at the host's tables. `None`: a hook's, whose turn it is already; or
-    /// nothing can be written here, so that nobody else has one either.
+    /// Waits for the turn at the tunnel `name`, or with an empty name at the host's routing tables. `None` where no lock
+    /// is needed: in a hook, whose command has the turn already, and where nothing can be written here, so that nobody
+    /// else has a lock either.
     pub(super) fn take(
         name: &str,
         console: &mut Console<'_>,
@@ -67,7 +68,7 @@ impl Drop for CommandTurn {
     }
 }
 
-/// `None`: another process has it.
+/// Tries once to lock the file. `None` where another process has it.
 fn try_lock(path: &Path) -> std::io::Result<Option<File>> {
     std::fs::create_dir_all(DIRECTORY)?;
     let mut file =
@@ -76,7 +77,7 @@ fn try_lock(path: &Path) -> std::io::Result<Option<File>> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
         locked => locked?,
     }
-    // Its holder may have removed it between the two steps: then this one locks nothing.
+    // The holder may have removed the file between the two steps. Then this lock is on nothing.
     let stands =
         std::fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|own| own.ino() == there.ino()));
     if !stands {
