@@ -1,4 +1,4 @@
-//! The devices that run here, found by their configuration sockets, and what they answer.
+//! The devices that run on this host, found by their configuration sockets, and what they answer.
 
 use crate::device::status::Status;
 use crate::gateway::config::{Permissions, Place};
@@ -11,10 +11,14 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Interfaces that are looked at, at most: the directory is root's, but a listing should end all the same.
+/// How many interfaces are looked at. The directory is root's, but a listing should end all the same.
 const MAX_INTERFACES: usize = 4096;
 
-/// The interfaces whose socket answers or may not be asked, in the directory's order as wg(8) has it.
+/// The interfaces whose socket answers, or may not be asked, in the directory's order as for wg(8).
+///
+/// # Errors
+///
+/// Where the directory of the sockets cannot be read.
 pub fn interfaces() -> Result<Vec<String>, String> {
     let directory = Path::new(socket::DIRECTORY);
     interfaces_in(directory).map_err(|error| format!("{}: {error}", directory.display()))
@@ -27,7 +31,7 @@ fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
         Err(error) => return Err(error),
     };
     let name = |path: &Path| Some(path.file_name()?.to_str()?.strip_suffix(".sock")?.to_owned());
-    // Whether anybody listens behind one that may not be asked is not to be learnt; to leave it out would say that nobody does.
+    // Behind a socket that may not be asked there may be a device or not. To leave it out would say that there is none.
     let is_one = |path: &Path| match UnixStream::connect(path) {
         Ok(_) => true,
         Err(error) => error.kind() == ErrorKind::PermissionDenied,
@@ -37,7 +41,11 @@ fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
     Ok(named.filter(|(_, path)| is_one(path)).map(|(name, _)| name).collect())
 }
 
-/// The running device `name`; the error says what is wrong and which devices there are.
+/// The socket of the running device `name`.
+///
+/// # Errors
+///
+/// What is wrong, and which devices run.
 pub fn open(name: &str) -> Result<ControlSocket, String> {
     tun::check_name(name).map_err(|error| error.to_string())?;
     match UnixStream::connect(socket::path(name)) {
@@ -65,17 +73,27 @@ fn is_kernels(name: &str) -> bool {
     uevent.is_ok_and(|text| text.lines().any(|line| line == "DEVTYPE=wireguard"))
 }
 
-/// What a device says of itself.
+/// What a device says of itself: its configuration and its peers.
+///
+/// # Errors
+///
+/// Where the device does not run or does not answer.
 pub fn get(name: &str) -> Result<DeviceState, String> {
     open(name)?.get().map_err(|error| format!("{name}: {error}"))
 }
 
-/// What a device says beyond the protocol. `Ok(None)`: another implementation, which does not know the question.
+/// What a device says beyond the protocol. `Ok(None)` where the device is another implementation, which does not know
+/// the question.
+///
+/// # Errors
+///
+/// Where the device does not run or does not answer.
 pub fn status(name: &str) -> Result<Option<Status>, String> {
     open(name)?.status().map_err(|error| format!("{name}: {error}"))
 }
 
-/// Peers' names by public key in base64, from the comments in the interface's file; none where it cannot be read.
+/// The names of peers by public key in base64, from the comments in the interface's file. There are none where the
+/// file cannot be read.
 pub fn peer_names(interface: &str) -> HashMap<String, String> {
     let noted = up::noted_file(interface).map(|file| Place { file, interface: interface.to_owned() });
     let place = noted.map_or_else(|| Place::find(interface), Ok);

@@ -1,4 +1,4 @@
-//! A running device, seen from outside: its configuration socket and what it answers.
+//! A running device seen from outside: its configuration socket, and what it answers.
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::status::Status;
@@ -13,49 +13,49 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How long an answer may take: longer than any device needs, short enough for a person.
+/// How long an answer may take: longer than any device needs, and short enough for a person.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest answer taken: some 200,000 peers with a few allowed IPs each.
+/// Longest answer in bytes that is taken: some 200,000 peers with a few AllowedIPs each.
 const MAX_ANSWER: usize = 128 << 20;
-/// Bytes of it that are read at once.
+/// Bytes of an answer that are read at once.
 const PIECE: usize = 64 * 1024;
 
-/// What a device said it is.
+/// What a device said of itself.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DeviceState {
-    /// `None`: none set.
+    /// The private key, if one is set.
     pub private_key: Option<PrivateKey>,
-    /// 0: not bound.
+    /// The UDP port; 0 where the device is not bound.
     pub listen_port: u16,
-    /// 0: none.
+    /// The firewall mark; 0 is none.
     pub fwmark: u32,
-    /// In the device's order.
+    /// The peers, in the device's order.
     pub peers: Vec<PeerState>,
 }
 
 /// What a device said of a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerState {
-    /// Who.
+    /// The peer's public key.
     pub public_key: PublicKey,
-    /// `None`: none.
+    /// The preshared key, if there is one.
     pub preshared_key: Option<SharedSecret>,
-    /// Where it was last.
+    /// The peer's last known endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// Seconds; 0: off.
+    /// The interval of keepalives in seconds; 0 is off.
     pub persistent_keepalive: u16,
-    /// In the device's order.
+    /// The prefixes of the peer, in the device's order.
     pub allowed_ips: Vec<Prefix>,
-    /// Since the epoch; zero: never.
+    /// The time of the last handshake since the Unix epoch; zero where there was none.
     pub last_handshake: Duration,
-    /// Bytes sent.
+    /// The bytes sent to the peer.
     pub tx_bytes: u64,
-    /// Bytes received.
+    /// The bytes received from the peer.
     pub rx_bytes: u64,
 }
 
 impl PeerState {
-    /// A peer of which nothing is known.
+    /// A peer of which only the key is known.
     pub fn new(public_key: PublicKey) -> PeerState {
         PeerState {
             public_key,
@@ -71,10 +71,10 @@ impl PeerState {
 }
 
 impl DeviceState {
-    /// Reads the answer to `get=1`; keys it does not know are left out. `None`: no such answer.
+    /// Reads the answer to `get=1`. Unknown keys are left out. `None` where this is no such answer.
     pub fn parse(answer: &str) -> Option<DeviceState> {
         let mut state = DeviceState::default();
-        // All the room at once: a list that grew would leave copies of the preshared keys behind.
+        // All the room at once, since a list that grew would leave copies of the preshared keys behind.
         state.peers.reserve_exact(answer.lines().filter(|line| line.starts_with("public_key=")).count());
         for line in answer.lines().filter(|line| !line.is_empty()) {
             let (key, value) = line.split_once('=')?;
@@ -126,14 +126,15 @@ fn key32(value: &str) -> Option<Zeroizing<[u8; 32]>> {
     (value.len() == 64).then_some(bytes)
 }
 
-/// A connection to a device's configuration socket.
+/// A device's configuration socket. Each question opens a connection of its own.
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
 }
 
 impl ControlSocket {
-    /// The device called `name`; `None`: nobody answers under that name, so it is not running here.
+    /// The socket of the device called `name`. `None` where nobody answers under that name, so that it is not running
+    /// here.
     pub fn find(name: &str) -> Option<ControlSocket> {
         ControlSocket::at(socket::path(name))
     }
@@ -142,12 +143,16 @@ impl ControlSocket {
         UnixStream::connect(&path).is_ok().then_some(ControlSocket { path })
     }
 
-    /// Where the socket is.
+    /// The path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Asks for all there is.
+    /// Asks for the device's whole configuration and its peers' counters.
+    ///
+    /// # Errors
+    ///
+    /// Where the device does not answer, or answers something else.
     pub fn get(&self) -> Result<DeviceState> {
         let answer = self.exchange("get=1\n\n")?;
         DeviceState::parse(&answer).ok_or_else(|| {
@@ -158,7 +163,12 @@ impl ControlSocket {
         })
     }
 
-    /// Asks for what the protocol has no words for. `Ok(None)`: another implementation, which does not know the question.
+    /// Asks for what the protocol cannot express. `Ok(None)` where the device is another implementation, which does not
+    /// know the question.
+    ///
+    /// # Errors
+    ///
+    /// Where the device does not answer.
     pub fn status(&self) -> Result<Option<Status>> {
         let answer = match self.exchange("status=1\n\n") {
             Ok(answer) => answer,
@@ -171,7 +181,11 @@ impl ControlSocket {
         Ok(text.and_then(|text| serde_json::from_str(text).ok()))
     }
 
-    /// As [`Self::get`], with the port that is configured even while somebody else has it.
+    /// Does as [`Self::get`]. The port is the one that is configured, even while another program has it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::get`].
     pub fn configured(&self) -> Result<DeviceState> {
         let mut device = self.get()?;
         if device.listen_port == 0 {
@@ -181,19 +195,24 @@ impl ControlSocket {
         Ok(device)
     }
 
-    /// Changes what the request says.
+    /// Makes the changes of the request.
+    ///
+    /// # Errors
+    ///
+    /// The device's errno where it refuses the request, or another error where it does not answer.
     pub fn set(&self, request: &SetRequest) -> Result<()> {
         self.exchange(&set_text(request)).map(drop)
     }
 
-    /// The answer without its last line, `errno=0`. It is read into memory that is wiped, and into nothing else.
+    /// Sends a request. Returns the answer without its last line, `errno=0`. The answer is read into memory that is
+    /// wiped, and into nothing else.
     fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
         let mut stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(request.as_bytes())?;
         let mut answer = Zeroizing::new(Vec::with_capacity(PIECE));
-        // Where the first line begins that is not whole yet.
+        // Where the first line begins that is not complete yet.
         let mut line = 0;
         loop {
             if read_more(&mut stream, &mut answer)? == 0 || answer.len() > MAX_ANSWER {
@@ -218,11 +237,12 @@ impl ControlSocket {
     }
 }
 
-/// Reads behind what is there; 0: the end. A signal in the middle, as when a service is stopped, is no end.
+/// Reads more of the answer behind what is there. Returns the number of bytes, 0 at the end. A signal, as when a
+/// service is stopped, does not end the reading.
 fn read_more(stream: &mut impl Read, answer: &mut Zeroizing<Vec<u8>>) -> Result<usize> {
     let start = answer.len();
     if start == answer.capacity() {
-        // Not left to `Vec`, which would free the old copy as it is.
+        // `Vec` is not left to grow by itself, since it would free the old copy unwiped.
         let mut larger = Zeroizing::new(Vec::with_capacity(2 * start));
         larger.extend_from_slice(answer);
         *answer = larger;
@@ -239,7 +259,7 @@ fn read_more(stream: &mut impl Read, answer: &mut Zeroizing<Vec<u8>>) -> Result<
     read
 }
 
-/// The same memory as text.
+/// The answer as text, in the same memory.
 fn text(mut answer: Zeroizing<Vec<u8>>) -> Result<Zeroizing<String>> {
     String::from_utf8(std::mem::take(&mut *answer)).map(Zeroizing::new).map_err(|error| {
         drop(Zeroizing::new(error.into_bytes()));

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// Why an interface has no IPv6, and the remedy; `None`: it has. `default` stands for one that is yet to be made.
+/// Why an interface cannot have IPv6, and the remedy. `None` where it can. The name `default` stands for an interface
+/// that is yet to be made.
 pub fn why_not(interface: &str) -> Option<String> {
     why_not_in(Path::new("/proc/sys/net/ipv6"), interface)
 }
@@ -14,7 +15,7 @@ fn why_not_in(sysctls: &Path, interface: &str) -> Option<String> {
     let value = std::fs::read_to_string(sysctls.join("conf").join(interface).join("disable_ipv6"));
     let on = if interface == "default" { "new interfaces" } else { interface };
     value.is_ok_and(|value| value.trim() == "1").then(|| {
-        // As sysctl(8) wants it: a dot in a name is a slash.
+        // In sysctl(8)'s keys a slash stands for the dot of an interface's name.
         let key = interface.replace('.', "/");
         format!(
             "IPv6 is disabled on {on}: enable it with `sysctl -w net.ipv6.conf.{key}.disable_ipv6=0`, or remove IPv6 from the file"

@@ -3,11 +3,16 @@
 use std::io::Result;
 use std::path::PathBuf;
 
-/// What finds this process's program even where the file is gone; the kernel then calls the process `exe`.
+/// The link by which this process's program is found even where its file is gone. The kernel then calls the process
+/// `exe`.
 const LINK: &str = "/proc/self/exe";
 
-/// A path to run. An upgrade replaces the file under a tunnel that runs; the tunnel still goes down by the program that
-/// brought it up.
+/// The path of this program, to run it again. An upgrade replaces the file under a tunnel that runs; the tunnel still
+/// goes down by the program that brought it up.
+///
+/// # Errors
+///
+/// Where the kernel does not give the path.
 pub fn program() -> Result<PathBuf> {
     let path = std::env::current_exe()?;
     Ok(if path.exists() { path } else { PathBuf::from(LINK) })

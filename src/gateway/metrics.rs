@@ -1,22 +1,22 @@
-//! Counters of running devices: as a table, and in Prometheus' text form.
+//! The counters of running devices, as a table and in Prometheus' text form.
 
 use crate::device::status::{Counters, Status};
 use crate::gateway::control::DeviceState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// A device with its counters.
+/// A running device with its counters.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The interface's name.
     pub name: String,
-    /// Its counters; `None`: another implementation, which does not tell.
+    /// The device's counters. `None` where it is another implementation, which does not report them.
     pub status: Option<Status>,
-    /// Its peers.
+    /// The device's configuration and its peers.
     pub device: DeviceState,
 }
 
-/// What is worth reading first: a word, the counter that is the part, and the counters that are the whole.
+/// The shares that are printed first: a text, the counter that is the part, and the counters that make up the whole.
 const SHARES: [(&str, &str, &[&str]); 4] = [
     (
         "data that arrived on its owner's core",
@@ -32,7 +32,7 @@ const SHARES: [(&str, &str, &[&str]); 4] = [
     ("frames read from their owner's TUN queue", "tx_frames_own", &["tx_frames_own", "tx_frames_other"]),
 ];
 
-/// The table of one device; counters that are zero everywhere are left out.
+/// The table of one device's counters. Counters that are zero everywhere are left out.
 pub fn table(measured: &Measured) -> String {
     let mut text = format!("interface: {}\n", measured.name);
     let Some(status) = &measured.status else {
@@ -92,7 +92,7 @@ fn put_workers(text: &mut String, workers: &[Counters]) {
     }
 }
 
-/// Samples by metric: all of one metric stand together, after its type.
+/// The samples by metric, since all samples of a metric must stand together after its type.
 #[derive(Default)]
 struct Samples(BTreeMap<String, (&'static str, Vec<String>)>);
 
@@ -105,13 +105,13 @@ impl Samples {
     }
 }
 
-/// A label's value: backslash, quote and newline are escaped.
+/// A label's value, with backslashes, quotes and newlines escaped.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// All devices in Prometheus' text exposition format, version 0.0.4; peers' metrics are named as the usual exporter names
-/// them.
+/// All devices in Prometheus' text exposition format, version 0.0.4. Metrics of peers have the names that the usual
+/// exporter gives them.
 pub fn prometheus(devices: &[Measured]) -> String {
     let mut samples = Samples::default();
     for measured in devices {
@@ -131,7 +131,7 @@ pub fn prometheus(devices: &[Measured]) -> String {
         let Some(status) = &measured.status else { continue };
         samples.add("ringtun_up", "gauge", &[interface], status.up.into());
         for (name, value) in &status.handshakes {
-            // What may fall again is named so; all the rest only counts up.
+            // What may fall again has a name that says so. All other counters only rise.
             let (suffix, kind) = if name.ends_with("_now") { ("", "gauge") } else { ("_total", "counter") };
             samples.add(&format!("ringtun_slow_path_{name}{suffix}"), kind, &[interface], *value);
         }

@@ -1,4 +1,5 @@
-//! What stands around a tunnel: its configuration file, routes and rules, its service, the configuration of its other end.
+//! What stands around a tunnel: its configuration file, its routes and rules, its service, and the configuration of the
+//! tunnel's other end.
 
 pub mod client;
 pub mod config;

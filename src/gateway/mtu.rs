@@ -1,4 +1,4 @@
-//! How large an inner packet may be: the link's MTU less what the tunnel adds.
+//! How large an inner packet may be: the link's MTU without what the tunnel adds. All sizes are in bytes.
 //!
 //! ```text
 //!   | outer IP 20/40 | UDP 8 | WireGuard header 16 | inner packet, padded | tag 16 |
@@ -11,44 +11,44 @@ use crate::gateway::config::Mtu;
 use crate::wire::family::Family;
 use serde::Serialize;
 
-/// The usual link, where no route tells.
+/// The MTU of the usual link, taken where no route tells another.
 pub const ETHERNET: u32 = 1500;
-/// UDP's header.
+/// Length of a UDP header.
 pub const UDP: u32 = 8;
-/// Type, receiver index and counter.
+/// Length of the data message's header: type, receiver index and counter.
 pub const WIREGUARD_HEADER: u32 = 16;
-/// Poly1305's tag.
+/// Length of Poly1305's tag.
 pub const TAG: u32 = 16;
-/// TCP's header without options.
+/// Length of a TCP header without options.
 const TCP: u32 = 20;
-/// Every IPv6 link carries this much (RFC 8200 section 5).
+/// The least MTU of a link with IPv6 (RFC 8200 section 5).
 pub const IPV6_MINIMUM: u32 = 1280;
 
-/// The sum for one outer family, term by term.
+/// The sum for one outer family, term by term. All terms are in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Sum {
-    /// Of the outer packet.
+    /// The outer packet's family.
     pub outer: Family,
-    /// What the link carries: Ethernet's payload.
+    /// The link's MTU, which is Ethernet's payload.
     pub link_mtu: u32,
-    /// The outer IP header.
+    /// The length of the outer IP header.
     pub ip_header: u32,
-    /// The UDP header.
+    /// The length of the UDP header.
     pub udp_header: u32,
-    /// The WireGuard header.
+    /// The length of the WireGuard header.
     pub wireguard_header: u32,
-    /// The authentication tag.
+    /// The length of the authentication tag.
     pub tag: u32,
-    /// What is left.
+    /// The MTU that is left for inner packets.
     pub inner_mtu: u32,
-    /// Largest TCP segment of an inner IPv4 connection, without TCP options.
+    /// The largest TCP segment of an inner IPv4 connection, without TCP options.
     pub inner_mss_ipv4: u32,
-    /// Largest TCP segment of an inner IPv6 connection, without TCP options.
+    /// The largest TCP segment of an inner IPv6 connection, without TCP options.
     pub inner_mss_ipv6: u32,
 }
 
 impl Sum {
-    /// Over a link of `link_mtu` bytes; terms stop at zero where the link is too small.
+    /// The sum over a link whose MTU is `link_mtu` bytes. Terms stop at zero where the link is too small.
     pub fn new(outer: Family, link_mtu: u32) -> Sum {
         let inner_mtu = link_mtu.saturating_sub(outer.header_len() as u32 + UDP + WIREGUARD_HEADER + TAG);
         Sum {
@@ -65,23 +65,23 @@ impl Sum {
     }
 }
 
-/// The largest TCP segment, without TCP options, in packets of `mtu` bytes.
+/// The largest TCP segment in bytes, without TCP options, in packets of `mtu` bytes.
 pub fn mss(mtu: u32, family: Family) -> u32 {
     mtu.saturating_sub(family.header_len() as u32 + TCP)
 }
 
-/// A path to an endpoint.
+/// The path to an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Path {
-    /// Of the endpoint's address.
+    /// The family of the endpoint's address.
     pub outer: Family,
-    /// Of the route or its link.
+    /// The MTU in bytes of the route, or else of its link.
     pub mtu: u32,
 }
 
-/// The interface's MTU: a number as it stands; `exact` by each path's own family; otherwise with room for IPv6, as peers roam.
-/// The narrowest path decides, since a packet for any peer must fit. `fallback` is the default route's MTU, which counts
-/// where there is no path.
+/// The interface's MTU in bytes. A number stands as it is; `exact` counts by each path's own family; otherwise there is
+/// room for IPv6, since peers roam. The narrowest path decides, because a packet for any peer must fit. `fallback` is
+/// the default route's MTU, which counts where there is no path.
 pub fn choose(wanted: Option<Mtu>, paths: &[Path], fallback: Option<u32>) -> u32 {
     let inner = |outer, link_mtu| Sum::new(outer, link_mtu).inner_mtu;
     let without_path = || inner(Family::Ipv6, fallback.unwrap_or(ETHERNET));

@@ -1,4 +1,4 @@
-//! What a service manager is told: sd_notify(3), which is a datagram of lines to the socket that NOTIFY_SOCKET names.
+//! Messages to a service manager by sd_notify(3): a datagram of lines to the socket that NOTIFY_SOCKET names.
 
 use crate::device::status::Summary;
 use crate::sys::clock;
@@ -9,17 +9,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// Between two reports.
+/// The time between two reports.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The service manager. What cannot be delivered is lost: a service must not fail because nobody listens.
+/// The socket of the service manager. What cannot be delivered is lost: a service must not fail because nobody listens.
 #[derive(Debug)]
 pub struct Notify {
     socket: UnixDatagram,
 }
 
 impl Notify {
-    /// The manager that started this process; `None`: none did, or its socket is not there.
+    /// The manager that started this process. `None` where no manager did, or its socket is not there.
     pub fn from_env() -> Option<Notify> {
         let address = std::env::var_os("NOTIFY_SOCKET")?;
         Notify::at(&address)
@@ -27,7 +27,11 @@ impl Notify {
             .ok()
     }
 
-    /// The manager at `address`: a path, or `@` and an abstract name.
+    /// The manager at `address`, which is a path, or `@` and an abstract name.
+    ///
+    /// # Errors
+    ///
+    /// Where `address` is neither, or nobody listens there.
     pub fn at(address: &OsStr) -> Result<Notify> {
         let address = match address.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -36,27 +40,28 @@ impl Notify {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
-        // A manager that does not read must not hold up what else is to be done.
+        // A manager that does not read must not hold up this process.
         socket.set_nonblocking(true)?;
         Ok(Notify { socket })
     }
 
-    /// The tunnel is up. Names this process as the main one: it may have been started by another that is about to end.
+    /// Reports that the tunnel is up. The message names this process as the main one, since it may have been started by
+    /// another that is about to end.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nMAINPID={}\nSTATUS={}", std::process::id(), one_line(status)));
     }
 
-    /// The configuration is being read again; [`Self::ready`] ends it.
+    /// Reports that the configuration is being read again. [`Self::ready`] reports the end of that.
     pub fn reloading(&self) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
     }
 
-    /// The tunnel is about to end.
+    /// Reports that the tunnel is about to end.
     pub fn stopping(&self) {
         self.send("STOPPING=1\nSTATUS=Removing the interface");
     }
 
-    /// One line for `systemctl status`.
+    /// Sets the line that `systemctl status` shows.
     pub fn status(&self, text: &str) {
         self.send(&format!("STATUS={}", one_line(text)));
     }
@@ -68,10 +73,10 @@ impl Notify {
     }
 }
 
-/// Peers, and the rate since the last report, which was [`REPORT_INTERVAL`] ago.
+/// A line with the number of peers and the rate since the last report, which was [`REPORT_INTERVAL`] ago.
 pub fn describe(last: Option<Summary>, now: Summary) -> String {
     let seconds = REPORT_INTERVAL.as_secs().max(1);
-    // Fewer bytes than before: a peer was removed, and its bytes with it.
+    // There are fewer bytes than before where a peer was removed, and its bytes with it.
     let rate = |now: u64, last: u64| bits(now.saturating_sub(last) * 8 / seconds);
     let last = last.unwrap_or(now);
     format!(
@@ -83,7 +88,7 @@ pub fn describe(last: Option<Summary>, now: Summary) -> String {
     )
 }
 
-/// Bits a second, with one decimal from kbit/s on.
+/// A rate in bits per second as text, with one decimal from kbit/s on.
 fn bits(rate: u64) -> String {
     let unit = [(1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")];
     match unit.into_iter().find(|(size, _)| rate >= *size) {
@@ -92,7 +97,7 @@ fn bits(rate: u64) -> String {
     }
 }
 
-/// A status is one line: the next would be another assignment.
+/// The text without line feeds: a status is one line, and the next would be another assignment.
 fn one_line(text: &str) -> String {
     text.replace('\n', " ")
 }

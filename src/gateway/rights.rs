@@ -3,18 +3,19 @@
 /// CAP_NET_ADMIN's bit (linux/capability.h).
 const NET_ADMIN: u64 = 1 << 12;
 
-/// Whether interfaces may be made and changed.
+/// Whether interfaces may be made and changed, which takes CAP_NET_ADMIN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NetAdmin {
-    /// By this process.
+    /// This process may.
     Held,
-    /// Not by this process; by one of root's.
+    /// This process may not, but one of root's may.
     ForRoot,
-    /// Neither by this process nor by any that it starts, whoever runs it: a container's or a service's bounds.
+    /// Neither this process nor any that it starts may, whoever runs it. A container or a service is bounded like this.
     Withheld,
 }
 
-/// What the kernel says of this process. Where that cannot be read, the right is taken to be there: what needs it will tell.
+/// What the kernel says of this process. Where that cannot be read, the right is taken to be there: what needs it
+/// reports its lack.
 pub fn net_admin() -> NetAdmin {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     net_admin_by(&status)

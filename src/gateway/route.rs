@@ -1,4 +1,4 @@
-//! The route to an address, as the kernel has it now: which interface, which MTU.
+//! The route to an address as the kernel has it now: by which interface, and with which MTU.
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
@@ -8,18 +8,22 @@ use rtnetlink::Handle;
 use std::io::{Error, ErrorKind, Result};
 use std::net::IpAddr;
 
-/// A way to an address.
+/// The kernel's route to an address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KernelRoute {
-    /// The interface that packets leave by.
+    /// The name of the interface by which packets leave.
     pub interface: String,
-    /// The route's own MTU, else the interface's.
+    /// The MTU in bytes: the route's own, or else the interface's.
     pub mtu: u32,
     /// The source address that the kernel would choose.
     pub source: Option<IpAddr>,
 }
 
-/// Asks the kernel, blocking shortly.
+/// Asks the kernel for a route, and blocks for a moment.
+///
+/// # Errors
+///
+/// Where there is no route, or the kernel cannot be asked.
 pub fn route_to(destination: IpAddr) -> Result<KernelRoute> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -31,12 +35,20 @@ pub fn route_to(destination: IpAddr) -> Result<KernelRoute> {
     })
 }
 
-/// As [`route_to`], over a connection that is there already.
+/// Does as [`route_to`], over a connection that is there already.
+///
+/// # Errors
+///
+/// As for [`route_to`].
 pub async fn find(handle: &Handle, destination: IpAddr) -> Result<KernelRoute> {
     find_marked(handle, destination, 0).await
 }
 
-/// As [`find`], for a packet that carries a firewall mark: rules may lead it elsewhere.
+/// Does as [`find`] for a packet with a firewall mark, which policy rules may lead elsewhere.
+///
+/// # Errors
+///
+/// As for [`route_to`].
 pub async fn find_marked(handle: &Handle, destination: IpAddr, mark: u32) -> Result<KernelRoute> {
     let mut message = RouteMessage::default();
     let (family, address, len) = match destination {

@@ -1,7 +1,7 @@
-//! A tunnel under a service manager: up, ready, looked after, and down again.
+//! A tunnel under a service manager: brought up, reported as ready, looked after, and taken down again.
 //!
-//! Each change of the host is a run of this very program (`up`, `reload`, `down`) of its own: what a person does by hand and
-//! what the manager does is the same, and its output is the journal's.
+//! Each change of the host is a run of this very program (`up`, `reload`, `down`). What a person does by hand and what
+//! the manager does is the same, and the output of each run goes to the journal.
 
 use crate::device::status::{SESSION_LIFE, Summary};
 use crate::gateway::client;
@@ -21,9 +21,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Why a service ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// Its file is missing or wrong: to begin again is of no use before somebody mends it.
+    /// The configuration is missing or wrong. A new start is of no use before somebody mends it.
     Configuration(String),
-    /// Something else, which may be otherwise in a moment.
+    /// Something else failed, which a new start may get past.
     Failed(String),
 }
 
@@ -33,7 +33,12 @@ impl From<String> for Ended {
     }
 }
 
-/// Runs until SIGTERM or SIGINT (`Ok`), or until the tunnel did not come up or ended by itself. SIGHUP: `reload`.
+/// Runs the tunnel `given`, a name or a file, until SIGTERM or SIGINT. SIGHUP makes it reload its file.
+///
+/// # Errors
+///
+/// [`Ended::Configuration`] where the file is missing or wrong. [`Ended::Failed`] where the tunnel does not come up, or
+/// ends by itself.
 pub fn run(given: &str) -> Result<(), Ended> {
     let loaded = Place::find(given).and_then(|place| place.load(Permissions::Refuse));
     let interface = loaded.map_err(|error| Ended::Configuration(error.to_string()))?.place.interface;
@@ -69,12 +74,12 @@ impl Service<'_> {
         self.tell(|manager| manager.ready("The tunnel is up"));
         let ended = self.look_after().await;
         self.tell(Notify::stopping);
-        // Also where the tunnel ended by itself: routes, rules and hooks are still to be undone.
+        // This is done also where the tunnel ended by itself: routes, rules and hooks are still to be undone.
         let down = self.verb("down").await.map(drop);
         ended.and(down)
     }
 
-    /// Until a signal (`Ok`) or the tunnel's end.
+    /// Reports the tunnel's state until a signal arrives (`Ok`) or the tunnel ends.
     async fn look_after(&mut self) -> Result<(), String> {
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,7 +101,7 @@ impl Service<'_> {
         }
     }
 
-    /// A file that cannot be taken over leaves the tunnel as it is.
+    /// Reloads the file. Where that fails, the tunnel stays as it is.
     async fn reload_now(&mut self) -> Result<(), String> {
         self.tell(Notify::reloading);
         let done = self.verb("reload").await;
@@ -109,13 +114,13 @@ impl Service<'_> {
         Ok(())
     }
 
-    /// Runs `ringtun VERB GIVEN`. A signal is passed on once to `up`, which then undoes what it did; the others end soon
-    /// and must not be cut short.
+    /// Runs `ringtun VERB GIVEN`. A signal is passed on, once, to `up`, which then undoes what it did. The other verbs
+    /// end soon, and must not be cut short.
     async fn verb(&mut self, verb: &str) -> Result<Stopped, String> {
         let failed = |error: std::io::Error| format!("cannot run `ringtun {verb}`: {error}");
         let program = itself::program().map_err(failed)?;
         let mut command = Command::new(program);
-        // The tunnel's own process is not the one the manager listens to.
+        // The manager listens to this process, and not to the tunnel's own.
         command.args([verb, self.given]).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
         let mut child = command.spawn().map_err(failed)?;
         let mut stopped = false;
@@ -129,12 +134,12 @@ impl Service<'_> {
                 _ = interrupt.recv(), if verb == "up" && !stopped => stopped = true,
                 _ = sleep(LOOK) => continue,
             }
-            // Fails only where it ended meanwhile, which the next look tells.
+            // This fails only where the run ended meanwhile, which the next look finds.
             let _ = kill_process(Pid::from_child(&child), Kill::TERM);
         };
         match (status.success(), stopped) {
             (true, false) => Ok(Stopped(false)),
-            // The signal came when all was done: take it down as if it had come a moment later.
+            // The signal arrived when all was done. The tunnel is taken down as if it had come a moment later.
             (true, true) => {
                 Box::pin(self.verb("down")).await?;
                 Ok(Stopped(true))
@@ -151,7 +156,7 @@ impl Service<'_> {
     }
 }
 
-/// Whether a signal asked for the end.
+/// Whether a signal asked for the end of the service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stopped(bool);
 

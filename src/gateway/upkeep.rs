@@ -1,8 +1,8 @@
-//! Looks after a running tunnel's endpoints: a name is resolved again when its peer does not answer, so that a peer whose
-//! address changed is found; and the interface's MTU follows that of the paths.
+//! Looks after a running tunnel's endpoints. A name is resolved again when its peer does not answer, so that a peer
+//! whose address changed is found. The interface's MTU follows that of the paths.
 //!
-//! One thread, which speaks to its own process as anybody would: through the configuration socket. It reads the file
-//! again when that changes, as `reload` does. A thread because the system's resolver blocks.
+//! One thread does this, since the system's resolver blocks. It speaks to its own process as anybody would, through the
+//! configuration socket. Like `reload` it reads the file; it does so whenever the file changes.
 
 use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
@@ -18,16 +18,21 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How often the tunnel is looked at.
+/// How often the tunnel is checked.
 const LOOK: Duration = Duration::from_secs(5);
-/// A session is renewed after 120 s (REKEY_AFTER_TIME) and initiations go out every 5 s: a peer that was sent to and has
-/// shaken no hands for so long does not answer where it was.
+/// How long ago the last handshake of a peer must be for the peer to count as silent. A session is renewed after 120 s
+/// (REKEY_AFTER_TIME) and initiations go out every 5 s. A peer to which something was sent, and which completed no
+/// handshake for so long, does not answer at its address.
 const SILENCE: Duration = Duration::from_secs(150);
-/// Pause after the first resolution in vain; it doubles up to [`LONGEST_PAUSE`].
+/// The pause after the first resolution in vain. It doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// Starts the thread; it ends with the process.
+/// Starts the thread, which ends with the process.
+///
+/// # Errors
+///
+/// Where no thread can be started.
 pub fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
     let look_after = move || {
         let mut keeper = Keeper {
@@ -40,7 +45,7 @@ pub fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
         };
         loop {
             std::thread::sleep(LOOK);
-            // What the file and the device tell has keys in it, of which this thread needs none.
+            // What the file and the device say has keys in it, and this thread needs none of them.
             stack::leaving_nothing(|| keeper.look());
         }
     };
@@ -50,11 +55,11 @@ pub fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
 struct Keeper {
     interface: String,
     file: PathBuf,
-    /// When the file that was read had been changed.
+    /// The file's time of change, as it was when the file was last read.
     read: Option<SystemTime>,
     config: Config,
     waits: Waits,
-    /// The MTU that the paths gave when last asked, by `up` the first time.
+    /// The MTU in bytes that the paths gave when last asked. The first was asked for by `up`.
     path: Option<u32>,
 }
 
@@ -77,7 +82,7 @@ impl Keeper {
         }
     }
 
-    /// A file that is away or makes no sense just now leaves what was read before.
+    /// Reads the file if it changed. Where it is away or cannot be understood, what was read before stays.
     fn reread(&mut self) {
         let changed = modified(&self.file);
         if changed.is_none() || changed == self.read {
@@ -98,8 +103,9 @@ impl Keeper {
         }
     }
 
-    /// Sets the interface's MTU when that of the paths to the file's endpoints changed; what somebody set by hand stays until
-    /// then. Not from above to below what IPv6 needs, since the kernel would take the interface's IPv6 addresses away.
+    /// Sets the interface's MTU when that of the paths to the file's endpoints changed. What somebody set by hand stays
+    /// until then. The MTU does not fall from above to below what IPv6 needs, since the kernel would take the
+    /// interface's IPv6 addresses away.
     fn follow_path(&mut self, device: &DeviceState) -> std::io::Result<()> {
         if self.read.is_none() || matches!(self.config.interface.mtu, Some(Mtu::Bytes(_))) {
             return Ok(());
@@ -132,20 +138,20 @@ fn modified(file: &Path) -> Option<SystemTime> {
     std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// Which names to resolve when. Times are since the epoch, as the device's are.
+/// When to resolve which peer's name again. Times are since the Unix epoch, as the device's are.
 #[derive(Default)]
 struct Waits(HashMap<PublicKey, Wait>);
 
 struct Wait {
-    /// Bytes sent when last looked.
+    /// The bytes sent to the peer when it last answered, or when its name was last resolved.
     sent: u64,
-    /// Not before this.
+    /// The time before which its name is not resolved again.
     next: Duration,
     pause: Duration,
 }
 
 impl Waits {
-    /// The peers given by name that are silent though they were sent something, and whose pause is over.
+    /// The peers, given by name, that are silent though something was sent to them, and whose pause is over.
     fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, HostPort)> {
         self.0.retain(|key, _| device.peers.iter().any(|peer| peer.public_key == *key));
         let named = config.peers.iter().filter_map(|peer| Some((peer.public_key, peer.endpoint.as_ref()?)));
@@ -170,7 +176,7 @@ impl Waits {
             *wait = fresh;
             return false;
         }
-        // A peer with nothing to say to is silent, too; what went out waits with the pause.
+        // A peer to which nothing was sent is silent, too. What was sent during the pause counts once it is over.
         if now < wait.next || peer.tx_bytes == wait.sent {
             return false;
         }

@@ -212,8 +212,8 @@ impl Host {
         Ok((at.is_some(), before.is_some_and(|message| is(message, Rule::MainWithoutDefault))))
     }
 
-    /// Removes the rule of this mark, and the main table's rule that stands directly before it. Further rules for the main
-    /// table are other tunnels'. Returns the rules that were removed.
+    /// Removes the rule of this mark, and the main table's rule that stands directly before it. Further rules for the
+    /// main table are other tunnels'. Returns the rules that were removed.
     pub(super) fn remove_rules(&self, v6: bool, table: u32) -> Result<Vec<Rule>> {
         let rules = self.rules(v6)?;
         let mut removed = Vec::new();
