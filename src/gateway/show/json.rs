@@ -1,4 +1,4 @@
-//! The form for programs.
+//! A running device in the form for programs, which is JSON.
 
 use super::{View, address, endpoint, public_key};
 use crate::device::status::Unbound;
@@ -6,55 +6,55 @@ use crate::gateway::control::PeerState;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-/// An interface. Secrets are left out unless they are to be revealed.
+/// An interface as JSON. Secrets are left out unless they are to be revealed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct InterfaceJson {
     /// The interface's name.
     pub interface: String,
-    /// Base64.
+    /// The interface's public key in base64.
     pub public_key: Option<String>,
-    /// Base64.
+    /// The interface's private key in base64, where it is to be revealed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub private_key: Option<Zeroizing<String>>,
-    /// 0: none yet.
+    /// The UDP port; 0 where there is none yet.
     pub listen_port: u16,
-    /// Why it does not listen, where it should.
+    /// Why the device does not listen, where it should.
     pub unbound: Option<Unbound>,
-    /// 0: none.
+    /// The firewall mark; 0 is none.
     pub fwmark: u32,
-    /// In the device's order.
+    /// The peers, in the device's order.
     pub peers: Vec<PeerJson>,
 }
 
-/// A peer.
+/// A peer as JSON.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PeerJson {
-    /// Base64.
+    /// The peer's public key in base64.
     pub public_key: String,
-    /// From the interface's file.
+    /// The peer's name, from the interface's file.
     pub name: Option<String>,
-    /// The worker that opens its packets.
+    /// The number of the worker that opens the peer's packets.
     pub owner: Option<u8>,
-    /// Whether there is one.
+    /// Whether the peer has a preshared key.
     pub has_preshared_key: bool,
-    /// Base64.
+    /// The preshared key in base64, where it is to be revealed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preshared_key: Option<Zeroizing<String>>,
-    /// `ADDRESS:PORT`.
+    /// The peer's endpoint, as `ADDRESS:PORT`.
     pub endpoint: Option<String>,
-    /// `ADDRESS/LENGTH`.
+    /// The peer's prefixes, each as `ADDRESS/LENGTH`.
     pub allowed_ips: Vec<String>,
-    /// Seconds since the Unix epoch; `None`: never.
+    /// The time of the last handshake in seconds since the Unix epoch. `None` where there was none.
     pub latest_handshake: Option<u64>,
-    /// Bytes received.
+    /// The bytes received from the peer.
     pub rx_bytes: u64,
-    /// Bytes sent.
+    /// The bytes sent to the peer.
     pub tx_bytes: u64,
-    /// Seconds; 0: off.
+    /// The keepalive interval in seconds; 0 is off.
     pub persistent_keepalive: u16,
 }
 
-/// What `--json` prints.
+/// The device as `--json` prints it.
 pub fn json(view: &View) -> InterfaceJson {
     let device = &view.device;
     InterfaceJson {

@@ -18,22 +18,22 @@ use std::fmt::{Display, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use zeroize::Zeroizing;
 
-/// A device and what is known about it from elsewhere.
+/// A device to be shown, with what is known about it from elsewhere.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// The interface's name.
     pub name: String,
-    /// What it answered.
+    /// The device's answer.
     pub device: DeviceState,
-    /// Names of peers, by public key in base64.
+    /// The names of peers, by public key in base64.
     pub names: HashMap<String, String>,
-    /// Owning workers, by public key in base64; empty where the device has none.
+    /// The owning worker of each peer, by public key in base64. It is empty where the device has no workers.
     pub owners: HashMap<String, u8>,
-    /// Why it does not listen, where it should.
+    /// Why the device does not listen, where it should.
     pub unbound: Option<Unbound>,
-    /// Seconds since the Unix epoch.
+    /// The present time in seconds since the Unix epoch.
     pub now: u64,
-    /// WG_HIDE_KEYS=never.
+    /// Whether to show secrets, as WG_HIDE_KEYS=never asks for.
     pub reveal: bool,
 }
 
@@ -44,36 +44,36 @@ pub enum Field {
     PublicKey,
     /// The interface's private key.
     PrivateKey,
-    /// The UDP port.
+    /// The interface's UDP port.
     ListenPort,
-    /// The sockets' mark.
+    /// The mark of the interface's sockets.
     Fwmark,
-    /// Public keys of the peers.
+    /// The public keys of the peers.
     Peers,
-    /// Each peer's preshared key.
+    /// The preshared key of each peer.
     PresharedKeys,
-    /// Where each peer is.
+    /// The endpoint of each peer.
     Endpoints,
-    /// What each peer may send.
+    /// The AllowedIPs of each peer.
     AllowedIps,
-    /// When each peer's last handshake was, since the Unix epoch.
+    /// The time of each peer's last handshake in seconds since the Unix epoch.
     LatestHandshakes,
-    /// Each peer's interval.
+    /// The keepalive interval of each peer in seconds.
     PersistentKeepalive,
-    /// Bytes from and to each peer.
+    /// The bytes received from and sent to each peer.
     Transfer,
-    /// Everything, tab-separated.
+    /// All columns, tab-separated.
     Dump,
 }
 
-/// Text that may hold keys. Room for it is made beforehand: a string that grew would leave copies of them behind.
+/// Text that may hold keys. Its room is made beforehand, since a string that grew would leave copies of them behind.
 pub(super) type Text = Zeroizing<String>;
 
-/// More than an interface's lines take.
+/// Room in bytes, more than an interface's lines take.
 const INTERFACE_ROOM: usize = 512;
-/// More than a peer's lines take, names and allowed IPs aside.
+/// Room in bytes, more than a peer's lines take without its name and its AllowedIPs.
 const PEER_ROOM: usize = 768;
-/// More than an allowed IP takes, colours included.
+/// Room in bytes, more than one prefix of AllowedIPs takes, colours included.
 const ALLOWED_IP_ROOM: usize = 64;
 
 pub(super) fn text_for(view: &View) -> Text {
@@ -84,16 +84,16 @@ pub(super) fn text_for(view: &View) -> Text {
     Zeroizing::new(String::with_capacity(lines + names))
 }
 
-/// Writing to a string cannot fail.
+/// Appends to the text. Writing to a string cannot fail.
 pub(super) fn put(text: &mut Text, what: impl Display) {
     let _ = write!(**text, "{what}");
 }
 
-/// One field of an interface, or of each of its peers a line; `prefix` puts the interface's name first.
+/// One column: the interface's value, or a line for each of its peers. `prefix` puts the interface's name first.
 pub fn field(view: &View, field: Field, prefix: bool) -> Text {
     let mut text = text_for(view);
-    // For the peers' endpoints wg(8) 1.0.20210914, which is Debian 12's, names the interface once a device, also where that
-    // has no peers, and so no line to end; later ones name it in each line.
+    // In the column of endpoints wg(8) 1.0.20210914, which is Debian 12's, names the interface once for each device. It
+    // does so even where the device has no peers, and so no line to end. Later versions name it in each line.
     let once = field == Field::Endpoints;
     match field {
         Field::Dump => dump_interface(&mut text, view, prefix),
@@ -120,7 +120,7 @@ fn put_prefix(text: &mut Text, view: &View, prefix: bool) {
     }
 }
 
-/// The value of a field of the interface; `None`: the field is the peers'.
+/// The interface's value of a column. `None` where the column is about peers.
 fn of_interface(view: &View, field: Field) -> Option<Text> {
     let device = &view.device;
     let text = |value: String| Some(Zeroizing::new(value));
@@ -133,7 +133,7 @@ fn of_interface(view: &View, field: Field) -> Option<Text> {
     }
 }
 
-/// What follows a peer's key on its line.
+/// Appends what follows a peer's key on its line.
 fn of_peer(text: &mut Text, peer: &PeerState, field: Field) {
     match field {
         Field::PresharedKeys => put(text, format_args!("\t{}", *preshared_key(peer.preshared_key.as_ref()))),
@@ -162,7 +162,7 @@ fn dump_interface(text: &mut Text, view: &View, prefix: bool) {
     put(text, format_args!("{}\t{public}\t{}\t{}\n", *private, device.listen_port, mark(device.fwmark)));
 }
 
-/// The device's configuration as `wg setconf` takes it.
+/// The device's configuration in the form that `wg setconf` takes.
 pub fn showconf(view: &View) -> Text {
     let (mut text, device) = (text_for(view), &view.device);
     put(&mut text, "[Interface]\n");
@@ -228,7 +228,7 @@ fn allowed_ips(peer: &PeerState, separator: &str) -> String {
     peer.allowed_ips.iter().map(one).collect::<Vec<_>>().join(separator)
 }
 
-/// An address as inet_ntop(3) writes it.
+/// An IP address as inet_ntop(3) writes it.
 fn address(ip: IpAddr) -> String {
     match ip {
         IpAddr::V6(v6) => ipv6(v6),
@@ -236,8 +236,8 @@ fn address(ip: IpAddr) -> String {
     }
 }
 
-/// glibc writes what looks like an IPv4-compatible address (six zero groups, then one that is not) with a dotted end;
-/// the standard library does not.
+/// An IPv6 address as glibc writes it. What looks like an IPv4-compatible address (six zero groups, then one that is
+/// not) gets a dotted end, which the standard library does not give it.
 fn ipv6(ip: Ipv6Addr) -> String {
     let groups = ip.segments();
     if groups[..6] != [0; 6] || groups[6] == 0 {
@@ -247,10 +247,10 @@ fn ipv6(ip: Ipv6Addr) -> String {
     format!("::{a}.{b}.{c}.{d}")
 }
 
-/// An endpoint as getnameinfo(3) writes it: a link-local address names its interface.
+/// An endpoint as getnameinfo(3) writes it, where a link-local address names its interface.
 fn endpoint(addr: SocketAddr) -> String {
     let SocketAddr::V6(v6) = addr else { return addr.to_string() };
-    // fe80::/10 and multicast of link scope, as glibc has it.
+    // As in glibc, these are fe80::/10 and multicast of link scope.
     let [first, ..] = v6.ip().segments();
     let is_link_local = first & 0xffc0 == 0xfe80 || first & 0xff0f == 0xff02;
     let scope = match v6.scope_id() {

@@ -1,9 +1,9 @@
-//! Colours of what people read on a terminal.
+//! The colours of what people read on a terminal.
 
-/// Whether to colour, and how.
+/// Whether the text is coloured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Paint {
-    /// Escape sequences, as on a terminal.
+    /// Whether to write escape sequences, as for a terminal.
     pub colours: bool,
 }
 
@@ -15,7 +15,7 @@ pub(super) const YELLOW: &str = "\x1b[33m";
 const CYAN: &str = "\x1b[36m";
 
 impl Paint {
-    /// WG_COLOR_MODE: `always`, `never`, else only on a terminal.
+    /// The choice of WG_COLOR_MODE: `always`, `never`, or else colours on a terminal only.
     pub fn chosen(mode: Option<&str>, terminal: bool) -> Paint {
         Paint { colours: mode == Some("always") || (mode != Some("never") && terminal) }
     }
@@ -36,13 +36,13 @@ impl Paint {
         self.wrap(RED, text)
     }
 
-    /// `interface: wg0`.
+    /// A heading such as `interface: wg0`.
     pub(super) fn heading(self, colour: &'static str, what: &str, name: &str) -> String {
         let (colour, bold, reset) = (self.code(colour), self.code(BOLD), self.code(RESET));
         format!("{colour}{bold}{what}{reset}: {colour}{name}{reset}\n")
     }
 
-    /// `  endpoint: `.
+    /// A label such as `  endpoint: `.
     pub(super) fn label(self, what: &str) -> String {
         format!("  {}: ", self.wrap(BOLD, what))
     }

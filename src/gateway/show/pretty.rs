@@ -1,4 +1,4 @@
-//! The form for people.
+//! A running device in the form for people.
 
 use super::paint::{GREEN, Paint, RESET, YELLOW};
 use super::units::{ago, bytes, duration};
@@ -6,7 +6,7 @@ use super::{Text, View, address, endpoint, none, public_key, put, text_for};
 use crate::gateway::control::PeerState;
 use std::cmp::Reverse;
 
-/// `wg show NAME`. `verbose` adds each peer's name and owning worker.
+/// The text of `wg show NAME`. `verbose` adds each peer's name and owning worker.
 pub fn pretty(view: &View, paint: Paint, verbose: bool) -> Text {
     let (mut text, device) = (text_for(view), &view.device);
     put(&mut text, paint.code(RESET));
@@ -24,7 +24,7 @@ pub fn pretty(view: &View, paint: Paint, verbose: bool) -> Text {
         line(&mut text, paint, "fwmark", &format!("{:#x}", device.fwmark));
     }
     let mut peers: Vec<&PeerState> = device.peers.iter().collect();
-    // The latest handshake first; the sort is stable, as glibc's is.
+    // The latest handshake comes first. The sort is stable, as glibc's is.
     peers.sort_by_key(|peer| Reverse(peer.last_handshake));
     for peer in peers {
         put(&mut text, "\n");

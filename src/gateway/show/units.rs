@@ -1,8 +1,8 @@
-//! Times and amounts in words, as wg(8) has them.
+//! Times and amounts in words, as wg(8) writes them.
 
 use super::paint::Paint;
 
-/// `1 minute, 3 seconds`; nothing for zero.
+/// A duration in the form `1 minute, 3 seconds`. It is empty for zero.
 pub(super) fn duration(paint: Paint, seconds: u64) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
@@ -23,7 +23,7 @@ pub(super) fn duration(paint: Paint, seconds: u64) -> String {
     words.join(", ")
 }
 
-/// How long ago `then` was, both in seconds since the Unix epoch.
+/// How long ago `then` was. Both times are in seconds since the Unix epoch.
 pub(super) fn ago(paint: Paint, now: u64, then: u64) -> String {
     match now.checked_sub(then) {
         None => format!("({})", paint.red("System clock wound backward; connection problems may ensue.")),
@@ -32,13 +32,13 @@ pub(super) fn ago(paint: Paint, now: u64, then: u64) -> String {
     }
 }
 
-/// `1.51 MiB`.
+/// An amount in the form `1.51 MiB`.
 pub(super) fn bytes(paint: Paint, bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return format!("{bytes} {}", paint.cyan("B"));
     }
-    // Powers of two: the quotient is exact, whatever the order of the divisions.
+    // The divisors are powers of two, so that the quotient is exact in whatever order they come.
     let (mut amount, mut unit) = (bytes as f64 / 1024.0, 0);
     let mut limit = 1024 * 1024;
     while unit + 1 < UNITS.len() && bytes >= limit {
