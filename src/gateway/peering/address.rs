@@ -1,11 +1,11 @@
-//! The next address that nobody in a network has.
+//! The next free address of a network.
 
 use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The lowest address of `network` that lies in none of `used`. The network's own address and IPv4's broadcast address are not
-/// for hosts, except in networks of one or two addresses (RFC 3021, RFC 6164). A prefix wider than the network, such as a
-/// default route, says nothing of single hosts and is left out.
+/// The lowest address of `network` that lies in none of `used`. The network's own address and IPv4's broadcast address
+/// are not for hosts, except in networks of one or two addresses (RFC 3021, RFC 6164). A prefix wider than the network,
+/// such as a default route, says nothing of single hosts and is ignored.
 pub fn next_free(network: Prefix, used: &[Prefix]) -> Option<IpAddr> {
     let v4 = network.addr().is_ipv4();
     let (first, last) = bounds(&network);
@@ -29,7 +29,7 @@ pub fn next_free(network: Prefix, used: &[Prefix]) -> Option<IpAddr> {
     (candidate <= end).then(|| address(candidate, v4)).flatten()
 }
 
-/// First and last address.
+/// The first and the last address of a prefix, as numbers.
 fn bounds(prefix: &Prefix) -> (u128, u128) {
     let (first, width) = match prefix.addr() {
         IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),

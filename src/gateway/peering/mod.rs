@@ -1,4 +1,4 @@
-//! The other end of a tunnel: what it is to be, and how OpenBSD writes it.
+//! The other end of a tunnel: its configuration, and how OpenBSD writes that.
 
 mod address;
 pub mod openbsd;
@@ -11,43 +11,47 @@ use crate::routing::Prefix;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// Whom to take in, and on what terms.
+/// What a new peer is to get.
 #[derive(Debug)]
 pub struct Invitation {
-    /// For people.
+    /// The new peer's name, for people.
     pub name: String,
-    /// The new peer's; it is in [`Introduction::there`] and nowhere else.
+    /// The new peer's private key. It is in [`Introduction::there`] and nowhere else.
     pub private_key: PrivateKey,
-    /// For both ends.
+    /// The preshared key for both ends.
     pub preshared_key: Option<SharedSecret>,
-    /// This end, as the new peer reaches it.
+    /// This end's endpoint, as the new peer reaches it.
     pub endpoint: Option<HostPort>,
-    /// Of the new peer, seconds.
+    /// The new peer's keepalive interval in seconds.
     pub keepalive: Option<u16>,
-    /// What the new peer sends into the tunnel; empty: the tunnel's networks.
+    /// The prefixes that the new peer sends into the tunnel. Where it is empty, they are the tunnel's networks.
     pub allowed_ips: Vec<Prefix>,
-    /// Networks behind the new peer.
+    /// The networks behind the new peer.
     pub behind: Vec<Prefix>,
-    /// The new peer's addresses; empty: the next free one of each of the tunnel's networks.
+    /// The new peer's addresses. Where it is empty, each family gets the next free address of a network of the tunnel.
     pub addresses: Vec<IpAddr>,
-    /// Resolvers for the new peer.
+    /// The resolvers for the new peer.
     pub dns: Vec<DnsServer>,
-    /// Search domains for the new peer.
+    /// The search domains for the new peer.
     pub dns_search: Vec<String>,
-    /// Of the new peer; `None`: as this end's.
+    /// The MTU of the new peer. `None` stands for this end's.
     pub mtu: Option<Mtu>,
 }
 
 /// What each end is to know of the other.
 #[derive(Debug)]
 pub struct Introduction {
-    /// The section for this end.
+    /// The new peer's section in this end's file.
     pub here: PeerConfig,
-    /// The whole configuration of the new peer, secret.
+    /// The whole configuration of the new peer, which is secret.
     pub there: Config,
 }
 
-/// Works out both ends. `public_key` is this end's; the error says what is in the way.
+/// Works out both ends of a new peer. `public_key` is this end's.
+///
+/// # Errors
+///
+/// What is in the way, for a person: a name that is taken, or no address left.
 pub fn introduce(
     config: &Config,
     public_key: PublicKey,
@@ -97,13 +101,13 @@ pub fn introduce(
     Ok(Introduction { here, there: Config { interface, peers: vec![this_end] } })
 }
 
-/// All that is somebody's.
+/// The addresses and prefixes that are in use.
 fn used(config: &Config) -> Vec<Prefix> {
     let own = config.interface.addresses.iter().map(|address| Prefix::from(address.addr));
     own.chain(config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied())).collect()
 }
 
-/// One for each family: from the first network of it that has one left.
+/// One free address for each family, from its first network that has one left.
 fn free_addresses(config: &Config, networks: &BTreeSet<Prefix>) -> Result<Vec<Address>, String> {
     let used = used(config);
     let roomy = |network: &&Prefix| network.len() < if network.addr().is_ipv4() { 32 } else { 128 };

@@ -8,8 +8,8 @@
 //! !route add -inet 10.0.0.0/8 192.168.96.1
 //! ```
 //!
-//! Each line is one run of ifconfig, and a peer's words hold for the `wgpeer` before them in the same line. wg(4) makes no
-//! routes of its own: what lies beyond the interface's networks needs them.
+//! Each line is one run of ifconfig, and a peer's words hold for the `wgpeer` before them in the same line. wg(4) makes
+//! no routes of its own; what lies beyond the interface's networks needs a route.
 
 mod lines;
 mod print;

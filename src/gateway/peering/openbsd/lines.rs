@@ -1,22 +1,22 @@
-//! Lines as netstart(8) reads them: with the shell's `read`, which joins at backslashes, and then `eval`, which knows quotes and
-//! comments.
+//! Lines as netstart(8) reads them. The shell's `read` joins them at backslashes, and then its `eval` interprets quotes
+//! and comments.
 
 use zeroize::Zeroizing;
 
-/// A line that a backslash at its end may have made of several.
+/// A line that may be joined of several, which backslashes at their ends continue.
 pub(super) struct Logical {
-    /// Of its first line; 1 is the first.
+    /// The number of its first line, counted from 1.
     pub(super) number: usize,
-    /// Without blanks at its ends, comments still in it.
+    /// The line's text without blanks at its ends. It may end in a comment.
     pub(super) text: Zeroizing<String>,
 }
 
-/// Joins lines, and drops those that say nothing. A comment is continued, too.
+/// Joins lines, and drops empty lines and comments. A backslash continues a comment, too.
 pub(super) fn logical(text: &str) -> Vec<Logical> {
     let mut joined: Vec<Logical> = Vec::new();
     let mut goes_on = false;
     for (at, line) in text.lines().enumerate() {
-        // Made as long as it gets: a string that grew would leave copies of a key behind.
+        // The string is made as long as it gets, since one that grew would leave copies of a key behind.
         let earlier = if goes_on { joined.pop() } else { None };
         let (number, begun) = earlier.map_or((at + 1, Zeroizing::default()), |line| (line.number, line.text));
         let mut text = Zeroizing::new(String::with_capacity(begun.len() + line.len()));
@@ -25,7 +25,7 @@ pub(super) fn logical(text: &str) -> Vec<Logical> {
         let mut chars = line.chars();
         while let Some(c) = chars.next() {
             match c {
-                // `read` takes the backslash away, and with it the end of the line or the meaning of what follows.
+                // `read` removes the backslash, and with it the end of the line or the meaning of the next character.
                 '\\' => match chars.next() {
                     Some(plain) => text.push(plain),
                     None => goes_on = true,
@@ -42,14 +42,14 @@ pub(super) fn logical(text: &str) -> Vec<Logical> {
     joined
 }
 
-/// One command's words.
+/// The words of one command.
 pub(super) struct Split {
     pub(super) words: Vec<Zeroizing<String>>,
-    /// Whether another command follows.
+    /// Whether another command follows on the line.
     pub(super) rest: bool,
 }
 
-/// Words at blanks, quotes around what holds some, up to a comment or the command's end.
+/// Splits a line at blanks into words, up to a comment or the command's end. Quotes hold a word with blanks together.
 pub(super) fn split(line: &str) -> Result<Split, String> {
     let mut words = Vec::new();
     let mut word: Option<Zeroizing<String>> = None;

@@ -1,4 +1,4 @@
-//! From a configuration to hostname.if(5) lines and commands.
+//! From a configuration to hostname.if(5) lines, or to commands.
 
 use crate::gateway::config::{Address, Config, Mtu, PeerConfig, Table};
 use crate::gateway::peering::next_free;
@@ -6,29 +6,29 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use zeroize::Zeroizing;
 
-/// Longest peer description (IFDESCRSIZE less its NUL).
+/// Longest description of a peer in bytes (IFDESCRSIZE less its NUL).
 const MAX_DESCRIPTION: usize = 63;
 
-/// A hostname.if(5) file, and what of the configuration it has no words for. Secret.
+/// The configuration as a hostname.if(5) file, and what of it such a file cannot express. The file is secret.
 pub fn print(config: &Config) -> (Zeroizing<String>, Vec<String>) {
     (lines(config, &Style { first: "", prefix: "", escape: "!", packed: true }), left_out(config))
 }
 
-/// The same as commands for the shell.
+/// The configuration as commands for the shell, which are secret.
 pub fn commands(config: &Config, interface: &str) -> Zeroizing<String> {
     let prefix = format!("ifconfig {interface} ");
     lines(config, &Style { first: "create ", prefix: &prefix, escape: "", packed: false })
 }
 
-/// How the file and the shell differ.
+/// How the file and the shell's commands differ.
 struct Style<'a> {
-    /// After the first prefix.
+    /// What stands after the prefix of the first line.
     first: &'a str,
-    /// Before what is ifconfig's.
+    /// What stands before a line for ifconfig.
     prefix: &'a str,
-    /// Before what is another command.
+    /// What stands before another command.
     escape: &'a str,
-    /// Addresses in hostname.if(5)'s own order of words, not ifconfig's.
+    /// Whether addresses have hostname.if(5)'s own order of words, and not ifconfig's.
     packed: bool,
 }
 
@@ -53,7 +53,7 @@ fn lines(config: &Config, style: &Style<'_>) -> Zeroizing<String> {
     for peer in &config.peers {
         line(&[&peer_words(peer)]);
         if let Some(name) = &peer.name {
-            // On a line of its own: releases that do not know the word shall take the rest.
+            // The name has a line of its own, so that releases that do not know the word take the rest.
             line(&["wgpeer ", &peer.public_key.to_base64(), " wgdescr \"", &description(name), "\""]);
         }
     }
@@ -100,14 +100,14 @@ fn peer_words(peer: &PeerConfig) -> Zeroizing<String> {
     words
 }
 
-/// Between double quotes in a line that a shell evaluates.
+/// A name as it may stand between double quotes in a line that a shell evaluates.
 fn description(name: &str) -> String {
     let fitting = |(at, c): &(usize, char)| at + c.len_utf8() <= MAX_DESCRIPTION;
     let name = name.char_indices().take_while(fitting).map(|(_, c)| c);
     name.filter(|c| !matches!(c, '"' | '\\' | '$' | '`') && !c.is_control()).collect()
 }
 
-/// `inet [alias] addr netmask`, `inet6 [alias] addr prefixlen`
+/// An address in the form `inet [alias] addr netmask` or `inet6 [alias] addr prefixlen`.
 fn packed_address(address: &Address, again: bool) -> String {
     let alias = if again { "alias " } else { "" };
     match address.addr {
@@ -119,14 +119,15 @@ fn packed_address(address: &Address, again: bool) -> String {
     }
 }
 
-/// `inet addr/prefixlen [alias]`
+/// An address in the form `inet addr/prefixlen [alias]`.
 fn ifconfig_address(address: &Address, again: bool) -> String {
     let family = if address.addr.is_ipv4() { "inet" } else { "inet6" };
     format!("{family} {address}{}", if again { " alias" } else { "" })
 }
 
-/// For what lies beyond the interface's networks. Any other address of a connected network will do as the gateway: wg(4) looks at
-/// the packet's own destination. Where there is none, as of a /32, the interface is named by its own address (`-iface`).
+/// The routes to what lies beyond the interface's networks. Any other address of a connected network will do as the
+/// gateway, since wg(4) looks at the packet's own destination. Where there is no such network, as with a /32, the
+/// interface is named by its own address (`-iface`).
 fn routes(config: &Config, escape: &str) -> Vec<String> {
     let addresses = &config.interface.addresses;
     let mut lines = Vec::new();
@@ -153,7 +154,7 @@ fn routes(config: &Config, escape: &str) -> Vec<String> {
     lines
 }
 
-/// Comments: only the other side's administrator knows the gateway that leads to the endpoint.
+/// The default route, as comments: only the other side's administrator knows the gateway that leads to the endpoint.
 fn default_route(config: &Config, escape: &str, v4: bool, gateway: &str) -> Vec<String> {
     let (family, halves) =
         if v4 { ("inet", ["0.0.0.0/1", "128.0.0.0/1"]) } else { ("inet6", ["::/1", "8000::/1"]) };

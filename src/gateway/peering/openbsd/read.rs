@@ -7,7 +7,11 @@ use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr};
 use zeroize::Zeroizing;
 
-/// Reads a hostname.if(5) file, and tells by line what of it a wg-quick file has no words for.
+/// Reads a hostname.if(5) file. Beside the configuration stands, line by line, what a wg-quick file cannot express.
+///
+/// # Errors
+///
+/// All that is wrong with the file.
 pub fn parse(text: &str) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>> {
     if let Some(line) = wg_quick_header(text) {
         let message = "this is a wg-quick file already: expected OpenBSD's hostname.if(5); `ringtun check` reads it, \
@@ -32,7 +36,7 @@ pub fn parse(text: &str) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>>
     Ok((reader.config, reader.left_out))
 }
 
-/// The line of the first section's header, where the first line that says something is one.
+/// The line of the first section's header, where this is a wg-quick file: its first line that says something is one.
 fn wg_quick_header(text: &str) -> Option<usize> {
     let says = |line: &&str| !line.is_empty() && !line.starts_with('#');
     let (at, line) = text.lines().map(str::trim).enumerate().find(|(_, line)| says(line))?;
@@ -43,13 +47,13 @@ fn wg_quick_header(text: &str) -> Option<usize> {
 struct OpenBsdReader {
     config: Config,
     line: usize,
-    /// The peer that this line speaks of.
+    /// The index of the peer about which this line speaks.
     peer: Option<usize>,
-    /// Whether any word was wg(4)'s.
+    /// Whether any word of the file was wg(4)'s.
     has_wireguard: bool,
     errors: Vec<ConfigError>,
     left_out: Vec<ConfigError>,
-    /// Destinations that lines of their own give a route, with their lines.
+    /// The destinations to which the file adds a route, each with its line.
     routes: Vec<(usize, Prefix)>,
 }
 
@@ -84,14 +88,14 @@ impl OpenBsdReader {
         Ok(())
     }
 
-    /// `dest ADDRESS`: the other end of the line above; its use is the route to it.
+    /// Reads `dest ADDRESS`, the other end of the line above. Its use is the route to it.
     fn other_end(&mut self, words: &mut Words) -> Result<(), String> {
         let addr = words.next().and_then(|word| word.parse::<IpAddr>().ok());
         self.routes.push((self.line, addr.ok_or("dest: expected an address")?.into()));
         Ok(())
     }
 
-    /// wg-quick makes a route of each AllowedIPs, and of nothing else.
+    /// Reports the routes that are lost. wg-quick adds a route for each prefix of AllowedIPs, and for nothing else.
     fn report_lost_routes(&mut self) {
         let allowed: Vec<Prefix> =
             self.config.peers.iter().flat_map(|peer| peer.allowed_ips.clone()).collect();
@@ -178,7 +182,7 @@ impl OpenBsdReader {
             }
             _ if word.parse::<IpAddr>().is_ok() || word.contains('/') => self.address(word, words)?,
             _ => {
-                // Its arguments, whatever they look like, are not this interface's addresses.
+                // The word's arguments, whatever they look like, are not this interface's addresses.
                 while words.next_if(|next| !is_read(next)).is_some() {}
                 self.leave_out(format!(
                     "{}: there is nothing like it",
@@ -189,7 +193,7 @@ impl OpenBsdReader {
         Ok(())
     }
 
-    /// `addr[/len] [netmask MASK | MASK | prefixlen LEN | LEN] [broadcast | NONE]`
+    /// Reads `addr[/len] [netmask MASK | MASK | prefixlen LEN | LEN] [broadcast | NONE]`.
     fn address(&mut self, text: &str, words: &mut Words) -> Result<(), String> {
         let mut address = value::address(text)?;
         words.next_if(|next| matches!(next.as_str(), "netmask" | "prefixlen"));
@@ -211,12 +215,12 @@ impl OpenBsdReader {
     }
 }
 
-/// Whether the word is one that is read wherever it stands in a line.
+/// Whether the word is one that is understood wherever it stands in a line.
 fn is_read(word: &str) -> bool {
     word.starts_with("wg") || matches!(word, "up" | "create" | "mtu" | "inet" | "inet6")
 }
 
-/// `255.255.255.0` or `0xffffff00`.
+/// The length of a netmask in the form `255.255.255.0` or `0xffffff00`.
 fn mask(text: &str) -> Option<u8> {
     let hex = text.strip_prefix("0x").and_then(|hex| u32::from_str_radix(hex, 16).ok());
     match hex {

@@ -1,10 +1,11 @@
-//! `!route add …` lines: where they lead to.
+//! Lines of the form `!route add …`, and where their routes lead.
 
 use crate::gateway::config::value;
 use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr};
 
-/// The destination of `route [options] add [modifiers] DESTINATION GATEWAY`; `None`: it is another command, or one that is not read.
+/// The destination of `route [options] add [modifiers] DESTINATION GATEWAY`. `None` where this is another command, or
+/// one that is not understood.
 pub(super) fn destination(command: &str) -> Option<Prefix> {
     let code = command.split('#').next()?;
     if code.contains([';', '&', '|', '`']) {
@@ -26,7 +27,7 @@ pub(super) fn destination(command: &str) -> Option<Prefix> {
             "-priority" | "-label" | "-mtu" | "-ifa" | "-ifp" | "-expire" | "-gateway" => drop(words.next()?),
             _ if word.starts_with('-') => {}
             _ if to.is_none() => to = Some(word),
-            // The gateway, and perhaps an old-style mask behind it.
+            // This is the gateway, and perhaps an old-style mask behind it.
             _ => {
                 len = len.or_else(|| words.peek().and_then(|mask| value::netmask(mask)));
                 break;
