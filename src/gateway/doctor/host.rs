@@ -1,4 +1,4 @@
-//! Kernel, CPU, memory.
+//! Findings about the kernel, its CPUs and its memory.
 
 use super::Finding;
 use super::Level::{Fatal, Missing, Ok as Good, Unknown, Warn};
@@ -13,13 +13,15 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Result};
 
 const TUN_DEVICE: &str = "/dev/net/tun";
-/// The oldest kernel with UDP_GRO, without which a tunnel runs but slowly.
+/// The oldest kernel with UDP_GRO, without which a tunnel is slow.
 const OLDEST: (u32, u32) = (5, 0);
-/// The first with TUN_F_USO and everything else that is asked for.
+/// The first kernel with TUN_F_USO and everything else that a tunnel asks for.
 const BEST: (u32, u32) = (6, 2);
-/// Below it io_uring's rings of a few workers may not fit, on kernels that charge all of their memory (before 5.12).
+/// A limit on locked memory, in bytes, below which io_uring's rings of a few workers may not fit. This concerns kernels
+/// before 5.12, which charge all of the rings' memory.
 const LOCKED_MEMORY: u64 = 64 << 20;
-/// What one ring with its ring of buffers needs, on kernels that charge these again (from 6.14 on).
+/// Bytes of locked memory that one ring with its ring of buffers needs, on kernels that charge these again (from 6.14
+/// on).
 const LOCKED_MEMORY_OF_RING: u64 = 64 << 10;
 
 pub(super) fn core_count() -> usize {
@@ -198,7 +200,7 @@ pub(super) fn locked_memory() -> Finding {
     }
 }
 
-/// Bytes that the rings of all workers and the slow path need.
+/// Bytes of locked memory that the rings of all workers and of the slow path need.
 fn locked_memory_needed(kernel: Option<(u32, u32)>) -> u64 {
     match kernel {
         Some(version) if version < (5, 12) => LOCKED_MEMORY,

@@ -1,4 +1,4 @@
-//! What this host offers a tunnel, and the remedy for what it lacks. Nothing of the host is changed by looking.
+//! What this host offers a tunnel, and the remedy for what it lacks. Looking changes nothing of the host.
 
 mod firewall;
 mod host;
@@ -15,17 +15,17 @@ use crate::tunnel::BUFFERS;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// How things stand with one thing.
+/// How things stand with one thing that was looked at.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// It is as it should be.
     Ok,
-    /// Could not be looked at.
+    /// It could not be looked at.
     Unknown,
     /// A tunnel runs, but not as well as it could.
     Warn,
-    /// Absent; a tunnel runs without it.
+    /// It is absent, and a tunnel runs without it.
     Missing,
     /// No tunnel can run.
     Fatal,
@@ -34,13 +34,13 @@ pub enum Level {
 /// One thing that was looked at.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Finding {
-    /// What.
+    /// The name of what was looked at.
     pub what: String,
-    /// How it stands.
+    /// How things stand with it.
     pub level: Level,
     /// What was found.
     pub found: String,
-    /// What to do about it.
+    /// What to do about it, where something can be done.
     pub remedy: Option<String>,
 }
 
@@ -60,19 +60,19 @@ impl Finding {
 pub struct Report {
     /// Whether a tunnel can run at all.
     pub can_run: bool,
-    /// Whether not by this process, but by root's.
+    /// Whether a tunnel can run only as root, and not by this process.
     pub as_root: bool,
-    /// `io_uring` or `syscalls`.
+    /// How workers would speak to the kernel: `io_uring` or `syscalls`.
     pub io: &'static str,
-    /// Workers, unless the command line says otherwise; none where no tunnel can run.
+    /// The number of workers, unless the command line sets another. It is 0 where no tunnel can run.
     pub workers: usize,
-    /// Packet buffers of each, bytes, at most.
+    /// The most bytes that the packet buffers of one worker take.
     pub buffer_bytes_per_worker: usize,
-    /// In the order in which they are read best.
+    /// The findings, in the order in which they are best read.
     pub findings: Vec<Finding>,
 }
 
-/// Looks at everything.
+/// Looks at everything that concerns a tunnel.
 pub fn examine() -> Report {
     let (uring, net_admin) = (Uring::probe(), net_admin());
     let mut findings = vec![host::kernel(), host::rights(net_admin)];
@@ -98,7 +98,7 @@ pub fn examine() -> Report {
 }
 
 impl Report {
-    /// As lines for people.
+    /// The report as lines for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         for finding in &self.findings {

@@ -1,4 +1,4 @@
-//! Sockets, network cards, forwarding.
+//! Findings about sockets, network cards and forwarding.
 
 use super::Finding;
 use super::Level::{Missing, Unknown, Warn};
@@ -8,7 +8,7 @@ use crate::io::udp::SOCKET_BUFFER;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Cards that are looked at, at most.
+/// How many network cards are looked at.
 const MAX_CARDS: usize = 16;
 
 fn sysctl(name: &str) -> Option<u64> {
@@ -16,7 +16,7 @@ fn sysctl(name: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// The path of a tool.
+/// The path of a tool, if it is installed.
 pub(super) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     path.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
@@ -33,7 +33,8 @@ pub(super) fn output(name: &str, arguments: &[&str]) -> Option<String> {
     done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
-/// The limits that bind a program without CAP_NET_ADMIN; with it, SO_RCVBUFFORCE passes them.
+/// Findings about the limits on socket buffers. They bind a program without CAP_NET_ADMIN; with it, SO_RCVBUFFORCE
+/// passes them.
 pub(super) fn socket_buffers(net_admin: NetAdmin) -> Vec<Finding> {
     let wanted = SOCKET_BUFFER as u64;
     let one = |name: &str| {
@@ -60,7 +61,7 @@ pub(super) fn socket_buffers(net_admin: NetAdmin) -> Vec<Finding> {
     vec![one("rmem_max"), one("wmem_max")]
 }
 
-/// Cards: interfaces with a device behind them.
+/// Findings about network cards, which are the interfaces with a device behind them.
 pub(super) fn cards() -> Vec<Finding> {
     let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let cards = entries.filter(|entry| entry.path().join("device").exists()).take(MAX_CARDS);

@@ -1,6 +1,6 @@
 //! Reads what the kernel and the tools print.
 
-/// Major and minor number of a kernel's release, `6.1.0-18-amd64`.
+/// The major and minor number in a kernel's release such as `6.1.0-18-amd64`.
 pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))

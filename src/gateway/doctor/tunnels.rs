@@ -5,28 +5,28 @@ use crate::gateway::{client, up};
 use crate::sys::link;
 use std::path::Path;
 
-/// Configurations that are looked at, at most.
+/// How many configurations are looked at.
 const MAX_TUNNELS: usize = 256;
 
-/// A tunnel that firewalls are asked about.
+/// A tunnel for which the firewall is asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KnownTunnel {
-    /// Its interface's name.
+    /// The name of the tunnel's interface.
     pub(super) name: String,
-    /// Where peers reach it; `None`: any port will do.
+    /// The UDP port at which peers reach the tunnel. `None` where any port will do.
     pub(super) port: Option<u16>,
-    /// Words of the hooks that have yet to run.
+    /// The words of the hooks that have yet to run.
     hooks: Vec<String>,
 }
 
 impl KnownTunnel {
-    /// Whether its hooks will speak of a chain by this name.
+    /// Whether the tunnel's hooks will change the firewall's chain of this name.
     pub(super) fn sees_to(&self, chain: &str) -> bool {
         self.hooks.iter().any(|word| word.eq_ignore_ascii_case(chain))
     }
 }
 
-/// All of them, by name.
+/// All tunnels of this host, by name.
 pub(super) fn tunnels() -> Vec<KnownTunnel> {
     let runs = |name: &str| link::index(name).is_ok();
     let running = client::interfaces().unwrap_or_default();
@@ -37,7 +37,7 @@ pub(super) fn tunnels() -> Vec<KnownTunnel> {
             let file = up::noted_file(&name).map(|file| Place { file, interface: name.clone() });
             let read = file.or_else(|| Place::find(&name).ok()).map(|place| interface(&place));
             let port = match read {
-                // Any port will do for who does not say one.
+                // Any port will do for a file that names none.
                 Some(Interface { listen_port: None | Some(0), .. }) => None,
                 _ => client::get(&name).ok().map(|device| device.listen_port).filter(|port| *port != 0),
             };

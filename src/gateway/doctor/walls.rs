@@ -1,4 +1,4 @@
-//! Whether this host's firewall stands in the way of its tunnels.
+//! Findings about this host's firewall: whether it stands in the way of the host's tunnels.
 
 use super::Finding;
 use super::Level::{Missing, Unknown, Warn};
@@ -7,20 +7,20 @@ use super::network::{output, program};
 use super::tunnels::KnownTunnel;
 use std::fmt::Write;
 
-/// Where most tunnels listen: looked at where no tunnel says another port.
+/// The usual port of a tunnel, which is looked at where no tunnel names another.
 const USUAL_PORT: u16 = 51820;
 const USUAL_NAME: &str = "wg0";
 
-/// One of iptables' families.
+/// The programs of iptables for one family.
 struct Iptables {
-    /// What changes its rules, and what prints them.
+    /// The program that changes rules; `save` is the one that prints them.
     change: &'static str,
     save: &'static str,
-    /// The same for rules in the older interface of the kernel, where there are both.
+    /// The same two programs for rules in the kernel's older interface, where there are both.
     legacy: (&'static str, &'static str),
-    /// Where the kernel tells which tables that interface has.
+    /// The file in which the kernel lists the tables of the older interface.
     names: &'static str,
-    /// As nft calls the table.
+    /// The name of the table in nft's words.
     table: &'static str,
 }
 
@@ -41,7 +41,7 @@ const IPTABLES: [Iptables; 2] = [
     },
 ];
 
-/// The tools, and what the rules do with what comes to, from, and for the tunnels.
+/// Findings about the firewall's tools, and about what its rules do with packets to, from and for the tunnels.
 pub(super) fn findings(tunnels: &[KnownTunnel]) -> Vec<Finding> {
     let nft = program("nft").map(|_| output("nft", &["-j", "list", "ruleset"]));
     let tool = match &nft {
@@ -74,7 +74,8 @@ pub(super) fn findings(tunnels: &[KnownTunnel]) -> Vec<Finding> {
     findings
 }
 
-/// Every rule set of the kernel: nft's, but for what iptables put there and only iptables can read, and iptables' own.
+/// Every rule set of the kernel: nft's, and iptables' own. What iptables put into nft's and only iptables can read is
+/// read from iptables.
 fn chains(nft: Option<(&str, Vec<Chain>)>) -> Vec<Chain> {
     let text = nft.as_ref().map(|(text, _)| *text);
     let is_foreign = |table: &str| text.is_some_and(|text| firewall::has_foreign(text, table));
@@ -83,7 +84,7 @@ fn chains(nft: Option<(&str, Vec<Chain>)>) -> Vec<Chain> {
         let names = std::fs::read_to_string(family.names).unwrap_or_default();
         let (change, save) = family.legacy;
         let has_legacy = names.lines().any(|name| name == "filter") && program(save).is_some();
-        // Without a table's name they print the tables that there are, and make none.
+        // Without a table's name these programs print the tables that there are, and make none.
         let asked = [
             (text.is_none() || is_foreign(family.table), family.change, family.save),
             (has_legacy, change, save),
@@ -92,7 +93,7 @@ fn chains(nft: Option<(&str, Vec<Chain>)>) -> Vec<Chain> {
             all.extend(output(save, &[]).map(|text| firewall::iptables(&text, change)).unwrap_or_default());
         }
     }
-    // What iptables has told is not asked again in a language that has no words for it.
+    // What iptables printed is left out here, since nft has no words for it.
     all.extend(nft.map(|(_, chains)| chains).unwrap_or_default());
     all.retain(|chain| chain.tool != Tool::Nft || !is_foreign(&chain.table));
     all

@@ -3,7 +3,7 @@
 use super::{Chain, Condition, FirewallRule, Hook, RuleVerdict, Tool};
 use std::ops::RangeInclusive;
 
-/// The chains; `program` is what changes them.
+/// Reads the chains. `program` is the program that changes them.
 pub(in super::super) fn read(text: &str, program: &'static str) -> Vec<Chain> {
     let family = if program.starts_with("ip6") { "ip6 filter" } else { "ip filter" };
     let mut chains: Vec<Chain> = Vec::new();
@@ -40,7 +40,7 @@ pub(in super::super) fn read(text: &str, program: &'static str) -> Vec<Chain> {
     chains
 }
 
-/// Words, with what stands in quotes as one.
+/// Splits a line into words. Quotes hold a word with blanks together.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
     for c in line.chars() {
@@ -73,10 +73,10 @@ fn read_rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> FirewallRule 
         let condition = match word {
             "-j" | "-g" => {
                 rule.verdict = verdict(word, value(), &is_chain);
-                // What follows is about the target.
+                // What follows is about the rule's target.
                 break;
             }
-            // A module says nothing yet, and a comment never does.
+            // A module asks nothing by itself, and a comment never does.
             "-m" | "--comment" => {
                 value();
                 continue;
@@ -87,7 +87,7 @@ fn read_rule(words: &[String], is_chain: impl Fn(&str) -> bool) -> FirewallRule 
             "--dport" | "--dports" => Condition::Ports(value().split(',').filter_map(ports).collect()),
             "--ctstate" | "--state" => Condition::States(list(&value().to_ascii_lowercase())),
             _ => {
-                // Some take several values.
+                // Some options take several values.
                 while !value().is_empty() {}
                 Condition::Unknown
             }
@@ -116,7 +116,7 @@ fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::to_owned).collect()
 }
 
-/// `wg+` is every interface whose name begins so.
+/// The names of interfaces as nft writes them. `wg+` is every interface whose name begins with `wg`.
 fn interfaces(text: &str) -> Vec<String> {
     vec![text.strip_suffix('+').map_or_else(|| text.to_owned(), |beginning| format!("{beginning}*"))]
 }

@@ -1,8 +1,8 @@
 //! What a firewall does with a tunnel's packets, as far as its rules say so without a doubt.
 //!
-//! A packet is followed through the chains. What a rule asks for may hold, not hold, or depend on what is not known here, such
-//! as the sender's address. A rule that drops counts if it holds without a doubt; one that accepts, also if it names the
-//! tunnel's port or interface: who wrote it knows whom it is to let in.
+//! A packet is followed through the chains. The condition of a rule may hold, not hold, or depend on what is not known
+//! here, such as the sender's address. A rule that drops counts if its condition holds without a doubt. A rule that
+//! accepts counts also if it names the tunnel's port or interface: who wrote it knows whom it is to let in.
 
 mod iptables;
 mod nft;
@@ -12,37 +12,38 @@ pub(super) use nft::{has_foreign, read as nft};
 
 use std::ops::RangeInclusive;
 
-/// Chains within chains that are followed, at most; the kernel allows sixteen.
+/// How deep chains within chains are followed. The kernel allows sixteen.
 const MAX_DEPTH: u32 = 16;
 
-/// Where in the kernel a chain is asked.
+/// Where in the kernel a chain is entered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hook {
-    /// For this host itself.
+    /// The chain sees packets for this host itself.
     Input,
-    /// For others.
+    /// The chain sees packets for others, which this host forwards.
     Forward,
 }
 
-/// Who keeps a chain.
+/// The program that keeps a chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Tool {
-    /// nft(8).
+    /// The chain is nft(8)'s.
     Nft,
-    /// The program of iptables(8) by this name.
+    /// The chain belongs to the program of iptables(8) by this name.
     Iptables(&'static str),
 }
 
-/// A list of rules.
+/// A firewall's chain: a list of rules.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Chain {
-    /// Whose it is.
+    /// The program that keeps the chain.
     pub(super) tool: Tool,
-    /// `inet filter`; for iptables its table's family, which keeps apart what has one name.
+    /// The chain's table, such as `inet filter`. For iptables it is the table's family, which tells chains of one name
+    /// apart.
     pub(super) table: String,
-    /// Its name.
+    /// The chain's name.
     pub(super) name: String,
-    /// Of a chain that the kernel enters by itself: where, and whether it drops what no rule decides.
+    /// Where the kernel enters the chain by itself, if it does, and whether the chain drops what no rule decides.
     base: Option<(Hook, bool)>,
     rules: Vec<FirewallRule>,
 }
@@ -50,7 +51,7 @@ pub(super) struct Chain {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct FirewallRule {
     conditions: Vec<Condition>,
-    /// `None`: goes on, after counting or the like.
+    /// What the rule does with a packet. `None` where the packet goes on, after counting or the like.
     verdict: Option<RuleVerdict>,
 }
 
@@ -66,27 +67,27 @@ enum RuleVerdict {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Condition {
     Protocol(Vec<String>),
-    /// Destination ports.
+    /// The destination port lies in one of these ranges.
     Ports(Vec<RangeInclusive<u16>>),
-    /// The interface that a packet came by; `*` at the end stands for anything.
+    /// The packet came by one of these interfaces. A `*` at the end of a name stands for anything.
     From(Vec<String>),
-    /// The interface that it leaves by.
+    /// The packet leaves by one of these interfaces.
     To(Vec<String>),
-    /// States of connection tracking.
+    /// Connection tracking has the packet in one of these states.
     States(Vec<String>),
     Not(Box<Condition>),
-    /// Depends on what is not known here.
+    /// The condition depends on what is not known here.
     Unknown,
 }
 
-/// A packet that is followed: always the first of its connection.
+/// A packet that is followed. It is always the first of its connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FirstPacket<'a> {
-    /// UDP from a peer to this port.
+    /// A UDP packet from a peer to this port.
     ToPort(u16),
-    /// Out of the tunnel of this interface.
+    /// A packet that comes out of the tunnel with this interface.
     OutOf(&'a str),
-    /// Into it.
+    /// A packet that goes into the tunnel with this interface.
     Into(&'a str),
 }
 
@@ -96,7 +97,7 @@ enum Holds {
     No,
     Perhaps,
     Yes,
-    /// Yes, and it speaks of this very tunnel.
+    /// The condition holds, and it speaks of this very tunnel.
     Named,
 }
 
@@ -145,7 +146,7 @@ fn known(holds: bool) -> Holds {
     if holds { Holds::Yes } else { Holds::No }
 }
 
-/// Of the interface that is the tunnel's.
+/// Whether a condition on an interface holds where that is the tunnel's.
 fn named(names: &[String], tunnel: &str) -> Holds {
     let is_it = |name: &String| match name.strip_suffix('*') {
         Some(beginning) => tunnel.starts_with(beginning),
@@ -154,13 +155,14 @@ fn named(names: &[String], tunnel: &str) -> Holds {
     if names.iter().any(is_it) { Holds::Named } else { Holds::No }
 }
 
-/// Of an interface that is another one: nothing comes from elsewhere by loopback.
+/// Whether a condition on an interface holds where that is another than the tunnel's. Nothing comes from elsewhere by
+/// loopback.
 fn elsewhere(names: &[String]) -> Holds {
     if names.iter().all(|name| name == "lo") { Holds::No } else { Holds::Perhaps }
 }
 
 impl FirewallRule {
-    /// Whether it holds for the packet, and whether it names the tunnel.
+    /// Whether the rule's conditions hold for the packet, and whether one of them names the tunnel.
     fn holds(&self, packet: FirstPacket<'_>) -> (Holds, bool) {
         let (mut all, mut named) = (Holds::Yes, false);
         for condition in &self.conditions {
@@ -175,12 +177,12 @@ impl FirewallRule {
     }
 }
 
-/// A chain that lets a tunnel's packet go no further.
+/// A chain that stops a tunnel's packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wall<'a> {
     /// The chain that the kernel entered.
     pub(super) chain: &'a Chain,
-    /// Whether no rule does, but what the chain does without one.
+    /// Whether no rule drops the packet, but the chain's policy.
     pub(super) by_policy: bool,
 }
 

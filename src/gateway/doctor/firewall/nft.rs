@@ -5,10 +5,10 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-/// Sets and maps by the table's name and their own.
+/// Sets and maps, by the name of their table and their own.
 type Sets<'a> = HashMap<(String, &'a str), &'a Value>;
 
-/// All chains of the families that carry IP. `None`: this is not what nft prints.
+/// All chains of the families that carry IP. `None` where the text is not what nft prints.
 pub(in super::super) fn read(text: &str) -> Option<Vec<Chain>> {
     let root: Value = serde_json::from_str(text).ok()?;
     let objects = root.get("nftables")?.as_array()?;
@@ -34,7 +34,7 @@ pub(in super::super) fn read(text: &str) -> Option<Vec<Chain>> {
     Some(chains)
 }
 
-/// Whether the table of a family holds what only iptables can read.
+/// Whether a family's table holds what only iptables can read.
 pub(in super::super) fn has_foreign(text: &str, table: &str) -> bool {
     let root: Value = serde_json::from_str(text).unwrap_or_default();
     let objects = root.get("nftables").and_then(Value::as_array).into_iter().flatten();
@@ -66,7 +66,7 @@ fn read_chain(table: String, chain: &Value) -> Option<Chain> {
     Some(Chain { tool: Tool::Nft, table, name: str_of(chain, "name")?.into(), base, rules: Vec::new() })
 }
 
-/// One rule as one, or as several where a map gives several verdicts.
+/// Reads one rule. A rule with a map of verdicts becomes several.
 fn read_rule(statements: &[Value], table: &str, sets: &Sets<'_>) -> Vec<FirewallRule> {
     let mut rule = FirewallRule::default();
     for statement in statements {
@@ -121,7 +121,7 @@ fn read_match(body: &Value, table: &str, sets: &Sets<'_>) -> Condition {
     }
 }
 
-/// What stands on a match's right side, one by one. `None`: a set that is not there.
+/// The values on a match's right side, one by one. `None` where that is a set that is not there.
 fn elements<'a>(right: &'a Value, table: &str, sets: &Sets<'a>) -> Option<Vec<&'a Value>> {
     let listed = match right {
         Value::String(name) if name.starts_with('@') => sets.get(&(table.to_owned(), &name[1..]))?,
@@ -131,7 +131,7 @@ fn elements<'a>(right: &'a Value, table: &str, sets: &Sets<'a>) -> Option<Vec<&'
     Some(listed.as_array().map_or_else(|| vec![one(listed)], |values| values.iter().map(one).collect()))
 }
 
-/// What a match's left side is to be one of.
+/// The condition that a match's left side is one of the values.
 fn condition(left: &Value, values: &[&Value]) -> Condition {
     let names = || values.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect();
     if let Some(parts) = left.get("concat").and_then(Value::as_array) {
@@ -158,7 +158,7 @@ fn condition(left: &Value, values: &[&Value]) -> Condition {
     }
 }
 
-/// Of several things side by side the one that names a tunnel.
+/// The condition of several things side by side: the one among them that names a tunnel.
 fn concatenated(parts: &[Value], values: &[&Value]) -> Condition {
     let conditions = parts.iter().enumerate().map(|(at, part)| {
         let of_part = values.iter().filter_map(|value| value.get("concat")?.get(at));
