@@ -36,7 +36,7 @@ Environment:
 Exit status: 0 done, 1 failed, 2 wrong usage.
 WireGuard is a registered trademark of Jason A. Donenfeld.";
 
-/// Where the number of an open TUN file stands.
+/// The environment variable that holds the number of an open TUN file.
 const TUN_FD: &str = "WG_TUN_FD";
 
 /// A userspace WireGuard gateway for Linux.
@@ -147,7 +147,7 @@ enum IoArg {
 }
 
 impl TunnelArgs {
-    /// Whether it is `ringtun up` that starts this process and goes on with the interface.
+    /// Whether `ringtun up` starts this process, and goes on with the interface.
     pub(super) fn is_ups(&self) -> bool {
         self.config.is_some()
     }
@@ -157,7 +157,7 @@ impl TunnelArgs {
         std::env::var_os(TUN_FD).is_some()
     }
 
-    /// Checks what clap cannot: the name, the inherited files.
+    /// Checks what clap cannot, which is the name and the inherited files, and makes the builder.
     pub(super) fn into_builder(self) -> Result<Builder, String> {
         let name = self.name.ok_or("an interface name is needed")?;
         tun::check_name(&name).map_err(|error| error.to_string())?;

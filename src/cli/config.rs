@@ -80,7 +80,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
     Ok(code)
 }
 
-/// What no tunnel works with is an error here.
+/// Separates what makes the configuration wrong from warnings. What no tunnel works with is an error here.
 fn sorted(found: Vec<Warning>) -> (Vec<ConfigError>, Vec<Warning>) {
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     for warning in found {
@@ -92,7 +92,7 @@ fn sorted(found: Vec<Warning>) -> (Vec<ConfigError>, Vec<Warning>) {
     (errors, warnings)
 }
 
-/// Routes that `up` would fail to add.
+/// The routes that `up` would fail to add, as errors.
 fn rivals(interface: &str, config: &Config) -> impl Iterator<Item = ConfigError> {
     up::rivals(interface, config).into_iter().map(|(prefix, other)| {
         let peer = config.peers.iter().find(|peer| peer.allowed_ips.contains(&prefix));
@@ -120,7 +120,7 @@ pub(super) fn strip(args: &StripArgs) -> Result<(), String> {
     print_secret(&loaded.document.strip())
 }
 
-/// Reads a configuration; warnings go to standard error.
+/// Reads a configuration, and prints its warnings to standard error.
 pub(super) fn load(given: &str) -> Result<crate::gateway::config::Loaded, String> {
     let loaded = Place::find(given)
         .and_then(|place| place.load(Permissions::Warn))
@@ -140,13 +140,13 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), String> {
     print_bytes(format!("{text}\n").as_bytes())
 }
 
-/// Keys and all, with a warning where everyone may read the file that standard output is.
+/// Prints a secret to standard output, with a warning where that is a file that everyone may read.
 pub(super) fn print_secret(bytes: &[u8]) -> Result<(), String> {
     super::keys::warn_if_world_readable();
     print_bytes(bytes)
 }
 
-/// To standard output; a closed pipe is an error, not a panic.
+/// Prints to standard output. A closed pipe is an error, not a panic.
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)

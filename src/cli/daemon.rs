@@ -1,8 +1,8 @@
 //! Going to the background as wireguard-go does: the command returns once device and socket exist.
 //!
-//! No fork without exec: the process starts itself again with [`CHILD`] set and standard output as a pipe. The child
-//! writes [`READY`] and drops its standard files; anything else on the pipe's end means that it failed, and its
-//! message already stands on standard error.
+//! There is no fork without exec: the process starts itself again, with [`CHILD`] set and standard output as a pipe.
+//! The child writes [`READY`] and drops its standard files. Anything else on the pipe means that the child failed, and
+//! then its message already stands on standard error.
 
 use crate::gateway::itself;
 use std::fs::OpenOptions;
@@ -12,17 +12,17 @@ use std::process::{Command, ExitCode, Stdio};
 const CHILD: &str = "RINGTUN_BACKGROUND_CHILD";
 const READY: &[u8] = b"ready\n";
 
-/// Whether this process is the one that stays.
+/// Whether this process is the child, which stays.
 pub(super) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
-/// WG_PROCESS_FOREGROUND=1, as wireguard-go has it.
+/// Whether WG_PROCESS_FOREGROUND=1 asks for the foreground, as for wireguard-go.
 pub(super) fn told_foreground() -> bool {
     std::env::var("WG_PROCESS_FOREGROUND").is_ok_and(|value| value == "1")
 }
 
-/// Starts the child with the same arguments and waits for its word.
+/// Starts the child with the same arguments, and waits until it is ready or failed.
 pub(super) fn spawn_and_wait() -> std::io::Result<ExitCode> {
     let mut child = Command::new(itself::program()?)
         .args(std::env::args_os().skip(1))
@@ -43,12 +43,13 @@ pub(super) fn spawn_and_wait() -> std::io::Result<ExitCode> {
     ))
 }
 
-/// Device and socket exist. The child tells its parent and lets go of terminal and directory; in the foreground nothing changes.
+/// Called once device and socket exist. The child tells its parent so, and lets go of terminal and directory. In the
+/// foreground nothing changes.
 pub(super) fn ready() {
     if !is_child() {
         return;
     }
-    // Each may fail harmlessly: a session leader already, a parent that was killed meanwhile.
+    // Each of these may fail without harm: the child leads a session already, or its parent was killed meanwhile.
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let _ = std::io::stdout().write_all(READY);

@@ -29,14 +29,15 @@ pub(super) fn run(command: &GenerateCommand, program: clap::Command) -> Result<(
 }
 
 fn man(program: clap::Command, directory: &Path) -> std::io::Result<()> {
-    // What stands in the environment of whoever builds the package is no part of the manual.
+    // The environment of whoever builds the package is no part of the manual.
     let mut command = program.disable_help_subcommand(true).mut_args(|arg| arg.hide_env_values(true));
     // Gives each subcommand its full name.
     command.build();
     write_pages(command, directory)
 }
 
-/// `ringtun.8`, `ringtun-peer.8`, `ringtun-peer-add.8`. (clap_mangen's own walk takes no section.)
+/// Writes the pages `ringtun.8`, `ringtun-peer.8`, `ringtun-peer-add.8` and so on. clap_mangen's own walk takes no
+/// section, and so is not used.
 fn write_pages(command: clap::Command, directory: &Path) -> std::io::Result<()> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let children: Vec<clap::Command> =

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use zeroize::Zeroizing;
 
-/// Longest input `pubkey` reads: a 44-character key and a little white space.
+/// Longest input in bytes that `pubkey` reads: a 44-character key and a little white space.
 const MAX_KEY_INPUT: u64 = 256;
 
 pub(super) fn genkey() -> Result<(), String> {
@@ -47,7 +47,7 @@ fn print_secret(key: &[u8; 32]) -> Result<(), String> {
         .map_err(|error| format!("cannot write the key: {error}"))
 }
 
-/// The warning before a secret goes to a file that everyone may read.
+/// Prints wg(8)'s warning where a secret is about to go to a file that everyone may read.
 pub(super) fn warn_if_world_readable() {
     let world_readable = rustix::fs::fstat(std::io::stdout().as_fd()).is_ok_and(|stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_mode & 0o007 != 0

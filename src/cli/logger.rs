@@ -1,26 +1,27 @@
-//! What this process has to say. To the journal with fields, where systemd's journal is what reads it; else to standard error
-//! in the foreground, and to syslog in the background.
+//! What this process has to say. It goes to the journal, with fields, where systemd's journal is what reads it. Else it
+//! goes to standard error in the foreground, and to syslog in the background.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// RFC 3164: facility daemon.
+/// The facility daemon of RFC 3164.
 const FACILITY: u8 = 3;
-/// RFC 3164's severities.
+/// The severities of RFC 3164.
 const ERROR: u8 = 3;
 const WARNING: u8 = 4;
 const INFO: u8 = 6;
 const DEBUG: u8 = 7;
 
-/// Where systemd-journald takes entries with fields (systemd.journal-fields(7), "Native Journal Protocol").
+/// The socket at which systemd-journald takes entries with fields (systemd.journal-fields(7), "Native Journal
+/// Protocol").
 const JOURNAL: &str = "/run/systemd/journal/socket";
 const SYSLOG: &str = "/dev/log";
-/// What [`SYSLOG`] is a link to where systemd-journald serves it.
+/// The target of the link [`SYSLOG`] where systemd-journald serves that.
 const JOURNALS_SYSLOG: &str = "/run/systemd/journal/dev-log";
 
-/// This process's; none in commands that only print.
+/// The logger of this process. Commands that only print have none.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
 enum Sink {
@@ -31,9 +32,9 @@ enum Sink {
 
 struct Logger {
     sink: Sink,
-    /// The tunnel that this process is about.
+    /// The name of the tunnel that this process is about.
     interface: String,
-    /// Standard error leads into the journal: what is written there for a person may as well have fields.
+    /// Whether standard error leads into the journal. What is written there for a person may then have fields as well.
     is_stderr_journals: bool,
 }
 
@@ -82,7 +83,7 @@ impl Logger {
         Logger { sink: sink.unwrap_or(Sink::StandardError), interface, is_stderr_journals }
     }
 
-    /// `journalctl RINGTUN_INTERFACE=wg0` finds it.
+    /// An entry for the journal. Its fields let `journalctl RINGTUN_INTERFACE=wg0` find it.
     fn entry(&self, severity: u8, message: &str, module: &str) -> Vec<u8> {
         let mut entry = Vec::new();
         field(&mut entry, "MESSAGE", message);
@@ -94,7 +95,8 @@ impl Logger {
         entry
     }
 
-    /// Whether a line that was meant for standard error went to the journal.
+    /// Sends a line that was meant for standard error to the journal, if that is where it would go. Returns whether it
+    /// was sent.
     fn tell_journal(&self, severity: u8, line: &str) -> bool {
         match &self.sink {
             Sink::Journal(socket) if self.is_stderr_journals => {
@@ -105,7 +107,7 @@ impl Logger {
     }
 }
 
-/// A line for a person, on standard error: a step of `up` and its like, or `[!]` and a remark.
+/// Prints a line for a person to standard error: a step of `up` and its like, or a remark, which begins with `[!]`.
 pub(super) fn say(line: &str) {
     let severity = if line.starts_with("[!]") { WARNING } else { INFO };
     if !LOGGER.get().is_some_and(|logger| logger.tell_journal(severity, line)) {
@@ -113,14 +115,15 @@ pub(super) fn say(line: &str) {
     }
 }
 
-/// What this process fails with.
+/// Prints the error with which this process fails.
 pub(super) fn fail(message: &str) {
     if !LOGGER.get().is_some_and(|logger| logger.tell_journal(ERROR, message)) {
         eprintln!("ringtun: {message}");
     }
 }
 
-/// One field in the form that lets its value hold line feeds: name, line feed, length (64 bits, little-endian), value, line feed.
+/// Appends a field in the form that lets its value hold line feeds: name, line feed, length (64 bits, little-endian),
+/// value, line feed.
 fn field(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.extend_from_slice(name.as_bytes());
     entry.push(b'\n');
@@ -129,7 +132,7 @@ fn field(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.push(b'\n');
 }
 
-/// LOG_LEVEL as wireguard-go has it (silent, error, verbose or debug), and `info` between.
+/// The level that LOG_LEVEL names: wireguard-go's silent, error, verbose or debug, and `info` between.
 fn level() -> LevelFilter {
     match std::env::var("LOG_LEVEL").as_deref() {
         Ok("silent") => LevelFilter::Off,
@@ -143,7 +146,7 @@ fn level() -> LevelFilter {
 pub(super) fn init(background: bool, given: &str) {
     let logger = LOGGER.get_or_init(|| Logger::new(background, interface_of(given)));
     log::set_max_level(level());
-    // Fails only where a logger stands already, and this is the first.
+    // This fails only where a logger is set already, and this is the first.
     let _ = log::set_logger(logger);
 }
 
@@ -158,18 +161,19 @@ fn connect(path: &str) -> Option<UnixDatagram> {
     Some(socket)
 }
 
-/// Whether JOURNAL_STREAM names the very file that standard error is: it is inherited by those whose standard error is not.
+/// Whether JOURNAL_STREAM names the very file that standard error is. The variable is inherited also by processes
+/// whose standard error leads elsewhere.
 fn is_stderr_journals() -> bool {
     let Ok(stat) = rustix::fs::fstat(rustix::stdio::stderr()) else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, stat.st_dev, stat.st_ino))
 }
 
-/// Whether what is written there reaches the journal: then it may have fields as well.
+/// Whether what is written to the syslog socket `path` reaches the journal, so that it may have fields as well.
 fn is_journals_syslog(path: &Path) -> bool {
     std::fs::canonicalize(path).is_ok_and(|target| target == Path::new(JOURNALS_SYSLOG))
 }
 
-/// `DEVICE:INODE` in decimal (systemd.exec(5)).
+/// Whether `stream`, in the form `DEVICE:INODE` in decimal (systemd.exec(5)), names this file.
 fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
     let parsed = stream.split_once(':').and_then(|(dev, ino)| Some((dev.parse().ok()?, ino.parse().ok()?)));
     parsed == Some((device, inode))

@@ -1,8 +1,8 @@
-//! A word that stands where an interface's name would, and is meant as a verb: `ringtun staus` is to make no interface.
+//! A word that stands where an interface's name would, and is meant as a verb. `ringtun staus` makes no interface.
 
 use std::path::Path;
 
-/// What other tools call the verbs, and what is called so here.
+/// The verbs of other tools, and the command that does the same here.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["list", "ls", "info", "interfaces", "dump", "peers"], "ringtun show"),
     (&["start", "enable", "connect"], "ringtun up"),
@@ -20,11 +20,11 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["syncconf"], "wg syncconf"),
 ];
 
-/// Letters of a verb that are enough to mean it.
+/// How many letters of a verb are enough to mean it.
 const ABBREVIATION: usize = 4;
 
-/// The command that `word` is probably meant to be. A word that holds a digit, as most interfaces' names do, is a name, and
-/// so is one that has a configuration.
+/// The command that `word` is probably meant to be. A word with a digit is a name, as most interfaces' names have one.
+/// So is a word that has a configuration.
 pub(super) fn command<'a>(word: &str, verbs: impl Iterator<Item = &'a str>) -> Option<String> {
     if word.bytes().any(|byte| byte.is_ascii_digit()) || has_configuration(word) {
         return None;
@@ -43,10 +43,10 @@ fn has_configuration(name: &str) -> bool {
     Path::new("/etc/wireguard").join(format!("{name}.conf")).exists()
 }
 
-/// Slips of a finger within which a word is a verb mistyped.
+/// How many slips of a finger may lie between a verb and a word that is meant as that verb.
 fn slips(verb: &str, word: &str) -> usize {
     match verb.len() {
-        // `us` and `uk` are names; `pu` and `upp` are none.
+        // `us` and `uk` may be names of interfaces; `pu` and `upp` are `up` mistyped.
         ..=2 => usize::from(word.len() > verb.len() || word.bytes().rev().eq(verb.bytes())),
         3..=5 => 1,
         _ => 2,

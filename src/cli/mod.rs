@@ -1,6 +1,7 @@
 //! The command line: arguments become a validated request, the request runs, an error becomes an exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 a service's configuration is missing or wrong.
+//! Exit codes: 0 for done, 1 for failed, 2 for wrong usage (clap's own), 78 for a service whose configuration is missing
+//! or wrong.
 
 mod args;
 mod config;
@@ -67,7 +68,8 @@ pub fn main() -> ExitCode {
     finish(done)
 }
 
-/// clap's own answer, unless the first word is a verb mistyped: then the rest of the line is no fault.
+/// The answer to a command line that clap refuses. It is clap's own, unless the first word is a verb mistyped: then the
+/// rest of the line is not at fault.
 fn wrong_usage(error: &clap::Error) -> ExitCode {
     let first = std::env::args_os().nth(1).and_then(|word| word.into_string().ok());
     match first.and_then(|word| Some((mistyped(&word)?, word))) {

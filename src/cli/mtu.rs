@@ -1,4 +1,4 @@
-//! `mtu`: the sum, explained.
+//! `mtu`: how the MTU of a tunnel comes about, term by term.
 
 use super::config::{print_bytes, print_json};
 use crate::gateway::config::HostPort;
@@ -35,11 +35,11 @@ struct MtuReport {
     endpoint: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     interface: Option<String>,
-    /// Over IPv4 and over IPv6.
+    /// The sums over IPv4 and over IPv6.
     sums: [Sum; 2],
-    /// What `MTU` unset comes to.
+    /// The MTU in bytes where the file sets none.
     default_mtu: u32,
-    /// What `MTU = exact` comes to, where the endpoint's family is known.
+    /// The MTU in bytes with `MTU = exact`, where the endpoint's family is known.
     exact_mtu: Option<u32>,
 }
 
@@ -70,7 +70,7 @@ fn report(given: Option<u32>, endpoint: Option<IpAddr>, route: Option<KernelRout
     }
 }
 
-/// An address, a name, and either with a port.
+/// Resolves an address or a name, either of which may have a port.
 fn resolve(text: &str) -> Result<IpAddr, String> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);

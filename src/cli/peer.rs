@@ -95,19 +95,19 @@ fn add(args: AddArgs) -> Result<(), String> {
     let system = args.system;
     let invitation = invitation(args, &loaded.config, device)?;
     let ends = introduce(&loaded.config, public_key, invitation)?;
-    // Rendered first: what cannot be shown must not be added.
+    // The text is rendered first, since a peer that cannot be shown must not be added.
     let text = render(system, &ends.there, &loaded.place.interface)?;
     loaded.document.add_peer(&ends.here);
     write_private(&file, &loaded.document.bytes()).map_err(|error| format!("{}: {error}", file.display()))?;
     eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
     drop(turn);
     let joined = running.as_ref().map_or(Ok(()), |(control, _)| join(control, &ends, &loaded));
-    // Whatever came of that: the key is nowhere else.
+    // The text is printed whatever came of that, since the key is nowhere else.
     print_secret(text.as_bytes())?;
     joined
 }
 
-/// Takes the new peer into the running tunnel, and routes what it is allowed.
+/// Adds the new peer to the running tunnel, and the routes to what it is allowed.
 fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result<(), String> {
     let name = &loaded.place.interface;
     let again = format!("`ringtun reload {name}` tries again");
@@ -121,7 +121,7 @@ fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result
     })
 }
 
-/// The running device, if it is this file's: one that only shares the interface's name has another key.
+/// The running device, if it belongs to this file. A device that only shares the interface's name has another key.
 fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, String> {
     let Some(control) = ControlSocket::find(&loaded.place.interface) else { return Ok(None) };
     let device = control.get().map_err(|error| running_error(loaded, &error))?;
@@ -143,7 +143,7 @@ fn apply(control: &ControlSocket, ends: &Introduction) -> std::io::Result<()> {
     control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() })
 }
 
-/// This end's public key: from the file, or from the device where a hook sets it.
+/// This end's public key, from the file, or from the device where a hook sets it.
 fn own_key(loaded: &Loaded, device: Option<&DeviceState>) -> Result<PublicKey, String> {
     let file = loaded.config.interface.private_key.as_ref();
     let key = file.or(device.and_then(|device| device.private_key.as_ref()));
@@ -192,7 +192,7 @@ fn resolvers(given: &[String]) -> (Vec<DnsServer>, Vec<String>) {
     split
 }
 
-/// What the new peer is told of this end.
+/// This end's endpoint, as the new peer is to know it.
 fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPort>, String> {
     let no_port = "the tunnel has no fixed port: expected ListenPort in [Interface], or --endpoint HOST:PORT";
     let Some(given) = given else {
@@ -212,7 +212,8 @@ fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPor
     HostPort::parse(&endpoint.to_string()).map(Some).map_err(|message| format!("--endpoint: {message}"))
 }
 
-/// The address this host uses towards the Internet: that of a route to a documentation address, which nothing is sent to.
+/// The address that this host uses towards the Internet: the source of a route to a documentation address. Nothing is
+/// sent there.
 fn default_source() -> Option<IpAddr> {
     let outside = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])];
     outside.into_iter().find_map(|addr| route_to(addr).ok()?.source)
@@ -227,7 +228,7 @@ fn render(system: System, there: &Config, interface: &str) -> Result<Zeroizing<S
 }
 
 fn for_openbsd(there: &Config, interface: &str) -> Zeroizing<String> {
-    // wg(4) interfaces are called wg and a number there.
+    // On OpenBSD wg(4) interfaces are called wg and a number.
     let unit = interface
         .strip_prefix("wg")
         .filter(|unit| !unit.is_empty() && unit.bytes().all(|byte| byte.is_ascii_digit()));
@@ -254,7 +255,7 @@ fn qr(text: &str) -> Result<Zeroizing<String>, String> {
     let code = QrCode::with_error_correction_level(text, EcLevel::L).map_err(|error| {
         format!("the configuration does not fit a QR code ({error}): expected fewer --allowed-ips")
     })?;
-    // Dark on light, as scanners want it, on a dark terminal.
+    // Scanners want dark on light, and the terminal is dark.
     let image = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
     Ok(Zeroizing::new(image + "\n"))
 }

@@ -1,4 +1,4 @@
-//! `service`: a tunnel for a service manager.
+//! `service`: a tunnel that a service manager runs.
 
 use super::logger;
 use crate::gateway::service::{self, Ended};

@@ -145,8 +145,8 @@ fn all(args: &ShowArgs) -> Result<(), String> {
     Ok(())
 }
 
-/// What is asked of each interface. One that ended meanwhile, does not answer or may not be asked is named and left out, as wg(8)
-/// does; where that is so of all it is an error.
+/// Asks each interface. One that ended meanwhile, does not answer or may not be asked is named and left out, as wg(8)
+/// does. Where none is left, that is an error.
 fn each<T>(names: &[String], ask: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     let mut answers = Vec::new();
     for name in names {
@@ -184,7 +184,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), String> {
     print_bytes(tables.join("\n").as_bytes())
 }
 
-/// A device as it is now; `details`: with what the file and the program's own operation add.
+/// A device as it is now. With `details` come what the file says and what the program itself reports.
 fn view(name: &str, details: bool) -> Result<View, String> {
     let device = client::get(name)?;
     let mut view = View {

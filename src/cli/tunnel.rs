@@ -1,6 +1,8 @@
-//! `ringtun NAME`: a tunnel of this process, in the foreground or in the background, until a signal or its interface's end.
+//! `ringtun NAME`: a tunnel of this process, in the foreground or in the background, until a signal or its interface's
+//! end.
 //!
-//! This is where what a process has but one of is taken over: signals, the log, the limit on files, the service manager's ear.
+//! This file takes over what a process has but one of: signals, the log, the limit on files, and the connection to the
+//! service manager.
 
 use super::args::TunnelArgs;
 use super::{daemon, finish, logger};
@@ -14,7 +16,8 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Foreground: in this process. Otherwise a child does the same, and this process waits until the child is ready or failed.
+/// Runs the tunnel in this process in the foreground. Otherwise a child does so, and this process waits until the child
+/// is ready or failed.
 pub(super) fn run(args: TunnelArgs) -> ExitCode {
     let background = !args.foreground && !daemon::told_foreground() && !daemon::is_child();
     if background {
@@ -52,7 +55,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         && let Err(error) = upkeep::start(tunnel.name().to_owned(), file)
     {
         tunnel.stop();
-        // What is told is why it had to end.
+        // What is reported is why the tunnel had to end.
         let _ = tunnel.wait();
         return finish(Err(format!("{}: cannot start a thread: {error}", tunnel.name())));
     }
@@ -60,7 +63,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         announce(tunnel.name(), false);
     }
     match live(&tunnel) {
-        // Nobody waits for a background process, and to delete its interface is how it is told to end.
+        // Nobody waits for a background process, and deleting its interface is the way to end it.
         Err(Error::Deleted { name, .. }) if daemon::is_child() => {
             log::info!("{name}: the interface was deleted, and the tunnel ends");
             ExitCode::SUCCESS
@@ -69,7 +72,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
     }
 }
 
-/// Tells those who wait that the tunnel is there, and the service manager from time to time how it is.
+/// Tells those who wait that the tunnel is there, and the service manager from time to time how it fares.
 fn live(tunnel: &Tunnel) -> Result<(), Error> {
     daemon::ready();
     let manager = if daemon::is_child() { None } else { Notify::from_env() };
@@ -94,7 +97,7 @@ fn summary(status: &TunnelStatus) -> Summary {
     Summary { peers, alive, rx_bytes, tx_bytes }
 }
 
-/// An error and what is behind it, on one line.
+/// The text of an error and of its causes, on one line.
 fn told(error: &Error) -> String {
     let mut text = error.to_string();
     if matches!(error, Error::IoUring { .. }) {
@@ -106,7 +109,7 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// Says on a terminal what came of a bare name: `wg` and `ip` go on from there.
+/// Says on a terminal what a bare name came to, so that `wg` and `ip` can go on from there.
 fn announce(name: &str, is_background: bool) {
     if !std::io::stderr().is_terminal() {
         return;
@@ -121,11 +124,11 @@ fn announce(name: &str, is_background: bool) {
     );
 }
 
-/// SIGTERM and SIGINT, caught by a thread of their own.
+/// SIGTERM and SIGINT, which a thread of their own catches.
 struct Signals(mpsc::Sender<Tunnel>);
 
 impl Signals {
-    /// From now on they end no process, but the tunnel that [`Self::stop`] names.
+    /// Catches the signals. From now on they do not end the process, but the tunnel that [`Self::stop`] names.
     fn catch() -> std::io::Result<Signals> {
         let (tunnels, to_stop) = mpsc::channel::<Tunnel>();
         let (caught, is_caught) = mpsc::channel();
@@ -148,7 +151,7 @@ impl Signals {
                     _ = interrupt.recv() => {}
                 }
             });
-            // One that has failed to start is never named.
+            // A tunnel that failed to start is never named.
             if let Ok(tunnel) = to_stop.recv() {
                 tunnel.stop();
             }
@@ -158,7 +161,7 @@ impl Signals {
         Ok(Signals(tunnels))
     }
 
-    /// A signal, also one that came already, stops this tunnel.
+    /// Names the tunnel that a signal stops, even one that arrived already.
     fn stop(&self, tunnel: &Tunnel) {
         let _ = self.0.send(tunnel.clone()); // the thread waits for it
     }

@@ -1,4 +1,4 @@
-//! `up`, `down`, `save`, `reload`.
+//! `up`, `down`, `save` and `reload`, which work on a tunnel by its configuration.
 
 use super::logger;
 use crate::gateway::up::{self, Console, Failure, Options};
@@ -71,7 +71,7 @@ pub(super) fn reload(args: &ReloadArgs) -> Result<(), String> {
     told(&args.config, |console| up::reload(&args.config, console))
 }
 
-/// Steps go to standard error, as wg-quick's do.
+/// Runs a command whose steps are reported on standard error, as wg-quick's are.
 fn told(config: &str, act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
     logger::init(false, config);
     act(Console::new(&mut logger::say)).map_err(|failure| failure.to_string())
