@@ -1,4 +1,4 @@
-//! What is said of files that are no wg-quick files, or none that a tunnel works with.
+//! What is said of files that are not in wg-quick's language, and of files that no tunnel works with.
 
 use super::*;
 use crate::crypto::x25519::PrivateKey;

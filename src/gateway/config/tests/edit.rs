@@ -1,4 +1,4 @@
-//! Changes in place.
+//! Changes of a file in place: what is not changed keeps its bytes.
 
 use super::*;
 use crate::gateway::control::{DeviceState, PeerState};
@@ -174,19 +174,19 @@ fn of_a_peers_two_sections_one_remains() {
     assert_eq!(saved(&twice, &now), format!("[Peer]\nPublicKey = {PUBLIC}\nAllowedIPs = 10.0.0.0/16\n"));
 }
 
-/// Saves `text` without the peers of these keys.
+/// Saves `text` as the file of a device without the peers of these keys.
 fn without(text: &str, gone: &[&str]) -> String {
     let mut now = device(text);
     now.peers.retain(|peer| !gone.contains(&peer.public_key.to_base64().as_str()));
     saved(text, &now)
 }
 
-/// A peer's key, by its number.
+/// A peer's key, made from a number.
 fn numbered(number: u8) -> String {
     PublicKey([number; 32]).to_base64()
 }
 
-/// How a generator writes a peer of a name and a number.
+/// A function that writes the section of a peer, by its name and a number, as some generator does.
 type Style<'a> = &'a dyn Fn(&str, u8) -> String;
 
 const HEAD: &str = "[Interface]\nListenPort = 1\n";

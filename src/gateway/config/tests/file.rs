@@ -1,4 +1,4 @@
-//! Finding, reading and replacing files.
+//! Configuration files: how they are found, read and replaced.
 
 use super::*;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Rules of the language, then agreement with the programs that defined it, then properties.
+//! Tests of the language's rules, of agreement with the programs that defined it, and of properties of every file.
 
 mod dialect;
 mod edit;

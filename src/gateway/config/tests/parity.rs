@@ -1,4 +1,5 @@
-//! Agreement with the installed wg-quick(8) and wg(8): what they strip, accept, reject and send. Skipped where they are not.
+//! Agreement with the installed wg-quick(8) and wg(8) in what they strip, accept, reject and send. Where they are not
+//! installed, these tests are skipped.
 
 use super::*;
 use crate::device::uapi::SetRequest;
@@ -68,7 +69,7 @@ impl Oracle {
         output.status.success().then_some(output.stdout)
     }
 
-    /// What `wg addconf` sends, or `None` where it rejects.
+    /// The request that `wg addconf` sends. `None` where it rejects the file.
     fn addconf(&self, text: &[u8]) -> Option<Vec<u8>> {
         let file = self.directory.join("stripped");
         std::fs::write(&file, text).unwrap();
@@ -220,14 +221,14 @@ fn what_wg_accepts_is_accepted_and_sent_alike_and_what_it_rejects_is_rejected() 
     let mut accepted = 0;
     for text in corpus() {
         let expected = oracle.strip(text.as_bytes()).and_then(|stripped| oracle.addconf(&stripped));
-        // A number for a MTU of 1 is refused by ip(8) later, by us at once.
+        // A number for an MTU of 1 is refused by ip(8) later, and by this program at once.
         let text_read = text.replace("MTU=1\n", "MTU=1400\n");
         let read = parse(&text_read);
         assert_eq!(read.is_ok(), expected.is_some(), "{text:?}: {:?}", read.err());
         let (Ok((config, _)), Some(expected)) = (read, expected) else { continue };
         let request = config.request(&mut |_, endpoint| endpoint.resolve().ok());
         let expected = SetRequest::parse(expected.strip_suffix(b"\n").unwrap()).unwrap();
-        // A key of zeros is none; saying so or not is the same for a new device and for a new peer.
+        // A key of zeros is no key. For a new device and a new peer it is the same whether that is said or not.
         let plain = |request: &SetRequest| {
             let none = |key: &str| format!("{key}_key={}\n", "0".repeat(64));
             set_text(request).replace(&none("preshared"), "").replace(&none("private"), "")

@@ -1,4 +1,4 @@
-//! The difference that is sent, judged by a device that takes it.
+//! The difference between a device and a file, judged by a device that takes it.
 
 use super::properties::configs;
 use super::*;
@@ -19,7 +19,7 @@ fn device() -> Device {
     Device::new(WorkerCount::nearest(1), Box::new(SystemEntropy))
 }
 
-/// Applies by way of the text, as a socket would carry it.
+/// Applies a request by way of its text, as a socket would carry it.
 fn apply(device: &mut Device, request: &SetRequest) {
     let text = set_text(request);
     let request = SetRequest::parse(text.strip_suffix('\n').unwrap().as_bytes()).unwrap();
@@ -97,14 +97,14 @@ fn an_allowed_ip_that_moves_ends_with_its_new_owner() {
 proptest! {
     #[test]
     fn the_difference_leads_where_the_whole_leads_and_then_is_nothing(from in configs(), to in configs(), shared in any::<u8>()) {
-        // Some peers are in both, with whatever else they say.
+        // Some peers are in both configurations, whatever else these say.
         let mut to = to;
         for (at, peer) in to.peers.iter_mut().enumerate() {
             if let Some(other) = from.peers.get(at).filter(|_| shared >> at & 1 == 1) {
                 peer.public_key = other.public_key;
             }
         }
-        // What a file leaves open is the running device's to keep; endpoints, once learnt, are not unlearnt.
+        // The running device keeps what a file leaves open, and an endpoint that it once learnt.
         to.interface.private_key.get_or_insert(PrivateKey::from_bytes([3; 32]));
         to.interface.listen_port = Some(to.interface.listen_port.unwrap_or(0).max(1));
         to.interface.fwmark.get_or_insert(0);

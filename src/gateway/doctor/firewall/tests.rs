@@ -83,12 +83,12 @@ fn a_port_is_open_however_a_rule_names_it() {
     let pair = r#"{"concat":[{"meta":{"key":"l4proto"}},{"payload":{"protocol":"th","field":"dport"}}]}"#;
     let pairs = r#"{"set":[{"concat":["tcp",22]},{"concat":["udp",51820]}]}"#;
     assert_lets_in(&[&(equals(pair, pairs) + ACCEPT)], &[], 51820, true);
-    // Whom it is open for is for the rule's author to know.
+    // For whom the port is open is for the rule's author to know.
     let from = equals(BY, "\"eth0\"") + "," + &equals(PORT, "51820") + ACCEPT;
     assert_lets_in(&[&from], &[], 51820, true);
     let udp = equals(r#"{"payload":{"protocol":"ip","field":"protocol"}}"#, "\"udp\"") + ACCEPT;
     assert_lets_in(&[&udp], &[], 51820, true);
-    // What comes too late opens nothing.
+    // A rule behind one that drops everything opens nothing.
     assert_lets_in(&[DROP, &(equals(PORT, "51820") + ACCEPT)], &[], 51820, false);
 }
 
@@ -100,13 +100,13 @@ fn chains_within_chains_are_followed() {
     assert_lets_in(&[jump], &[&open], 51821, false);
     assert_lets_in(&[jump], &[DROP, &open], 51820, false);
     assert_lets_in(&[jump], &[r#"{"return":null}"#, &open], 51820, false);
-    // Behind a condition that may hold, as in firewalld's zones.
+    // The rule stands behind a condition that may hold, as in firewalld's zones.
     let zone = equals(BY, "\"eth0\"") + r#",{"goto":{"target":"more"}}"#;
     assert_lets_in(&[&zone], &[&open], 51820, true);
     assert_lets_in(&[&zone], &[r#"{"accept":null}"#], 51820, false);
     let chosen = equals(PORT, "51820") + r#",{"jump":{"target":"more"}}"#;
     assert_lets_in(&[&chosen], &[r#"{"accept":null}"#], 51820, true);
-    // One that the kernel would refuse, and that must not hang.
+    // The kernel would refuse such a chain. Here it must not lead into an endless loop.
     assert_lets_in(&[jump], &[jump], 51820, false);
     let chains = ruleset("input", "accept", &[r#"{"goto":{"target":"more"}}"#, DROP], &[]);
     assert!(
@@ -133,7 +133,7 @@ fn a_tunnel_forwards_where_one_of_its_directions_is_let_through() {
     ] {
         assert_eq!(is_open(&[&rule]), expected, "{rule}");
     }
-    // Input is another matter, and so are families without IP.
+    // A forward chain decides nothing about input, and a family without IP decides nothing at all.
     assert!(wall(&ruleset("forward", "drop", &[], &[]), Hook::Input, &[FirstPacket::ToPort(1)]).is_none());
     assert!(nft(r#"{"nftables":[{"chain":{"family":"bridge","table":"f","name":"c","hook":"forward","policy":"drop"}}]}"#).unwrap().is_empty());
     assert!(nft("Error: no JSON").is_none());

@@ -4,7 +4,7 @@ use crate::gateway::config::{Address, Config, HostPort, Interface, Mtu, PeerConf
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// A line that makes a file one of wg(4)'s.
+/// A line that makes a text a file of wg(4)'s.
 const WG: &str = "wgport 1\n";
 const KEY: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
 const PEER: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
@@ -13,7 +13,7 @@ fn read(text: &str) -> Config {
     parse(&format!("{text}\n{WG}")).unwrap().0
 }
 
-/// The lines of what is left out.
+/// The numbers of the lines that are left out.
 fn lost(text: &str) -> Vec<usize> {
     let (_, left_out) = parse(&format!("{text}\n{WG}")).unwrap();
     left_out.iter().map(|note| note.line).collect()
@@ -222,7 +222,7 @@ proptest! {
     fn what_is_exported_is_imported_again(config in configs()) {
         let (file, left_out) = print(&config);
         prop_assert!(left_out.is_empty());
-        // A configuration without anything of WireGuard's is none to import.
+        // A configuration without anything of WireGuard's is none that can be imported.
         prop_assume!(config.interface.private_key.is_some() || config.interface.listen_port.is_some() || !config.peers.is_empty());
         let (again, left_out) = parse(&file).unwrap();
         prop_assert_eq!(again, config);
