@@ -161,7 +161,7 @@ impl Signals {
         Ok(Signals(tunnels))
     }
 
-    /// Names the tunnel that a signal stops, even one that arrived already.
+    /// Names the tunnel that a signal stops, even a signal that arrived already.
     fn stop(&self, tunnel: &Tunnel) {
         let _ = self.0.send(tunnel.clone()); // the thread waits for it
     }

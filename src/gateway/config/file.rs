@@ -123,7 +123,7 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// [`LoadError::Name`] for neither; [`LoadError::File`] where there is no such file.
+    /// [`LoadError::Name`] for what is neither a name nor such a path, [`LoadError::File`] where there is no such file.
     pub fn find(given: &str) -> std::result::Result<Place, LoadError> {
         Place::find_in(Path::new(DIRECTORY), given)
     }

@@ -119,7 +119,7 @@ pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
     firewall::clamp(interface, mtu, &mut Console::new(&mut |line| log::debug!("{line}")))
 }
 
-/// The MTU in bytes that the paths to the endpoints gave when `up` last asked. `None` until `up` is done.
+/// The interface's MTU in bytes, as the paths to the endpoints gave it when `up` last asked. `None` until `up` is done.
 pub(in crate::gateway) fn noted_mtu(interface: &str) -> Option<u32> {
     let traces = Journal::open(interface).traces();
     let mtu = traces.iter().rev().find_map(|trace| match trace {
@@ -254,8 +254,8 @@ fn read(
     Ok(loaded)
 }
 
-/// The routes that `up` would add and that another tunnel has already, each with that tunnel's name. There are none
-/// where the kernel does not answer.
+/// The routes that `up` would add and that another tunnel, which is up, has already, each with that tunnel's name. There
+/// are none where the kernel does not answer.
 pub fn rivals(interface: &str, config: &Config) -> Vec<(Prefix, String)> {
     if config.interface.table != Table::Auto {
         return Vec::new();
