@@ -1,7 +1,7 @@
 //! The control socket's connections: who may stay, and what all of them together may hold.
 //!
-//! A connection that does nothing gives way when another waits for its place, and one that left an operation half said gives
-//! way when another needs its place or its memory. It is told by the end of the stream.
+//! A connection that does nothing gives way when another waits for its place. One that left an operation unfinished gives
+//! way when another needs its place or its memory. The end of the stream says so to it.
 
 use super::jobs::Request;
 use super::stream::{READ_SIZE, Stream};
@@ -17,22 +17,22 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 use zeroize::{Zeroize, Zeroizing};
 
-/// Connections served at once; further ones wait until one ends or gives way.
+/// Most connections that are served at once; further ones wait until one ends or gives way.
 pub(super) const MAX_CONNECTIONS: usize = 64;
-/// Pause before looking again for whom to send away.
+/// Pause before looking again for a connection that may be ended.
 const RECHECK: Duration = Duration::from_millis(50);
-/// Pieces of an answer that wait for the client to read.
+/// Most pieces of an answer that wait for the client to read.
 const PIECES: usize = 2;
 
 /// What all connections together may do, and for how long one may be silent while others wait.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     connections: usize,
-    /// Bytes that unfinished and unanswered operations may hold.
+    /// Most bytes that unfinished and unanswered operations may hold.
     held: usize,
     /// Time for which a connection that has said nothing yet, or nothing more, keeps its place.
     idle: Duration,
-    /// The same in the middle of an operation or of an answer.
+    /// Time for which a connection in the middle of an operation or of an answer keeps its place without progress.
     stalled: Duration,
 }
 
@@ -40,7 +40,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections: MAX_CONNECTIONS,
-            // Two of the longest.
+            // Room for two of the longest.
             held: 2 * (MAX_OPERATION + READ_SIZE),
             idle: Duration::from_millis(250),
             stalled: Duration::from_secs(2),
@@ -51,11 +51,11 @@ impl Default for Limits {
 /// What a connection is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
-    /// Between two operations.
+    /// It is between two operations.
     Idle,
-    /// Some bytes of an operation came, or the client reads an answer.
+    /// Some bytes of an operation came, or the client is to read an answer.
     Midway,
-    /// It is our turn.
+    /// The slow path has its operation, and the client waits.
     Ours,
 }
 
@@ -63,7 +63,7 @@ struct Connection {
     state: Cell<State>,
     since: Cell<Instant>,
     held: Cell<usize>,
-    /// A handle of its own to the socket, to end it while somebody reads or writes there.
+    /// A handle to the socket beside the stream's, to end it while somebody reads or writes there.
     socket: UnixStream,
 }
 
@@ -73,7 +73,7 @@ impl Connection {
         self.since.set(Instant::now());
     }
 
-    /// For how long it may have been sent away.
+    /// For how long it has been such that another may take its place. `None` where none may.
     fn overdue(&self, limits: &Limits, now: Instant) -> Option<Duration> {
         let grace = match self.state.get() {
             State::Idle => limits.idle,
@@ -89,11 +89,11 @@ impl Connection {
 pub(super) struct Connections {
     limits: Limits,
     open: RefCell<Vec<Rc<Connection>>>,
-    /// A place or some bytes were given back.
+    /// Rung when a place or some bytes were given back.
     freed: Notify,
 }
 
-/// A place in use; given back when dropped.
+/// A place in use, given back on drop.
 struct Seat(Rc<Connections>, Rc<Connection>);
 
 impl Drop for Seat {
@@ -134,7 +134,7 @@ impl Connections {
         });
         if let Some((_, _, connection)) = overdue.max_by_key(|&(idle, overdue, _)| (idle, overdue)) {
             log::info!("a control connection that said nothing makes room for another");
-            // Whoever reads or writes there learns of it; an error means that it ended by itself.
+            // Whoever reads or writes there notices. An error means that it ended by itself.
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
     }
@@ -143,7 +143,7 @@ impl Connections {
         self.open.borrow().iter().map(|connection| connection.held.get()).sum()
     }
 
-    /// Reserves `bytes` in all for `place`. False: others hold too much, and go on using it.
+    /// Reserves `bytes` in all for `connection`. False where others hold too much and go on using it.
     async fn hold(&self, connection: &Connection, bytes: usize) -> bool {
         let begun = Instant::now();
         while self.held() - connection.held.get() + bytes > self.limits.held {
@@ -161,7 +161,7 @@ impl Connections {
     }
 }
 
-/// Accepts connections for ever; `read` is rung whenever a client took a piece of an answer.
+/// Accepts connections for ever. `read` is rung whenever a client took a piece of an answer.
 pub(super) async fn accept(
     connections: Rc<Connections>,
     listener: UnixListener,

@@ -1,5 +1,5 @@
-//! Carries out what a [`Device`] wants: controls to workers, sockets, marks, steering; and brings it events, handshakes and
-//! operations. [`super::runtime`] calls it from its loop.
+//! Carries out what a [`Device`] wants: controls to workers, sockets, marks, steering. In return it brings the device
+//! events, handshakes and operations. [`super::runtime`] calls it from its loop.
 
 use crate::dataplane::{Control, Event, Links};
 use crate::device::status::Status;
@@ -21,14 +21,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// How long handshakes, and again events, are worked on before timers and the control socket get their turn.
+/// How long handshakes, and then events, are worked on before timers and the control socket get their turn.
 const SLICE: Duration = Duration::from_millis(1);
-/// Controls that wait for a worker above which no transaction goes on, so that what a handshake needs is not far behind:
+/// How many controls may wait for a worker before transactions pause, so that what a handshake needs is not far behind:
 /// 1024 × ~220 bytes. A slice adds at most a few thousand.
 const KEPT: usize = 1024;
-/// Peers named or removed in a transaction from which on the memory that it needed is given back.
+/// How many peers a transaction must name or remove for the memory that it needed to be given back.
 const LARGE: usize = 1000;
-/// When it is given back after the transaction: the workers have let go of what is gone by then.
+/// How long after such a transaction memory is given back: the workers have let go of what is gone by then.
 const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// Pause before controls that did not fit a worker's queue are offered again.
 const RETRY: Duration = Duration::from_millis(1);
@@ -39,12 +39,12 @@ const PORT_RELEASE: Duration = Duration::from_millis(500);
 pub(super) struct Driver {
     pub(super) device: Device,
     pub(super) links: Links,
-    /// Controls that did not fit a worker's queue, in order; bounded by what one UAPI operation or timeout makes.
+    /// Controls that did not fit a worker's queue, in order. What one UAPI operation or timeout makes bounds them.
     backlog: Vec<VecDeque<Control>>,
     group: Option<UdpGroup>,
-    /// The port that we left last, and until when the workers may still have sockets on it.
+    /// The port that the sockets left last, and until when the workers may still have sockets on it.
     left: Option<(u16, Instant)>,
-    /// A transaction that asks for that port, and waits for the workers.
+    /// A transaction that asks for the port in `left`, and waits for the workers to close their sockets.
     postponed: Option<Box<SetRequest>>,
     steering: Option<TunSteering>,
     gro: bool,
@@ -54,7 +54,7 @@ pub(super) struct Driver {
     jobs: Jobs,
     /// When memory is given back, after a large transaction.
     tidy_at: Option<Instant>,
-    /// It was logged that the kernel does not steer the UDP sockets.
+    /// Whether it was logged that the kernel does not steer the UDP sockets.
     warned_unsteered: bool,
 }
 
@@ -102,7 +102,7 @@ impl Driver {
         Now { mono: Clock.now(), wall }
     }
 
-    /// A bounded share of what waits, then the timers. `Err`: a worker ended.
+    /// Does a bounded share of what waits, then the timers. `Err` where a worker ended.
     pub(super) fn take_turn(&mut self) -> Result<()> {
         if self.work_pending {
             self.work_pending = false;
@@ -127,7 +127,7 @@ impl Driver {
         Ok(())
     }
 
-    /// A slice of the control socket's operations.
+    /// Does a slice of the control socket's operations and of the owner's commands.
     fn work(&mut self) {
         self.jobs.answer(&self.device, self.running());
         if !self.workers_keep_up() {
@@ -165,7 +165,7 @@ impl Driver {
         self.tidy_at = None;
         self.backlog.iter_mut().for_each(|backlog| backlog.shrink_to(KEPT));
         self.device.tidy();
-        // It may take many milliseconds, in which this thread has other things to do.
+        // This may take many milliseconds, in which this thread has other things to do.
         let begun =
             std::thread::Builder::new().name("ringtun-tidy".into()).spawn(crate::sys::memory::give_back);
         if let Err(error) = begun {
@@ -197,14 +197,14 @@ impl Driver {
         self.work_pending = true;
     }
 
-    /// Takes an operation of the control socket in.
+    /// Takes in an operation of the control socket.
     pub(super) fn take_request(&mut self, request: Request) {
         let mut jobs = std::mem::take(&mut self.jobs);
         jobs.add(request, || self.status());
         self.jobs = jobs;
     }
 
-    /// Whether the owner wants the end.
+    /// Whether the owner asked for the end.
     pub(super) fn is_stopped(&self) -> bool {
         self.commands.is_stopped()
     }
@@ -229,7 +229,8 @@ impl Driver {
         }
     }
 
-    /// New sockets, if the request needs some, are bound inside and handed out after it; the bound ones get another mark.
+    /// Begins a transaction. New sockets, if the request needs some, are bound while it begins and handed out after it;
+    /// sockets that stay on their port get the request's mark.
     fn begin(&mut self, now: Now, request: SetRequest) -> Result<Transaction, ConfigureError> {
         let (gro, workers, group) = (self.gro, self.links.workers.len(), self.group.as_ref());
         let mut bound = None;
@@ -248,7 +249,7 @@ impl Driver {
         begun
     }
 
-    /// Whether it asks for a port that our own sockets still have: they are about to close, so it is not in use.
+    /// Whether the request asks for a port that our own sockets still have. They are about to close, so it is not in use.
     fn is_left(&self, now: Instant, request: &SetRequest) -> bool {
         let Some((port, until)) = self.left else { return false };
         let is_asked_for = request.listen_port == Some(port) && now < until;
@@ -256,7 +257,7 @@ impl Driver {
         is_asked_for && udp::bind(&probe).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
     }
 
-    /// Lets go of the sockets; the workers do so when they are told.
+    /// Lets go of the sockets. The workers close theirs when [`Control::Rebind`] reaches them.
     fn leave(&mut self) {
         if let Some(group) = self.group.take() {
             self.left = Some((group.port, Clock.now() + PORT_RELEASE));
@@ -276,7 +277,7 @@ impl Driver {
         }
     }
 
-    /// The interface went up or down, or another attempt is due.
+    /// Binds or closes the sockets, as the interface went up or down, or as another attempt is due.
     fn bind_or_close(&mut self, request: Option<BindRequest>) {
         let Some(wanted) = request else {
             self.leave();
@@ -315,7 +316,7 @@ impl Driver {
         }
     }
 
-    /// Carries out what the device wants; returns until when the loop may sleep, `None`: until something happens.
+    /// Carries out what the device wants. Returns until when the loop may sleep; `None` is until something happens.
     pub(super) fn pump(&mut self) -> Option<Instant> {
         while let Some(output) = self.device.poll_output() {
             match output {
@@ -335,7 +336,7 @@ impl Driver {
         [due, again].into_iter().flatten().min()
     }
 
-    /// Moves the backlog into the workers' queues as far as they have room; true: something is left.
+    /// Moves the backlog into the workers' queues as far as they have room. True where something is left.
     fn deliver(&mut self) -> bool {
         let mut stuck = false;
         for (backlog, inbox) in self.backlog.iter_mut().zip(&self.links.workers) {
@@ -354,7 +355,7 @@ impl Driver {
         stuck
     }
 
-    /// Steering is a policy: a prefix that cannot be steered goes by the kernel's flow hash.
+    /// Steers a prefix, as a matter of policy: one that cannot be steered goes by the kernel's flow hash.
     fn steer(&mut self, prefix: Prefix, target: Option<Target>) {
         let Some(steering) = &mut self.steering else { return };
         let done = match target {
@@ -367,7 +368,7 @@ impl Driver {
     }
 }
 
-/// Binds one pair of sockets a worker.
+/// Binds one pair of sockets for each worker.
 fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>)> {
     udp::bind(&UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro })
 }

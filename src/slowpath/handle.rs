@@ -1,4 +1,4 @@
-//! How the owner of a tunnel, on any thread of this process, speaks to its slow path.
+//! The handle by which the owner of a tunnel, on any thread of this process, speaks to its slow path.
 
 use crate::device::uapi::SetRequest;
 use crate::device::{ConfigureError, Device};
@@ -7,34 +7,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
-/// Commands that may wait; a thread that has another one waits with it. Each is a few words, and what it points to.
+/// Most commands that may wait; a thread that has another one waits with it. Each is a few words, and what it points to.
 const COMMANDS: usize = 64;
 
-/// Looks at the device, between two transactions; it must take no longer than a slice.
+/// Reads the device, between two transactions. It must take no longer than a slice.
 pub(super) type Look = Box<dyn FnOnce(&Device, Running) + Send>;
 
 /// What the slow path knows of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Running {
-    /// Workers speak to the kernel through io_uring.
+    /// Whether workers speak to the kernel through io_uring.
     pub uring: bool,
-    /// An eBPF program brings a peer's packets to its owner's TUN queue.
+    /// Whether an eBPF program brings a peer's packets to its owner's TUN queue.
     pub tun_steering: bool,
-    /// A BPF program brings a peer's datagrams to its owner's socket; `None` while there are no sockets.
+    /// Whether a BPF program brings a peer's datagrams to its owner's socket. `None` while there are no sockets.
     pub udp_steering: Option<bool>,
-    /// Sockets ask for UDP_GRO.
+    /// Whether sockets ask for UDP_GRO.
     pub gro: bool,
 }
 
-/// What the owner wants.
+/// What the owner asks for.
 pub(super) enum OwnerCommand {
     /// Change the configuration.
     Configure(Box<SetRequest>, SyncSender<Result<(), ConfigureError>>),
-    /// Look at the device.
+    /// Read the device.
     Look(Look),
 }
 
-/// The owner's end.
+/// The owner's end of the channel.
 #[derive(Debug)]
 pub struct Handle {
     commands: SyncSender<OwnerCommand>,
@@ -42,17 +42,17 @@ pub struct Handle {
     waker: Waker,
 }
 
-/// The slow path's end.
+/// The slow path's end of the channel.
 pub struct Commands {
     commands: Receiver<OwnerCommand>,
     stop: Arc<AtomicBool>,
 }
 
-/// The slow path has ended, and answers nobody.
+/// The error of a slow path that has ended, and answers nobody.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gone;
 
-/// Both ends; `waker` is the slow path's.
+/// Makes both ends of the channel. `waker` is the slow path's.
 pub fn channel(waker: Waker) -> (Handle, Commands) {
     let (sender, receiver) = sync_channel(COMMANDS);
     let stop = Arc::new(AtomicBool::new(false));
@@ -60,18 +60,27 @@ pub fn channel(waker: Waker) -> (Handle, Commands) {
 }
 
 impl Handle {
-    /// Changes the configuration, whole or not at all; returns when it is done.
+    /// Changes the configuration, whole or not at all, and returns when it is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] where the slow path has ended; within that, why the change was refused.
     pub fn configure(&self, request: SetRequest) -> Result<Result<(), ConfigureError>, Gone> {
         self.ask(|answer| OwnerCommand::Configure(Box::new(request), answer))
     }
 
-    /// What `look` sees, between two transactions. It keeps the slow path from its other work, so it must be short.
+    /// Returns what `look` reads from the device, between two transactions. It keeps the slow path from its other work, so it
+    /// must be short.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] where the slow path has ended.
     pub fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Device, Running) -> T + Send + 'static,
     ) -> Result<T, Gone> {
         self.ask(|answer| {
-            // Who does not wait any more needs no answer.
+            // An asker that waits no more needs no answer.
             OwnerCommand::Look(Box::new(move |device, running| drop(answer.try_send(look(device, running)))))
         })
     }

@@ -1,8 +1,9 @@
-//! Operations of the control socket, and what the tunnel's owner asks for, on their way: each in slices, so that handshakes, timers and events are served in between.
+//! Operations of the control socket and commands of the tunnel's owner, carried out in slices, so that handshakes, timers
+//! and events are served in between.
 //!
 //! Transactions are carried out one after the other, and only as fast as the workers take what comes of them. Questions are
-//! answered side by side, each as fast as its asker reads. An answer is begun between two transactions, so that none shows
-//! half of one, unless it is so long that its asker reads while the next transaction is carried out.
+//! answered side by side, each as fast as its asker reads. An answer begins between two transactions, so that none shows
+//! half of one, unless it is so long that its asker still reads while the next transaction is carried out.
 
 use crate::crypto::stack;
 use crate::device::status::{Listing, Status};
@@ -17,15 +18,15 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use zeroize::Zeroizing;
 
-/// How long a slice of all questions together is, and one of a transaction.
+/// How long a slice is: one of all questions together, and one of a transaction.
 const SLICE: Duration = Duration::from_millis(1);
-/// One operation, and where its answer goes, piece by piece; the end of the pieces is the end of the answer.
+/// One operation, and where its answer goes, piece by piece. The end of the pieces is the end of the answer.
 pub(super) struct Request {
     pub(super) operation: Operation,
     pub(super) answer: Sender<Zeroizing<String>>,
 }
 
-/// All that is under way: one operation a connection and one command a thread of the owner's at most.
+/// All that is under way: at most one operation for each connection, and one command for each of the owner's threads.
 #[derive(Default)]
 pub(super) struct Jobs {
     asked: VecDeque<Question>,
@@ -36,13 +37,13 @@ pub(super) struct Jobs {
 
 /// A transaction that is to be carried out.
 enum Pending {
-    /// As text, from the control socket.
+    /// A transaction as text, from the control socket.
     Text(SetParser),
-    /// From the tunnel's owner.
+    /// A transaction from the tunnel's owner.
     Ready(Box<SetRequest>),
 }
 
-/// Who is told what became of a transaction.
+/// Where the outcome of a transaction goes.
 enum Requester {
     Connection(Sender<Zeroizing<String>>),
     Owner(SyncSender<Result<(), ConfigureError>>),
@@ -59,20 +60,20 @@ enum Answer {
     Listing(Listing),
 }
 
-/// A transaction, once it was read.
+/// A transaction that was read.
 struct CurrentChange {
-    /// `None` while what may fail of it is tried.
+    /// `None` until it has begun, which may fail.
     transaction: Option<Transaction>,
     to: Requester,
 }
 
 /// What became of a slice of a transaction.
 pub(super) enum SliceOutcome {
-    /// There is more to do, or nothing.
+    /// There is more to do, or nothing at all.
     Going,
-    /// One was read: begin it, and tell [`Jobs::begun`].
+    /// A transaction was read: begin it, and report that with [`Jobs::begun`].
     Read(Box<SetRequest>),
-    /// One is done.
+    /// A transaction is done.
     Done,
 }
 
@@ -84,7 +85,7 @@ impl Question {
 }
 
 impl Jobs {
-    /// Takes an operation in; `status` tells how things stand, the peers left out.
+    /// Takes an operation in. `status` yields the device's status without its peers.
     pub(super) fn add(&mut self, request: Request, status: impl FnOnce() -> Status) {
         let Request { operation, answer: to } = request;
         let answer = match operation {
@@ -98,7 +99,7 @@ impl Jobs {
         self.asked.push_back(Question { answer, to, begun: false });
     }
 
-    /// Takes a command of the tunnel's owner in.
+    /// Takes in a command of the tunnel's owner.
     pub(super) fn command(&mut self, command: OwnerCommand) {
         match command {
             OwnerCommand::Configure(request, to) => {
@@ -108,13 +109,13 @@ impl Jobs {
         }
     }
 
-    /// Whether a slice has something to do.
+    /// Whether a slice of answers has something to do.
     pub(super) fn has_questions(&self) -> bool {
         !self.looks.is_empty() && self.change.is_none()
             || self.asked.iter().any(|question| self.may_answer(question))
     }
 
-    /// Whether a transaction is read or carried out.
+    /// Whether a transaction is being read or carried out, or waits for that.
     pub(super) fn has_changes(&self) -> bool {
         self.change.is_some() || !self.waiting.is_empty()
     }
@@ -123,7 +124,7 @@ impl Jobs {
         (question.begun || self.change.is_none()) && question.is_read()
     }
 
-    /// A slice of answers: one piece each, as far as there is time.
+    /// Does a slice of answers: one piece each, as far as there is time.
     pub(super) fn answer(&mut self, device: &Device, running: Running) {
         let mut more = slice();
         while self.change.is_none() && more() {
@@ -145,7 +146,7 @@ impl Jobs {
                 Answer::Dump(dump) => device.dump(dump, &mut piece, &mut more),
                 Answer::Listing(listing) => device.list(listing, &mut piece, &mut more),
             };
-            // There is room, as was asked before; an asker who has gone needs no answer.
+            // There is room, as was checked before. An asker who has gone needs no answer.
             let _ = question.to.try_send(piece);
             if !done {
                 self.asked.push_back(question);
@@ -156,7 +157,7 @@ impl Jobs {
         }
     }
 
-    /// A slice of the transaction that is carried out, or else of reading the next.
+    /// Does a slice of the transaction that is carried out, or else of reading the next.
     pub(super) fn change(&mut self, device: &mut Device, now: Now) -> SliceOutcome {
         let mut more = slice();
         if let Some(CurrentChange { transaction: Some(transaction), .. }) = &mut self.change {
@@ -190,7 +191,7 @@ impl Jobs {
         SliceOutcome::Read(request)
     }
 
-    /// The transaction that was read last has begun, or cannot.
+    /// Notes that the transaction that was read last has begun, or why it cannot.
     pub(super) fn begun(&mut self, begun: Result<Transaction, ConfigureError>) {
         match (begun, &mut self.change) {
             (Ok(begun), Some(change)) => change.transaction = Some(begun),
@@ -215,21 +216,21 @@ impl Requester {
                 }
                 self.answer_errno(result.map_err(|error| error.errno()));
             }
-            // Who does not wait any more needs no answer.
+            // An asker that waits no more needs no answer.
             Requester::Owner(to) => drop(to.try_send(result)),
         }
     }
 
-    /// To a connection alone: the owner sends nothing that must be parsed.
+    /// Answers a connection, and nobody else: the owner's requests are not parsed, so they cannot fail so.
     fn answer_errno(self, result: Result<(), i32>) {
         if let Requester::Connection(to) = self {
-            // The only piece of this answer; its client may have gone.
+            // This is the only piece of the answer; its client may have gone.
             let _ = to.try_send(Zeroizing::new(uapi::answer(result)));
         }
     }
 }
 
-/// Whether this slice goes on; to be asked after each step.
+/// Returns the question whether this slice goes on, to be asked after each step.
 fn slice() -> impl FnMut() -> bool {
     let end = Clock.now() + SLICE;
     move || Clock.now() < end

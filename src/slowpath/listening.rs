@@ -1,4 +1,4 @@
-//! What netlink tells the driver, and what all who listen to netlink have in common.
+//! What the netlink threads report to the driver, and what all who listen to netlink have in common.
 
 use crate::routing::Prefix;
 use crate::sys::icmp::IcmpSockets;
@@ -11,31 +11,32 @@ use std::time::Duration;
 /// Pause before listening again after netlink failed (a full socket buffer, say).
 pub(super) const RELISTEN: Duration = Duration::from_millis(200);
 
-/// What netlink told.
+/// What a netlink thread reports.
 #[derive(Debug)]
 pub(super) enum LinkEvent {
-    /// The interface's state; sent once at first, then at each change.
+    /// The interface's state, sent once at first and then at each change.
     State(LinkState),
-    /// Sockets for ICMP where the interface is now; `None`: there are none, or it left.
+    /// Sockets for ICMP in the interface's namespace. `None` where there are none, or as it left the namespace.
     Icmp(Option<IcmpSockets>),
-    /// The broadcast addresses of the interface's networks, all of them.
+    /// All broadcast addresses of the interface's networks.
     Broadcasts(Vec<Ipv4Addr>),
     /// The sockets' namespace may lead packets otherwise than before.
     RoutesChanged,
-    /// Routes into the interface with an MTU of their own, all of them.
+    /// All routes into the interface that have an MTU of their own, with that MTU in bytes.
     RouteMtus(Vec<(Prefix, u32)>),
 }
 
 /// The interface's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct LinkState {
-    /// IFF_UP.
+    /// Whether it is up (IFF_UP).
     pub(super) up: bool,
-    /// Bytes.
+    /// Its MTU in bytes.
     pub(super) mtu: u32,
 }
 
-/// An error from the socket (ENOBUFS: messages were lost) ends the listening, so that the state is asked for anew.
+/// An error where the socket reports one (ENOBUFS: messages were lost). It ends the listening, so that the state is asked for
+/// anew.
 pub(super) fn overrun(message: &NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
     match &message.payload {
         NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
@@ -44,7 +45,7 @@ pub(super) fn overrun(message: &NetlinkMessage<RouteNetlinkMessage>) -> Result<(
     }
 }
 
-/// A task that ends with its owner.
+/// A task that is aborted on drop.
 pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {

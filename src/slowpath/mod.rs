@@ -1,4 +1,4 @@
-//! The slow path's thread: it drives a [`crate::device::Device`], which decides, and touches the world for it.
+//! The slow path's thread. It drives a [`crate::device::Device`], which decides, and does for it what touches the world.
 //!
 //! ```text
 //!   UAPI connections ─┐

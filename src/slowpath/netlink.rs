@@ -1,5 +1,5 @@
-//! Follows the interface through netlink: up, down, MTU, gone; and, in the namespace of the sockets, whether anything changes
-//! that leads packets: routes, rules, addresses, interfaces.
+//! Follows the interface through netlink: up, down, MTU, gone. In the namespace of the sockets it follows whatever leads
+//! packets: routes, rules, addresses, interfaces.
 //!
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
@@ -21,9 +21,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
-/// Between two reports of changed routes: a routing daemon makes them by the thousand, and the last one counts.
+/// Pause between two reports of changed routes. A routing daemon makes them by the thousand, and the last one counts.
 const SETTLE: Duration = Duration::from_millis(100);
-/// All that leads packets. When an interface goes down its IPv4 routes go without a message of their own.
+/// All groups about what leads packets. When an interface goes down, its IPv4 routes go without a message of their own.
 const ROUTING: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -59,7 +59,7 @@ pub(super) fn follow_routes(events: Sender<LinkEvent>) -> Result<JoinHandle<()>>
     })
 }
 
-/// Runs `listening` to its end, or until nobody hears what it tells any more.
+/// Runs `listening` to its end, or until the receiver of `events` is gone.
 fn until_closed(events: &Sender<LinkEvent>, listening: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         tokio::select! {
@@ -69,14 +69,14 @@ fn until_closed(events: &Sender<LinkEvent>, listening: impl Future<Output = Resu
     })
 }
 
-/// `moved`: it left a namespace since it was heard of last.
+/// Listens in the namespace where the interface is. `moved` says that it left a namespace since its state was last reported.
 fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
     if *moved && events.blocking_send(LinkEvent::Icmp(None)).is_err() {
         return Ok(());
     }
     match tun_namespace::namespace(queue.as_fd()) {
         Ok(namespace) => {
-            // Entering the namespace one is in would need CAP_SYS_ADMIN all the same, which a hardened service does not have.
+            // To enter the namespace that one is in needs CAP_SYS_ADMIN all the same, which a hardened service does not have.
             if !is_own(&namespace)? {
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
             }
@@ -89,7 +89,7 @@ fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<Link
     until_closed(events, listen_for_link(&name, moved, events))
 }
 
-/// Those of the namespace that the calling thread is in.
+/// Reports ICMP sockets of the namespace that the calling thread is in.
 fn send_icmp_sockets(events: &Sender<LinkEvent>) {
     let sockets = IcmpSockets::open();
     if let Err(error) = &sockets {
@@ -107,11 +107,11 @@ fn is_own(namespace: &OwnedFd) -> Result<bool> {
     Ok((its.st_dev, its.st_ino) == (own.st_dev, own.st_ino))
 }
 
-/// Returns `Ok` when the interface left this namespace or was deleted.
+/// Reports the interface's changes, and returns `Ok` when it left this namespace or was deleted.
 async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
     let (connection, handle, mut messages) = new_multicast_connection(&[MulticastGroup::Link])?;
     let _driver = AbortOnDrop(tokio::spawn(connection));
-    // Subscribed first, asked second: no change falls between.
+    // Subscribing comes first and asking second, so that no change falls between.
     let (index, mut known) = query(&handle, name).await?;
     if std::mem::take(moved) {
         quiet::quiet(&handle, index).await;
@@ -160,7 +160,7 @@ async fn listen_for_routes(events: &Sender<LinkEvent>) -> Result<()> {
             Some(message) => message.is_some(),
             None => messages.next().await.is_some(),
         };
-        // What came meanwhile is told with it; even that messages were lost tells no more than that.
+        // One report stands for all messages that came meanwhile, also for a notice that some were lost.
         while messages.next().now_or_never().flatten().is_some() {}
     }
     Err(Error::other("the netlink connection ended"))
@@ -175,7 +175,7 @@ async fn query(handle: &Handle, name: &str) -> Result<(u32, LinkState)> {
     }
 }
 
-/// The state a link message tells; a message without an MTU leaves the known one.
+/// The state that a link message states. A message without an MTU leaves the known one.
 fn state_of(link: &LinkMessage, known: LinkState) -> LinkState {
     let mtu = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),

@@ -1,8 +1,8 @@
 //! Keeps the kernel from giving the interface an IPv6 link-local address of its own making.
 //!
-//! [`crate::io::tun`] says so as it makes the interface, but the kernel forgets it with everything that IPv6 knows of an
-//! interface: when that moves to another namespace, and when its MTU falls below IPv6's least (Linux `addrconf_notify`). With the
-//! address come router solicitations, which an inner network has no use for.
+//! [`crate::io::tun`] forbids it as it makes the interface, but the kernel forgets that with everything that IPv6 knows of
+//! an interface: when that moves to another namespace, and when its MTU falls below IPv6's least (Linux `addrconf_notify`).
+//! With the address come router solicitations, which an inner network has no use for.
 
 use crate::sys::link;
 use futures_util::TryStreamExt;
@@ -11,10 +11,10 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use rtnetlink::Handle;
 use std::io::{Error, Result};
 
-/// IPv6 has an interface whose MTU is at least this (RFC 8200 section 5).
+/// The least MTU in bytes with which an interface has IPv6 (RFC 8200 section 5).
 pub(super) const LEAST_MTU: u32 = 1280;
 
-/// Forbids it, and removes what the kernel made up meanwhile. What a person gave stays.
+/// Forbids such addresses on the interface, and removes what the kernel made up meanwhile. What a person gave stays.
 pub(super) async fn quiet(handle: &Handle, index: u32) {
     if let Err(error) = try_to(handle, index).await {
         log::debug!("cannot keep the kernel from making up a link-local address: {error}");
@@ -36,7 +36,8 @@ async fn try_to(handle: &Handle, index: u32) -> Result<()> {
     Ok(())
 }
 
-/// An interface without hardware address gets a stable private one (`addrconf_dev_config`), which nobody else can give.
+/// Whether the kernel made the address up. An interface without hardware address gets a stable private one
+/// (`addrconf_dev_config`), which nobody else can give.
 fn is_made_up(address: &AddressMessage) -> bool {
     let is_stable = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::StablePrivacy));
     address.header.family == AddressFamily::Inet6

@@ -1,8 +1,9 @@
-//! Follows the routes into the tunnel that have an MTU of their own (RTAX_MTU): padding must not go beyond it (kernel `wg_xmit`
-//! asks `dst_mtu`). The TUN device tells the interface's MTU alone. And follows the broadcast addresses that lead there, about which
-//! no ICMP is sent.
+//! Follows the routes into the tunnel that have an MTU of their own (RTAX_MTU), as padding must not go beyond it (kernel
+//! `wg_xmit` asks `dst_mtu`). The TUN device states the interface's MTU alone. This file also follows the broadcast
+//! addresses that lead there, about which no ICMP is sent.
 //!
-//! A host may have a million routes that change all the time; the kernel filters for us those that lead into the interface.
+//! A host may have a million routes that change all the time. So the kernel filters for us, and only routes into the
+//! interface come.
 
 use crate::routing::Prefix;
 use crate::slowpath::listening::{AbortOnDrop, LinkEvent, RELISTEN, overrun};
@@ -21,11 +22,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use tokio::sync::mpsc::Sender;
 
-/// Routes with an MTU of their own that are remembered: 4096 × ~64 bytes. Packets on others are padded to the interface's MTU.
+/// Most routes with an MTU of their own that are remembered: 4096 × ~64 bytes. Packets on others are padded to the interface's
+/// MTU.
 const MAX_ROUTES: usize = 4096;
 
-/// Sends [`LinkEvent::RouteMtus`] and [`LinkEvent::Broadcasts`] whenever the routes into the interface of this index change so, until the receiver is
-/// dropped.
+/// Sends [`LinkEvent::RouteMtus`] and [`LinkEvent::Broadcasts`] whenever the routes into the interface of this index change
+/// them, until the receiver is dropped.
 pub(super) async fn follow(index: u32, events: Sender<LinkEvent>) {
     while !events.is_closed() {
         if let Err(error) = listen(index, &events).await {
@@ -40,7 +42,7 @@ async fn listen(index: u32, events: &Sender<LinkEvent>) -> Result<()> {
     let (mut connection, handle, mut messages) = new_multicast_connection(&groups)?;
     let socket = connection.socket_mut().socket_ref();
     sockopt::attach_filter(socket.as_fd(), &mut program(index))?;
-    // Linux before 4.20 tells all routes instead of the interface's; they are looked through below all the same.
+    // Linux before 4.20 answers with all routes instead of the interface's. They are filtered below all the same.
     let _ = socket.set_netlink_get_strict_chk(true);
     let _driver = AbortOnDrop(tokio::spawn(connection));
     let mut routes = IntoTunnel::new(index);
@@ -74,7 +76,7 @@ async fn listen(index: u32, events: &Sender<LinkEvent>) -> Result<()> {
     }
 }
 
-/// Asks for the routes of a family that are there.
+/// Asks for the routes of a family that exist.
 async fn ask(handle: &Handle, family: AddressFamily, routes: &mut IntoTunnel) -> Result<()> {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
@@ -86,14 +88,14 @@ async fn ask(handle: &Handle, family: AddressFamily, routes: &mut IntoTunnel) ->
     Ok(())
 }
 
-/// Table, priority, prefix: two routes of one of them cannot be.
+/// Table, priority and prefix, which no two routes share.
 type RouteKey = (u32, u32, Prefix);
 
-/// What the routes into one interface tell.
+/// What is known of the routes into one interface.
 struct IntoTunnel {
     index: u32,
     known: BTreeMap<RouteKey, u32>,
-    /// Of the interface's networks.
+    /// Broadcast addresses of the interface's networks.
     broadcasts: BTreeSet<Ipv4Addr>,
 }
 
@@ -102,7 +104,7 @@ impl IntoTunnel {
         IntoTunnel { index, known: BTreeMap::new(), broadcasts: BTreeSet::new() }
     }
 
-    /// A route is there, new or instead of another.
+    /// Notes a route that is new or replaces another.
     fn add(&mut self, route: &RouteMessage) {
         let Some((key, mtu)) = self.read(route) else { return };
         if let Some(address) = broadcast(route, &key)
@@ -129,7 +131,7 @@ impl IntoTunnel {
         }
     }
 
-    /// A route into the interface, and its MTU. `None`: another, or one of the routing cache.
+    /// Reads a route into the interface, and its MTU. `None` for any other route, and for one of the routing cache.
     fn read(&self, route: &RouteMessage) -> Option<(RouteKey, Option<u32>)> {
         let header = &route.header;
         let (mut oif, mut table, mut priority, mut mtu) = (None, u32::from(header.table), 0, None);
@@ -160,7 +162,7 @@ impl IntoTunnel {
         Some(((table, priority, Prefix::new(destination, header.destination_prefix_length)?), mtu))
     }
 
-    /// One MTU a prefix, the least of all tables: which of them a packet was routed by is not known here.
+    /// One MTU for each prefix, the least of all tables, as it is not known here which of them a packet was routed by.
     fn by_prefix(&self) -> Vec<(Prefix, u32)> {
         let mut least = BTreeMap::new();
         for (&(_, _, prefix), &mtu) in &self.known {
@@ -170,7 +172,7 @@ impl IntoTunnel {
     }
 }
 
-/// The address that such a route is for.
+/// The address of a broadcast route.
 fn broadcast(route: &RouteMessage, (_, _, prefix): &RouteKey) -> Option<Ipv4Addr> {
     match prefix.addr() {
         IpAddr::V4(address) if route.header.kind == RouteType::Broadcast => Some(address),
@@ -178,17 +180,17 @@ fn broadcast(route: &RouteMessage, (_, _, prefix): &RouteKey) -> Option<Ipv4Addr
     }
 }
 
-/// Lengths of `struct nlmsghdr` and of `struct rtmsg` after it, and where the former's type and flags stand.
+/// Lengths in bytes of `struct nlmsghdr` and of `struct rtmsg` after it, and where the former's type and flags stand.
 const HEADERS: u32 = 16 + 12;
 const TYPE: u32 = 4;
 const FLAGS: u32 = 6;
-/// Length of `struct nlattr` before an attribute's value.
+/// Length in bytes of `struct nlattr` before an attribute's value.
 const ATTRIBUTE_HEADER: u32 = 4;
 /// Extension of classic BPF: A = offset of the netlink attribute of type X from offset A on, or 0 (`bpf_skb_get_nlattr`).
 const NLATTR: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
 
-/// A socket filter: of the routes that changed those with the interface as their only way; answers and all else as they come.
-/// Loads read big-endian, netlink writes in the host's order: constants are turned round.
+/// A socket filter. Of the routes that changed it passes those with the interface as their only way; answers and all other
+/// messages pass as they come. Loads read big-endian and netlink writes in the host's order, so constants are swapped.
 fn program(index: u32) -> [libc::sock_filter; 14] {
     let insn = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let half = |offset| insn(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, offset);

@@ -1,7 +1,7 @@
-//! Drives a [`Device`]: UAPI connections, queues from and to the workers, timers, netlink, what the owner wants.
+//! Drives a [`Device`] by UAPI connections, queues from and to the workers, timers, netlink, and the owner's commands.
 //!
 //! The runtime is tokio-uring where io_uring may be used, plain tokio where it may not. The difference is small: who runs the
-//! loop, here, and who reads and writes a UAPI connection ([`super::stream`]).
+//! loop, in this file, and who reads and writes a UAPI connection ([`super::stream`]).
 
 use crate::crypto::stack;
 use crate::dataplane::Links;
@@ -22,24 +22,24 @@ use tokio::sync::{Notify, mpsc};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Link events that may wait; the netlink thread waits when it is full.
+/// Most link events that may wait; the netlink threads wait while the queue is full.
 const LINK_QUEUE: usize = 64;
 
 /// What the slow path needs to run.
 pub struct SlowPath {
     /// The device, without key or peers.
     pub device: Device,
-    /// All queues.
+    /// All queues from and to the workers.
     pub links: Links,
-    /// What the owner wants.
+    /// The owner's commands.
     pub commands: Commands,
     /// The listening UAPI socket, if there is one.
     pub uapi: Option<StdListener>,
-    /// Says when the UAPI socket's file was removed: the end.
+    /// Yields an item when the UAPI socket's file was removed, which ends the tunnel.
     pub socket_removed: mpsc::Receiver<()>,
-    /// One of the TUN queues: the handle by which the interface is followed.
+    /// One of the TUN queues, the handle by which the interface is followed.
     pub queue: Option<OwnedFd>,
-    /// Steering of the TUN queues, where the kernel took it.
+    /// Steering of the TUN queues, where the kernel accepted it.
     pub steering: Option<TunSteering>,
     /// Whether sockets ask for UDP_GRO.
     pub gro: bool,
@@ -47,15 +47,19 @@ pub struct SlowPath {
     pub uring: bool,
 }
 
-/// Runs until the owner stops it or the UAPI socket is removed (`Ok`), or until a worker ended because the TUN device is gone
-/// (`Err` with its words).
+/// Runs until the owner stops it or the UAPI socket is removed.
+///
+/// # Errors
+///
+/// Where a worker ended because the TUN device is gone, with the worker's words, and where the system refuses what the
+/// runtime needs.
 pub fn run(mut parts: SlowPath) -> Result<()> {
     let (events, changes) = mpsc::channel(LINK_QUEUE);
     let queue = parts.queue.take();
     let link = queue.map(|queue| netlink::follow_link(queue, events.clone())).transpose()?;
     let routes = netlink::follow_routes(events)?;
     let ended = on_runtime(parts, changes);
-    // One of them holds a queue of the device, which is there as long as that is open.
+    // One of the threads holds a queue of the device, which exists as long as that is open.
     for thread in link.into_iter().chain([routes]) {
         if thread.join().is_err() {
             log::error!("a thread that follows netlink panicked");
@@ -78,7 +82,7 @@ fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<()>
     tokio::task::LocalSet::new().block_on(&runtime, drive(parts, changes, false))
 }
 
-/// `streams`: this runtime has a ring, which reads and writes connections.
+/// Serves the device until its end. `streams` says that this runtime has a ring, which reads and writes connections.
 async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams: bool) -> Result<()> {
     let SlowPath { device, links, commands, uapi, mut socket_removed, steering, gro, uring, .. } = parts;
     let (requests, mut requested) = mpsc::channel(connections::MAX_CONNECTIONS);
@@ -106,7 +110,7 @@ async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams:
             Some(event) = changes.recv() => driver.link_event(event),
             rang = pause(&mut alarm, wake_at) => rang?,
         }
-        // Handshakes and configurations leave keys there.
+        // Handshakes and configurations leave keys on the stack.
         stack::leaving_nothing(|| driver.take_turn())?;
         if driver.is_stopped() {
             return Ok(());

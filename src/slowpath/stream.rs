@@ -1,20 +1,20 @@
-//! A control connection on either runtime.
+//! A control connection, on either runtime.
 
 use std::io::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
-/// Bytes read at once.
+/// Most bytes that are read at once.
 pub(super) const READ_SIZE: usize = 64 * 1024;
 
-/// The connection.
+/// A control connection.
 pub(super) enum Stream {
     Uring(tokio_uring::net::UnixStream),
     Tokio(tokio::net::UnixStream),
 }
 
 impl Stream {
-    /// A connection just accepted; `uring`: the runtime is tokio-uring's.
+    /// Wraps a connection just accepted. `uring` says that the runtime is tokio-uring's.
     pub(super) fn new(stream: tokio::net::UnixStream, uring: bool) -> Result<Stream> {
         if !uring {
             return Ok(Stream::Tokio(stream));
@@ -24,7 +24,7 @@ impl Stream {
         Ok(Stream::Uring(tokio_uring::net::UnixStream::from_std(stream)))
     }
 
-    /// Reads into `buffer` and returns it with the number of bytes; 0: the end.
+    /// Reads into `buffer` and returns it with the number of bytes, which is 0 at the end.
     pub(super) async fn read(&mut self, mut buffer: Vec<u8>) -> (Result<usize>, Vec<u8>) {
         match self {
             Stream::Uring(stream) => stream.read(buffer).await,
@@ -35,7 +35,7 @@ impl Stream {
         }
     }
 
-    /// Writes all of it, and wipes it.
+    /// Writes all of `bytes`, and wipes them.
     pub(super) async fn write_all(&mut self, bytes: Vec<u8>) -> Result<()> {
         match self {
             Stream::Uring(stream) => {
