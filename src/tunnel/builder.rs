@@ -1,4 +1,4 @@
-//! What a tunnel is to be.
+//! The builder of a tunnel: what it is to be, said before it starts.
 
 use super::Tunnel;
 use crate::tunnel::change::Change;
@@ -7,10 +7,10 @@ use crate::tunnel::start::{self, Settings, SocketChoice};
 use crate::tunnel::workers::Backend;
 use std::os::fd::OwnedFd;
 
-/// MTU of a new interface: what a path of 1,500 bytes leaves behind IPv6's and WireGuard's headers.
+/// MTU in bytes of a new interface: what a path of 1,500 bytes leaves after IPv6's and WireGuard's headers.
 const MTU: u32 = 1420;
 
-/// A tunnel to be: [`Tunnel::builder`] begins one, [`Builder::start`] makes it.
+/// A tunnel that is to be made. [`Tunnel::builder`] begins one, [`Builder::start`] makes it.
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
@@ -38,95 +38,97 @@ impl Builder {
         }
     }
 
-    /// Gives the tunnel its keys and peers before it starts. Called again, it takes the place of what was given before.
+    /// Gives the tunnel its keys and peers before it starts. A second call replaces the change of the first.
     pub fn configure(mut self, change: Change) -> Builder {
         self.change = Some(change);
         self
     }
 
-    /// How many workers there are, 1 to 256: each is a thread with a queue of the device and sockets of its own. Without it
-    /// there is one for each core.
+    /// Sets how many workers there are, 1 to 256. Each is a thread with a queue of the device and sockets of its own. By
+    /// default there is one for each core.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.settings.workers = Some(workers);
         self
     }
 
-    /// How workers speak to the kernel.
+    /// Chooses how workers speak to the kernel. The default is [`Backend::Auto`].
     pub fn backend(mut self, backend: Backend) -> Builder {
         self.settings.backend = backend;
         self
     }
 
-    /// The MTU of the new interface, in bytes. Without it, 1420.
+    /// Sets the MTU of the new interface, in bytes. The default is 1420.
     pub fn mtu(mut self, mtu: u32) -> Builder {
         self.settings.mtu = mtu;
         self
     }
 
-    /// Whether workers are pinned, each to one core of those that the calling thread may use. They are, without it.
+    /// Says whether each worker is pinned to one of the cores that the calling thread may use. By default they are pinned.
     pub fn pin(mut self, pin: bool) -> Builder {
         self.settings.pin = pin;
         self
     }
 
-    /// Whether the TUN device is asked for segmentation offloads. It is, without it.
+    /// Says whether the TUN device is asked for segmentation offloads. By default it is.
     pub fn tun_offloads(mut self, offloads: bool) -> Builder {
         self.settings.tun_offloads = offloads;
         self
     }
 
-    /// Whether many datagrams are sent at once (UDP_SEGMENT). They are, without it.
+    /// Says whether many datagrams are sent at once (UDP_SEGMENT). By default they are, where the kernel can.
     pub fn gso(mut self, gso: bool) -> Builder {
         self.settings.gso = gso;
         self
     }
 
-    /// Whether many datagrams are received at once (UDP_GRO). They are, without it.
+    /// Says whether many datagrams are received at once (UDP_GRO). By default they are, where the kernel can.
     pub fn gro(mut self, gro: bool) -> Builder {
         self.settings.gro = gro;
         self
     }
 
-    /// Whether an eBPF program chooses the queue of the device for each packet, else the kernel does. It does, without it,
-    /// where the process may load one.
+    /// Says whether an eBPF program chooses the queue of the device for each packet; otherwise the kernel does. By default the
+    /// program does, where the process may load one.
     pub fn steering(mut self, steering: bool) -> Builder {
         self.settings.steering = steering;
         self
     }
 
-    /// Takes over an open queue of a TUN device instead of making an interface: one that was opened with IFF_TUN, IFF_NO_PI
-    /// and IFF_VNET_HDR and is attached. The interface's name is then the device's, and there is one worker. Its addresses and its
-    /// MTU are left as they are.
+    /// Takes over an open queue of a TUN device instead of making an interface. It must have been opened with IFF_TUN,
+    /// IFF_NO_PI and IFF_VNET_HDR, and be attached. The tunnel then has the device's name and one worker. The interface's
+    /// addresses and MTU are left as they are.
     pub fn tun_fd(mut self, fd: OwnedFd) -> Builder {
         self.settings.tun_fd = Some(fd);
         self
     }
 
     /// Listens on `/var/run/wireguard/NAME.sock`, so that wg(8) and `ringtun show` can ask the tunnel and change it. The
-    /// tunnel ends when the file is removed. Without it, nobody but this process configures the tunnel.
+    /// tunnel ends when the file is removed. By default there is no such socket, and nobody but this process configures the
+    /// tunnel.
     pub fn control_socket(mut self) -> Builder {
         self.settings.control = SocketChoice::Own;
         self
     }
 
-    /// As [`Self::control_socket`], on a Unix stream socket that listens already.
+    /// Listens for the same operations as [`Self::control_socket`], on a Unix stream socket that listens already.
     pub fn control_socket_fd(mut self, fd: OwnedFd) -> Builder {
         self.settings.control = SocketChoice::Given(fd);
         self
     }
 
-    /// Makes the interface, down and without addresses, in the network namespace of the calling thread, and starts the tunnel's
-    /// threads. Its sockets are bound there, too, once the interface is set up.
+    /// Makes the interface, down and without addresses, in the network namespace of the calling thread, and starts the
+    /// tunnel's threads. Its UDP sockets are bound in the same namespace, once the interface is set up.
     ///
     /// # Errors
-    /// Where something cannot be had; then nothing is left behind.
+    ///
+    /// Where the kernel refuses something, or the change cannot be carried out. Then nothing is left behind.
     pub fn start(self) -> Result<Tunnel, Error> {
         let tunnel = Tunnel::running(start::start(self.settings)?);
         if let Some(change) = self.change
             && let Err(error) = tunnel.configure(change)
         {
             tunnel.stop();
-            // Whatever it ended with, it is this error that the caller can do something about.
+            // However it ended, it is this error that the caller can do something about.
             let _ = tunnel.wait();
             return Err(error);
         }

@@ -1,4 +1,4 @@
-//! What to change about a tunnel.
+//! Changes of a tunnel's configuration.
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::uapi::{AllowedIp, PeerRequest, SetRequest};
@@ -13,7 +13,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// A change of nothing.
+    /// Begins a change that changes nothing yet.
     pub fn new() -> Change {
         Change::default()
     }
@@ -24,19 +24,19 @@ impl Change {
         self
     }
 
-    /// Takes the private key away: the tunnel shakes no hands without one.
+    /// Takes the private key away. The tunnel makes no handshakes without one.
     pub fn no_private_key(mut self) -> Change {
         self.request.private_key = Some(None);
         self
     }
 
-    /// Listens on another UDP port; 0: any that is free.
+    /// Listens on another UDP port. With 0 it is any that is free.
     pub fn listen_port(mut self, port: u16) -> Change {
         self.request.listen_port = Some(port);
         self
     }
 
-    /// Gives the tunnel's own datagrams a firewall mark (SO_MARK), by which rules tell them apart; 0: none.
+    /// Gives the tunnel's own datagrams a firewall mark (SO_MARK), by which rules tell them apart. With 0 they have none.
     pub fn fwmark(mut self, mark: u32) -> Change {
         self.request.fwmark = Some(mark);
         self
@@ -48,7 +48,7 @@ impl Change {
         self
     }
 
-    /// Adds, changes or removes a peer; several do so in order.
+    /// Adds, changes or removes a peer. Several such changes are carried out in the order of the calls.
     pub fn peer(mut self, peer: PeerChange) -> Change {
         self.request.peers.push(peer.request);
         self
@@ -59,7 +59,7 @@ impl Change {
     }
 }
 
-/// What to change about one peer. What it does not mention stays as it is.
+/// A change of one peer. What it does not mention stays as it is.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct PeerChange {
@@ -67,23 +67,23 @@ pub struct PeerChange {
 }
 
 impl PeerChange {
-    /// Adds the peer, if there is none with this key.
+    /// Begins a change that adds the peer, if there is none with this key.
     pub fn new(key: PublicKey) -> PeerChange {
         PeerChange { request: PeerRequest::new(key) }
     }
 
-    /// Removes the peer, if there is one with this key.
+    /// Makes a change that removes the peer, if there is one with this key.
     pub fn remove(key: PublicKey) -> PeerChange {
         PeerChange { request: PeerRequest { remove: true, ..PeerRequest::new(key) } }
     }
 
-    /// Leaves the tunnel as it is if there is no such peer, instead of adding it.
+    /// Leaves the tunnel as it is where there is no such peer, instead of adding it.
     pub fn update_only(mut self) -> PeerChange {
         self.request.update_only = true;
         self
     }
 
-    /// Says where the peer is, until an authentic packet of it comes from elsewhere.
+    /// Sets the peer's address and port. They hold until an authentic packet of the peer comes from elsewhere.
     pub fn endpoint(mut self, address: SocketAddr) -> PeerChange {
         self.request.endpoint = Some(address);
         self
@@ -95,14 +95,15 @@ impl PeerChange {
         self
     }
 
-    /// Sends the peer something at least so often, so that what stands between keeps the way open; 0: off.
+    /// Sends the peer something at least every so many seconds, so that NATs and firewalls on the way keep it open. With 0
+    /// it is off.
     pub fn persistent_keepalive(mut self, seconds: u16) -> PeerChange {
         self.request.persistent_keepalive = Some(seconds);
         self
     }
 
-    /// Sends what goes to `prefix` to this peer, and takes what comes from there from nobody else. Another peer that had the
-    /// very same prefix loses it.
+    /// Sends what goes to `prefix` to this peer, and accepts packets from there from nobody else. Another peer that had exactly
+    /// this prefix loses it.
     pub fn allow(mut self, prefix: Prefix) -> PeerChange {
         self.request.allowed_ips.push(AllowedIp { prefix, remove: false });
         self

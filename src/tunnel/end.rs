@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How a tunnel ended.
+/// The way in which a tunnel ended.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
     /// It was stopped, or its configuration socket was removed.
@@ -15,24 +15,24 @@ pub(super) enum Outcome {
     Failed(Arc<io::Error>),
 }
 
-/// Where the outcome will be.
+/// Keeps the outcome of a tunnel, once there is one.
 #[derive(Default, Debug)]
 pub(super) struct End {
     outcome: Mutex<Option<Outcome>>,
     ended: Condvar,
 }
 
-/// Held by the tunnel's thread: if that panics, the tunnel has ended, too.
+/// Held by the tunnel's thread. If that panics, dropping this ends the tunnel, too.
 pub(super) struct Ending(pub(super) Arc<End>);
 
 impl End {
-    /// The first outcome stays.
+    /// Sets the outcome, unless there is one already.
     fn set(&self, outcome: Outcome) {
         self.lock().get_or_insert(outcome);
         self.ended.notify_all();
     }
 
-    /// Waits until it is there, at most for `limit`.
+    /// Waits for the outcome, for no longer than `limit`. `None` where the tunnel still runs.
     pub(super) fn wait(&self, limit: Option<Duration>) -> Option<Outcome> {
         let until = limit.map(|limit| Instant::now() + limit);
         let mut outcome = self.lock();
@@ -48,7 +48,7 @@ impl End {
         outcome.clone()
     }
 
-    /// Nothing that holds the lock can panic half way.
+    /// Locks the outcome. Nothing that holds the lock can panic half way, so it is good even where it is poisoned.
     fn lock(&self) -> MutexGuard<'_, Option<Outcome>> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a tunnel.
+//! The errors of a tunnel.
 
 use crate::device::ConfigureError;
 use crate::tunnel::limits::Shortage;
@@ -8,85 +8,85 @@ use std::sync::Arc;
 
 /// Why a tunnel did not start, refused a change, or ended by itself.
 ///
-/// Every variant names the interface. What the kernel said is the source; texts do not repeat it.
+/// Every variant names the interface. What the kernel said is the source, and the text of the error does not repeat it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The name is none that an interface can have.
     Name {
-        /// The name.
+        /// The name that was asked for.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with the name.
         source: Arc<io::Error>,
     },
     /// The limit on open files (RLIMIT_NOFILE) is too low for so many workers.
     Descriptors {
-        /// The interface.
+        /// The name of the interface.
         name: String,
-        /// How many workers there would be.
+        /// How many workers were asked for.
         workers: usize,
-        /// Files that they need.
+        /// How many files the tunnel needs to open.
         needed: u64,
-        /// Files that may be open.
+        /// How many files the process may have open.
         allowed: u64,
     },
     /// io_uring was demanded, and the kernel or a filter of system calls refuses it.
     IoUring {
-        /// The interface.
+        /// The name of the interface.
         name: String,
         /// What the kernel said.
         source: Arc<io::Error>,
     },
     /// The TUN device cannot be created, or the one that was handed in cannot be used.
     Interface {
-        /// The interface.
+        /// The name of the interface.
         name: String,
         /// What the kernel said, and the remedy where there is one.
         source: Arc<io::Error>,
     },
     /// The configuration socket cannot be made.
     ControlSocket {
-        /// The interface.
+        /// The name of the interface.
         name: String,
         /// What the kernel said.
         source: Arc<io::Error>,
     },
-    /// A thread, its ring or its buffers cannot be had.
+    /// A worker's thread, ring or buffers cannot be had.
     Worker {
-        /// The interface.
+        /// The name of the interface.
         name: String,
         /// What the kernel said.
         source: Arc<io::Error>,
     },
     /// The change names more peers than a tunnel can have. Nothing was changed.
     TooManyPeers {
-        /// The interface.
+        /// The name of the interface.
         name: String,
     },
-    /// The UDP port or the mark of a change cannot be had. Nothing was changed.
+    /// The UDP port or the firewall mark of a change cannot be had. Nothing was changed.
     Bind {
-        /// The interface.
+        /// The name of the interface.
         name: String,
         /// What the kernel said.
         source: Arc<io::Error>,
     },
-    /// The tunnel ran, and ended since somebody deleted its interface.
+    /// The tunnel ran, and ended as somebody deleted its interface.
     Deleted {
-        /// The interface.
+        /// The name of the interface.
         name: String,
-        /// What its worker saw.
+        /// The error that its worker got from the TUN device.
         source: Arc<io::Error>,
     },
     /// The tunnel ran, and ended by itself.
     Ended {
-        /// The interface.
+        /// The name of the interface.
         name: String,
-        /// Why.
+        /// Why it ended.
         source: Arc<io::Error>,
     },
-    /// The tunnel has ended, so that it can be asked nothing any more; [`Tunnel::wait`](crate::Tunnel::wait) says why.
+    /// The tunnel has ended, so that it answers no more. [`Tunnel::wait`](crate::Tunnel::wait) says why it ended.
     Stopped {
-        /// The interface.
+        /// The name of the interface.
         name: String,
     },
 }
@@ -130,7 +130,7 @@ impl Error {
         }
     }
 
-    /// What the kernel said, where it said something.
+    /// The kernel's error, where there is one.
     fn system(&self) -> Option<&io::Error> {
         match self {
             Error::Name { source, .. }

@@ -1,4 +1,4 @@
-//! Interfaces whose process is gone and that will be gone in a moment, too.
+//! Interfaces whose process is gone, which are about to go, too.
 
 use crate::tunnel::socket;
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 /// How long the interface of a process that is gone may take to go.
 const LEAVING: Duration = Duration::from_secs(3);
-/// The same while its socket still takes connections: then it is probably there to stay.
+/// How long it may take while its socket still accepts connections: then it is probably there to stay.
 const LEAVING_SERVED: Duration = Duration::from_millis(300);
-/// Between two looks.
+/// Pause between two checks whether the interface is gone.
 pub const LOOK: Duration = Duration::from_millis(10);
 
-/// Whether the interface `name`, waited for since `begun`, may still go by itself. One that is no TUN device does not; one that a process
-/// serves hardly does.
+/// Whether the interface `name`, waited for since `begun`, may still go by itself. One that is no TUN device does not, and
+/// one that a process serves hardly does.
 pub fn may_go(name: &str, begun: Instant) -> bool {
     let interface = Path::new("/sys/class/net").join(name);
     if interface.exists() && !interface.join("tun_flags").exists() {

@@ -1,20 +1,20 @@
-//! Limits of this process, looked at before anything is made, and left as they are.
+//! Limits of this process, checked before anything is made, and left as they are.
 
 use rustix::process::{Resource, getrlimit};
 
-/// File descriptors that a tunnel has open at most while it starts, without those of its workers; rounded up.
+/// File descriptors that a tunnel has open at most while it starts, without those of its workers. It is rounded up.
 const DESCRIPTORS: u64 = 32;
-/// The same for each worker: queue, ring, epoll, waker, two sockets, and a second handle of some.
+/// File descriptors of each worker: queue, ring, epoll, waker, two sockets, and a second handle of some.
 const DESCRIPTORS_OF_WORKER: u64 = 8;
 
-/// Too few may be open.
+/// The error of a limit that is too low.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Shortage {
     pub(super) needed: u64,
     pub(super) allowed: u64,
 }
 
-/// Whether so many workers may have the files that they need.
+/// Checks that so many workers may have the files that they need.
 pub(super) fn check_descriptors(workers: usize) -> Result<(), Shortage> {
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     shortage(allowed, workers).map_or(Ok(()), |needed| Err(Shortage { needed, allowed }))

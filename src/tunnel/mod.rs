@@ -4,7 +4,7 @@
 //!   Builder ─> start ─> workers, slow path, End         Tunnel ─> Handle ─> slow path
 //! ```
 //!
-//! What it takes of the process is threads, files and memory, and nothing that there is but one of: no signal, no logger, no
+//! It takes threads, files and memory of the process, and nothing of which a process has but one: no signal, no logger, no
 //! umask, no working directory, no limit, no panic hook.
 
 mod builder;
@@ -36,14 +36,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Peers that are looked at in one go, between which the tunnel does its other work.
+/// How many peers are read in one go. Between two such pages the tunnel does its other work.
 const PAGE: usize = 64;
 
-/// A running tunnel. Clones are handles on the same one; it stops when the last of them is dropped.
+/// A running tunnel. Clones are handles on the same one, and it stops when the last of them is dropped.
 ///
-/// All calls may be made from any thread. Those that ask the tunnel wait for its answer, which takes microseconds, or, where a
-/// configuration of many thousand peers is under way, as long as that. In asynchronous code, call them where blocking is
-/// allowed.
+/// All methods may be called from any thread. A call that asks the tunnel waits for its answer. That takes microseconds, or as
+/// long as a configuration of many thousand peers takes that is under way. In asynchronous code such calls belong where
+/// blocking is allowed.
 #[derive(Clone)]
 pub struct Tunnel {
     inner: Arc<SharedHandle>,
@@ -57,7 +57,7 @@ struct SharedHandle {
 }
 
 impl Tunnel {
-    /// Begins a tunnel whose interface is called `name`, 1 to 15 bytes.
+    /// Begins a tunnel whose interface is called `name`, of 1 to 15 bytes.
     pub fn builder(name: impl Into<String>) -> Builder {
         Builder::new(name.into())
     }
@@ -80,23 +80,28 @@ impl Tunnel {
     /// Changes the configuration, whole or not at all. Sessions of peers that the change does not touch go on.
     ///
     /// # Errors
-    /// [`Error::Bind`], [`Error::TooManyPeers`], and [`Error::Stopped`] where the tunnel has ended.
+    ///
+    /// [`Error::Bind`] and [`Error::TooManyPeers`] where the change cannot be carried out, [`Error::Stopped`] where the
+    /// tunnel has ended.
     pub fn configure(&self, change: Change) -> Result<(), Error> {
         let done = self.inner.handle.configure(change.into_request()).map_err(|Gone| self.stopped())?;
         done.map_err(|error| Error::refused(error, self.name()))
     }
 
-    /// How the tunnel is.
+    /// The tunnel's present state.
     ///
     /// # Errors
+    ///
     /// [`Error::Stopped`] where the tunnel has ended.
     pub fn status(&self) -> Result<TunnelStatus, Error> {
         self.inner.handle.look(TunnelStatus::of).map_err(|Gone| self.stopped())
     }
 
-    /// How each peer is, in the order in which they were added. Of many peers each is as it was when its turn came.
+    /// The present state of each peer, in the order in which they were added. They are read page by page, so that among many
+    /// peers the states are of slightly different times.
     ///
     /// # Errors
+    ///
     /// [`Error::Stopped`] where the tunnel has ended.
     pub fn peers(&self) -> Result<Vec<PeerStatus>, Error> {
         let mut peers = Vec::new();
@@ -110,21 +115,22 @@ impl Tunnel {
         Ok(peers)
     }
 
-    /// Tells the tunnel to end, and does not wait for it.
+    /// Asks the tunnel to end, and does not wait for it.
     pub fn stop(&self) {
         self.inner.handle.stop();
     }
 
-    /// Waits until the tunnel has ended, and its threads, its sockets and its interface are gone. `Ok`: it was stopped, or its
-    /// configuration socket was removed.
+    /// Waits until the tunnel has ended, and its threads, its sockets and its interface are gone. `Ok` where it was stopped, or
+    /// its configuration socket was removed.
     ///
     /// # Errors
+    ///
     /// [`Error::Deleted`] where somebody deleted the interface, [`Error::Ended`] where the tunnel ended otherwise by itself.
     pub fn wait(&self) -> Result<(), Error> {
         self.inner.end.wait(None).map_or(Ok(()), |outcome| self.outcome(outcome))
     }
 
-    /// As [`Self::wait`], for no longer than `limit`; `None`: it still runs.
+    /// Waits as [`Self::wait`] does, for no longer than `limit`. `None` where the tunnel still runs.
     pub fn wait_timeout(&self, limit: Duration) -> Option<Result<(), Error>> {
         self.inner.end.wait(Some(limit)).map(|outcome| self.outcome(outcome))
     }

@@ -1,4 +1,4 @@
-//! The UAPI socket's place in the file system: /var/run/wireguard/NAME.sock, its owner's alone, as wg(8) expects it.
+//! The UAPI socket's place in the file system: `/var/run/wireguard/NAME.sock`, open to its owner alone, as wg(8) expects it.
 
 use crate::sys::error::explain;
 use rustix::fs::Mode;
@@ -13,20 +13,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
-/// Where the sockets of all implementations are.
+/// The directory of the sockets of all implementations.
 pub const DIRECTORY: &str = "/var/run/wireguard";
 
-/// Between two looks for the socket's file where inotify is refused.
+/// Pause between two checks for the socket's file where inotify is refused.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Connections that may wait to be accepted, as in the standard library.
+/// Most connections that may wait to be accepted, as in the standard library.
 const BACKLOG: i32 = 128;
 
-/// Where the socket of interface `name` is.
+/// The path of the socket of interface `name`.
 pub fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{name}.sock"))
 }
 
-/// A listening socket; its file is removed on drop.
+/// A listening socket, whose file is removed on drop.
 #[derive(Debug)]
 pub struct UapiSocket {
     listener: UnixListener,
@@ -34,8 +34,11 @@ pub struct UapiSocket {
 }
 
 impl UapiSocket {
-    /// Listens for interface `name`, or adopts `inherited`. A file that nobody listens on any more is replaced; one that is
-    /// in use is an error.
+    /// Listens for interface `name`, or adopts `inherited`. A file on which nobody listens any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Where another process listens on the file, or it cannot be made.
     pub fn listen(name: &str, inherited: Option<OwnedFd>) -> Result<UapiSocket> {
         let path = path(name);
         if let Some(fd) = inherited {
@@ -54,8 +57,12 @@ impl UapiSocket {
         Ok(UapiSocket { listener, path })
     }
 
-    /// Starts a thread that says so once when the socket's file is removed: the way to end a userspace tunnel where `ip link del`
-    /// does not exist, which wireguard-go follows, too. An inherited socket has no file to follow.
+    /// Starts a thread that sends on `removed` once, when the socket's file is removed. That is the way to end a userspace
+    /// tunnel where `ip link del` does not exist, and wireguard-go follows it, too. An inherited socket has no file to follow.
+    ///
+    /// # Errors
+    ///
+    /// Where the thread cannot be started.
     pub fn follow_removal(&self, removed: Sender<()>) -> Result<()> {
         if !self.path.exists() {
             return Ok(());
@@ -72,7 +79,11 @@ impl UapiSocket {
         Ok(())
     }
 
-    /// Another handle on the listener.
+    /// Another handle on the listening socket.
+    ///
+    /// # Errors
+    ///
+    /// Where the process may have no more files.
     pub fn listener(&self) -> Result<UnixListener> {
         self.listener.try_clone()
     }
@@ -84,9 +95,9 @@ impl Drop for UapiSocket {
     }
 }
 
-/// Listens where nobody but the owner may connect. The mode is set on the socket before it has a name: the kernel makes the
-/// file with it (`unix_bind_bsd`), so that there is no moment at which others may connect. To narrow the umask meanwhile would
-/// do the same, but the umask is the whole process's.
+/// Listens where nobody but the owner may connect. The mode is set on the socket before it has a name, and the kernel makes
+/// the file with it (`unix_bind_bsd`), so that there is no moment at which others may connect. A narrower umask would do the
+/// same, but the umask is the whole process's.
 fn bind(path: &Path) -> Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     rustix::fs::fchmod(&socket, Mode::RWXU)?;
@@ -95,15 +106,15 @@ fn bind(path: &Path) -> Result<UnixListener> {
     Ok(OwnedFd::from(socket).into())
 }
 
-/// An inotify that speaks when the file goes. Refused by a filter of system calls, or where the user has too many of them.
+/// Makes an inotify that reports when the file goes. A filter of system calls may refuse it, or the user has too many of them.
 fn watch(path: &Path) -> Result<OwnedFd> {
     let watch = inotify::init(CreateFlags::CLOEXEC)?;
-    // The last link of the file goes: IN_ATTRIB (link count) comes while the listener keeps the inode alive.
+    // When the last link of the file goes, IN_ATTRIB (link count) comes, while the listener keeps the inode alive.
     inotify::add_watch(&watch, path, WatchFlags::ATTRIB | WatchFlags::DELETE_SELF)?;
     Ok(watch)
 }
 
-/// Returns once the file is not there any more.
+/// Waits until the file is gone.
 fn wait_for_removal(path: &Path, watch: Option<OwnedFd>) {
     let mut buffer = [MaybeUninit::uninit(); 512];
     let mut events = watch.map(|watch| inotify::Reader::new(watch, &mut buffer));

@@ -1,5 +1,5 @@
-//! The start of a tunnel: TUN device, configuration socket, workers, slow path; and, on the tunnel's own thread, the removal of
-//! all of it.
+//! The start of a tunnel: TUN device, configuration socket, workers, slow path. On the tunnel's own thread, the removal of all
+//! of it.
 
 use crate::crypto::random::SystemEntropy;
 use crate::device::Device;
@@ -22,11 +22,11 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// What a tunnel is to be.
+/// The settings of a tunnel, as the builder collected them.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) name: String,
-    /// `None`: one per core.
+    /// How many workers there are. `None` is one for each core.
     pub(super) workers: Option<usize>,
     pub(super) backend: Backend,
     pub(super) mtu: u32,
@@ -35,12 +35,12 @@ pub(super) struct Settings {
     pub(super) gro: bool,
     pub(super) steering: bool,
     pub(super) pin: bool,
-    /// Then there is one worker.
+    /// An open TUN file to take over. With it there is one worker.
     pub(super) tun_fd: Option<OwnedFd>,
     pub(super) control: SocketChoice,
 }
 
-/// By which socket other processes configure the tunnel.
+/// The socket by which other processes configure the tunnel.
 #[derive(Debug)]
 pub(super) enum SocketChoice {
     None,
@@ -48,7 +48,7 @@ pub(super) enum SocketChoice {
     Given(OwnedFd),
 }
 
-/// A tunnel that runs.
+/// A tunnel that was started, and its end to come.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) name: String,
@@ -75,7 +75,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
         }),
     }
     .map_err(Error::interface(&name))?;
-    // One that was handed in has the name that its maker gave it.
+    // A device that was handed in has the name that its maker gave it.
     let name = tun.name;
     let socket = Socket::open(&name, settings.control).map_err(Error::control_socket(&name))?;
     let steering =
@@ -137,7 +137,7 @@ fn run(
     Ok(Started { name, workers, handle, end })
 }
 
-/// The configuration socket's parts; without one, its removal never comes.
+/// The configuration socket's parts. Without such a socket, its removal never comes.
 struct Socket {
     file: Option<UapiSocket>,
     listener: Option<UnixListener>,
@@ -157,7 +157,8 @@ impl Socket {
     }
 }
 
-/// Whether this kernel delivers something else than what UDP_SEGMENT was given. Where that cannot be found out it is taken for good.
+/// Whether this kernel delivers something else than what UDP_SEGMENT was given. Where that cannot be found out, it is taken for
+/// sound.
 fn is_gso_mangled() -> bool {
     let mangled = matches!(gso::delivers_whole(), Ok(false));
     if mangled {
@@ -175,8 +176,8 @@ fn workers_of(wanted: Option<usize>, is_handed_in: bool) -> usize {
     WorkerCount::nearest(wanted.unwrap_or(cores)).get()
 }
 
-/// Creates the device. The interface of a process that was killed a moment ago may still be there: the kernel takes down the rings
-/// that hold its queues after the process is gone, 10 to 50 ms later. So a name in use is tried again for a while.
+/// Creates the device. The interface of a process that was killed a moment ago may still exist: the kernel takes down the
+/// rings that hold its queues after the process is gone, 10 to 50 ms later. So a name in use is tried again for a while.
 fn create_tun(config: &TunConfig) -> io::Result<Tun> {
     let begun = Instant::now();
     loop {

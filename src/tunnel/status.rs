@@ -1,4 +1,4 @@
-//! How a tunnel is, and how its peers are.
+//! The state of a tunnel and of its peers, as the library states it.
 
 use crate::crypto::x25519::PublicKey;
 use crate::device::status::Summary;
@@ -9,49 +9,50 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How a tunnel is.
+/// The state of a tunnel, at the time of the call.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TunnelStatus {
     /// Whether the interface is up and the UDP sockets are bound.
     pub up: bool,
-    /// Why there are no sockets although the interface is up; they are tried again by themselves.
+    /// Why there are no sockets although the interface is up. They are tried again without a call.
     pub bind_error: Option<String>,
-    /// The UDP port: the configured one while the interface is down, the bound one while it is up; 0: any, or not bound.
+    /// The UDP port: the configured one while the interface is down, the bound one while it is up. 0 where any will do, or
+    /// none is bound.
     pub listen_port: u16,
-    /// The firewall mark of the tunnel's own datagrams; 0: none.
+    /// The firewall mark of the tunnel's own datagrams. 0 is none.
     pub fwmark: u32,
     /// The public key of the tunnel's private key, if it has one.
     pub public_key: Option<PublicKey>,
-    /// Whether workers speak to the kernel through io_uring, else by plain system calls.
+    /// Whether workers speak to the kernel through io_uring; otherwise they use plain system calls.
     pub io_uring: bool,
     /// How many peers there are.
     pub peers: usize,
-    /// How many of them have shaken hands within the last three minutes, so that packets pass.
+    /// How many peers had a handshake within the last three minutes, so that packets pass.
     pub alive: usize,
-    /// Bytes received from the peers that there are.
+    /// Bytes received from the present peers.
     pub rx_bytes: u64,
-    /// Bytes sent to them.
+    /// Bytes sent to the present peers.
     pub tx_bytes: u64,
 }
 
-/// How a peer is.
+/// The state of a peer, at the time of the call.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct PeerStatus {
-    /// Who it is.
+    /// The peer's public key.
     pub public_key: PublicKey,
-    /// Where it was last.
+    /// The address and port from which an authentic packet of the peer came last, or the configured ones.
     pub endpoint: Option<SocketAddr>,
-    /// When hands were shaken last; `None`: never.
+    /// When the last handshake with the peer was completed. `None` where there was none.
     pub last_handshake: Option<SystemTime>,
-    /// Seconds between keepalives; 0: off.
+    /// Seconds between persistent keepalives. 0 is off.
     pub persistent_keepalive: u16,
-    /// What is sent to it and taken from it.
+    /// The prefixes that are sent to the peer and accepted from it.
     pub allowed_ips: Vec<Prefix>,
-    /// Bytes received from it.
+    /// Bytes received from the peer.
     pub rx_bytes: u64,
-    /// Bytes sent to it.
+    /// Bytes sent to the peer.
     pub tx_bytes: u64,
 }
 
@@ -90,7 +91,7 @@ impl PeerStatus {
     }
 }
 
-/// At most so many peers from place `from` on, and the place of the next, if there are more.
+/// The state of at most `most` peers from place `from` on, and the place of the next, if there are more.
 pub(super) fn page(device: &Device, from: u32, most: usize) -> (Vec<PeerStatus>, Option<u32>) {
     let (mut page, mut next) = (Vec::new(), from);
     while page.len() < most {

@@ -1,4 +1,4 @@
-//! Tunnels of this very process, on real devices.
+//! Tests of tunnels in this very process, on real devices.
 
 use super::*;
 use crate::crypto::x25519::{PrivateKey, PublicKey};

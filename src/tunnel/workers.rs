@@ -1,4 +1,4 @@
-//! The workers' threads: their backends, their cores, their end.
+//! The workers' threads: their backends, their cores, and their end.
 
 use crate::dataplane::worker::{Worker, WorkerConfig};
 use crate::dataplane::{Control, Links};
@@ -12,24 +12,24 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-/// Buffers a worker may hold: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a full
-/// socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
+/// How many buffers a worker has: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a
+/// full socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
 pub const BUFFERS: usize = 192;
 
-/// How workers speak to the kernel.
+/// The way in which workers speak to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Backend {
-    /// Through io_uring where it is allowed, else by plain system calls.
+    /// Workers use io_uring where it is allowed, and plain system calls where it is not.
     #[default]
     Auto,
-    /// Through io_uring, or not at all.
+    /// Workers use io_uring, or the tunnel does not start.
     Uring,
-    /// By epoll and plain system calls.
+    /// Workers use epoll and plain system calls.
     Syscalls,
 }
 
-/// True: io_uring. The error is why it cannot be used where it was demanded.
+/// Chooses the backend; true is io_uring. The error says why it cannot be used where it was demanded.
 pub(super) fn choose_backend(choice: Backend) -> std::io::Result<bool> {
     match (choice, Uring::probe()) {
         (Backend::Syscalls, _) => Ok(false),
@@ -46,15 +46,15 @@ fn tell_no_uring(why: &std::io::Error) {
     log::warn!("io_uring is not available ({why}): using epoll and plain syscalls instead");
 }
 
-/// Workers that turn, and how they are spoken to.
+/// The running workers, and the queues by which they are reached.
 pub(super) struct Crew {
     pub(super) links: Links,
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) uring: bool,
 }
 
-/// Starts the workers: over plain syscalls where io_uring is refused after all, unless it was demanded. That a ring could be made
-/// before does not mean that each worker may have one: rings and their buffers count against RLIMIT_MEMLOCK.
+/// Starts the workers, over plain system calls where io_uring is refused after all, unless it was demanded. That a ring
+/// could be made before does not mean that each worker may have one: rings and their buffers count against RLIMIT_MEMLOCK.
 pub(super) fn hire(queues: Vec<OwnedFd>, plan: WorkerPlan, choice: Backend) -> std::io::Result<Crew> {
     if plan.uring {
         let handles = queues.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
@@ -65,7 +65,7 @@ pub(super) fn hire(queues: Vec<OwnedFd>, plan: WorkerPlan, choice: Backend) -> s
             Err(error) => return Err(error),
         }
     }
-    // New queues: those of the first attempt hold the word that ended its workers.
+    // The queues are new ones, as those of the first attempt hold the word that ended its workers.
     let links = Links::new(queues.len())?.within(memory::group_limit());
     let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan })?;
     Ok(Crew { links, threads, uring: false })
@@ -77,7 +77,7 @@ pub(super) struct WorkerPlan {
     pub(super) uring: bool,
     pub(super) gso: bool,
     pub(super) pin: bool,
-    /// Core of worker 0. Tunnels of one host start on different ones, as the first peer of each goes to its worker 0.
+    /// Core of worker 0. Tunnels of one host start on different cores, as the first peer of each goes to its worker 0.
     pub(super) first_core: usize,
     pub(super) mtu: u32,
     pub(super) coalesce: CoalesceOptions,
