@@ -1,7 +1,7 @@
-//! AllowedIPs: longest-prefix match over IPv4 and IPv6, device-wide, one owner a prefix.
+//! AllowedIPs: longest-prefix match over IPv4 and IPv6, for the whole device, with one owner for each prefix.
 //!
 //! ```text
-//!   RouteWriter ── table() ──> Arc<RouteTable { v4: Node, v6: Node }> ──> lookup
+//!   RouteWriter ── table() ──> Arc<RouteTable { v4: Roots, v6: Roots }> ──> lookup
 //!        │ change()                     │
 //!        └────────── writes ──> nodes:  [ short | long | children | first child, first owner ] ...   a node that branches
 //!                               │       [ key           | length   | owner                    ] ...   a lone prefix
@@ -9,16 +9,18 @@
 //!                               owners: [ owner, owner ] ...
 //! ```
 //!
-//! A node branches on six bits. Its bitmaps say which of the 64 slots lead to nodes below, and which prefixes end in it;
-//! population counts index the packed nodes and owners of both. That is the tree bitmap (Eatherton, Varghese, Dittia: "Tree
-//! bitmap: hardware/software IP lookups with incremental updates", 2004, section 3) with the packed arrays of the poptrie (Asai,
-//! Ohara, 2015). A prefix stands in one node only, so that a change touches that node and the way to it, be it a default route.
-//! Where all below a slot share their next bits, one node stands in place of the chain, and one comparison.
+//! A node branches on six bits. Its bitmaps say which of the 64 slots lead to nodes below, and which prefixes end in it.
+//! Population counts of the bitmaps index the packed nodes and owners. That is the tree bitmap (Eatherton, Varghese,
+//! Dittia: "Tree bitmap: hardware/software IP lookups with incremental updates", 2004, section 3) with the packed arrays of
+//! the poptrie (Asai, Ohara, 2015). A prefix stands in one node only, so that a change touches that node and the way to it,
+//! even for a default route. Where everything below a slot shares its next bits, one node and one comparison stand in place
+//! of a chain of nodes.
 //!
-//! **Tables never change.** A change writes the nodes on its way anew, in room that no table has, and a table is no more than the
-//! two nodes to begin from. So a table is made at no cost, and shares with the one before whatever did not change. What only
-//! earlier tables have is written over once the last of these is gone, which the [`RouteWriter`] sees by their reference counts.
-//! The words are atomic since room is written to while others read beside it; within a table nothing is ever written.
+//! **Tables never change.** A change writes the nodes on its way anew, in room that belongs to no table. A table is no more
+//! than the roots of both families and a reference to the room. So it costs nothing to make one, and it shares with the
+//! table before whatever did not change. What only earlier tables have is written over once the last of these is gone,
+//! which the [`RouteWriter`] sees by their reference counts. The words are atomic, since parts of the room are written
+//! while other parts are read. What belongs to a table is never written.
 
 mod node;
 mod prefix;
@@ -35,9 +37,10 @@ use room::{Cells, NodeCell, OwnerCell, owner_at};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A table that workers look up in. It never changes, and shares its memory with those of the same [`RouteWriter`].
+/// A table in which workers look up destinations and sources. It never changes, and shares its memory with the other tables
+/// of its [`RouteWriter`].
 ///
-/// It is not to be cloned: the writer would not know of the clone.
+/// It must not be cloned, as the writer would not know of the clone.
 #[derive(Default, Debug)]
 pub struct RouteTable {
     nodes: Arc<Cells<NodeCell>>,
@@ -46,7 +49,8 @@ pub struct RouteTable {
     v6: Roots,
 }
 
-/// What addresses of one family begin with: by their first two bits, where to go on, and the owner of all of them.
+/// Where look-ups of one family begin: for each value of an address's first two bits, the node to go on with, and the owner
+/// of the longest prefix of at most two bits.
 #[derive(Clone, Copy, Default, Debug)]
 struct Roots {
     nodes: [Node; 1 << FIRST],
@@ -54,14 +58,14 @@ struct Roots {
 }
 
 impl RouteTable {
-    /// Builds a table; a prefix that stands twice goes to its last owner.
+    /// Builds a table. A prefix that is given twice goes to its last owner.
     pub fn build(routes: impl IntoIterator<Item = (Prefix, u32)>) -> RouteTable {
         let mut writer = RouteWriter::default();
         writer.change(routes.into_iter().map(|(prefix, owner)| (prefix, Some(owner))));
         writer.into_table()
     }
 
-    /// The owner (a peer's slot) of the longest prefix that holds `addr`.
+    /// The owner (a peer's slot) of the longest prefix that contains `addr`.
     #[inline]
     pub fn lookup(&self, addr: IpAddr) -> Option<u32> {
         match addr {
@@ -75,7 +79,7 @@ impl RouteTable {
         let nodes: &[NodeCell] = &self.nodes;
         let mut node = roots.nodes[key.first()];
         let mut rest = key.after(FIRST);
-        // Where the owner of the longest prefix so far stands.
+        // The place of the owner of the longest prefix found so far.
         let mut best = None;
         loop {
             match node.kind() {

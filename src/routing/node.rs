@@ -1,24 +1,25 @@
-//! One node in four words, and where prefixes and bits stand in it.
+//! One node in four words, and the places of prefixes and bits in it.
 //!
-//! A node begins after 2, 8, 14, ... 122 bits, so that hosts of either family end with one. A prefix ends in the node that begins
-//! before its last bit. There it has a position: 1 followed by its bits since the node's beginning. Positions 2 to 63 are bits of
-//! `short`; those from 64 on are whole slots, and bits of `long`. Prefixes of at most two bits are before all nodes.
+//! A node begins after 2, 8, 14, ... 122 bits of the address, so that hosts of either family end exactly with a node. A
+//! prefix ends in the node that begins before its last bit. There it has a position: a 1, followed by its bits from the
+//! node's beginning on. Positions 2 to 63 are bits of `short`. Positions from 64 on are whole slots, and bits of `long`.
+//! Prefixes of at most two bits stand before all nodes, in the roots.
 
 use super::prefix::Prefix;
 use super::room::NodeCell;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Bits before the first nodes.
+/// How many bits of an address come before the first nodes.
 pub(super) const FIRST: u8 = 2;
-/// Bits a node.
+/// How many bits of an address one node covers.
 pub(super) const STRIDE: u8 = 6;
-/// Slots of a node.
+/// How many slots a node has.
 pub(super) const SLOTS: usize = 1 << STRIDE;
-/// In `link`: what kind of node it is, unless it branches.
+/// Bits of `link` that tell the kind of a node which does not branch.
 const LONE: u64 = 1 << 63;
 const WAY: u64 = 1 << 62;
 
-/// For each slot the positions of the shorter prefixes that hold it.
+/// For each slot, the positions of the prefixes shorter than a slot that contain it.
 pub(super) const PATHS: [u64; SLOTS] = {
     let mut paths = [0; SLOTS];
     let mut slot = 0;
@@ -33,25 +34,26 @@ pub(super) const PATHS: [u64; SLOTS] = {
     paths
 };
 
-/// The words, whose meaning is the kind's. The default branches nowhere: no prefix is below it.
+/// A node, whose words mean what its kind says. The default is a branch without prefixes and children: nothing is below it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Node {
-    /// Shorter prefixes that end here, by position; or a key's first bits.
+    /// Of a branch: the prefixes shorter than a slot that end here, by position. Otherwise the upper half of a key.
     pub(super) short: u64,
-    /// Prefixes of a whole slot; or a key's last bits.
+    /// Of a branch: the prefixes of a whole slot. Otherwise the lower half of a key.
     pub(super) long: u64,
-    /// Slots that lead on; or a length.
+    /// Of a branch: the slots that lead to children. Otherwise the length of the key in bits.
     pub(super) children: u64,
     link: u64,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     Branch,
-    /// One prefix, and nothing else below.
+    /// It stands for one prefix, and there is nothing else below.
     Lone,
-    /// All below begins with the same bits, up to the node that it leads to, which branches.
+    /// It stands for a chain without branches. Everything below begins with the key's bits, up to the branch to which it
+    /// leads.
     Way,
 }
 
@@ -111,7 +113,7 @@ impl Node {
         self.children as u8
     }
 
-    /// Where the owner of the longest prefix stands that ends here and holds this slot.
+    /// Where the owner of the longest prefix stands that ends in this node and contains this slot.
     #[inline]
     pub(super) fn longest(&self, slot: usize) -> Option<u32> {
         if self.short | self.long == 0 {
@@ -128,7 +130,7 @@ impl Node {
         Some(self.first_owner() + self.long.count_ones() + rank(self.short, position))
     }
 
-    /// Prefixes that end here.
+    /// How many prefixes end here.
     pub(super) fn owners(&self) -> u32 {
         self.short.count_ones() + self.long.count_ones()
     }
@@ -150,7 +152,7 @@ impl Node {
     }
 }
 
-/// Bits set below bit `at`.
+/// How many bits are set below bit `at`.
 #[inline]
 pub(super) fn rank(bits: u64, at: usize) -> u32 {
     (bits & ((1 << at) - 1)).count_ones()
@@ -161,12 +163,12 @@ pub(super) fn slot_of(key: u128, depth: u8) -> usize {
     ((key << depth) >> (128 - STRIDE)) as usize
 }
 
-/// Where the last node that begins after at most so many bits does.
+/// The beginning of the last node that begins after at most so many bits.
 pub(super) fn at_most(bits: u8) -> u8 {
     bits.saturating_sub(FIRST) / STRIDE * STRIDE + FIRST
 }
 
-/// Where the node that a prefix of this length ends in begins; it has more than [`FIRST`] bits.
+/// The beginning of the node in which a prefix of this length ends. The prefix must have more than [`FIRST`] bits.
 pub(super) fn holder(len: u8) -> u8 {
     at_most(len.saturating_sub(1))
 }
@@ -177,15 +179,15 @@ pub(super) fn position(key: u128, len: u8) -> usize {
     1 << bits | slot_of(key, holder(len)) >> (STRIDE - bits)
 }
 
-/// A key of either family, its bits topmost.
+/// A key of either family, whose first bit is the topmost.
 pub(super) trait AddressBits: Copy {
-    /// The first bits.
+    /// Its first [`FIRST`] bits, as a number.
     fn first(self) -> usize;
-    /// The slot in a node that begins with this bit.
+    /// The slot in a node that begins with the key's first bit.
     fn slot(self) -> usize;
-    /// What comes after so many bits; fewer than there are.
+    /// The key without its first `bits` bits, which must be fewer than it has.
     fn after(self, bits: u8) -> Self;
-    /// Whether it begins as the node's key does.
+    /// Whether the key begins as the node's key does.
     fn begins_as(self, node: &Node) -> bool;
 }
 
@@ -211,7 +213,7 @@ impl AddressBits for u128 {
     }
 }
 
-/// IPv4: no prefix is longer than half of it.
+/// A key of IPv4: 64 bits are enough, as no prefix is longer than half of that.
 impl AddressBits for u64 {
     #[inline]
     fn first(self) -> usize {
@@ -234,7 +236,7 @@ impl AddressBits for u64 {
     }
 }
 
-/// A prefix and what becomes of it: `None`: it has no owner any more.
+/// A prefix and its new owner. `None` takes the prefix away.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RouteChange {
     pub(super) key: u128,

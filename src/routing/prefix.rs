@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// An address prefix, host bits cleared.
+/// An address prefix, whose host bits are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Prefix {
     addr: IpAddr,
@@ -13,7 +13,7 @@ pub struct Prefix {
 
 #[allow(clippy::len_without_is_empty)] // a prefix length, not a container's
 impl Prefix {
-    /// Clears the host bits. `None` where `len` exceeds 32 or 128.
+    /// Makes a prefix and clears the host bits. `None` where `len` exceeds the 32 or 128 bits of the address.
     pub fn new(addr: IpAddr, len: u8) -> Option<Prefix> {
         let addr = match addr {
             IpAddr::V4(v4) if len <= 32 => {
@@ -36,13 +36,13 @@ impl Prefix {
         self.len
     }
 
-    /// Whether `addr` lies in the prefix; never across families.
+    /// Whether `addr` lies in the prefix. An address of the other family never does.
     pub fn contains(&self, addr: IpAddr) -> bool {
         self.addr.is_ipv4() == addr.is_ipv4() && (key(self.addr) ^ key(addr)) & mask(self.len) == 0
     }
 }
 
-/// One host: the address at full length.
+/// Makes the prefix of one host: the address at full length.
 impl From<IpAddr> for Prefix {
     fn from(addr: IpAddr) -> Prefix {
         Prefix { addr, len: if addr.is_ipv4() { 32 } else { 128 } }
@@ -55,7 +55,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// Text that is not `address` or `address/length`.
+/// The error of a text that is not `address` or `address/length`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ParsePrefixError;
 
@@ -67,7 +67,7 @@ impl fmt::Display for ParsePrefixError {
 
 impl std::error::Error for ParsePrefixError {}
 
-/// `10.0.0.0/8`; a bare address is one host; host bits are cleared, as wg(8) does.
+/// Reads `10.0.0.0/8`. A bare address is one host, and host bits are cleared, as wg(8) does.
 impl FromStr for Prefix {
     type Err = ParsePrefixError;
 
@@ -76,7 +76,7 @@ impl FromStr for Prefix {
             return text.parse::<IpAddr>().map(Prefix::from).map_err(|_| ParsePrefixError);
         };
         let addr = addr.parse().map_err(|_| ParsePrefixError)?;
-        // `u8::from_str` would take a sign.
+        // `u8::from_str` would accept a sign.
         if !len.bytes().all(|digit| digit.is_ascii_digit()) {
             return Err(ParsePrefixError);
         }
@@ -84,7 +84,7 @@ impl FromStr for Prefix {
     }
 }
 
-/// The address as a bit string, first bit topmost, so that one trie serves both families.
+/// The address as a bit string, whose first bit is the topmost, so that one tree serves both families.
 pub(super) fn key(addr: IpAddr) -> u128 {
     match addr {
         IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
@@ -92,7 +92,7 @@ pub(super) fn key(addr: IpAddr) -> u128 {
     }
 }
 
-/// The first `len` bits of a key set.
+/// A key whose first `len` bits are set.
 pub(super) fn mask(len: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
 }

@@ -1,23 +1,23 @@
-//! The room for nodes and owners: taken and given back in runs of up to 64 cells.
+//! The room for nodes and owners, which is taken and given back in runs of up to 64 cells.
 
 use bytemuck::Zeroable;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-/// A node's words.
+/// A cell for a node: its words.
 pub(super) type NodeCell = [AtomicU64; 4];
-/// Two owners, so that as many as a node can have fit in a run.
+/// A cell for two owners, so that as many as a node can have fit in a run.
 pub(super) type OwnerCell = [AtomicU32; 2];
 
-/// Cells a page: one bit each in a word. A run lies within a page.
+/// Cells of a page, so that one word has a bit for each. A run lies within a page.
 const PAGE: usize = 64;
-/// Cells from which on growing is spread over what is taken in the meantime.
+/// Number of cells from which on the work of growing is spread over the runs that are taken meanwhile.
 const LARGE: usize = 4096;
-/// Cells copied for each run taken while growing: a quarter of the room is enough to be done before it is full.
+/// Cells copied for each run taken while growing. A quarter of the room is enough to be done before it is full.
 const COPIED: usize = 5 * PAGE;
 
-/// What room is made of.
+/// What a cell must be able to do.
 pub(super) trait Cell: Zeroable {
     fn copy(&self, from: &Self);
 }
@@ -39,14 +39,14 @@ pub(super) fn owner_at(cells: &[OwnerCell], at: u32) -> u32 {
     cells[at as usize / 2][at as usize % 2].load(Relaxed)
 }
 
-/// The cells themselves.
+/// The cells themselves, as one array.
 pub(super) type Cells<C> = Box<[C]>;
 
-/// Cells, and which of them are free. Growing moves all of them to a larger array, under the same numbers; those who read in the
-/// old one keep it.
+/// Cells, and which of them are free. Growing moves all of them to a larger array, under the same numbers. Who reads in the
+/// old array keeps it.
 pub(super) struct Room<C> {
     cells: Arc<Cells<C>>,
-    /// The larger array, and how many cells of it are written so far.
+    /// The larger array while growing, and how many of its cells are written so far.
     larger: Option<(Arc<Cells<C>>, usize)>,
     space: Space,
 }
@@ -62,7 +62,7 @@ impl<C: Cell> Room<C> {
         &self.cells
     }
 
-    /// Takes `count` cells side by side, at most 64.
+    /// Takes `count` neighbouring cells, at most 64, and returns the number of the first.
     pub(super) fn take(&mut self, count: usize) -> u32 {
         self.grow();
         loop {
@@ -76,7 +76,7 @@ impl<C: Cell> Room<C> {
         }
     }
 
-    /// Gives back what was taken so.
+    /// Gives back cells that [`Self::take`] returned, with the same count.
     pub(super) fn give_back(&mut self, at: u32, count: usize) {
         self.space.give_back(at as usize, count);
     }
@@ -99,11 +99,11 @@ impl<C: Cell> Room<C> {
 
     fn begin_growing(&mut self) {
         let more = (self.cells.len() * 2).max(PAGE);
-        // Zeroed memory comes from the kernel as it is used, so that what is not used yet costs nothing.
+        // Zeroed memory comes from the kernel as it is used, so what is not used yet costs nothing.
         self.larger = Some((Arc::new(bytemuck::zeroed_slice_box(more)), 0));
     }
 
-    /// Copies as many more cells, and moves once all are there.
+    /// Copies at most `most` more cells into the larger array, and moves there once it has all of them.
     fn copy(&mut self, most: usize) {
         let Some((larger, done)) = &mut self.larger else { return };
         let until = self.space.touched().min(done.saturating_add(most));
@@ -117,32 +117,32 @@ impl<C: Cell> Room<C> {
         }
     }
 
-    /// Cells that are or were in use.
+    /// How many cells are or were in use.
     pub(super) fn touched(&self) -> usize {
         self.space.touched()
     }
 
-    /// Bytes of memory that have been used: those of the cells, and of the account of them.
+    /// Bytes of memory that have been used, for the cells and for the account of them.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         self.touched().min(self.cells.len()) * size_of::<C>() + self.space.memory()
     }
 }
 
-/// Which cells are free: pages that have some, by the longest run of them. Pages beyond these were never used.
+/// The account of free cells: the pages that were ever used. Pages beyond these are wholly free.
 struct Space {
     pages: Vec<Page>,
-    /// Pages by their longest free run.
+    /// The pages' numbers, by the length of their longest free run.
     by_run: [Vec<u32>; PAGE + 1],
 }
 
 #[derive(Clone, Copy)]
 struct Page {
-    /// A bit a free cell.
+    /// Bits of the cells that are free.
     free: u64,
-    /// The longest run of them,
+    /// Length of the longest free run.
     run: u8,
-    /// and the place in that list.
+    /// Place of the page in the list of its free run's length.
     place: u32,
 }
 
@@ -157,7 +157,8 @@ impl Space {
         self.pages.len() * PAGE
     }
 
-    /// The tightest page that there is comes first, then one that was never used, of `pages` in all.
+    /// Takes cells of the page with the shortest run that is long enough, or else of a page that was never used, where
+    /// there are fewer than `pages`.
     fn take(&mut self, count: usize, pages: usize) -> Option<usize> {
         let fits = self.by_run[count..].iter().find_map(|list| list.last().copied());
         let page = match fits {
@@ -185,7 +186,7 @@ impl Space {
         self.set(page, self.pages[page].free | run_of(count) << (at % PAGE));
     }
 
-    /// Changes which cells of a page are free, and the list that it stands in.
+    /// Sets which cells of a page are free, and moves it to the list where it then belongs.
     fn set(&mut self, page: usize, free: u64) {
         let run = longest_run(free);
         let old = std::mem::replace(&mut self.pages[page], Page { free, run, place: 0 });
@@ -206,12 +207,12 @@ impl Space {
     }
 }
 
-/// So many bits set.
+/// A word with the lowest `count` bits set.
 fn run_of(count: usize) -> u64 {
     u64::MAX >> (PAGE - count)
 }
 
-/// Bits at which `count` or more set ones begin.
+/// The bits at which `count` or more set bits in a row begin.
 fn beginnings(bits: u64, count: usize) -> u64 {
     let (mut found, mut have) = (bits, 1);
     while have < count {

@@ -1,4 +1,4 @@
-//! Changes routes and gives tables out. See [`super`] for what a table is.
+//! The writer, which changes routes and gives tables out. See [`super`] for what a table is.
 
 use super::node::{
     AddressBits, FIRST, Kind, Node, RouteChange, SLOTS, STRIDE, at_most, holder, position, rank, slot_of,
@@ -10,30 +10,31 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Cells in use below which room that was once needed is given back, as a share of all.
+/// Room that was once needed is given back when less than one in so many cells is in use.
 const SPARSE: usize = 8;
-/// Cells whose room is kept though nobody has them.
+/// Number of cells whose room is kept even if none is in use.
 const KEPT: usize = 4096;
 
-/// All routes, one owner a prefix. It is theirs who decide; those who look up get tables.
+/// All routes of a device, with one owner for each prefix. The device has it, and gives tables to those who look up.
 #[derive(Default)]
 pub struct RouteWriter {
     nodes: Lent<NodeCell>,
     owners: Lent<OwnerCell>,
     v4: FamilyRoutes,
     v6: FamilyRoutes,
-    /// The table given out last.
+    /// The table that was given out last.
     table: Arc<RouteTable>,
     changed: bool,
-    /// Earlier tables that somebody may still look up in, the oldest first, and what is free once it and those before are gone.
+    /// Earlier tables in which somebody may still look up, the oldest first, each with the cells that are free once it and
+    /// those before it are gone.
     replaced: VecDeque<Replaced>,
 }
 
-/// The beginning of one family's routes.
+/// Where one family's routes begin.
 #[derive(Clone, Copy, Default)]
 struct FamilyRoutes {
     roots: Roots,
-    /// Owners of the prefixes of at most two bits, by position: 1 followed by the bits.
+    /// Owners of the prefixes of at most two bits, by position: a 1, followed by the prefix's bits.
     shortest: [Option<u32>; 2 << FIRST],
 }
 
@@ -43,11 +44,11 @@ struct Replaced {
     owners: Vec<CellRun>,
 }
 
-/// Where cells are, and how many.
+/// The number of the first cell of a run, and how many cells it has.
 type CellRun = (u32, usize);
 
 impl RouteWriter {
-    /// Gives prefixes to owners, or to none. Of a prefix that stands twice the last change counts.
+    /// Gives prefixes to owners, or to none. Where a prefix is named twice the last change counts.
     pub fn change(&mut self, changes: impl IntoIterator<Item = (Prefix, Option<u32>)>) {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (prefix, owner) in changes {
@@ -59,7 +60,7 @@ impl RouteWriter {
         self.v6 = self.family_updated(self.v6, &in_order(v6));
     }
 
-    /// The table of the routes as they are now; the same as before where nothing changed.
+    /// The table of the routes as they are now. It is the same as before where nothing changed.
     pub fn table(&mut self) -> Arc<RouteTable> {
         if self.changed {
             self.changed = false;
@@ -76,7 +77,7 @@ impl RouteWriter {
         Arc::clone(&self.table)
     }
 
-    /// The only table that there will be.
+    /// The table of a writer that will give out no other.
     pub(super) fn into_table(self) -> RouteTable {
         self.as_table()
     }
@@ -90,9 +91,10 @@ impl RouteWriter {
         }
     }
 
-    /// Takes back what only tables had that nobody looks up in any more. Whoever lets go of a table never frees it: this does.
+    /// Takes back the cells of tables in which nobody looks up any more. A worker that lets go of a table never frees it: this does.
     pub fn reclaim(&mut self) {
-        // Only a reference of its own gives a table out: alone here, alone for good. `get_mut` is ordered after their last reads.
+        // Tables are given out by the writer's own references alone: one that only we hold stays ours. `get_mut` is ordered
+        // after the readers' last reads.
         while self.replaced.front_mut().is_some_and(|oldest| Arc::get_mut(&mut oldest.table).is_some()) {
             let Some(Replaced { nodes, owners, .. }) = self.replaced.pop_front() else { return };
             nodes.into_iter().for_each(|(at, count)| self.nodes.room.give_back(at, count));
@@ -100,7 +102,7 @@ impl RouteWriter {
         }
     }
 
-    /// Bytes of memory that the routes take.
+    /// Bytes of memory that the routes use.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         self.nodes.room.memory() + self.owners.room.memory()
@@ -110,13 +112,13 @@ impl RouteWriter {
         self.nodes.is_sparse() || self.owners.is_sparse()
     }
 
-    /// Cells in use.
+    /// How many cells of nodes and of owners are in use.
     #[cfg(test)]
     pub(super) fn used(&self) -> (usize, usize) {
         (self.nodes.in_use, self.owners.in_use)
     }
 
-    /// Writes all anew in no more room than it needs. Earlier tables keep what they have.
+    /// Writes everything anew in no more room than it needs. Earlier tables keep the room that they have.
     fn write_anew(&mut self) {
         let mut less = RouteWriter::default();
         (less.v4, less.v6) = (self.v4, self.v6);
@@ -129,7 +131,7 @@ impl RouteWriter {
         }
     }
 
-    /// A node of `other`, with all below it.
+    /// Copies a node of `other`, with everything below it.
     fn copy(&mut self, node: Node, other: &RouteWriter) -> Node {
         match node.kind() {
             Kind::Lone => node,
@@ -174,7 +176,7 @@ impl RouteWriter {
         family
     }
 
-    /// `node`, which stands where nodes begin after `depth` bits, after changes of prefixes below it.
+    /// Makes the node that stands for `node` after these changes of prefixes below it. `node` begins after `depth` bits.
     fn updated(&mut self, node: Node, depth: u8, changes: &[RouteChange]) -> Node {
         match node.kind() {
             _ if changes.is_empty() => node,
@@ -196,7 +198,7 @@ impl RouteWriter {
         }
     }
 
-    /// A node for these prefixes alone.
+    /// Makes a node for these prefixes alone, at a place where nodes begin after `depth` bits.
     fn planted(&mut self, depth: u8, new: &[RouteChange]) -> Node {
         match *new {
             [] => Node::default(),
@@ -257,7 +259,7 @@ impl RouteWriter {
         if at == depth { node } else { self.way_to(node, key, at) }
     }
 
-    /// The node of a branch that begins after `depth` bits, after changes.
+    /// Makes the node of a branch that begins after `depth` bits, after these changes.
     fn filled(&mut self, branch: &mut Branch, depth: u8, changes: &[RouteChange]) -> Node {
         let below = depth + STRIDE;
         let mut rest = changes;
@@ -267,7 +269,7 @@ impl RouteWriter {
                 rest = &rest[1..];
                 continue;
             }
-            // In order, a prefix of the slot itself comes before those below it.
+            // In this order, a prefix of the slot itself comes before those below it.
             let slot = slot_of(change.key, depth);
             let count =
                 rest.iter().take_while(|one| slot_of(one.key, depth) == slot && one.len > below).count();
@@ -279,7 +281,7 @@ impl RouteWriter {
         self.finished(branch, depth)
     }
 
-    /// Writes a branch. Where nothing parts in it there is none.
+    /// Writes a branch, and returns the node that leads to its parts. Where nothing parts in it, a simpler node does.
     fn finished(&mut self, branch: &Branch, depth: u8) -> Node {
         let children: Vec<Node> = bits(branch.children).map(|slot| branch.child(slot)).collect();
         let positions = bits(branch.long).map(|slot| slot + SLOTS).chain(bits(branch.short));
@@ -320,7 +322,8 @@ impl RouteWriter {
         Node::branch(short, long, slots, first_child, first_owner)
     }
 
-    /// What leads to a node that begins after `len` bits, with these bits before: itself, unless it branches.
+    /// Makes the node that leads to `node`, which begins after the first `len` bits of `key`. A node that does not branch
+    /// leads there itself.
     fn way_to(&mut self, node: Node, key: u128, len: u8) -> Node {
         if node.kind() != Kind::Branch || node == Node::default() {
             return node;
@@ -331,14 +334,14 @@ impl RouteWriter {
     }
 }
 
-/// Room of which tables have a part.
+/// Room of which parts belong to tables.
 struct Lent<C> {
     room: Room<C>,
-    /// Cells that the routes need now.
+    /// How many cells the present routes need.
     in_use: usize,
-    /// Where what was taken since the last table begins: no table has it.
+    /// The first cells of the runs that were taken since the last table, which belong to no table.
     fresh: HashSet<u32>,
-    /// What the last table has, and the routes need no more.
+    /// Runs that the last table has, and the present routes do not need.
     dropped: Vec<CellRun>,
 }
 
@@ -369,7 +372,7 @@ impl<C: super::room::Cell> Lent<C> {
         self.room.touched() > KEPT && self.in_use < self.room.touched() / SPARSE
     }
 
-    /// A table is given out; returns what it does not have and the one before does.
+    /// Notes that a table is given out. Returns the runs that it does not have, and the table before it has.
     fn publish(&mut self) -> Vec<CellRun> {
         self.fresh.clear();
         self.fresh.shrink_to(KEPT);
@@ -377,9 +380,9 @@ impl<C: super::room::Cell> Lent<C> {
     }
 }
 
-/// A node that branches, taken apart.
+/// A branch that is taken apart to be changed.
 struct Branch {
-    /// A key below it.
+    /// A key that lies below it.
     key: u128,
     short: u64,
     long: u64,
@@ -410,12 +413,12 @@ impl Branch {
         self.owners[position] = owner.unwrap_or(0);
     }
 
-    /// The key of what begins with this slot.
+    /// The key of what begins with this slot, up to the slot's end.
     fn key_of(&self, slot: usize, depth: u8) -> u128 {
         (self.key & mask(depth)) | (slot as u128) << (128 - (depth + STRIDE))
     }
 
-    /// The prefix that ends here, where only one does.
+    /// The key and length of the prefix that ends here, where only one does.
     fn only_prefix(&self, depth: u8) -> (u128, u8) {
         let position = match self.long {
             0 => self.short.trailing_zeros() as usize,
@@ -440,7 +443,8 @@ fn bits(mut of: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Where the first node begins in which prefixes part from each other and from `key`, or end. They are in order.
+/// The beginning of the first node in which these prefixes part from each other and from `key`, or in which one ends. The
+/// prefixes must be in order.
 fn parting(changes: &[RouteChange], key: u128) -> u8 {
     let ends = changes.iter().map(|change| holder(change.len)).min().unwrap_or(0);
     let apart =
@@ -448,9 +452,9 @@ fn parting(changes: &[RouteChange], key: u128) -> u8 {
     ends.min(at_most(apart(changes.first()).min(apart(changes.last()))))
 }
 
-/// Sorted, a prefix directly before all inside it; the last change of each alone.
+/// Sorts changes, so that a prefix comes directly before those inside it, and keeps the last change of each.
 fn in_order(mut changes: Vec<RouteChange>) -> Vec<RouteChange> {
-    // The sort is stable.
+    // The sort is stable, so the last change of a prefix stays last.
     changes.sort_by_key(|change| (change.key, change.len));
     changes.dedup_by(|later, kept| {
         let is_same = (later.key, later.len) == (kept.key, kept.len);
