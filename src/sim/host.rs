@@ -1,4 +1,4 @@
-//! A whole device without threads: the slow path, its workers, and the links between, stepped in a seeded order.
+//! A whole device without threads. The slow path, its workers and the links between are stepped in a seeded order.
 
 use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
 use crate::dataplane::{Control, Links, PeerId};
@@ -20,28 +20,28 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// Rounds of turns at one instant after which the device is taken to spin. Far above what full queues need.
+/// Most rounds of turns at one instant, after which the device counts as spinning. It is far above what full queues need.
 const MAX_ROUNDS: usize = 100_000;
 
-/// Where a host that echoes listens (RFC 862).
+/// The port on which a host that echoes listens (RFC 862).
 pub const ECHO_PORT: u16 = 7;
 
-/// What a host is.
+/// The properties of a host.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
     /// Number of workers.
     pub workers: u8,
-    /// Outer addresses.
+    /// Its outer addresses.
     pub addresses: Vec<IpAddr>,
-    /// The interface's MTU.
+    /// The interface's MTU in bytes.
     pub mtu: u32,
-    /// What its TUN device takes.
+    /// Which super-packets its TUN device accepts.
     pub coalesce: CoalesceOptions,
-    /// UDP_GRO.
+    /// Whether its sockets have UDP_GRO.
     pub gro: bool,
-    /// UDP_SEGMENT.
+    /// Whether its sockets have UDP_SEGMENT.
     pub gso: bool,
-    /// Datagrams reach the worker that their receiver index names; else any.
+    /// Whether datagrams reach the worker that their receiver index names; otherwise any worker gets them.
     pub steer: bool,
 }
 
@@ -62,7 +62,7 @@ impl Default for HostConfig {
 struct VirtualWorker {
     worker: Worker,
     io: SimIo,
-    /// Controls that the worker's queue had no room for.
+    /// Controls for which the worker's queue had no room.
     backlog: VecDeque<Control>,
     busy: bool,
     stopped: bool,
@@ -70,19 +70,20 @@ struct VirtualWorker {
 
 /// One device with its workers.
 pub struct SimHost {
-    /// Outer addresses; a datagram whose sticky source is not among them fails.
+    /// Its outer addresses. A datagram whose sticky source is not among them is refused at first, and sent from another.
     pub addresses: Vec<IpAddr>,
     /// How far the wall clock is ahead of the world's.
     pub wall_ahead: Duration,
-    /// How far it is behind.
+    /// How far the wall clock is behind the world's.
     pub wall_behind: Duration,
-    /// The error that the next binding meets.
+    /// The error number with which the next binding fails.
     pub bind_error: Option<i32>,
-    /// The slow path does nothing, as if a flood kept it busy for good.
+    /// Whether the slow path does nothing, as if a flood kept it busy for good.
     pub slow_path_stalled: bool,
-    /// Whether the TUN steering program is attached; else the flow's hash picks the queue.
+    /// Whether the TUN steering program is attached; otherwise the flow's hash picks the queue.
     pub steer_tun: bool,
-    /// The host answers what comes to port [`ECHO_PORT`], as its kernel would: at once, before any thread of the device goes on.
+    /// Whether the host answers what comes to port [`ECHO_PORT`], as its kernel would: at once, before any thread of the
+    /// device goes on.
     pub echo: bool,
     config: HostConfig,
     device: Device,
@@ -91,7 +92,7 @@ pub struct SimHost {
     rng: SimRng,
     port: Option<u16>,
     steering: BTreeMap<Prefix, Target>,
-    /// Receiver indices of the sessions that there are.
+    /// Receiver indices of the sessions that exist.
     indices: HashMap<u32, PeerId>,
     delivered: Vec<Inner>,
     answered: Vec<Inner>,
@@ -100,7 +101,11 @@ pub struct SimHost {
 }
 
 impl SimHost {
-    /// A device without key or peers, down.
+    /// Makes a host whose device is down and has neither key nor peers.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no memory or files left for its queues.
     pub fn new(config: HostConfig, mut rng: SimRng) -> std::io::Result<SimHost> {
         let links = Links::new(config.workers.into())?;
         let lane = |id| {
@@ -136,7 +141,7 @@ impl SimHost {
         })
     }
 
-    /// The slow path; settle the world after a change.
+    /// The device. Settle the world after a change.
     pub fn device(&mut self) -> &mut Device {
         &mut self.device
     }
@@ -144,7 +149,8 @@ impl SimHost {
     /// Applies the lines of a `set=1` operation, without that line itself.
     ///
     /// # Errors
-    /// The error number that the configuration socket would answer with.
+    ///
+    /// The error number with which the configuration socket would answer.
     pub fn configure(&mut self, now: Now, lines: &str) -> Result<(), i32> {
         let request = SetRequest::parse(format!("set=1\n{lines}").as_bytes()).map_err(|error| error.errno)?;
         let (mut bound, error, rng) = (None, self.bind_error.take(), &mut self.rng);
@@ -164,27 +170,27 @@ impl SimHost {
         result.map_err(|error| error.errno())
     }
 
-    /// Both clocks as this host sees them.
+    /// Both clocks as this host reads them.
     pub fn now(&self, mono: Instant, wall: Duration) -> Now {
         Now { mono, wall: (wall + self.wall_ahead).saturating_sub(self.wall_behind) }
     }
 
-    /// One worker's edge.
+    /// The virtual sockets and TUN queue of one worker.
     pub fn io(&mut self, worker: u8) -> Option<&mut SimIo> {
         self.lanes.get_mut(usize::from(worker)).map(|lane| &mut lane.io)
     }
 
-    /// All workers' edges.
+    /// The virtual sockets and TUN queues of all workers.
     pub fn ios(&mut self) -> impl Iterator<Item = &mut SimIo> {
         self.lanes.iter_mut().map(|lane| &mut lane.io)
     }
 
-    /// The UDP port, while bound.
+    /// The UDP port, while one is bound.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Attaches the program that steers datagrams to their owners, or takes it off.
+    /// Attaches the program that steers datagrams to their owners, or takes it away.
     pub fn set_steering(&mut self, steer: bool) {
         self.config.steer = steer;
     }
@@ -194,7 +200,7 @@ impl SimHost {
         self.config.workers
     }
 
-    /// The sum of a counter over all workers; 0 for one that does not exist.
+    /// The sum of a counter over all workers, which is 0 for a counter that does not exist.
     pub fn counter(&self, name: &str) -> u64 {
         let counters = self.lanes.iter().flat_map(|lane| lane.worker.stats().snapshot());
         counters.filter(|&(known, _)| known == name).map(|(_, value)| value).sum()
@@ -216,22 +222,23 @@ impl SimHost {
         std::mem::take(&mut self.delivered)
     }
 
-    /// Answers that the host gave since the last call, as [`Self::echo`] says.
+    /// The answers that the host gave since the last call, as [`Self::echo`] says.
     pub fn take_answered(&mut self) -> Vec<Inner> {
         std::mem::take(&mut self.answered)
     }
 
-    /// Other packets that did: ICMP.
+    /// Inner packets of other protocols (ICMP) that reached the TUN device since the last call.
     pub fn take_others(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.others)
     }
 
-    /// Frames that the kernel would have refused, and other wrongs.
+    /// Frames that the kernel would have refused, and other faults of the device.
     pub fn violations(&self) -> &[String] {
         &self.violations
     }
 
-    /// The kernel routes a frame of `flow` into the tunnel. False: the TUN queue was full.
+    /// Puts a frame of `flow` on a TUN queue, as the kernel does when it routes the frame into the tunnel. False where the
+    /// queue was full.
     pub fn send(&mut self, flow: &Flow, frame: Vec<u8>) -> bool {
         let queue = match self.steered(flow.destination.ip()) {
             Some(Target::Worker(worker)) if self.steer_tun => usize::from(worker),
@@ -253,7 +260,7 @@ impl SimHost {
         self.addresses.contains(&addr.ip()) && self.port == Some(addr.port())
     }
 
-    /// A datagram arrives at the SO_REUSEPORT group.
+    /// Puts a datagram on the SO_REUSEPORT group, where it arrives.
     pub(crate) fn arrive(&mut self, datagram: Datagram) {
         let at = match datagram.kind() {
             Some(MessageKind::Data | MessageKind::CookieReply) => Some(4),
@@ -270,15 +277,15 @@ impl SimHost {
         }
     }
 
-    /// When the slow path must be called next.
+    /// When the slow path must be called next, at the latest.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.device.poll_timeout().filter(|_| !self.slow_path_stalled)
     }
 
-    /// Runs the slow path and the workers, one step each in a random order, until nothing is left to do at `now`.
-    /// Returns what went out.
+    /// Runs the slow path and the workers, one step each in a random order, until nothing is left to do at `now`. Returns the
+    /// datagrams that were sent.
     pub(crate) fn settle(&mut self, now: Now) -> Vec<Datagram> {
-        // What direct calls of the device left.
+        // Direct calls of the device may have left outputs.
         self.drain_outputs();
         let mut sent = Vec::new();
         let mut order: Vec<usize> = (0..=self.lanes.len()).collect();
@@ -286,7 +293,7 @@ impl SimHost {
             self.rng.shuffle(&mut order);
             let mut progress = false;
             for &actor in &order {
-                // Now and then one is late, as threads are: another goes twice.
+                // Now and then one is late, as threads are, and another has two steps.
                 if self.rng.chance(150) {
                     progress |= self.ready(actor, now.mono);
                 } else if actor == self.lanes.len() {
@@ -344,7 +351,7 @@ impl SimHost {
                 lane.io.report_source_gone(out.to);
                 lane.busy = true;
             }
-            // Like the kernel backends, which send again without the source that the kernel refused.
+            // The kernel backends, too, send again without the source that the kernel refused.
             let routed = || self.addresses.iter().find(|ip| ip.is_ipv4() == out.to.addr.is_ipv4());
             match (sticky.or_else(routed), self.port) {
                 (Some(&ip), Some(port)) => {
@@ -377,7 +384,7 @@ impl SimHost {
         self.delivered.push(inner);
     }
 
-    /// One event, one handshake message or the timers, whichever chance picks among those that wait.
+    /// Handles one event, one handshake message or the timers, whichever chance picks among those that wait.
     fn step_device(&mut self, now: Now) -> bool {
         if self.slow_path_stalled {
             return false;
@@ -445,7 +452,7 @@ impl SimHost {
         }
     }
 
-    /// A refused binding leaves the interface without sockets, as in the kernel (`wg_socket_init`).
+    /// Binds or closes the port. A refused binding leaves the interface without sockets, as in the kernel (`wg_socket_init`).
     fn bind(&mut self, request: Option<BindRequest>) {
         let result = request.map(|request| pick_port(request, self.bind_error.take(), &mut self.rng));
         self.rebind(result.as_ref().and_then(|result| result.as_ref().ok()).copied());
@@ -462,7 +469,7 @@ impl SimHost {
         }
     }
 
-    /// Whether the low byte of a receiver index that this host announces names a worker.
+    /// Checks that the low byte of a receiver index that this host announces names a worker.
     pub(crate) fn check_index(&mut self, datagram: &Datagram) {
         let index = match datagram.kind() {
             Some(MessageKind::Initiation | MessageKind::Response) => {
@@ -477,7 +484,7 @@ impl SimHost {
     }
 }
 
-/// The port asked for, or one of Linux's ephemeral range.
+/// The port that was asked for, or one of Linux's ephemeral range.
 fn pick_port(request: BindRequest, error: Option<i32>, rng: &mut SimRng) -> std::io::Result<u16> {
     match (error, request.port) {
         (Some(error), _) => Err(std::io::Error::from_raw_os_error(error)),

@@ -1,7 +1,7 @@
 //! One worker's virtual sockets and TUN queue: the third implementation of [`Io`].
 //!
-//! Stricter than a kernel where that finds faults: what is queued leaves only on [`Io::flush`], a full socket holds
-//! back trains and TUN frames alike for as long as the test wants, and received datagrams come as GRO trains.
+//! It is stricter than a kernel where that finds faults. What is queued leaves only on [`Io::flush`]. A full socket holds
+//! back trains and TUN frames alike for as long as the test wants. Received datagrams come as GRO trains.
 
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
@@ -13,15 +13,15 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Buffers a worker: 512 × 68 KiB of address space, touched only as used.
+/// Buffers of a worker: 512 × 68 KiB of address space, touched only as used.
 pub const POOL_BUFFERS: usize = 512;
-/// Datagrams that a socket's buffer holds; more are lost.
+/// Most datagrams that a socket's buffer holds; more are lost.
 pub const SOCKET_QUEUE: usize = 4096;
-/// Frames that a TUN queue holds; more are lost.
+/// Most frames that a TUN queue holds; more are lost.
 pub const TUN_QUEUE: usize = 1000;
-/// Reports of sources gone that wait for the worker.
+/// Most reports of sources gone that wait for the worker.
 const MAX_SOURCES_GONE: usize = 64;
-/// Where a received train starts in its buffer.
+/// Where a received train starts in its buffer, in bytes.
 const HEADROOM: usize = 64;
 /// Most datagrams and bytes in a received train (Linux UDP_GRO: `UDP_GRO_CNT_MAX`, 64 KiB with headers).
 const GRO_SEGMENTS: usize = 64;
@@ -30,27 +30,28 @@ const GRO_BYTES: usize = 65_507;
 /// A datagram that a worker sent, before the host put its source on it.
 #[derive(Clone, Debug)]
 pub struct SentDatagram {
-    /// Destination, and source where it is sticky.
+    /// Destination, and the source where it is sticky.
     pub to: Endpoint,
     /// Outer ECN bits.
     pub ecn: u8,
-    /// Payload.
+    /// UDP payload.
     pub bytes: Arc<[u8]>,
 }
 
-/// One worker's world.
+/// The virtual sockets and TUN queue of one worker.
 pub struct SimIo {
-    /// The time that [`Io::wait`] tells.
+    /// The time that [`Io::wait`] returns.
     pub now: Instant,
-    /// Received datagrams of one sender are merged, as with UDP_GRO.
+    /// Whether received datagrams of one sender are merged, as with UDP_GRO.
     pub gro: bool,
-    /// The TUN device is gone: [`Io::wait`] fails.
+    /// Whether the TUN device is gone, so that [`Io::wait`] fails.
     pub gone: bool,
-    /// The socket takes nothing: what is sent stays queued.
+    /// Whether the socket takes nothing, so that what is sent stays queued.
     pub blocked: bool,
-    /// The first hop's MTU: longer segments of a train are refused (EMSGSIZE), longer lone datagrams fragmented.
+    /// The first hop's MTU in bytes. A train of longer segments is refused (EMSGSIZE), and longer lone datagrams are
+    /// fragmented.
     pub link_mtu: usize,
-    /// Datagrams that went out in fragments.
+    /// Datagrams that were sent in fragments.
     pub fragmented: u64,
     pool: Pool,
     gso: bool,
@@ -63,12 +64,16 @@ pub struct SimIo {
     tun_out: Vec<Vec<u8>>,
     sources_gone: VecDeque<Endpoint>,
     stats: IoStats,
-    /// The end of the last wait.
+    /// When the last wait ended.
     woken: Instant,
 }
 
 impl SimIo {
-    /// A worker without sockets, with a pool of its own.
+    /// Makes the edge of a worker without sockets, with a pool of its own.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no memory left for the pool.
     pub fn new(gro: bool, gso: bool) -> std::io::Result<SimIo> {
         Ok(SimIo {
             now: Instant::START,
@@ -92,12 +97,12 @@ impl SimIo {
         })
     }
 
-    /// The port its sockets are bound to, if there are any.
+    /// The port to which its sockets are bound, if there are any.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Buffers that nobody holds.
+    /// How many buffers nobody holds.
     pub fn free_buffers(&self) -> usize {
         self.pool.free()
     }
@@ -107,14 +112,14 @@ impl SimIo {
         !self.udp_in.is_empty() || (!self.tun_in.is_empty() && self.queued_udp.is_empty())
     }
 
-    /// A datagram arrives; a full socket loses it.
+    /// Puts a datagram into the socket's buffer. A full buffer loses it.
     pub fn arrive(&mut self, datagram: Datagram) {
         if self.udp_in.len() < SOCKET_QUEUE {
             self.udp_in.push_back(datagram);
         }
     }
 
-    /// The kernel routes a frame into the tunnel; false: the queue is full, and it is lost.
+    /// Puts a frame on the TUN queue. False where the queue is full, and the frame lost.
     pub fn push_tun(&mut self, frame: Vec<u8>) -> bool {
         let room = self.tun_in.len() < TUN_QUEUE;
         if room {
@@ -123,13 +128,13 @@ impl SimIo {
         room
     }
 
-    /// What was flushed to the sockets since the last call.
+    /// The datagrams that were flushed to the sockets since the last call.
     pub fn take_sent(&mut self) -> Vec<SentDatagram> {
         self.push_out();
         std::mem::take(&mut self.udp_out)
     }
 
-    /// What was flushed to the TUN device since the last call.
+    /// The frames that were flushed to the TUN device since the last call.
     pub fn take_written(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.tun_out)
     }
@@ -139,14 +144,14 @@ impl SimIo {
         !self.queued_udp.is_empty()
     }
 
-    /// A datagram's sticky source is no address of the host any more.
+    /// Reports that a datagram's sticky source is no address of the host any more.
     pub fn report_source_gone(&mut self, endpoint: Endpoint) {
         if self.sources_gone.len() < MAX_SOURCES_GONE {
             self.sources_gone.push_back(endpoint);
         }
     }
 
-    /// Counts datagrams that no source address or no family could carry.
+    /// Counts datagrams that could not be sent, as the host has no address of their family or no port.
     pub fn count_send_errors(&mut self, datagrams: u64) {
         self.stats.udp_send_errors += datagrams;
     }
@@ -177,7 +182,7 @@ impl SimIo {
         }
     }
 
-    /// How many datagrams from the front merge into one train: one sender, one size but for the last, one ECN.
+    /// How many datagrams from the front merge into one train: of one sender and one ECN, and of one size but for the last.
     fn mergeable(&self) -> usize {
         let Some(first) = self.udp_in.front() else { return 0 };
         let (mut count, mut bytes) = (1, first.bytes.len());
@@ -202,7 +207,7 @@ impl Io for SimIo {
         if self.gone {
             return Err(std::io::Error::other("the TUN device is gone"));
         }
-        // Virtual time passes in sleeps; in a turn only where its driver says so.
+        // Virtual time passes in sleeps. In a turn it passes only where the test says so.
         let asleep = until.is_none_or(|until| until > self.woken).then_some(self.woken);
         self.stats.book(self.woken, asleep, self.now);
         self.woken = self.now;
@@ -215,7 +220,7 @@ impl Io for SimIo {
         }
         let mut buf = self.pool.take()?;
         let frame = self.tun_in.pop_front()?;
-        // A buffer too short truncates silently, as tun_do_read does.
+        // A buffer that is too short truncates silently, as tun_do_read does.
         let len = frame.len().min(buf.len());
         buf.get_mut(..len)?.copy_from_slice(frame.get(..len)?);
         self.stats.tun_reads += 1;
@@ -289,7 +294,7 @@ impl Io for SimIo {
     }
 }
 
-/// A local address as IP_PKTINFO tells it; every virtual address sits on interface 2.
+/// A local address as IP_PKTINFO reports it. Every virtual address is on interface 2.
 pub(crate) fn local(ip: IpAddr) -> crate::io::LocalAddr {
     crate::io::LocalAddr { ip, interface: 2 }
 }

@@ -1,9 +1,9 @@
-//! Keeps account of inner packets: what was sent, what arrived, and whether that can be.
+//! The account of inner packets: what was sent, what arrived, and whether that can be.
 
 use crate::sim::packet::{Flow, Inner};
 use std::collections::HashMap;
 
-/// The account of one run. Packets are told apart by their whole content: give each its own payload.
+/// The account of one run. Packets are told apart by their whole content, so give each a payload of its own.
 #[derive(Default, Debug)]
 pub struct Ledger {
     /// Place in the flow's order, and whether it arrived.
@@ -15,16 +15,20 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A packet goes into the tunnel.
+    /// Notes a packet that goes into the tunnel.
     pub fn sent(&mut self, inner: Inner) {
         let next = self.sent.entry(inner.flow).or_default();
         *next += 1;
         self.packets.insert(inner, (*next, false));
     }
 
-    /// A packet came out. An error: it was never sent so, or came before.
+    /// Notes a packet that came out.
+    ///
+    /// # Errors
+    ///
+    /// Where no such packet was sent, or it came out before.
     pub fn delivered(&mut self, mut inner: Inner) -> Result<(), String> {
-        // A congested outer path may mark the inner packet (RFC 6040): the mark is no damage.
+        // A congested outer path may mark the inner packet (RFC 6040), so that the mark is no damage.
         if inner.tos & 3 == 3 && !self.packets.contains_key(&inner) {
             let marked = inner.tos;
             let original = [2, 1].map(|ect| marked & !3 | ect).into_iter().find(|&tos| {
@@ -46,17 +50,17 @@ impl Ledger {
         Ok(())
     }
 
-    /// Packets that went in.
+    /// How many packets went in.
     pub fn count_sent(&self) -> u64 {
         self.sent.values().sum()
     }
 
-    /// Packets that came out.
+    /// How many packets came out.
     pub fn count_arrived(&self) -> u64 {
         self.arrived
     }
 
-    /// Which did not come out: flow and place in its order.
+    /// The packets that did not come out: their flow, and their place in its order.
     pub fn missing(&self) -> Vec<(Flow, u64)> {
         let missing = self.packets.iter().filter(|(_, (_, arrived))| !arrived);
         let mut missing: Vec<_> = missing.map(|(inner, (place, _))| (inner.flow, *place)).collect();
@@ -64,7 +68,7 @@ impl Ledger {
         missing
     }
 
-    /// Packets that came out after a later one of their flow.
+    /// How many packets came out after a later one of their flow.
     pub fn overtakings(&self) -> u64 {
         self.overtakings
     }

@@ -1,5 +1,5 @@
-//! An [`Io`] made of queues in memory: feeds one worker, and keeps what it sends and writes. For tests and benchmarks of the
-//! worker alone; it allocates nothing once its queues have grown.
+//! An [`Io`] made of queues in memory, which feeds one worker and keeps what it sends and writes. It is for tests and
+//! benchmarks of the worker alone, and allocates nothing once its queues have grown.
 
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
@@ -10,22 +10,22 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::Range;
 
-/// Room before a received train, as the backends leave it for control data and the coalescer's header.
+/// Bytes of room before a received train, which the backends leave, too, for control data and the coalescer's header.
 const HEADROOM: usize = 64;
 
-/// The queues.
+/// The queues of one worker.
 pub struct Memory {
-    /// What [`Io::wait`] returns.
+    /// The time that [`Io::wait`] returns.
     pub now: Instant,
-    /// What [`Io::gso`] returns.
+    /// The answer of [`Io::gso`].
     pub gso: bool,
-    /// Makes [`Io::wait`] fail, as if the TUN device were gone.
+    /// Whether [`Io::wait`] fails, as if the TUN device were gone.
     pub gone: bool,
-    /// What [`Io::take_source_gone`] returns, one by one.
+    /// The endpoints that [`Io::take_source_gone`] returns, one by one.
     pub sources_gone: VecDeque<Endpoint>,
-    /// What [`Io::tun_refuses`] returns.
+    /// The answer of [`Io::tun_refuses`].
     pub refuses: CoalesceOptions,
-    /// What [`Io::take_notice`] returns, one by one.
+    /// The notices that [`Io::take_notice`] returns, one by one.
     pub notices: VecDeque<Notice>,
     /// How often [`Io::rebind`] was called.
     pub rebinds: usize,
@@ -37,18 +37,22 @@ pub struct Memory {
     writes: Vec<MemoryWrite>,
     pieces: Vec<Range<usize>>,
     stats: IoStats,
-    /// The end of the last wait.
+    /// When the last wait ended.
     woken: Instant,
 }
 
-/// One write to the TUN device; its pieces lie in [`Memory::pieces`].
+/// One write to the TUN device, whose pieces lie in [`Memory::pieces`].
 struct MemoryWrite {
     buf: SharedBuf,
     pieces: Range<usize>,
 }
 
 impl Memory {
-    /// Empty queues over a pool of `buffers`.
+    /// Makes empty queues over a pool of `buffers`.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no memory left for the pool.
     pub fn new(buffers: usize) -> std::io::Result<Memory> {
         Ok(Memory {
             now: Instant::START,
@@ -70,19 +74,20 @@ impl Memory {
         })
     }
 
-    /// The buffers' pool.
+    /// The pool of buffers.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// Makes `frame` (virtio-net header and packet) ready on the TUN queue. False: no buffer, or too long.
+    /// Makes `frame` (virtio-net header and packet) ready on the TUN queue. False where there is no buffer, or it is too
+    /// long.
     pub fn push_frame(&mut self, frame: &[u8]) -> bool {
         let Some(buf) = self.filled(0, frame) else { return false };
         self.frames.push_back(TunFrame { buf, len: frame.len() });
         true
     }
 
-    /// Makes a train ready on the socket. False: no buffer, or too long.
+    /// Makes a train ready on the socket. False where there is no buffer, or it is too long.
     pub fn push_train(
         &mut self,
         bytes: &[u8],
@@ -96,7 +101,7 @@ impl Memory {
         true
     }
 
-    /// Makes a train that is already in a buffer ready on the socket, however it describes itself.
+    /// Makes a train that is already in a buffer ready on the socket, whatever it says of itself.
     pub fn push_udp(&mut self, train: UdpTrain) {
         self.trains.push_back(train);
     }
@@ -106,12 +111,12 @@ impl Memory {
         self.sent.pop_front()
     }
 
-    /// Trains sent but not yet flushed.
+    /// How many trains were sent but not yet flushed.
     pub fn unflushed(&self) -> usize {
         self.queued.len()
     }
 
-    /// Number of TUN writes since they were last taken.
+    /// How many TUN writes there were since they were last taken.
     pub fn written(&self) -> usize {
         self.writes.len()
     }
@@ -146,7 +151,7 @@ impl Io for Memory {
             return Err(std::io::Error::other("the TUN device is gone"));
         }
         self.stats.waits += u64::from(until.is_none());
-        // Time passed in the sleep, or, where there was none, in the turn.
+        // Time passed in the sleep or, where there was none, in the turn.
         let asleep = until.is_none_or(|until| until > self.woken).then_some(self.woken);
         self.stats.book(self.woken, asleep, self.now);
         self.woken = self.now;

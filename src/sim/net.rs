@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Datagrams under way; more are lost, as in a router's full queue. 65,536 × ~1.5 KiB = 96 MiB at worst.
+/// Most datagrams under way; more are lost, as in a router's full queue. 65,536 × ~1.5 KiB = 96 MiB at worst.
 pub const MAX_FLYING: usize = 65_536;
-/// Datagrams that the wiretap remembers, the newest. 16,384 × ~1.5 KiB = 24 MiB at worst.
+/// How many datagrams the wiretap remembers, the newest. 16,384 × ~1.5 KiB = 24 MiB at worst.
 pub const MAX_TAPPED: usize = 16_384;
 
 /// One UDP datagram on the wire.
@@ -27,12 +27,12 @@ pub struct Datagram {
 }
 
 impl Datagram {
-    /// What the payload claims to be.
+    /// The kind of message that the payload claims to be.
     pub fn kind(&self) -> Option<MessageKind> {
         classify(&self.bytes)
     }
 
-    /// The header, where it is a data message.
+    /// The header, where the payload is a data message.
     pub fn data(&self) -> Option<DataHeader> {
         (self.kind() == Some(MessageKind::Data)).then(|| DataHeader::parse(&self.bytes)).flatten()
     }
@@ -46,35 +46,35 @@ impl Datagram {
 /// A datagram as a host sent it, before any fault.
 #[derive(Clone, Debug)]
 pub struct Tapped {
-    /// When.
+    /// When it was sent.
     pub at: Instant,
-    /// What, with the addresses as seen on the public side.
+    /// The datagram, with the addresses as seen on the public side.
     pub datagram: Datagram,
 }
 
-/// How the wire misbehaves; chances are per mille and datagram.
+/// The faults of a wire. Chances are per mille, for each datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Faults {
-    /// Lost.
+    /// Chance that a datagram is lost.
     pub loss: u32,
-    /// Delivered twice.
+    /// Chance that it is delivered twice.
     pub duplicate: u32,
-    /// Held back by up to [`Self::jitter`], so that later ones overtake it.
+    /// Chance that it is held back by up to [`Self::jitter`], so that later ones overtake it.
     pub reorder: u32,
-    /// An older datagram, from the wiretap, is delivered once more.
+    /// Chance that an older datagram, from the wiretap, is delivered once more.
     pub replay: u32,
-    /// A bit is flipped, or the end cut off.
+    /// Chance that a bit is flipped, or the end cut off.
     pub corrupt: u32,
-    /// Marked Congestion Experienced, where it is ECN-capable.
+    /// Chance that it is marked Congestion Experienced, where it is ECN-capable.
     pub congestion: u32,
-    /// Time on the wire.
+    /// Time on the wire of every datagram.
     pub delay: Duration,
-    /// Most time a reordered, replayed or duplicated datagram comes later.
+    /// Most time by which a reordered, replayed or duplicated datagram comes later.
     pub jitter: Duration,
 }
 
 impl Default for Faults {
-    /// None: every datagram arrives in order after 10 ms.
+    /// No faults: every datagram arrives in order after 10 ms.
     fn default() -> Faults {
         Faults {
             loss: 0,
@@ -90,7 +90,7 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// All of them at once, at `per_mille` each.
+    /// All faults at once, at `per_mille` each.
     pub fn everything(per_mille: u32) -> Faults {
         Faults {
             loss: per_mille,
@@ -104,27 +104,27 @@ impl Faults {
     }
 }
 
-/// Decides the fate of single datagrams, after the wiretap: false loses one.
+/// Decides what becomes of single datagrams, after the wiretap. False loses a datagram.
 pub type Filter = Box<dyn FnMut(&Datagram) -> bool>;
 
-/// The wire.
+/// The wire between all hosts.
 pub struct Network {
-    /// Present faults.
+    /// The present faults of the wire.
     pub faults: Faults,
-    /// An adversary with a hand on the wire.
+    /// An adversary on the wire, who may lose datagrams.
     pub filter: Option<Filter>,
     rng: SimRng,
     flying: BTreeMap<(Instant, u64), Datagram>,
     serial: u64,
     tap: VecDeque<Tapped>,
-    /// (behind the translation, in public).
+    /// Address translations: the address behind, and the address in public.
     translations: Vec<(SocketAddr, SocketAddr)>,
     counters: HashMap<u32, HashSet<u64>>,
     violations: Vec<String>,
 }
 
 impl Network {
-    /// A faultless wire.
+    /// Makes a wire without faults.
     pub fn new(rng: SimRng) -> Network {
         Network {
             faults: Faults::default(),
@@ -168,7 +168,7 @@ impl Network {
         self.fly(now + late, datagram);
     }
 
-    /// Puts a datagram on the wire that no host sent: no wiretap, no faults, no translation of its source.
+    /// Puts a datagram on the wire that no host sent. It is not tapped, has no faults, and its source is not translated.
     pub fn inject(&mut self, now: Instant, datagram: Datagram) {
         let delay = self.faults.delay;
         self.fly(now + delay, datagram);
@@ -179,7 +179,7 @@ impl Network {
         self.flying.first_key_value().map(|(&(at, _), _)| at)
     }
 
-    /// The next datagram that has arrived by `now`, its destination as the host behind a translation knows it.
+    /// The next datagram that has arrived by `now`. Its destination is the one that a host behind a translation knows.
     pub fn receive(&mut self, now: Instant) -> Option<Datagram> {
         loop {
             let first = self.flying.first_entry()?;
@@ -189,7 +189,7 @@ impl Network {
             let mut datagram = first.remove();
             match self.translations.iter().find(|t| t.1 == datagram.to) {
                 Some(translation) => datagram.to = translation.0,
-                // From outside a translated host cannot be reached at its inner address.
+                // From outside, a host behind a translation cannot be reached at its inner address.
                 None if self.translations.iter().any(|t| t.0 == datagram.to) => continue,
                 None => {}
             }
@@ -197,23 +197,23 @@ impl Network {
         }
     }
 
-    /// Translates `inside` to `outside` from now on; an earlier mapping of `inside` is gone (a NAT rebinding).
+    /// Translates `inside` to `outside` from now on. An earlier mapping of `inside` is gone, as in a NAT rebinding.
     pub fn translate(&mut self, inside: SocketAddr, outside: SocketAddr) {
         self.translations.retain(|t| t.0 != inside);
         self.translations.push((inside, outside));
     }
 
-    /// What was sent, oldest first; at most the last [`MAX_TAPPED`] datagrams.
+    /// The datagrams that were sent, oldest first; at most the last [`MAX_TAPPED`].
     pub fn tap(&self) -> impl DoubleEndedIterator<Item = &Tapped> {
         self.tap.iter()
     }
 
-    /// Forgets what was tapped (counters stay known).
+    /// Forgets the tapped datagrams. The counters that were seen stay known.
     pub fn clear_tap(&mut self) {
         self.tap.clear();
     }
 
-    /// What no wire may ever show: a counter used twice under one receiver index.
+    /// What no wire may ever show: each counter that was used twice under one receiver index.
     pub fn violations(&self) -> &[String] {
         &self.violations
     }

@@ -1,7 +1,7 @@
-//! Inner packets as the kernel on the far side of the TUN device makes and takes them.
+//! Inner packets, as the kernel makes and takes them on the far side of the TUN device.
 //!
-//! Written apart from `wire` and `offload`, plainly and slowly, so that the two check each other: [`receive`] segments
-//! super-packets itself and refuses every frame that Linux would refuse or that carries a wrong checksum.
+//! They are written apart from `wire` and `offload`, plainly and slowly, so that the two check each other. [`receive`]
+//! segments super-packets itself, and refuses every frame that Linux would refuse or that carries a wrong checksum.
 
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,21 +18,21 @@ const CWR: u8 = 0x80;
 /// One inner flow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Flow {
-    /// TCP, or else UDP.
+    /// Whether it is TCP; otherwise it is UDP.
     pub tcp: bool,
-    /// Sender.
+    /// The sender's address and port.
     pub source: SocketAddr,
-    /// Receiver.
+    /// The receiver's address and port.
     pub destination: SocketAddr,
 }
 
 impl Flow {
-    /// A UDP flow.
+    /// Makes a UDP flow.
     pub fn udp(source: SocketAddr, destination: SocketAddr) -> Flow {
         Flow { tcp: false, source, destination }
     }
 
-    /// A TCP flow.
+    /// Makes a TCP flow.
     pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Flow {
         Flow { tcp: true, source, destination }
     }
@@ -45,35 +45,35 @@ impl Flow {
         if self.tcp { 20 } else { 8 }
     }
 
-    /// Bytes before the payload.
+    /// Length in bytes of the headers before the payload.
     pub fn header_len(&self) -> usize {
         self.ip_len() + self.transport_len()
     }
 }
 
-/// What one inner packet carries, however many of them shared a super-packet.
+/// The content of one inner packet, however many of them shared a super-packet.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Inner {
-    /// Its flow.
+    /// The flow to which it belongs.
     pub flow: Flow,
-    /// TCP sequence number; 0 for UDP.
+    /// TCP sequence number, or 0 for UDP.
     pub sequence: u32,
-    /// TCP flags; 0 for UDP.
+    /// TCP flags, or 0 for UDP.
     pub flags: u8,
-    /// Traffic class, ECN in the low two bits.
+    /// Traffic class, with ECN in the low two bits.
     pub tos: u8,
     /// Payload.
     pub payload: Vec<u8>,
 }
 
 impl Inner {
-    /// A TCP data segment, or a datagram, which has no sequence number.
+    /// Makes a TCP data segment, or a datagram, which has no sequence number.
     pub fn new(flow: Flow, sequence: u32, payload: Vec<u8>) -> Inner {
         let sequence = if flow.tcp { sequence } else { 0 };
         Inner { flow, sequence, flags: if flow.tcp { ACK } else { 0 }, tos: 0, payload }
     }
 
-    /// The packet, checksums complete.
+    /// The bytes of the packet, with complete checksums.
     pub fn to_packet(&self) -> Vec<u8> {
         let mut packet = self.headers(self.payload.len());
         packet.extend_from_slice(&self.payload);
@@ -85,7 +85,7 @@ impl Inner {
         packet
     }
 
-    /// The frame a TUN read delivers for the packet alone.
+    /// The frame in which a TUN read delivers the packet alone.
     pub fn to_frame(&self) -> Vec<u8> {
         frame(&[0; VNET_HDR_LEN], &self.to_packet())
     }
@@ -105,7 +105,7 @@ impl Inner {
         let mut vnet = [0; VNET_HDR_LEN];
         vnet[0] = 1; // NEEDS_CSUM
         vnet[1] = if self.flow.tcp && self.flags & CWR != 0 { kind | 0x80 } else { kind };
-        // What forwarded packets show: a header length that covers more than the headers.
+        // Forwarded packets have such a header length, which covers more than the headers.
         vnet[2..4].copy_from_slice(&(packet.len() as u16).to_ne_bytes());
         vnet[4..6].copy_from_slice(&gso_size.to_ne_bytes());
         vnet[6..8].copy_from_slice(&(start as u16).to_ne_bytes());
@@ -186,14 +186,18 @@ impl Inner {
 /// What the kernel makes of one frame written to the TUN device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Delivered {
-    /// TCP or UDP, already segmented.
+    /// A TCP or UDP packet, already segmented.
     Packet(Inner),
     /// Any other packet, whole (ICMP among them).
     Other(Vec<u8>),
 }
 
-/// Takes one frame, virtio-net header and all: completes or verifies checksums, and segments super-packets. An error
-/// says why the kernel would have refused it, or what damage it shows.
+/// Takes one frame with its virtio-net header as the kernel does: completes or verifies checksums, and segments
+/// super-packets.
+///
+/// # Errors
+///
+/// Why the kernel would have refused the frame, or what damage it shows.
 pub fn receive(frame: &[u8]) -> Result<Vec<Delivered>, String> {
     let (vnet, packet) = frame.split_at_checked(VNET_HDR_LEN).ok_or("frame shorter than its header")?;
     let field = |at: usize| u16::from_ne_bytes([vnet[at], vnet[at + 1]]);
@@ -240,7 +244,7 @@ pub fn receive(frame: &[u8]) -> Result<Vec<Delivered>, String> {
     Ok(inner.segments(size).into_iter().map(Delivered::Packet).collect())
 }
 
-/// TCP or UDP in a well-formed IP packet; `None`: another protocol.
+/// Reads TCP or UDP in a well-formed IP packet. `None` where it is another protocol.
 fn parse(packet: &[u8]) -> Result<Option<Inner>, String> {
     let damaged = |what: &str| format!("{what} in {:02x?}", &packet[..packet.len().min(60)]);
     let (source, destination, tos, protocol, start, stated): (IpAddr, IpAddr, u8, u8, usize, usize) =
@@ -275,7 +279,7 @@ fn parse(packet: &[u8]) -> Result<Option<Inner>, String> {
         source: (source, get_u16(packet, start)).into(),
         destination: (destination, get_u16(packet, start + 2)).into(),
     };
-    // A UDP super-packet's length field covers it whole, like a lone packet's.
+    // The length field of a UDP super-packet covers it whole, like that of a lone packet.
     if !tcp && usize::from(get_u16(packet, start + 4)) != packet.len() - start {
         return Err(damaged("UDP length that contradicts the packet's"));
     }
@@ -300,7 +304,7 @@ fn set_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Sum of 16-bit words (RFC 1071), an odd byte padded.
+/// Sum of 16-bit words (RFC 1071). An odd byte is padded.
 fn ones_sum(bytes: &[u8], initial: u64) -> u64 {
     bytes.chunks(2).fold(initial, |sum, pair| {
         sum + u64::from(pair[0]) * 256 + pair.get(1).map_or(0, |&low| u64::from(low))

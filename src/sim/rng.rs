@@ -1,15 +1,16 @@
-//! Chance from one seed: xoshiro256** (Blackman and Vigna, 2018), seeded by splitmix64. Fast and reproducible; not secret.
+//! Chance from one seed: xoshiro256** (Blackman and Vigna, 2018), seeded by splitmix64. It is fast and reproducible, and not
+//! secret.
 
 use crate::crypto::random::Entropy;
 
-/// A seeded generator; stands in for the system's randomness too, so that a seed fixes every key and index.
+/// A seeded generator. It stands in for the system's randomness, too, so that a seed fixes every key and index.
 #[derive(Clone, Debug)]
 pub struct SimRng {
     state: [u64; 4],
 }
 
 impl SimRng {
-    /// The generator of `seed`.
+    /// Makes the generator of `seed`.
     pub fn new(seed: u64) -> SimRng {
         let mut mixed = seed;
         let state = std::array::from_fn(|_| {
@@ -21,12 +22,12 @@ impl SimRng {
         SimRng { state }
     }
 
-    /// A generator of its own for a part of the world, so that one part's use of chance does not shift another's.
+    /// Makes another generator for a part of the world, so that one part's use of chance does not shift another's.
     pub fn fork(&mut self) -> SimRng {
         SimRng::new(self.next_u64())
     }
 
-    /// 64 uniform bits.
+    /// Draws 64 uniform bits.
     pub fn next_u64(&mut self) -> u64 {
         let [a, b, c, d] = self.state;
         let result = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
@@ -35,17 +36,18 @@ impl SimRng {
         result
     }
 
-    /// A number below `bound`; 0 for 0. The bias of the multiplication is below 2^-32 for the bounds in use.
+    /// Draws a number below `bound`, or 0 where that is 0. The bias of the multiplication is below 2^-32 for the bounds in
+    /// use.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next_u64()) * u128::from(bound)) >> 64) as u64
     }
 
-    /// True `per_mille` times in a thousand.
+    /// Draws true `per_mille` times in a thousand.
     pub fn chance(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.below(1000) < u64::from(per_mille)
     }
 
-    /// One of `items`; `None` of none.
+    /// Draws one of `items`. `None` where there are none.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         items.get(self.below(items.len() as u64) as usize)
     }

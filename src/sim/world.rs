@@ -8,29 +8,29 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Instants at which the world moves without the clock moving, after which something is taken to spin.
+/// Most steps without the clock moving, after which something counts as spinning.
 const MAX_STEPS: usize = 100_000;
 /// The wall clock at the beginning: 2026, in seconds since the Unix epoch.
 const WALL_START: Duration = Duration::from_secs(1_767_225_600);
 
-/// Which host of a world.
+/// Names a host of a world.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct HostId(usize);
 
-/// Everything, reproducible from one seed.
+/// A whole world, reproducible from one seed.
 pub struct World {
-    /// The wire.
+    /// The wire between the hosts.
     pub network: Network,
     seed: u64,
     rng: SimRng,
     now: Instant,
     hosts: Vec<SimHost>,
-    /// Datagrams for addresses that a test plays itself.
+    /// Datagrams for addresses that the test plays itself.
     outside: HashMap<SocketAddr, VecDeque<Datagram>>,
 }
 
 impl World {
-    /// An empty world.
+    /// Makes an empty world.
     pub fn new(seed: u64) -> World {
         let mut rng = SimRng::new(seed);
         World {
@@ -43,22 +43,22 @@ impl World {
         }
     }
 
-    /// The seed.
+    /// The seed from which the world is made.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The monotonic clock.
+    /// The time on the monotonic clock.
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// The wall clock of a host whose own neither leads nor lags.
+    /// The time on the wall clock of a host whose own is neither ahead nor behind.
     pub fn wall(&self) -> Duration {
         WALL_START + self.now.since(Instant::START)
     }
 
-    /// Chance for the test's own decisions.
+    /// The generator for the test's own decisions.
     pub fn rng(&mut self) -> &mut SimRng {
         &mut self.rng
     }
@@ -66,6 +66,7 @@ impl World {
     /// Adds a host, down and without configuration.
     ///
     /// # Errors
+    ///
     /// Where the system has no memory or files left for its queues.
     pub fn add_host(&mut self, config: HostConfig) -> std::io::Result<HostId> {
         let host = SimHost::new(config, self.rng.fork())?;
@@ -83,7 +84,7 @@ impl World {
         self.hosts[id.0].now(self.now, self.wall())
     }
 
-    /// Receives at `addr` from now on what is sent there, for [`Self::take_outside`]: an endpoint that the test plays.
+    /// Keeps what is sent to `addr` from now on for [`Self::take_outside`]: an endpoint that the test plays.
     pub fn play(&mut self, addr: SocketAddr) {
         self.outside.entry(addr).or_default();
     }
@@ -101,6 +102,7 @@ impl World {
     /// Runs until nothing is left to do at this instant.
     ///
     /// # Panics
+    ///
     /// Where the hosts never come to rest.
     pub fn settle(&mut self) {
         for _ in 0..MAX_STEPS {
@@ -129,7 +131,7 @@ impl World {
             let timeouts = self.hosts.iter().filter_map(SimHost::poll_timeout);
             let next = timeouts.chain(self.network.next_arrival()).min();
             match next {
-                // A timeout that lies in the past still after settling waits for the clock to move.
+                // A timeout that still lies in the past after settling waits for the clock to move.
                 Some(at) if at < end => self.now = at.max(self.now + Duration::from_nanos(1)),
                 _ => break,
             }
@@ -138,13 +140,13 @@ impl World {
         self.settle();
     }
 
-    /// The monotonic clock leaps, as over a suspend: everything that was due meanwhile happens late.
+    /// Lets the monotonic clock leap, as over a suspend: everything that was due meanwhile happens late.
     pub fn leap(&mut self, time: Duration) {
         self.now = self.now + time;
         self.settle();
     }
 
-    /// Lets time pass in steps of `step` until `done`; false: it was not within `limit`.
+    /// Lets time pass in steps of `step` until `done`. False where it was not within `limit`.
     pub fn run_until(
         &mut self,
         limit: Duration,
@@ -161,7 +163,7 @@ impl World {
         true
     }
 
-    /// What no run may show, of all hosts and the wire.
+    /// Everything that no run may show, from all hosts and the wire.
     pub fn violations(&self) -> Vec<String> {
         let hosts = self.hosts.iter().flat_map(SimHost::violations);
         hosts.chain(self.network.violations()).cloned().collect()
@@ -187,7 +189,7 @@ impl Drop for World {
     }
 }
 
-/// The seeds of a test: `count` of them, or the one that RINGTUN_SEED names.
+/// The seeds of a test: `count` of them, or the one that `RINGTUN_SEED` names.
 pub fn seeds(count: u64) -> std::ops::Range<u64> {
     match std::env::var("RINGTUN_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
