@@ -5,7 +5,8 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// A register. R0: result; R1 to R5: arguments, lost in a call; R6 to R9: kept; FP: end of the 512-byte stack.
+/// A register. R0 holds results. R1 to R5 hold arguments and are lost in a call. R6 to R9 are kept. FP is the end of the
+/// 512-byte stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Reg {
@@ -21,7 +22,7 @@ pub(crate) enum Reg {
     Fp,
 }
 
-/// Width of a memory access: the size bits of its opcode.
+/// The width of a memory access: the size bits of its opcode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Width {
@@ -35,7 +36,7 @@ pub(crate) enum Width {
     Double = 0x18,
 }
 
-/// 64-bit arithmetic: the operation bits of its opcode.
+/// A 64-bit arithmetic operation: the operation bits of its opcode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Op {
@@ -48,12 +49,12 @@ pub(crate) enum Op {
     Mov = 0xb0,
 }
 
-/// When to jump, comparing 64 bits: the operation bits of the opcode.
+/// The condition of a jump, which compares 64 bits: the operation bits of the opcode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum If {
     Equal = 0x10,
-    /// Any bit in common.
+    /// The two have any bit in common.
     Set = 0x40,
     NotEqual = 0x50,
 }
@@ -62,13 +63,13 @@ pub(crate) enum If {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]
 pub(crate) enum Helper {
-    /// `(map, key)`: pointer to the value, or null.
+    /// `(map, key)`: a pointer to the value, or null.
     MapLookup = 1,
-    /// `(skb, offset, to, len)`: 0, or negative and `to` zeroed.
+    /// `(skb, offset, to, len)`: 0, or a negative number with `to` zeroed.
     LoadBytes = 26,
 }
 
-/// `struct bpf_insn`.
+/// An instruction (`struct bpf_insn`).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Insn {
@@ -91,25 +92,25 @@ const SOURCE_REG: u8 = 0x08;
 const JUMP_ALWAYS: u8 = 0x00;
 const JUMP_CALL: u8 = 0x80;
 const JUMP_EXIT: u8 = 0x90;
-/// In the source register's field of a 64-bit immediate load: the immediate is a map's file descriptor.
+/// In the field of the source register of a 64-bit immediate load, this says that the immediate is a map's file descriptor.
 const PSEUDO_MAP_FD: u8 = 1;
 
-/// A place to jump to, before or after it is known where that is.
+/// A place to jump to, which may become known after the jump.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Label(usize);
 
-/// Collects instructions; one method an instruction.
+/// A collector of instructions, with one method for each.
 #[derive(Default, Debug)]
 pub(crate) struct Assembler {
     code: Vec<Insn>,
     /// Where each label stands, once placed.
     labels: Vec<Option<usize>>,
-    /// Jumps and where they go.
+    /// The jumps, and the labels to which they lead.
     jumps: Vec<(usize, Label)>,
 }
 
 impl Assembler {
-    /// A label that is to be placed later.
+    /// Makes a label that is placed later.
     pub(crate) fn label(&mut self) -> Label {
         self.labels.push(None);
         Label(self.labels.len() - 1)
@@ -120,70 +121,70 @@ impl Assembler {
         self.labels[label.0] = Some(self.code.len());
     }
 
-    /// `to = to op from`
+    /// Emits `to = to op from`.
     pub(crate) fn op(&mut self, op: Op, to: Reg, from: Reg) {
         self.push(CLASS_ALU64 | SOURCE_REG | op as u8, to as u8, from as u8, 0, 0);
     }
 
-    /// `to = to op value`, the value's sign extended.
+    /// Emits `to = to op value`, with the value's sign extended.
     pub(crate) fn op_imm(&mut self, op: Op, to: Reg, value: i32) {
         self.push(CLASS_ALU64 | op as u8, to as u8, 0, 0, value);
     }
 
-    /// `to = base + offset`
+    /// Emits `to = base + offset`.
     pub(crate) fn address(&mut self, to: Reg, base: Reg, offset: i16) {
         self.op(Op::Mov, to, base);
         self.op_imm(Op::Add, to, i32::from(offset));
     }
 
-    /// `to = value`, 64 bits.
+    /// Emits `to = value`, of 64 bits.
     pub(crate) fn load_imm64(&mut self, to: Reg, value: u64) {
         self.wide(to, 0, value);
     }
 
-    /// `to = map`
+    /// Emits `to = map`.
     pub(crate) fn load_map(&mut self, to: Reg, map: BorrowedFd<'_>) {
         self.wide(to, PSEUDO_MAP_FD, map.as_raw_fd() as u64);
     }
 
-    /// `to = *(base + offset)`, zero-extended.
+    /// Emits `to = *(base + offset)`, zero-extended.
     pub(crate) fn load(&mut self, width: Width, to: Reg, base: Reg, offset: i16) {
         self.push(CLASS_LDX | MODE_MEM | width as u8, to as u8, base as u8, offset, 0);
     }
 
-    /// `*(base + offset) = from`
+    /// Emits `*(base + offset) = from`.
     pub(crate) fn store(&mut self, width: Width, base: Reg, offset: i16, from: Reg) {
         self.push(CLASS_STX | MODE_MEM | width as u8, base as u8, from as u8, offset, 0);
     }
 
-    /// `*(base + offset) = value`
+    /// Emits `*(base + offset) = value`.
     pub(crate) fn store_imm(&mut self, width: Width, base: Reg, offset: i16, value: i32) {
         self.push(CLASS_ST | MODE_MEM | width as u8, base as u8, 0, offset, value);
     }
 
-    /// Jumps where `reg` compares so with `value`, whose sign is extended.
+    /// Emits a jump that is taken where `reg` compares so with `value`, whose sign is extended.
     pub(crate) fn jump_if(&mut self, reg: Reg, condition: If, value: i32, target: Label) {
         self.jumps.push((self.code.len(), target));
         self.push(CLASS_JMP | condition as u8, reg as u8, 0, 0, value);
     }
 
-    /// Jumps.
+    /// Emits a jump.
     pub(crate) fn jump(&mut self, target: Label) {
         self.jumps.push((self.code.len(), target));
         self.push(CLASS_JMP | JUMP_ALWAYS, 0, 0, 0, 0);
     }
 
-    /// `r0 = helper(r1, …)`
+    /// Emits `r0 = helper(r1, …)`.
     pub(crate) fn call(&mut self, helper: Helper) {
         self.push(CLASS_JMP | JUMP_CALL, 0, 0, 0, helper as i32);
     }
 
-    /// Returns r0.
+    /// Emits the return of r0.
     pub(crate) fn exit(&mut self) {
         self.push(CLASS_JMP | JUMP_EXIT, 0, 0, 0, 0);
     }
 
-    /// The program, its jumps resolved. Every label that is jumped to must have been placed.
+    /// The program, with its jumps resolved. Every label that is jumped to must have been placed.
     pub(crate) fn finish(mut self) -> Vec<Insn> {
         for (at, target) in self.jumps {
             let to = self.labels[target.0].expect("a jump goes to a label that was placed");
@@ -192,20 +193,20 @@ impl Assembler {
         self.code
     }
 
-    /// The one instruction that takes two slots: the second holds the upper half.
+    /// Emits the only instruction that takes two slots. The second holds the upper half.
     fn wide(&mut self, to: Reg, kind: u8, value: u64) {
         self.push(CLASS_LD | Width::Double as u8, to as u8, kind, 0, value as i32);
         self.push(0, 0, 0, 0, (value >> 32) as i32);
     }
 
     fn push(&mut self, code: u8, to: u8, from: u8, offset: i16, immediate: i32) {
-        // Two four-bit fields of a C struct: their order is the machine's.
+        // The two are four-bit fields of a C struct, whose order is the machine's.
         let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
         self.code.push(Insn { code, registers, offset, immediate });
     }
 }
 
-/// Times that a command is tried before EAGAIN is believed.
+/// How often a command is tried before EAGAIN is believed.
 const TRIES: usize = 10;
 
 const MAP_CREATE: libc::c_int = 0;
@@ -216,7 +217,7 @@ const MAP_TYPE_LPM_TRIE: u32 = 11;
 const F_NO_PREALLOC: u32 = 1;
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 
-/// Members of `union bpf_attr`, as far as used; the kernel takes the rest for zero.
+/// The members of `union bpf_attr` that are used. The kernel takes the rest for zero.
 #[repr(C)]
 struct MapCreate {
     map_type: u32,
@@ -250,7 +251,8 @@ const _: () = assert!(size_of::<MapCreate>() == 20);
 const _: () = assert!(size_of::<MapElement>() == 32);
 const _: () = assert!(size_of::<ProgramLoad>() == 40);
 
-/// A longest-prefix map with keys `K` (a `u32` prefix length, then the address) and values `V`. LPM tries must not be preallocated.
+/// Creates a longest-prefix map with keys `K` (a `u32` prefix length, then the address) and values `V`. The kernel refuses to
+/// preallocate LPM tries.
 pub(crate) fn create_lpm_map<K, V>(max_entries: u32) -> io::Result<OwnedFd> {
     let attributes = MapCreate {
         map_type: MAP_TYPE_LPM_TRIE,
@@ -276,7 +278,7 @@ pub(crate) fn update<K: Copy, V: Copy>(map: BorrowedFd<'_>, key: &K, value: &V) 
     unsafe { bpf(MAP_UPDATE_ELEM, &attributes).map(drop) }
 }
 
-/// Removes an entry; ENOENT where there is none. `K` must be that of the map's creation.
+/// Removes an entry. The error is ENOENT where there is none. `K` must be that of the map's creation.
 pub(crate) fn delete<K: Copy>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     let attributes =
         MapElement { map: map.as_raw_fd() as u32, pad: 0, key: address(key), value: 0, flags: 0 };
@@ -304,10 +306,11 @@ fn address<T>(value: &T) -> u64 {
     std::ptr::from_ref(value) as u64
 }
 
-/// bpf(2).
+/// Calls bpf(2).
 ///
 /// # Safety
-/// `attributes` must be the leading members of `union bpf_attr` for `command`, its pointers valid for what the command does.
+///
+/// `attributes` must be the leading members of `union bpf_attr` for `command`, with pointers valid for what the command does.
 unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     persist(|| {
         // SAFETY: the size passed is that of `attributes`; what it points to is the caller's promise.
@@ -316,8 +319,9 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int
     })
 }
 
-/// Tries a command again while the kernel answers EAGAIN, at most [`TRIES`] times in all: the verifier gives up so where a signal
-/// or a task's work (that of an io_uring that is closing, say) is pending for the thread, which both are over at the next system call.
+/// Tries a command again while the kernel answers EAGAIN, at most [`TRIES`] times in all. The verifier answers so where a
+/// signal or a task's work (that of an io_uring that is closing, say) is pending for the thread. Both are over at the next
+/// system call.
 fn persist<T>(mut command: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut tries = 1;
     loop {
@@ -332,7 +336,7 @@ fn persist<T>(mut command: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 mod tests {
     use super::*;
 
-    /// What `bpf_insn` looks like in memory: opcode, registers, offset, immediate (kernel `filter.h`'s BPF_* macros).
+    /// The bytes of `bpf_insn` in memory are opcode, registers, offset, immediate (kernel `filter.h`'s BPF_* macros).
     #[test]
     #[cfg(target_endian = "little")]
     fn instructions_are_encoded_as_the_kernel_reads_them() {

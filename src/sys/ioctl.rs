@@ -4,7 +4,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-/// `struct ifreq` as TUNSETIFF and TUNGETIFF use it: a name and flags, the rest of the union unused.
+/// `struct ifreq`, as TUNSETIFF and TUNGETIFF use it: a name and flags, with the rest of the union unused.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct IfReq {
@@ -15,12 +15,12 @@ struct IfReq {
 
 const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
-/// What a TUN file is attached to.
+/// The interface to which a TUN file is attached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Attachment {
     /// Name of the interface.
     pub(crate) name: String,
-    /// `IFF_TUN`, `IFF_VNET_HDR` and their like.
+    /// `IFF_TUN`, `IFF_VNET_HDR` and the like.
     pub(crate) flags: u16,
 }
 
@@ -31,7 +31,7 @@ impl IfReq {
     }
 }
 
-/// TUNSETIFF: creates the interface, or adds the file to it as one more queue. `name` must be shorter than IFNAMSIZ.
+/// Creates the interface, or adds the file to it as one more queue (TUNSETIFF). `name` must be shorter than IFNAMSIZ.
 pub(crate) fn set_interface(tun: BorrowedFd<'_>, name: &str, flags: u16) -> io::Result<Attachment> {
     let mut request = IfReq { name: [0; libc::IFNAMSIZ], flags, rest: [0; _] };
     let field = request.name[..libc::IFNAMSIZ - 1].get_mut(..name.len());
@@ -41,7 +41,8 @@ pub(crate) fn set_interface(tun: BorrowedFd<'_>, name: &str, flags: u16) -> io::
     Ok(request.into_attachment())
 }
 
-/// TUNGETIFF: what the file is attached to. EBADFD: to nothing; ENOTTY: it is no TUN file.
+/// The interface to which the file is attached (TUNGETIFF). The error is EBADFD where there is none, and ENOTTY where it is
+/// no TUN file.
 pub(crate) fn interface(tun: BorrowedFd<'_>) -> io::Result<Attachment> {
     let mut request = IfReq { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; _] };
     // SAFETY: TUNGETIFF writes one `struct ifreq`, whose size and layout `IfReq` has.
@@ -49,27 +50,28 @@ pub(crate) fn interface(tun: BorrowedFd<'_>) -> io::Result<Attachment> {
     Ok(request.into_attachment())
 }
 
-/// TUNSETOFFLOAD: the `TUN_F_*` bits that user space can take; EINVAL where the kernel does not know one of them.
+/// Sets the `TUN_F_*` offloads that user space can take (TUNSETOFFLOAD). The error is EINVAL where the kernel does not know
+/// one of them.
 pub(crate) fn set_offload(tun: BorrowedFd<'_>, bits: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) })
 }
 
-/// TUNSETVNETHDRSZ: the length of the virtio-net header before each packet.
+/// Sets the length in bytes of the virtio-net header before each packet (TUNSETVNETHDRSZ).
 pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: usize) -> io::Result<()> {
     let len = len as libc::c_int;
     // SAFETY: TUNSETVNETHDRSZ reads one int.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
 }
 
-/// TUNSETSTEERINGEBPF: this program picks the queue from now on; `None`: the kernel's flow table does.
+/// Has this program pick the queue from now on (TUNSETSTEERINGEBPF). With `None` the kernel's flow table does.
 pub(crate) fn set_steering(tun: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let program: RawFd = program.map_or(-1, |fd| fd.as_raw_fd());
     // SAFETY: TUNSETSTEERINGEBPF reads one int, a file descriptor or -1.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const program) })
 }
 
-/// Sets O_NONBLOCK.
+/// Sets O_NONBLOCK on the file.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: F_GETFL takes no argument.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };

@@ -1,7 +1,7 @@
 //! The interface's own properties, through synchronous rtnetlink (Linux `net/core/rtnetlink.c`, `do_setlink`).
 //!
-//! All of this acts in the calling thread's network namespace. An interface that was moved to another one is not found
-//! there (ENODEV); its queues work on, so callers report such an error and go on.
+//! All of it acts in the calling thread's network namespace. An interface that was moved to another one is not found there
+//! (ENODEV), while its queues work on. So callers report such an error and go on.
 
 use crate::sys::error::invalid;
 use crate::sys::rtnl::Asker;
@@ -12,7 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::ffi::CString;
 use std::io;
 
-/// Index of the interface called `name`.
+/// The index of the interface called `name`.
 pub(crate) fn index(name: &str) -> io::Result<u32> {
     let name = CString::new(name).map_err(|_| invalid("interface name holds a NUL byte"))?;
     // SAFETY: the argument is a NUL-terminated string that outlives the call.
@@ -22,7 +22,7 @@ pub(crate) fn index(name: &str) -> io::Result<u32> {
     }
 }
 
-/// A link-local address's scope as people write it: the interface's name, or its number where it is gone.
+/// The scope of a link-local address as people write it: the interface's name, or its number where it is gone.
 #[cfg(feature = "cli")]
 pub(crate) fn scope(index: u32) -> String {
     use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -33,7 +33,7 @@ pub(crate) fn scope(index: u32) -> String {
     name().unwrap_or_else(|| index.to_string())
 }
 
-/// Whether the interface called `name` is a tunnel's, of this or another program: to delete any other one, such as `lo`, is
+/// Whether the interface called `name` is a tunnel's, of this or another program. To delete any other one, such as `lo`, is
 /// no advice to give. False where the kernel does not say.
 pub(crate) fn is_tunnel(name: &str) -> bool {
     let kind = || {
@@ -58,20 +58,20 @@ fn kind_of(link: LinkMessage) -> Option<InfoKind> {
     })
 }
 
-/// Sets MTU and transmit queue length, NOARP, and no MULTICAST; leaves UP as it is.
+/// Sets MTU (in bytes), transmit queue length (in packets), NOARP, and no MULTICAST. UP stays as it is.
 pub(crate) fn configure(index: u32, mtu: u32, queue_len: u32) -> io::Result<()> {
     let attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::TxQueueLen(queue_len)];
     set(index, LinkFlags::Noarp, LinkFlags::Noarp | LinkFlags::Multicast, attributes)
 }
 
-/// Keeps the kernel from making up an fe80:: address, which a tunnel without link layer has no use for (as the kernel's
-/// wireguard: IN6_ADDR_GEN_MODE_NONE in `wg_setup`). EAFNOSUPPORT where IPv6 is off.
+/// Keeps the kernel from making up an fe80:: address, for which a tunnel without link layer has no use (as the kernel's
+/// wireguard: IN6_ADDR_GEN_MODE_NONE in `wg_setup`). The error is EAFNOSUPPORT where IPv6 is off.
 pub(crate) fn disable_link_local(index: u32) -> io::Result<()> {
     let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     set(index, LinkFlags::empty(), LinkFlags::empty(), vec![LinkAttribute::AfSpecUnspec(vec![inet6])])
 }
 
-/// RTM_SETLINK, and its acknowledgement.
+/// Sends RTM_SETLINK, and reads its acknowledgement.
 fn set(index: u32, flags: LinkFlags, mask: LinkFlags, attributes: Vec<LinkAttribute>) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.interface_family = AddressFamily::Unspec;

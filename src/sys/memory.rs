@@ -1,9 +1,9 @@
-//! Memory that the allocator holds and nobody uses, and how much there may be of it.
+//! Memory that the allocator holds and nobody uses, and the limit on the memory of this process.
 
 use std::path::Path;
 
-/// Gives whole free pages back to the system, also between used ones. A large configuration leaves many: its text, its
-/// parsed form and the queues it went through. Takes milliseconds; for rare moments.
+/// Gives whole free pages back to the system, also between used ones. A large configuration leaves many: its text, its parsed
+/// form, and the queues through which it went. It takes milliseconds, so it is for rare moments.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) is safe at any time and on any thread; it touches only memory that is free.
@@ -12,14 +12,14 @@ pub fn give_back() {
     }
 }
 
-/// Bytes that the memory group of this process may use, the least of it and of those it lies in: `memory.max` of cgroup v2, or
-/// v1's counterpart. `None`: unlimited, or not to be read.
+/// Bytes that the memory group of this process may use: the least of its limit and of those of the groups around it
+/// (`memory.max` of cgroup v2, or v1's counterpart). `None` where it is unlimited or cannot be read.
 pub fn group_limit() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     groups.lines().filter_map(limit_of).min()
 }
 
-/// The limit that one line of `/proc/self/cgroup` leads to: `ID:CONTROLLERS:/GROUP`.
+/// The limit to which one line of `/proc/self/cgroup` leads: `ID:CONTROLLERS:/GROUP`.
 fn limit_of(line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, group) = (fields.next()?, fields.next()?.strip_prefix('/')?);
@@ -30,7 +30,7 @@ fn limit_of(line: &str) -> Option<u64> {
     }
 }
 
-/// The least limit of `group` and of all above it, up to `root`.
+/// The least limit of `group` and of all groups above it, up to `root`.
 fn least_limit(root: &Path, group: &str, file: &str) -> Option<u64> {
     let place = root.join(group);
     let groups = place.ancestors().take_while(|place| place.starts_with(root));

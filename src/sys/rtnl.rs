@@ -1,4 +1,4 @@
-//! One question to the kernel's rtnetlink and its answer, without a runtime.
+//! A question to the kernel's rtnetlink and its answer, without a runtime.
 //!
 //! It is asked in the network namespace of the thread that opened the socket.
 
@@ -7,7 +7,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPa
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::io;
 
-/// Longest answer read: a route, or an error, which echoes the request.
+/// Most bytes of an answer that are read: a route, or an error, which echoes the request.
 const ANSWER_LEN: usize = 4096;
 
 /// A socket that asks one question at a time.
@@ -21,18 +21,18 @@ impl Asker {
         Ok(Asker { socket: Socket::new(NETLINK_ROUTE)?, sequence: 0 })
     }
 
-    /// Has the kernel do something.
+    /// Has the kernel do one thing.
     pub(super) fn command(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.exchange(message, NLM_F_REQUEST | NLM_F_ACK).map(|_| ())
     }
 
-    /// Asks the kernel for one thing.
+    /// Asks the kernel one question.
     pub(super) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
         self.exchange(message, NLM_F_REQUEST)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// `None`: done, and nothing to tell. The kernel works on the request while it is sent, so the answer never has to be
-    /// waited for.
+    /// Sends a message and reads the answer. `None` where the kernel did what was wanted and has nothing to return. It
+    /// works on the request while it is sent, so the answer never has to be waited for.
     fn exchange(
         &mut self,
         message: RouteNetlinkMessage,

@@ -15,7 +15,7 @@ pub(crate) fn set(
     unsafe { set_raw(socket, level, name, &value) }
 }
 
-/// SO_ATTACH_REUSEPORT_CBPF: this program picks the socket of the group.
+/// Attaches the program that picks the socket of the group (SO_ATTACH_REUSEPORT_CBPF).
 pub(crate) fn attach_reuseport_filter(
     socket: BorrowedFd<'_>,
     filter: &mut [libc::sock_filter],
@@ -23,7 +23,7 @@ pub(crate) fn attach_reuseport_filter(
     attach(socket, libc::SO_ATTACH_REUSEPORT_CBPF, filter)
 }
 
-/// SO_ATTACH_FILTER: this program says which messages the socket receives.
+/// Attaches the program that says which messages the socket receives (SO_ATTACH_FILTER).
 pub(crate) fn attach_filter(socket: BorrowedFd<'_>, filter: &mut [libc::sock_filter]) -> io::Result<()> {
     attach(socket, libc::SO_ATTACH_FILTER, filter)
 }
@@ -36,10 +36,11 @@ fn attach(socket: BorrowedFd<'_>, name: libc::c_int, filter: &mut [libc::sock_fi
     unsafe { set_raw(socket, libc::SOL_SOCKET, name, &program) }
 }
 
-/// setsockopt(2).
+/// Calls setsockopt(2).
 ///
 /// # Safety
-/// `T` must be the type that the kernel defines for the option, its pointers valid for what the option does.
+///
+/// `T` must be the type that the kernel defines for the option, with pointers valid for what the option does.
 unsafe fn set_raw<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
