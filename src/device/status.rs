@@ -11,41 +11,41 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// Counters by name.
+/// Counters, by their names.
 pub type Counters = BTreeMap<String, u64>;
 
-/// How a device runs, and what it counted.
+/// The status of a device: how it runs, and what it counted.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// The program's.
+    /// The program's version.
     pub version: String,
-    /// Its process.
+    /// The number of the process that serves the interface.
     pub pid: u32,
-    /// `io_uring` or `syscalls`.
+    /// The workers' backend: `io_uring` or `syscalls`.
     pub io: String,
     /// Whether the interface is up and the sockets are bound.
     pub up: bool,
-    /// Why it is not bound although the interface is up; `None`: it is, or the interface is down.
+    /// Why no socket is bound although the interface is up. `None` where one is, or the interface is down.
     pub unbound: Option<Unbound>,
     /// Whether an eBPF program brings a peer's packets to its owner's TUN queue.
     pub tun_steering: bool,
-    /// Whether a BPF program brings a peer's datagrams to its owner's socket; `None` while there are no sockets.
+    /// Whether a BPF program brings a peer's datagrams to its owner's socket. `None` while there are no sockets.
     pub udp_steering: Option<bool>,
     /// Whether sockets ask for UDP_GRO.
     pub gro: bool,
-    /// In the device's order.
+    /// The owner of each peer, in the device's order.
     pub peers: Vec<Owner>,
-    /// Handshakes, by what became of them.
+    /// Counters of handshakes, by what became of them.
     pub handshakes: Counters,
-    /// One a worker.
+    /// The counters of each worker.
     pub workers: Vec<Counters>,
 }
 
-/// A port that is waited for.
+/// A UDP port that is tried again until it is free.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Unbound {
-    /// 0: any.
+    /// The port. 0 is any.
     pub port: u16,
     /// What the kernel said at the last attempt.
     pub error: String,
@@ -57,33 +57,33 @@ impl Display for Unbound {
     }
 }
 
-/// Who opens a peer's packets.
+/// The worker that opens a peer's packets.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Owner {
-    /// Base64.
+    /// The peer's public key in Base64.
     pub public_key: String,
-    /// The worker's number.
+    /// The number of the worker.
     pub worker: u8,
 }
 
-/// A few numbers, for those who want to know how things go without asking.
+/// A few numbers, for those who want to know how the device does without a question over the socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Summary {
-    /// All.
+    /// How many peers there are.
     pub peers: usize,
-    /// Those whose last handshake is young enough for a session.
+    /// How many peers had their last handshake recently enough for a session.
     pub alive: usize,
-    /// Bytes received from all of them, those that were removed not counted.
+    /// Bytes received from all present peers. Those of peers that were removed do not count.
     pub rx_bytes: u64,
-    /// Bytes sent.
+    /// Bytes sent to all present peers. Those of peers that were removed do not count.
     pub tx_bytes: u64,
 }
 
-/// REJECT_AFTER_TIME (whitepaper 6.1): older than this, a handshake carries nothing any more.
+/// REJECT_AFTER_TIME (whitepaper 6.1): a handshake that is older than this has no session any more.
 pub const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 impl Device {
-    /// What the device itself and its workers, who are those of `links`, know of its [`Status`], the peers left out.
+    /// The [`Status`] without its peers. `links` are those of the device's own workers.
     pub fn status(&self, links: &Links) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -96,8 +96,8 @@ impl Device {
         }
     }
 
-    /// Writes an answer on, until `chunk` is full or `more` says that there is no time. True: that was all of it, `errno=0` and
-    /// the empty line included.
+    /// Writes an answer on until `chunk` is full or `more` says that there is no time. True where that was all of the answer,
+    /// with `errno=0` and the empty line.
     pub fn list(&self, listing: &mut Listing, chunk: &mut String, more: More<'_>) -> bool {
         chunk.push_str(&std::mem::take(&mut listing.head));
         while chunk.len() + OWNER_ROOM <= CHUNK {
@@ -118,7 +118,7 @@ impl Device {
         false
     }
 
-    /// Where things stand; `wall` is the time since the Unix epoch.
+    /// A summary of the device. `wall` is the time since the Unix epoch.
     pub fn summary(&self, wall: Duration) -> Summary {
         self.peer_infos().fold(Summary::default(), |sum, peer| {
             let alive = peer.last_handshake.is_some_and(|at| wall.saturating_sub(at) < SESSION_LIFE);
@@ -132,22 +132,22 @@ impl Device {
     }
 }
 
-/// More than an [`Owner`] has as text: 44 characters, three digits, names and punctuation.
+/// More bytes than an [`Owner`] has as text: 44 characters, three digits, names and punctuation.
 const OWNER_ROOM: usize = 128;
-/// Where the peers stand in a status without any.
+/// The place of the peers in the text of a status without any.
 const NO_PEERS: &str = "\"peers\":[]";
 
-/// An answer to `status=1` under way; a peer added meanwhile is the last.
+/// An answer to `status=1` under way. A peer added meanwhile is the last.
 pub struct Listing {
     head: String,
     tail: String,
-    /// Peers added from here on are still to come.
+    /// The place from which on peers are still to come.
     order: u32,
     first: bool,
 }
 
 impl Listing {
-    /// All but the peers is as it stands now.
+    /// Begins an answer. All but the peers is stated as it is now.
     pub fn new(status: &Status) -> Listing {
         let text = json(&Status { peers: Vec::new(), ..status.clone() });
         let (head, tail) = text.split_once(NO_PEERS).unwrap_or((&text, ""));
@@ -160,7 +160,7 @@ impl Listing {
     }
 }
 
-/// Maps with text for keys, text and numbers: nothing in it can fail to be written.
+/// Writes a value as JSON. There are only maps with text for keys, text and numbers in it, none of which can fail.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
 }

@@ -1,54 +1,54 @@
-//! Cuts a connection's bytes into operations. Each ends with an empty line; several may follow each other.
+//! Cuts a connection's bytes into operations. Each ends with an empty line, and several may follow each other.
 
 use super::{E2BIG, EINVAL, UapiError};
 use zeroize::{Zeroize, Zeroizing};
 
-/// Bytes an operation may have. 2^20 allowed IPs at up to 55 bytes a line, or 200,000 peers with all their keys.
+/// Most bytes of an operation: room for 2^20 allowed IPs at up to 55 bytes a line, or for 200,000 peers with all their keys.
 pub const MAX_OPERATION: usize = 64 << 20;
 
-/// Bytes of the next operation that may come with the end of one.
+/// Most bytes of the next operation that may come with the end of one.
 const SLACK: usize = 64 * 1024;
-/// The first lines there are: of a question that takes no lines more, or of a transaction.
+/// The first lines of operations: of a question, which has no other lines, or of a transaction.
 const GET: &[u8] = b"get=1\n";
 const STATUS: &[u8] = b"status=1\n";
 const SET: &[u8] = b"set=1\n";
 
-/// One operation.
+/// An operation that a client asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// `get=1`.
+    /// The configuration is asked for (`get=1`).
     Get,
-    /// `status=1`: ours alone; see [`crate::device::status`].
+    /// The status is asked for (`status=1`), which is this program's own operation; see [`crate::device::status`].
     Status,
-    /// `set=1`: its lines with the first and without the empty one, for [`super::SetRequest::parse`].
+    /// A transaction (`set=1`): its lines with the first and without the empty one, for [`super::SetRequest::parse`].
     Set(Zeroizing<Vec<u8>>),
 }
 
-/// Bytes in, operations out. What it holds may be private keys: nothing is left in memory it let go of.
+/// Takes bytes in and yields operations. What it holds may be private keys, so it wipes all memory of which it lets go.
 #[derive(Default)]
 pub struct Framer {
     buffer: Zeroizing<Vec<u8>>,
-    /// Bytes known not to hold an operation's end.
+    /// How many bytes are known not to contain an operation's end.
     scanned: usize,
     failed: bool,
 }
 
 impl Framer {
-    /// For a new connection.
+    /// Makes the framer of a new connection.
     #[cfg(feature = "internals")]
     pub fn new() -> Framer {
         Framer::default()
     }
 
-    /// Takes what the connection delivered. Drain [`Self::next_operation`] after each: it bounds what is held to
-    /// [`MAX_OPERATION`] and the length of one push.
+    /// Takes in what the connection delivered. After each call, take all of [`Self::next_operation`]: then what is held is
+    /// no more than [`MAX_OPERATION`] and the length of one push.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.failed {
             return;
         }
         let room = self.room_after(bytes.len());
         if room > self.buffer.capacity() {
-            // Not left to `Vec`, which would free the old copy as it is.
+            // This is not left to `Vec`, which would free the old copy without wiping it.
             let mut larger = Zeroizing::new(Vec::with_capacity(room));
             larger.extend_from_slice(&self.buffer);
             self.buffer = larger;
@@ -56,7 +56,7 @@ impl Framer {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Bytes of memory that are held once `more` bytes came.
+    /// Bytes of memory that are held once `more` further bytes came.
     pub fn room_after(&self, more: usize) -> usize {
         let needed = self.buffer.len() + more;
         if needed <= self.buffer.capacity() {
@@ -66,7 +66,7 @@ impl Framer {
         needed.next_power_of_two().min(needed.max(MAX_OPERATION + SLACK))
     }
 
-    /// The next whole operation, or `None` until more bytes came. After an error answer with its number and close the
+    /// The next whole operation, or `None` until more bytes came. After an error, answer with its number and close the
     /// connection: what follows cannot be understood any more.
     pub fn next_operation(&mut self) -> Option<Result<Operation, UapiError>> {
         if self.failed {
@@ -80,7 +80,7 @@ impl Framer {
         next
     }
 
-    /// Whether an operation has begun and not ended: the connection should not close now.
+    /// Whether an operation has begun and not ended, so that the connection should not close now.
     pub fn is_midway(&self) -> bool {
         !self.buffer.is_empty()
     }
@@ -114,7 +114,7 @@ impl Framer {
         Some(Ok(Operation::Set(body)))
     }
 
-    /// A question is its first line and the empty one.
+    /// Takes a question off, which is its first line and the empty one.
     fn cut_question(&mut self, line: &[u8], operation: Operation) -> Option<Result<Operation, UapiError>> {
         match self.buffer.get(line.len())? {
             b'\n' => {
@@ -125,7 +125,7 @@ impl Framer {
         }
     }
 
-    /// Drops the first `len` bytes; the room of a large operation goes back.
+    /// Drops the first `len` bytes. The memory of a large operation is given back.
     fn consume(&mut self, len: usize) {
         let rest = Zeroizing::new(self.buffer[len..].to_vec());
         self.buffer.zeroize();
@@ -134,7 +134,7 @@ impl Framer {
     }
 }
 
-/// The first newline, from the one at or after `from` on, that follows another.
+/// The first newline at or after `from` that follows another one.
 fn empty_line(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {

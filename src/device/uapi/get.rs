@@ -1,4 +1,5 @@
-//! The answer to `get=1`, in wireguard-go's order, in slices: of 100,000 peers it takes a quarter of a second and 40 MB.
+//! The answer to `get=1`, in wireguard-go's order. It is made in slices, as for 100,000 peers it takes a quarter of a
+//! second and 40 MB.
 
 use crate::device::More;
 use crate::device::{Device, peer::Peer};
@@ -6,26 +7,26 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use zeroize::Zeroizing;
 
-/// Bytes of an answer that are made at most before they are sent: what a pipe or socket takes at once.
+/// Most bytes of an answer that are made before they are sent: what a pipe or socket takes at once.
 pub const CHUNK: usize = 64 * 1024;
-/// More than the lines of the interface have: 77 + 18 + 18 + 9.
+/// More bytes than the lines of the interface have: 77 + 18 + 18 + 9.
 const DEVICE_ROOM: usize = 256;
-/// More than the lines of a peer without its allowed IPs have: 2 × 79 + 19 + 74 + 5 × 50.
+/// More bytes than the lines of a peer without its allowed IPs have: 2 × 79 + 19 + 74 + 5 × 50.
 const PEER_ROOM: usize = 640;
-/// More than an allowed IP's line has: `allowed_ip=`, 39 + 4, newline.
+/// More bytes than an allowed IP's line has: `allowed_ip=`, 39 + 4, newline.
 const ALLOWED_IP_ROOM: usize = 56;
-/// Allowed IPs written in one step.
+/// Most allowed IPs that are written in one step.
 const PIECE: usize = 64;
-/// More than one step writes, and the end.
+/// More bytes than one step and the end of the answer have.
 const STEP_ROOM: usize = DEVICE_ROOM + PEER_ROOM + PIECE * ALLOWED_IP_ROOM;
 const _: () = assert!(STEP_ROOM <= CHUNK);
 
-/// An empty chunk. It has all its room from the start: a string that grew would leave copies of the keys behind.
+/// Makes an empty chunk. It has all its room from the start, as a string that grew would leave copies of the keys behind.
 pub fn chunk() -> Zeroizing<String> {
     Zeroizing::new(String::with_capacity(CHUNK))
 }
 
-/// An answer under way. It tells of each peer what holds when its turn comes; a peer added meanwhile is the last.
+/// An answer under way. It states of each peer what holds when its turn comes, and a peer added meanwhile is the last.
 #[derive(Default)]
 pub struct Dump(Position);
 
@@ -33,13 +34,13 @@ pub struct Dump(Position);
 enum Position {
     #[default]
     Interface,
-    /// The peer added after those before this place, or its allowed IPs from the given one on.
+    /// Next is the first peer at or after place `order`, with its allowed IPs from number `allowed` on.
     Peer { order: u32, allowed: usize },
 }
 
 impl Device {
-    /// Writes on, until `chunk` is full or `more` says that there is no time. True: that was all of it, `errno=0` and the
-    /// empty line included.
+    /// Writes on until `chunk` is full or `more` says that there is no time. True where that was all of the answer, with
+    /// `errno=0` and the empty line.
     pub fn dump(&self, dump: &mut Dump, chunk: &mut Zeroizing<String>, more: More<'_>) -> bool {
         while CHUNK - chunk.len() >= STEP_ROOM {
             dump.0 = match dump.0 {
@@ -52,7 +53,7 @@ impl Device {
                         chunk.push_str("errno=0\n\n");
                         return true;
                     };
-                    // The peer that was begun may be gone: then this is the next.
+                    // The peer that was begun may be gone. Then this is the next, of which nothing is written yet.
                     peer_lines(chunk, peer, at, if at == order { allowed } else { 0 })
                 }
             };
@@ -63,7 +64,7 @@ impl Device {
         false
     }
 
-    /// The whole answer at once.
+    /// Makes the whole answer at once.
     #[cfg(feature = "internals")]
     pub fn uapi_get(&self) -> Zeroizing<String> {
         let (mut whole, mut dump) = (Zeroizing::new(String::new()), Dump::default());
@@ -90,7 +91,7 @@ impl Device {
     }
 }
 
-/// A peer's lines, or those of its allowed IPs from `from` on; returns where to go on.
+/// Writes a peer's lines, or only those of its allowed IPs from `from` on. Returns where to go on.
 fn peer_lines(text: &mut String, peer: &Peer, order: u32, from: usize) -> Position {
     if from == 0 {
         key_line(text, "public_key", &peer.public_key.0);

@@ -1,11 +1,11 @@
 //! The cross-platform configuration protocol's text: `get=1` and `set=1` (<https://www.wireguard.com/xplatform/>).
 //!
-//! One operation more, `status=1`, is this program's own: see [`crate::device::status`].
+//! One more operation, `status=1`, is this program's own: see [`crate::device::status`].
 //!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
-//! [`Device::dump`](super::Device::dump); `set` is parsed whole by a [`SetParser`] into a [`SetRequest`], which
-//! [`Device::begin`](super::Device::begin) and [`Device::go_on`](super::Device::go_on) carry out, and answered with [`answer`].
-//! All of them work in slices.
+//! [`Device::dump`](super::Device::dump). `set` is parsed whole by a [`SetParser`] into a [`SetRequest`], which
+//! [`Device::begin`](super::Device::begin) and [`Device::go_on`](super::Device::go_on) carry out, and is answered with
+//! [`answer`]. All of them work in slices.
 
 mod framer;
 mod get;
@@ -33,41 +33,41 @@ pub const E2BIG: i32 = 7;
 /// A transaction: what to change. Fields that are `None` or empty leave things as they are.
 #[derive(Clone, Debug, Default)]
 pub struct SetRequest {
-    /// `Some(None)`: remove the private key.
+    /// Another private key. `Some(None)` removes the present one.
     pub private_key: Option<Option<PrivateKey>>,
-    /// 0: any.
+    /// Another UDP port. 0 is any that is free.
     pub listen_port: Option<u16>,
-    /// 0: none.
+    /// Another firewall mark. 0 is none.
     pub fwmark: Option<u32>,
-    /// Remove all peers first.
+    /// Whether all peers are removed first.
     pub replace_peers: bool,
-    /// Applied in order.
+    /// Changes of peers, which are applied in order.
     pub peers: Vec<PeerRequest>,
 }
 
-/// What to change about one peer.
+/// A change of one peer.
 #[derive(Clone, Debug)]
 pub struct PeerRequest {
-    /// Which; added if there is none, unless [`Self::update_only`] or [`Self::remove`].
+    /// The peer's key. A peer is added if there is none, unless [`Self::update_only`] or [`Self::remove`].
     pub public_key: PublicKey,
-    /// Remove it; the rest is ignored.
+    /// Whether the peer is removed. The other fields are ignored then.
     pub remove: bool,
-    /// Do nothing if there is no such peer.
+    /// Whether nothing is done if there is no such peer.
     pub update_only: bool,
-    /// All zero: none. Boxed, as requests are moved, and what is moved stays behind as a copy.
+    /// Another preshared key. All zero is none. It is boxed, as requests are moved, and what is moved stays behind as a copy.
     pub preshared_key: Option<Box<SharedSecret>>,
-    /// Where it is.
+    /// The peer's address and port.
     pub endpoint: Option<SocketAddr>,
-    /// Seconds; 0: off.
+    /// Seconds between persistent keepalives. 0 is off.
     pub persistent_keepalive: Option<u16>,
-    /// Remove all its allowed IPs first.
+    /// Whether all allowed IPs of the peer are removed first.
     pub replace_allowed_ips: bool,
-    /// Applied in order.
+    /// Changes of allowed IPs, which are applied in order.
     pub allowed_ips: Vec<AllowedIp>,
 }
 
 impl PeerRequest {
-    /// A request that adds the peer, or changes nothing about it.
+    /// Makes a request that adds the peer, or changes nothing about it.
     pub fn new(public_key: PublicKey) -> PeerRequest {
         PeerRequest {
             public_key,
@@ -82,23 +82,23 @@ impl PeerRequest {
     }
 }
 
-/// A prefix given to a peer, taking it from any other, or taken from it, if it is its own.
+/// A prefix that is given to a peer, and taken from any other, or that is taken from the peer, if it has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AllowedIp {
-    /// Which.
+    /// The prefix.
     pub prefix: Prefix,
-    /// Whether it is taken away.
+    /// Whether the prefix is taken from the peer.
     pub remove: bool,
 }
 
-/// Why an operation was refused. Says nothing of a value that may be secret.
+/// Why an operation was refused. It says nothing of a value that may be secret.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UapiError {
-    /// The error number, positive.
+    /// The error number, which is positive.
     pub errno: i32,
-    /// The line of the operation, the first (`set=1`) being 1.
+    /// The line of the operation, of which the first (`set=1`) has number 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// What is wrong with the line.
     pub what: String,
 }
 
@@ -110,7 +110,7 @@ impl std::fmt::Display for UapiError {
 
 impl std::error::Error for UapiError {}
 
-/// The answer to a `set`. Error numbers are negative on the wire: that is what wireguard-go sends and `wg` hands to its user.
+/// Makes the answer to a `set`. Error numbers are negative on the wire, as wireguard-go sends them, and `wg` hands them to its user.
 pub fn answer(result: Result<(), i32>) -> String {
     match result {
         Ok(()) => "errno=0\n\n".to_owned(),

@@ -1,4 +1,4 @@
-//! One `set=1` operation, parsed whole before anything of it is done.
+//! Parses a `set=1` operation, whole, before anything of it is done.
 
 use super::{AllowedIp, EINVAL, EPROTO, PeerRequest, SetRequest, UapiError};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
@@ -8,21 +8,21 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 use zeroize::{Zeroize, Zeroizing};
 
-/// What is wrong with a line, before its number is known.
+/// The error number and text of a wrong line, before the line's number is known.
 type What = (i32, String);
 
 /// A `set=1` operation that is being parsed.
 pub struct SetParser {
-    /// Its lines, the first included and the empty one not.
+    /// The operation's lines, with the first and without the empty one.
     body: Zeroizing<Vec<u8>>,
-    /// Where the next line begins, and its number.
+    /// Where the next line begins, in bytes. `line` is its number.
     at: usize,
     line: usize,
     request: SetRequest,
 }
 
 impl SetParser {
-    /// For the lines of one operation, `set=1` first.
+    /// Makes a parser for the lines of one operation, with `set=1` first.
     pub fn new(body: Zeroizing<Vec<u8>>) -> SetParser {
         SetParser { body, at: 0, line: 1, request: SetRequest::default() }
     }
@@ -60,7 +60,11 @@ impl SetParser {
 }
 
 impl SetRequest {
-    /// Parses the lines of one operation at once, `set=1` first. Scope identifiers of endpoints must be numbers.
+    /// Parses the lines of one operation at once, with `set=1` first. Scope identifiers of endpoints must be numbers.
+    ///
+    /// # Errors
+    ///
+    /// Where a line is not understood.
     #[cfg(feature = "internals")]
     pub fn parse(body: &[u8]) -> Result<SetRequest, UapiError> {
         let mut parser = SetParser::new(Zeroizing::new(body.to_vec()));
@@ -118,7 +122,7 @@ impl PeerRequest {
             "allowed_ip" => self.allowed_ips.push(allowed_ip(value).ok_or_else(|| bad(key, value))?),
             "replace_allowed_ips" => {
                 only("true", key, value)?;
-                // It replaces what stands before it in the request, too.
+                // It also replaces what stands before it in the request.
                 self.allowed_ips.clear();
                 self.replace_allowed_ips = true;
             }
@@ -141,7 +145,7 @@ fn bad(key: &str, value: &str) -> What {
     (EINVAL, format!("{key}: {:?} makes no sense", clip(value)))
 }
 
-/// The beginning of what may be megabytes.
+/// The beginning of a text that may be megabytes long.
 fn clip(text: &str) -> &str {
     text.char_indices().nth(80).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
@@ -150,7 +154,7 @@ fn only(expected: &str, key: &str, value: &str) -> Result<(), What> {
     if value == expected { Ok(()) } else { Err((EINVAL, format!("{key} must be {expected}"))) }
 }
 
-/// 32 bytes in hexadecimal. The message keeps silent about the value: it may be a secret with a typing error.
+/// Reads 32 bytes in hexadecimal. The error does not quote the value, which may be a secret with a typing error.
 fn key32(key: &str, value: &str) -> Result<Zeroizing<[u8; 32]>, What> {
     let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
     let mut bytes = Zeroizing::new([0; 32]);
@@ -169,17 +173,17 @@ fn key32(key: &str, value: &str) -> Result<Zeroizing<[u8; 32]>, What> {
     Ok(bytes)
 }
 
-/// A decimal number without sign that fits.
+/// Reads a decimal number without sign that fits the type.
 fn number<T: FromStr>(key: &str, value: &str) -> Result<T, What> {
     decimal(value).ok_or_else(|| bad(key, value))
 }
 
 fn decimal<T: FromStr>(value: &str) -> Option<T> {
-    // `from_str` would take a plus sign.
+    // `from_str` would accept a plus sign.
     value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok())?
 }
 
-/// `IP/len`, with `-` before it to take it away.
+/// Reads `IP/len`, with a `-` before it to take the prefix away.
 fn allowed_ip(value: &str) -> Option<AllowedIp> {
     let (value, remove) = value.strip_prefix('-').map_or((value, false), |value| (value, true));
     let (addr, len) = value.split_once('/')?;
@@ -187,7 +191,7 @@ fn allowed_ip(value: &str) -> Option<AllowedIp> {
     Some(AllowedIp { prefix, remove })
 }
 
-/// `IPv4:port`, `[IPv6]:port` or `[IPv6%scope]:port`.
+/// Reads `IPv4:port`, `[IPv6]:port` or `[IPv6%scope]:port`.
 fn endpoint(value: &str, interface: &mut dyn FnMut(&str) -> Option<u32>) -> Option<SocketAddr> {
     let Some((addr, rest)) = value.split_once('%') else { return value.parse().ok() };
     let (scope, port) = rest.split_once("]:")?;
