@@ -12,28 +12,28 @@ use std::io::{Error, ErrorKind};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// Bytes a buffer: a 64 KiB super-packet or train with room for headers, control data and headroom before it.
+/// Bytes of a buffer: a 64 KiB super-packet or train, with room for headers, control data and headroom before it.
 pub const BUF_SIZE: usize = 68 * 1024;
-/// Most buffers in a pool: io_uring names a provided buffer, and sizes their ring, within 15 bits. 2.2 GiB of address space.
+/// Most buffers of a pool: io_uring names a provided buffer, and sizes their ring, within 15 bits. 2.2 GiB of address space.
 pub const MAX_BUFFERS: usize = 32_768;
 
-/// Hands out buffers. Not `Send`: it belongs to one worker's thread.
+/// Hands out buffers. It is not `Send`, as it belongs to one worker's thread.
 #[derive(Clone)]
 pub struct Pool(Rc<Slab>);
 
 struct Slab {
     base: NonNull<u8>,
     free: RefCell<Vec<u32>>,
-    /// Handles a buffer.
+    /// How many handles each buffer has.
     holders: Box<[Cell<u32>]>,
 }
 
-/// A buffer of [`BUF_SIZE`] bytes, unique; dereferences to its bytes; returns to its pool on drop.
+/// A buffer of [`BUF_SIZE`] bytes with a single handle. It dereferences to its bytes, and returns to its pool on drop.
 ///
 /// Invariant: the [`SharedBuf`] inside is its slot's only handle.
 pub struct Buf(SharedBuf);
 
-/// A buffer that no one writes any more, counted; returns to its pool with the last clone.
+/// A buffer to which no one writes any more, with counted handles. It returns to its pool with the last of them.
 pub struct SharedBuf {
     slab: Rc<Slab>,
     slot: u32,
@@ -41,6 +41,10 @@ pub struct SharedBuf {
 
 impl Pool {
     /// Maps `count` buffers (`count` × [`BUF_SIZE`] bytes), 1 to [`MAX_BUFFERS`]. Memory is touched only when first used.
+    ///
+    /// # Errors
+    ///
+    /// Where `count` is out of this range, or the kernel has no memory for the mapping.
     pub fn new(count: usize) -> std::io::Result<Pool> {
         if count == 0 || count > MAX_BUFFERS {
             let what = format!("a pool of {count} buffers: 1 to {MAX_BUFFERS} are possible");
@@ -68,19 +72,19 @@ impl Pool {
         })))
     }
 
-    /// A free buffer; its content is whatever was there before.
+    /// A free buffer, whose content is whatever was there before. `None` where all are in use.
     pub fn take(&self) -> Option<Buf> {
         let slot = self.0.free.borrow_mut().pop()?;
         self.0.holders[slot as usize].set(1);
         Some(Buf(SharedBuf { slab: Rc::clone(&self.0), slot }))
     }
 
-    /// Free buffers.
+    /// How many buffers are free.
     pub fn free(&self) -> usize {
         self.0.free.borrow().len()
     }
 
-    /// All buffers, free or not.
+    /// How many buffers the pool has, free or not.
     pub fn count(&self) -> usize {
         self.0.holders.len()
     }
@@ -94,12 +98,12 @@ impl Drop for Slab {
 }
 
 impl Buf {
-    /// Gives up writing, so that several writes may refer to the buffer.
+    /// Gives up writing, so that several writes to the kernel may refer to the buffer.
     pub fn share(self) -> SharedBuf {
         self.0
     }
 
-    /// Its number in the pool, below [`MAX_BUFFERS`].
+    /// The buffer's number in the pool, below [`MAX_BUFFERS`].
     pub(super) fn slot(&self) -> u16 {
         self.0.slot as u16
     }
@@ -130,7 +134,7 @@ impl Drop for SharedBuf {
         let left = self.holders().get() - 1;
         self.holders().set(left);
         if left == 0 {
-            // Never grows: the vector was born with room for every slot.
+            // The vector never grows, as it was made with room for every slot.
             self.slab.free.borrow_mut().push(self.slot);
         }
     }

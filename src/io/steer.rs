@@ -1,7 +1,7 @@
-//! Steering: which worker a datagram or an inner packet reaches.
+//! Steering, which decides the worker that a datagram or an inner packet reaches.
 //!
-//! Towards UDP sockets a classic-BPF program on the SO_REUSEPORT group reads the receiver index out of the message; towards
-//! TUN queues an extended-BPF program ([`program`]) looks the destination up in longest-prefix maps. Both are policy, not
+//! Towards UDP sockets, a classic-BPF program on the SO_REUSEPORT group reads the receiver index out of the message. Towards
+//! TUN queues, an extended-BPF program ([`program`]) looks the destination up in longest-prefix maps. Both are policy, not
 //! correctness: any worker may seal for any peer, and a datagram for another worker is handed on.
 
 mod program;
@@ -16,13 +16,17 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Attaches the classic-BPF program that picks the socket by receiver index (SO_ATTACH_REUSEPORT_CBPF) to the group of
-/// `socket`. Sockets are numbered in the order in which they were bound; call it after the last bind.
+/// `socket`. Sockets are numbered in the order in which they were bound, so call it after the last bind.
+///
+/// # Errors
+///
+/// Where `workers` is out of range, or the kernel refuses the program. Then its hash of addresses and ports stays.
 pub fn attach_udp(socket: BorrowedFd<'_>, workers: usize) -> io::Result<()> {
     check_workers(workers)?;
     sockopt::attach_reuseport_filter(socket, &mut udp_program(workers as u32))
 }
 
-/// The kernel falls back to its hash of addresses and ports when the program names no member of the group
+/// The answer of the program that names no member of the group, upon which the kernel uses its hash of addresses and ports
 /// (`reuseport_select_sock`).
 const BY_HASH: u32 = u32::MAX;
 
@@ -33,8 +37,9 @@ const DATA: u32 = 4;
 const INDEX_OFFSET: u32 = 4;
 const RESPONSE_INDEX_OFFSET: u32 = 8;
 
-/// The program: offset 0 is the UDP payload, of a GRO train the first datagram's. A load beyond the end would return 0, the first worker;
-/// hence the length is asked first. No message with an index is shorter than an empty data message.
+/// The program. Offset 0 is the UDP payload, and in a GRO train that of the first datagram. A load beyond the end would
+/// return 0, the first worker, so the length is checked first. No message with an index is shorter than an empty data
+/// message.
 fn udp_program(workers: u32) -> [libc::sock_filter; 12] {
     let insn = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let length = insn(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0);
@@ -58,23 +63,23 @@ fn udp_program(workers: u32) -> [libc::sock_filter; 12] {
     ]
 }
 
-/// Of a return instruction: the accumulator (`linux/bpf_common.h`).
+/// The operand of a return instruction that returns the accumulator (`linux/bpf_common.h`).
 const BPF_A: u32 = 0x10;
 
-/// Prefixes that one family's map holds at most. Each takes up to two trie nodes of about 64 bytes: at worst 32 MiB a family,
-/// allocated as they come (kernels before 5.11 charge it to RLIMIT_MEMLOCK at once).
+/// Most prefixes of one family's map. Each takes up to two trie nodes of about 64 bytes: at worst 32 MiB a family, allocated
+/// as they come (kernels before 5.11 charge it to RLIMIT_MEMLOCK at once).
 pub const MAX_PREFIXES: u32 = 1 << 18;
 
-/// Where packets for a prefix go.
+/// The destination of packets for a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
-    /// To one worker's queue.
+    /// They go to one worker's queue.
     Worker(u8),
-    /// By the flow's hash over all queues.
+    /// They go by the flow's hash over all queues.
     Spread,
 }
 
-/// `struct bpf_lpm_trie_key` with an IPv4 address.
+/// The key of an IPv4 map: `struct bpf_lpm_trie_key` with an IPv4 address.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Key4 {
@@ -82,7 +87,7 @@ struct Key4 {
     address: [u8; 4],
 }
 
-/// The same with an IPv6 address.
+/// The key of an IPv6 map: `struct bpf_lpm_trie_key` with an IPv6 address.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Key6 {
@@ -90,10 +95,10 @@ struct Key6 {
     address: [u8; 16],
 }
 
-/// eBPF on the TUN device: longest-prefix maps from destination to target (TUNSETSTEERINGEBPF).
+/// The eBPF program on the TUN device (TUNSETSTEERINGEBPF), with its longest-prefix maps from destination to target.
 ///
-/// A destination that no prefix holds goes by the flow's hash. Dropping it gives the choice back to the kernel. It holds a
-/// duplicate of the queue: the device lives until this is dropped too.
+/// A packet whose destination no prefix contains goes by the flow's hash. Dropping this gives the choice back to the
+/// kernel. It holds a duplicate of the queue, so the device lives until this is dropped, too.
 #[derive(Debug)]
 pub struct TunSteering {
     v4: OwnedFd,
@@ -103,8 +108,12 @@ pub struct TunSteering {
 }
 
 impl TunSteering {
-    /// Creates maps and program and attaches it to `queue`'s device, for all its queues; there must be one a worker. An error means: no steering;
-    /// the kernel's flow hash stays.
+    /// Creates the maps and the program, and attaches it to `queue`'s device for all its queues, of which there must be one
+    /// for each worker.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses any of it. Then there is no steering, and the kernel's flow hash stays.
     pub fn attach(queue: BorrowedFd<'_>, workers: usize) -> io::Result<TunSteering> {
         check_workers(workers)?;
         let map_error = |error| explain(error, "cannot create a BPF map (CAP_BPF, RLIMIT_MEMLOCK)");
@@ -119,7 +128,11 @@ impl TunSteering {
         Ok(TunSteering { v4, v6, queue, workers })
     }
 
-    /// Adds or changes one prefix; the next packet follows it. ENOSPC after [`MAX_PREFIXES`] of a family.
+    /// Adds or changes one prefix. The next packet follows it.
+    ///
+    /// # Errors
+    ///
+    /// ENOSPC where the family has [`MAX_PREFIXES`] already, another error where there is no such worker.
     pub fn set(&mut self, prefix: Prefix, target: Target) -> io::Result<()> {
         let value = match target {
             Target::Worker(worker) if usize::from(worker) >= self.workers => {
@@ -135,7 +148,11 @@ impl TunSteering {
         }
     }
 
-    /// Removes one prefix; it need not be there.
+    /// Removes one prefix, which need not be there.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses it for another reason than that it is not there.
     pub fn remove(&mut self, prefix: Prefix) -> io::Result<()> {
         let len = u32::from(prefix.len());
         let removed = match prefix.addr() {
@@ -151,7 +168,7 @@ impl TunSteering {
 
 impl Drop for TunSteering {
     fn drop(&mut self) {
-        // Fails only where the device is gone, and the program with it.
+        // This fails only where the device is gone, and the program with it.
         let _ = ioctl::set_steering(self.queue.as_fd(), None);
     }
 }

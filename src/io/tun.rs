@@ -1,7 +1,7 @@
 //! The multi-queue TUN device (Linux `drivers/net/tun.c`).
 //!
 //! A queue is one open `/dev/net/tun`. One read yields one packet or super-packet behind a virtio-net header of ten bytes,
-//! one write takes one. Closing a queue moves the last one into its slot, so the number of queues never changes.
+//! and one write takes one. Closing a queue moves the last one into its slot, so the number of queues never changes.
 
 use crate::index::MAX_WORKERS;
 use crate::offload::coalesce::CoalesceOptions;
@@ -15,74 +15,78 @@ use std::os::unix::fs::OpenOptionsExt;
 
 const DEVICE: &str = "/dev/net/tun";
 
-/// Packets or super-packets that may wait in one queue; more are dropped silently (TUN's own default is 500). As many
-/// as wireguard in the kernel lets wait for a peer (MAX_QUEUED_PACKETS); at worst 1024 × 64 KiB = 64 MiB a queue, of the kernel's memory.
+/// Most packets or super-packets that wait in one queue; more are dropped silently (TUN's own default is 500). It is as
+/// many as wireguard in the kernel lets wait for a peer (MAX_QUEUED_PACKETS). At worst 1024 × 64 KiB = 64 MiB a queue, of
+/// the kernel's memory.
 pub const TX_QUEUE_LEN: u32 = 1024;
 
-/// Flags of every queue. IFF_MULTI_QUEUE also where there is one queue: then there is one form of device to test, and the kernel
-/// compares the flag when a queue is added.
+/// Flags of every queue. IFF_MULTI_QUEUE is set also where there is one queue. Then there is one form of device to test, and
+/// the kernel compares the flag when a queue is added.
 const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
 
-/// Checksums, the ground on which the segmentation offloads stand.
+/// Checksum offload, on which the segmentation offloads build.
 const CSUM: libc::c_uint = libc::TUN_F_CSUM;
-/// TCP super-packets.
+/// Offload of TCP super-packets.
 const TSO: libc::c_uint = CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-/// UDP super-packets; the kernel wants both families or none.
+/// Offload of UDP super-packets. The kernel wants both families or none.
 const USO: libc::c_uint = TSO | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
-/// Which of TUN's offloads the kernel accepted, probed in steps at creation.
+/// The offloads of TUN that the kernel accepted, probed in steps at creation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TunOffloads {
-    /// Checksum offload.
+    /// Whether it accepted checksum offload.
     pub csum: bool,
-    /// TSO4 and TSO6.
+    /// Whether it accepted TSO4 and TSO6.
     pub tso: bool,
-    /// USO4 and USO6 (Linux 6.2).
+    /// Whether it accepted USO4 and USO6 (Linux 6.2).
     pub uso: bool,
 }
 
 impl TunOffloads {
-    /// What may be coalesced towards the device.
+    /// The kinds of super-packets that may be coalesced towards the device.
     pub fn coalesce(self) -> CoalesceOptions {
         CoalesceOptions { tcp: self.tso, udp: self.uso }
     }
 }
 
-/// A created (or inherited) device.
+/// A device that was created or taken over.
 #[derive(Debug)]
 pub struct Tun {
-    /// Name the kernel gave it.
+    /// The name that the kernel gave it.
     pub name: String,
-    /// Interface index at creation; 0 where an inherited device lives in another network namespace.
+    /// Its interface index at creation, or 0 where a device that was handed in is in another network namespace.
     #[cfg_attr(not(feature = "internals"), expect(dead_code))] // tests look at it
     pub index: u32,
-    /// One non-blocking file a queue; their number is fixed for the device's life.
+    /// One non-blocking file for each queue. Their number is fixed for the device's life.
     pub queues: Vec<OwnedFd>,
-    /// What the kernel accepted.
+    /// The offloads that the kernel accepted.
     pub offloads: TunOffloads,
 }
 
-/// What to create.
+/// The properties of a device to create.
 #[derive(Clone, Debug)]
 pub struct TunConfig {
     /// Interface name, 1 to 15 bytes.
     pub name: String,
-    /// Number of queues: one a worker.
+    /// Number of queues: one for each worker.
     pub queues: usize,
-    /// Initial MTU.
+    /// The MTU at first, in bytes.
     pub mtu: u32,
-    /// False: ask for no offloads.
+    /// Whether offloads are asked for.
     pub offloads: bool,
 }
 
 impl Tun {
-    /// Creates the device, down, without addresses; sets MTU, transmit queue length, NOARP without MULTICAST, and no
-    /// link-local address. Errors name the remedy (no /dev/net/tun, no CAP_NET_ADMIN,
-    /// name in use).
+    /// Creates the device, down and without addresses. It sets MTU, transmit queue length, NOARP without MULTICAST, and no
+    /// link-local address.
     ///
-    /// gso_max_size stays at its default: below it, the kernel cuts every *forwarded* super-packet that is longer into single
-    /// packets before the device sees it (`gso_features_check`), and a gateway loses nine tenths of its throughput. GRO builds
-    /// 64 KiB ones whatever the device says; local TCP alone honours the limit.
+    /// gso_max_size stays at its default. Below it, the kernel cuts every *forwarded* super-packet that is longer into
+    /// single packets before the device sees it (`gso_features_check`), and a gateway loses nine tenths of its throughput.
+    /// GRO builds 64 KiB ones whatever the device says, and only local TCP honours the limit.
+    ///
+    /// # Errors
+    ///
+    /// Where the device cannot be created. The error names the remedy (no /dev/net/tun, no CAP_NET_ADMIN, name in use).
     pub fn create(config: &TunConfig) -> io::Result<Tun> {
         check_name(&config.name)?;
         if !(1..=MAX_WORKERS).contains(&config.queues) {
@@ -102,12 +106,16 @@ impl Tun {
         let index = link::index(&name)?;
         link::configure(index, config.mtu, TX_QUEUE_LEN)
             .map_err(|error| explain(error, format!("{name}: MTU {}", config.mtu)))?;
-        // Refused where IPv6 is off or the MTU is below IPv6's least: then no such address comes either.
+        // This is refused where IPv6 is off or the MTU is below IPv6's least. Then no such address comes either.
         let _ = link::disable_link_local(index);
         Ok(Tun { name, index, queues, offloads })
     }
 
-    /// Adopts an open TUN file (WG_TUN_FD): one queue. MTU, flags and addresses are left to who made it.
+    /// Adopts an open TUN file (WG_TUN_FD), which is the only queue. MTU, flags and addresses are left to whoever made it.
+    ///
+    /// # Errors
+    ///
+    /// Where the file is attached to no TUN device, or was opened without one of IFF_TUN, IFF_NO_PI and IFF_VNET_HDR.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Tun> {
         let what = "the inherited file descriptor";
         let attachment = ioctl::interface(fd.as_fd())
@@ -127,7 +135,8 @@ impl Tun {
     }
 }
 
-/// What the kernel allows as an interface's name (`dev_valid_name`), and no `%`, which would be a template.
+/// Checks that the kernel allows `name` as an interface's name (`dev_valid_name`), and that it has no `%`, which would make
+/// it a template.
 pub fn check_name(name: &str) -> io::Result<()> {
     let forbidden = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_ascii_whitespace() || c == '\x0b';
     let problem = match name {
@@ -177,8 +186,8 @@ fn attach(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<S
     Ok(attachment.name)
 }
 
-/// Asks for all offloads and drops to fewer until the kernel agrees: it answers EINVAL to a bit that it does not know. They are
-/// the device's, not the queue's (`set_offload` works on `tun_struct`), so one queue speaks for all.
+/// Asks for all offloads, and for fewer until the kernel agrees: it answers EINVAL to a bit that it does not know. Offloads
+/// are the device's, not the queue's (`set_offload` works on `tun_struct`), so one queue speaks for all.
 fn set_offloads(queue: BorrowedFd<'_>, wanted: bool) -> io::Result<TunOffloads> {
     let steps: &[libc::c_uint] = if wanted { &[USO, TSO, CSUM] } else { &[] };
     for &bits in steps {

@@ -1,4 +1,4 @@
-//! One queue of the TUN device: reads until it is empty, writes at once.
+//! One queue of the TUN device, which is read until it is empty and written to at once.
 //!
 //! A write runs the kernel's receive path on the caller's core and never waits (`tun_get_user`, Linux `drivers/net/tun.c`).
 
@@ -15,24 +15,24 @@ use crate::wire::vnet::VNET_HDR_LEN;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Pieces a write: UIO_MAXIOV. A coalesced run has at most 64.
+/// Most pieces of a write: UIO_MAXIOV. A coalesced run has at most 64.
 const MAX_PIECES: usize = 1024;
-/// Super-packets of one type refused in a row, until no more are built.
+/// How many super-packets of one type the kernel must refuse in a row for no more to be built.
 const REFUSED_IN_A_ROW: u8 = 8;
-/// Bytes of the WireGuard message header that [`Splitter`] leaves before each packet.
+/// Length in bytes of the WireGuard message header that [`Splitter`] leaves before each packet.
 const MESSAGE_HEADER: usize = 16;
 
-/// `gso_type` of a virtio-net header, ECN bit masked: 0 none, 1 TCP/IPv4, 4 TCP/IPv6, 5 UDP.
+/// The bits of a virtio-net header's `gso_type` without the ECN bit: 0 none, 1 TCP/IPv4, 4 TCP/IPv6, 5 UDP.
 const GSO_TYPE_MASK: u8 = 0x7f;
 const GSO_UDP_L4: u8 = 5;
 
-/// The queue.
+/// A worker's queue of the TUN device.
 pub(super) struct TunQueue {
     fd: OwnedFd,
     ready: bool,
     dead: Option<i32>,
     vectors: Vec<libc::iovec>,
-    /// Refusals in a row: TCP, UDP.
+    /// How many super-packets were refused in a row: of TCP, of UDP.
     refused: [u8; 2],
     notices: [Option<Notice>; 2],
 }
@@ -54,17 +54,17 @@ impl TunQueue {
         self.ready && self.dead.is_none()
     }
 
-    /// Something came.
+    /// Notes that something came.
     pub(super) fn set_ready(&mut self) {
         self.ready = true;
     }
 
-    /// The device is gone.
+    /// Notes that the device is gone.
     pub(super) fn set_dead(&mut self) {
         self.dead.get_or_insert(libc::EBADFD);
     }
 
-    /// An error once the device is gone.
+    /// Checks that the device is there. An error says that it is gone.
     pub(super) fn alive(&self) -> std::io::Result<()> {
         match self.dead {
             None => Ok(()),
@@ -75,7 +75,7 @@ impl TunQueue {
         }
     }
 
-    /// Which super-packets the device keeps refusing.
+    /// The kinds of super-packets that the device keeps refusing.
     pub(super) fn refuses(&self) -> CoalesceOptions {
         CoalesceOptions { tcp: self.refused[0] >= REFUSED_IN_A_ROW, udp: self.refused[1] >= REFUSED_IN_A_ROW }
     }
@@ -84,14 +84,14 @@ impl TunQueue {
         self.notices.iter_mut().find_map(Option::take)
     }
 
-    /// Reads one frame; `None`: the queue is empty (or gone).
+    /// Reads one frame, and returns its length in bytes. `None` where the queue is empty, or gone.
     pub(super) fn read(&mut self, into: &mut [u8]) -> Option<usize> {
         loop {
             match calls::read(self.fd.as_fd(), into) {
                 Ok(len) => return Some(len),
                 Err(libc::EINTR) => continue,
                 Err(libc::EAGAIN) => self.ready = false,
-                // No memory for a moment; what is queued stays queued, and the next packet's event comes.
+                // There is no memory for a moment. What is queued stays queued, and the next packet's event comes.
                 Err(libc::ENOMEM | libc::ENOBUFS) => {}
                 Err(errno) => self.dead = Some(errno),
             }
@@ -110,7 +110,7 @@ impl TunQueue {
         self.wrote(outcome.map(drop), buf, pieces, stats);
     }
 
-    /// Accounts for the outcome of a write; a super-packet that the kernel refused is split and written again.
+    /// Accounts for the outcome of a write. A super-packet that the kernel refused is split and written again.
     pub(super) fn wrote(
         &mut self,
         outcome: calls::Result<()>,
@@ -132,14 +132,14 @@ impl TunQueue {
 
     fn write_failed(&mut self, errno: i32, stats: &mut IoStats) {
         stats.tun_write_errors += 1;
-        // EIO is an interface that is down; these are a device that is gone.
+        // EIO would be an interface that is down. These are a device that is gone.
         if matches!(errno, libc::EBADFD | libc::EBADF) {
             self.dead = Some(errno);
         }
     }
 
-    /// The kernel refused a super-packet, as kernels with e269d79c7d35 and without 89add40066f9 do with good ones: plain
-    /// packets instead. Allocates, being rare: after a few in a row none are built any more.
+    /// Writes a super-packet that the kernel refused as plain packets. Kernels with e269d79c7d35 and without 89add40066f9
+    /// refuse good ones. This allocates, as it is rare: after a few refusals in a row no super-packets are built any more.
     fn write_split(&mut self, kind: usize, buf: &SharedBuf, pieces: &[Range<usize>], stats: &mut IoStats) {
         stats.offload_fallbacks += 1;
         self.refused[kind] = self.refused[kind].saturating_add(1);
@@ -169,7 +169,7 @@ impl TunQueue {
     }
 }
 
-/// Points `vectors` at `pieces` of `buf`. False: there are none or too many, or one lies beyond the buffer.
+/// Points `vectors` at `pieces` of `buf`. False where there are none or too many, or one lies beyond the buffer.
 pub(super) fn point_at(vectors: &mut Vec<libc::iovec>, buf: &SharedBuf, pieces: &[Range<usize>]) -> bool {
     vectors.clear();
     for piece in pieces {
@@ -188,7 +188,7 @@ impl AsFd for TunQueue {
     }
 }
 
-/// A segment as [`Splitter`] leaves it, as a packet behind an empty virtio-net header: no padding, no room for a tag.
+/// The segment that [`Splitter`] left, as a packet behind an empty virtio-net header, with neither padding nor room for a tag.
 fn plain_packet(segment: &mut [u8]) -> Option<&[u8]> {
     let len = ip::parse(segment.get(MESSAGE_HEADER..)?)?.len;
     let packet = segment.get_mut(MESSAGE_HEADER - VNET_HDR_LEN..MESSAGE_HEADER + len)?;
@@ -196,7 +196,7 @@ fn plain_packet(segment: &mut [u8]) -> Option<&[u8]> {
     Some(packet)
 }
 
-/// 0 for a TCP super-packet, 1 for a UDP one.
+/// The kind of a super-packet: 0 for TCP, 1 for UDP. `None` where it is none.
 fn gso_kind(buf: &SharedBuf, pieces: &[Range<usize>]) -> Option<usize> {
     match buf.get(pieces.first()?.start + 1)? & GSO_TYPE_MASK {
         0 => None,

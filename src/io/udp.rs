@@ -1,4 +1,4 @@
-//! UDP sockets: one pair (IPv4, IPv6) a worker, all of one family in one SO_REUSEPORT group.
+//! UDP sockets: one pair (IPv4, IPv6) for each worker, with all of one family in one SO_REUSEPORT group.
 //!
 //! A group's members are numbered in the order in which they were bound, and that number is what the steering program
 //! returns. Closing one member would renumber the last, so all are closed together: [`UdpGroup`] holds duplicates, and
@@ -19,23 +19,23 @@ use std::sync::Arc;
 /// wait in each direction of each socket.
 pub const SOCKET_BUFFER: usize = 7 << 20;
 
-/// Ports tried where any will do, until one is free in both families.
+/// How many ports are tried where any will do, until one is free in both families.
 const PORT_ATTEMPTS: usize = 32;
 
 /// One worker's sockets.
 #[derive(Debug, Default)]
 pub struct UdpSockets {
-    /// IPv4, where the host has it.
+    /// The IPv4 socket, where the host has IPv4.
     pub v4: Option<OwnedFd>,
-    /// IPv6 only, where the host has it.
+    /// The socket for IPv6 alone, where the host has IPv6.
     pub v6: Option<OwnedFd>,
-    /// The port they are bound to.
+    /// The port to which they are bound.
     #[cfg_attr(not(feature = "internals"), expect(dead_code))] // tests look at it
     pub port: u16,
 }
 
 impl UdpSockets {
-    /// The socket of `family`, where the host has that.
+    /// The socket of `family`, where the host has that family.
     pub(super) fn of(&self, family: Family) -> Option<BorrowedFd<'_>> {
         let fd = match family {
             Family::Ipv4 => &self.v4,
@@ -45,33 +45,36 @@ impl UdpSockets {
     }
 }
 
-/// What to bind.
+/// The properties of the sockets to bind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpConfig {
-    /// Port, 0: any that is free in both families.
+    /// The port. 0 is any that is free in both families.
     pub port: u16,
-    /// Firewall mark, 0: none.
+    /// The firewall mark. 0 is none.
     pub mark: u32,
-    /// Sockets a family: one a worker.
+    /// Number of sockets of each family: one for each worker.
     pub workers: usize,
-    /// False: no UDP_GRO.
+    /// Whether the sockets ask for UDP_GRO.
     pub gro: bool,
 }
 
-/// The whole group: the slow path's handle on it, for fwmark changes.
+/// The slow path's handle on the whole group, for changes of the firewall mark.
 #[derive(Debug, Clone)]
 pub struct UdpGroup {
-    /// The port.
+    /// The port to which the group is bound.
     pub port: u16,
-    /// Whether datagrams go straight to the worker that owns their receiver index. False with one worker, and where the kernel
-    /// refuses the program: then they land on any worker, which hands them on.
+    /// Whether datagrams go straight to the worker that owns their receiver index. It is false with one worker, and where the
+    /// kernel refuses the program. Then they land on any worker, which hands them on.
     pub steered: bool,
     sockets: Arc<Vec<OwnedFd>>,
 }
 
-/// Binds one pair a worker in order, attaches the steering program last (see [`crate::io::steer`]), sets buffers, GRO, PKTINFO,
-/// TOS reception, mark. A host without IPv6 gets IPv4 alone, and the other way round. Errors: `AddrInUse`, which names
-/// the port; [`errno`] tells the number.
+/// Binds one pair of sockets for each worker, in order, and attaches the steering program last (see [`crate::io::steer`]). It
+/// sets buffers, GRO, PKTINFO, TOS reception and mark. A host without IPv6 gets IPv4 alone, and the other way round.
+///
+/// # Errors
+///
+/// `AddrInUse`, which names the port, and other refusals of the kernel. [`errno`] returns the number.
 pub fn bind(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
     if !(1..=MAX_WORKERS).contains(&config.workers) {
         return Err(invalid(format!("{} workers: 1 to {MAX_WORKERS} can have sockets", config.workers)));
@@ -80,7 +83,7 @@ pub fn bind(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
     loop {
         attempts -= 1;
         match bind_families(config) {
-            // The port that IPv4 was given is taken in IPv6: another one.
+            // The port that IPv4 was given is taken in IPv6, so another one is tried.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
             result => return result,
         }
@@ -89,24 +92,28 @@ pub fn bind(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
 
 impl UdpGroup {
     /// Changes SO_MARK of every socket.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses the mark: EPERM without CAP_NET_ADMIN.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
         self.sockets.iter().try_for_each(|socket| set_mark(&SockRef::from(socket), mark))
     }
 }
 
-/// What this kernel's UDP can do, for diagnostics.
+/// The features of this kernel's UDP, for diagnostics.
 #[cfg(feature = "cli")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UdpFeatures {
-    /// UDP_SEGMENT (Linux 4.18).
+    /// Whether it has UDP_SEGMENT (Linux 4.18).
     pub gso: bool,
-    /// UDP_GRO (Linux 5.0).
+    /// Whether it has UDP_GRO (Linux 5.0).
     pub gro: bool,
 }
 
 #[cfg(feature = "cli")]
 impl UdpFeatures {
-    /// Asks a socket of either family; false throughout where there is none.
+    /// Asks a socket of either family. All are false where there is none.
     pub fn probe() -> UdpFeatures {
         let open = |domain| Socket::new(domain, Type::DGRAM, Some(Protocol::UDP));
         let Ok(socket) = open(Domain::IPV4).or_else(|_| open(Domain::IPV6)) else {
@@ -125,7 +132,7 @@ struct Bound {
     sockets: Vec<OwnedFd>,
 }
 
-/// One attempt at [`bind`].
+/// Makes one attempt at [`bind`].
 fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
     let v4 = host_has(bind_group(Family::Ipv4, config))?;
     let port = v4.as_ref().map_or(config.port, |bound| bound.port);
@@ -144,7 +151,7 @@ fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> 
     Ok((UdpGroup { port, steered, sockets }, pairs))
 }
 
-/// `None` where the error says that the host lacks the address family.
+/// The result, or `None` where the error says that the host lacks the address family.
 fn host_has<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -199,7 +206,7 @@ fn explain_bind(error: io::Error, port: u16) -> io::Error {
     explain(error, what)
 }
 
-/// A socket with all its options, not yet bound.
+/// Opens a socket with all its options, not yet bound.
 fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
     let domain = match family {
         Family::Ipv4 => Domain::IPV4,
@@ -211,7 +218,7 @@ fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
         set_mark(&SockRef::from(&socket), config.mark)?;
     }
     if config.gro {
-        // Kernels before 5.0 lack it and deliver datagrams one by one.
+        // Kernels before 5.0 lack this, and deliver datagrams one by one.
         let _ = sockopt::set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
     }
     // The outer packet may be fragmented, as wireguard in the kernel does (df = 0, `ignore_df`): a path narrower than
@@ -233,8 +240,8 @@ fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Past the limits of `net.core.{r,w}mem_max` where the process may (CAP_NET_ADMIN), up to them where not; small
-/// buffers are no error.
+/// Sets the socket's buffers past the limits of `net.core.{r,w}mem_max` where the process may (CAP_NET_ADMIN), and up to them
+/// where it may not. Small buffers are no error.
 fn set_buffers(socket: &Socket) {
     let force = |name| sockopt::set(socket.as_fd(), libc::SOL_SOCKET, name, SOCKET_BUFFER as libc::c_int);
     let _ = force(libc::SO_RCVBUFFORCE).or_else(|_| socket.set_recv_buffer_size(SOCKET_BUFFER));

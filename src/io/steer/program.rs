@@ -14,10 +14,11 @@ use crate::sys::bpf::{Assembler, Helper, If, Insn, Label, Op, Reg, Width};
 use crate::wire::ip;
 use std::os::fd::BorrowedFd;
 
-/// The map's value that asks for the flow's hash: the least number that no worker has.
+/// The map's value that asks for the flow's hash. It is the least number that no worker has.
 pub(super) const SPREAD: u32 = MAX_WORKERS as u32;
 
-/// 2^64 divided by the golden ratio, odd: multiplying by it carries every bit upwards, and the result's upper half is used.
+/// 2^64 divided by the golden ratio, an odd number. Multiplying by it carries every bit upwards, and the upper half of the
+/// result is used.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 // The stack, downwards from the frame pointer. IPv6's addresses lie at multiples of eight.
@@ -35,19 +36,19 @@ const HASH: Reg = Reg::R7;
 const FACTOR: Reg = Reg::R8;
 const PROTOCOL: Reg = Reg::R9;
 
-/// Places that both families jump to.
+/// The labels to which both families jump.
 struct Exits {
-    /// Queue 0.
+    /// Return queue 0.
     zero: Label,
-    /// r0 is the result.
+    /// Return r0.
     done: Label,
-    /// Hash the protocol and return.
+    /// Hash the protocol, and return.
     no_ports: Label,
-    /// r2 is the ports' offset in the packet: hash them, then the protocol, and return.
+    /// Hash the ports, whose offset in the packet is in r2, then the protocol, and return.
     ports: Label,
 }
 
-/// The program over these two maps.
+/// Assembles the program over these two maps.
 pub(super) fn assemble(v4: BorrowedFd<'_>, v6: BorrowedFd<'_>) -> Vec<Insn> {
     let mut asm = Assembler::default();
     let not_v4 = asm.label();
@@ -75,7 +76,7 @@ pub(super) fn assemble(v4: BorrowedFd<'_>, v6: BorrowedFd<'_>) -> Vec<Insn> {
     asm.finish()
 }
 
-/// The packet's first `len` bytes to the stack.
+/// Loads the packet's first `len` bytes to the stack.
 fn load_header(asm: &mut Assembler, len: i32, exits: &Exits) {
     asm.op(Op::Mov, Reg::R1, SKB);
     asm.op_imm(Op::Mov, Reg::R2, 0);
@@ -85,7 +86,7 @@ fn load_header(asm: &mut Assembler, len: i32, exits: &Exits) {
     asm.jump_if(Reg::R0, If::NotEqual, 0, exits.zero);
 }
 
-/// Looks the key at `key` up and returns its value, unless there is none or it is [`SPREAD`].
+/// Looks the key at `key` up, and returns its value, unless there is none or it is [`SPREAD`].
 fn look_up(asm: &mut Assembler, map: BorrowedFd<'_>, key: i16, exits: &Exits) {
     let miss = asm.label();
     asm.load_map(Reg::R1, map);
@@ -123,7 +124,8 @@ fn ipv4(asm: &mut Assembler, map: BorrowedFd<'_>, exits: &Exits) {
     asm.jump(exits.ports);
 }
 
-/// Extension headers, the fragment header among them, are not followed: then the addresses alone make the flow.
+/// Looks an IPv6 destination up, or hashes the packet. Extension headers, the fragment header among them, are not followed:
+/// then the addresses alone make the flow.
 fn ipv6(asm: &mut Assembler, map: BorrowedFd<'_>, exits: &Exits) {
     const NEXT: i16 = HEADER + 6;
     const SOURCE: i16 = HEADER + 8;
@@ -144,7 +146,7 @@ fn ipv6(asm: &mut Assembler, map: BorrowedFd<'_>, exits: &Exits) {
     asm.op_imm(Op::Mov, Reg::R2, IPV6_HEADER_LEN);
 }
 
-/// Both families' end. IPv6 falls into it with r2 set.
+/// The end of the hash for both families. IPv6 falls into it with r2 set.
 fn finish_hash(asm: &mut Assembler, exits: &Exits) {
     let has_ports = asm.label();
     asm.place(exits.ports);
@@ -165,8 +167,9 @@ fn finish_hash(asm: &mut Assembler, exits: &Exits) {
     asm.jump(exits.done);
 }
 
-/// hash = (hash + what lies at `offset` on the stack) × factor, its upper half folded into the lower, from where the next
-/// multiplication carries it up again: else the last bytes of an address would never reach the bits that pick the queue.
+/// hash = (hash + what lies at `offset` on the stack) × factor. Its upper half is then folded into the lower, from where the
+/// next multiplication carries it up again. Otherwise the last bytes of an address would never reach the bits that pick the
+/// queue.
 fn mix(asm: &mut Assembler, width: Width, offset: i16) {
     asm.load(width, Reg::R1, Reg::Fp, offset);
     asm.op(Op::Add, HASH, Reg::R1);

@@ -1,4 +1,4 @@
-//! The ring of provided buffers: free buffers of the pool that the kernel may fill.
+//! The ring of provided buffers, which are free buffers of the pool that the kernel may fill.
 //!
 //! ```text
 //!   pool --refill--> ring (kernel) --CQE names a slot--> take --> Buf of the train's holder --drop--> pool
@@ -11,21 +11,21 @@ use std::io::{Error, ErrorKind, Result};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// The one buffer group of a ring.
+/// The number of a ring's only buffer group.
 pub(super) const GROUP: u16 = 0;
 
-/// The ring. Must outlive the kernel's use of it: see [`super::ring::Ring`]'s order of fields.
+/// A ring of provided buffers. It must outlive the kernel's use of it: see [`super::ring::Ring`]'s order of fields.
 pub(super) struct BufferRing {
     entries: NonNull<BufRingEntry>,
     count: u16,
     tail: u16,
-    /// Buffers that the kernel has, by their slot in the pool.
+    /// The buffers that the kernel has, by their slot in the pool.
     lent: Vec<Option<Buf>>,
     lent_count: usize,
 }
 
 impl BufferRing {
-    /// Maps a ring of `count` entries, a power of two, and registers it. It begins empty.
+    /// Maps a ring of `count` entries, a power of two, and registers it. It is empty at first.
     pub(super) fn new(ring: &IoUring, count: usize, pool: &Pool) -> Result<BufferRing> {
         let entries = u16::try_from(count).map_err(|_| ErrorKind::InvalidInput)?;
         // SAFETY: a fresh anonymous mapping overlaps nothing.
@@ -50,18 +50,18 @@ impl BufferRing {
         Ok(buffers)
     }
 
-    /// Buffers owed to the kernel while `waiting` of those it filled have not been taken: so many trains, lent or waiting,
-    /// are all that receiving ever holds.
+    /// How many buffers the kernel lacks while `waiting` of those that it filled have not been taken. So the trains that
+    /// are lent or waiting are all that receiving ever holds.
     pub(super) fn lacking(&self, waiting: usize) -> usize {
         usize::from(self.count).saturating_sub(self.lent_count + waiting)
     }
 
-    /// Whether the kernel has any.
+    /// Whether the kernel has no buffer.
     pub(super) fn is_empty(&self) -> bool {
         self.lent_count == 0
     }
 
-    /// Hands the kernel what it is owed, as far as the pool has any.
+    /// Hands the kernel the buffers that it lacks, as far as the pool has any.
     pub(super) fn refill(&mut self, waiting: usize, pool: &Pool) {
         let before = self.tail;
         for _ in 0..self.lacking(waiting) {

@@ -1,8 +1,8 @@
 //! The io_uring backend.
 //!
-//! Datagrams come by multishot receives into provided buffers, so that one enter a turn brings many trains; the TUN queue is
-//! watched by a multishot poll and read until it is empty (several plain reads in flight would be handed to kernel threads);
-//! sends are one sendmmsg a turn and TUN writes one enter, both in order and with their errors at once.
+//! Datagrams come by multishot receives into provided buffers, so that one enter a turn brings many trains. The TUN queue
+//! is watched by a multishot poll and read until it is empty (several plain reads in flight would be handed to kernel
+//! threads). Sends are one sendmmsg a turn and TUN writes one enter, both in order and with their errors at once.
 
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
@@ -28,36 +28,36 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use writes::Writes;
 
-/// Failures of a socket's receive in a row that end the worker: it will not mend.
+/// How many failures of a socket's receive in a row end the worker, as the socket will not mend.
 const RECEIVE_FAILURES: u32 = 1024;
-/// Enters that a cancelled receive may take to end.
+/// Most enters that a cancelled receive may take to end.
 const CANCEL_ENTERS: usize = 64;
-/// Buffers of the pool that [`Uring::probe`] makes.
+/// How many buffers the pool has that [`Uring::probe`] makes.
 const PROBE_BUFFERS: usize = 4;
 
 /// One worker's ring.
 ///
-/// Fields drop in this order: the ring is closed before what its writes point at goes.
+/// The fields drop in this order, so that the ring is closed before the memory goes at which its writes point.
 pub struct Uring {
     ring: Ring,
     edge: Edge,
     writes: Writes,
     waker: Waker,
-    /// Received and not yet taken: at most one a provided buffer.
+    /// Buffers that were received and not yet taken, with the received length in bytes: at most one for each provided buffer.
     received: VecDeque<(Buf, u32)>,
     generation: u32,
     armed: Armed,
-    /// The waker rang since the last wait. Any enter may take its completion, also one amid a turn whose mailboxes were looked
-    /// at before: the next wait must not sleep then.
+    /// Whether the waker rang since the last wait. Any enter may take its completion, also one in a turn that had checked the
+    /// mailboxes before. The next wait must not sleep then.
     rung: bool,
-    /// Receives of earlier generations that have not ended.
+    /// How many receives of earlier generations have not ended.
     ending: usize,
     failures: u32,
-    /// The error that ends the worker, told by the next wait.
+    /// The error that ends the worker. The next wait returns it.
     broken: Option<Error>,
 }
 
-/// Which requests are in the kernel.
+/// The requests that the kernel has.
 #[derive(Default)]
 struct Armed {
     tun: bool,
@@ -67,14 +67,18 @@ struct Armed {
 }
 
 impl Uring {
-    /// The same backend without UDP_SEGMENT.
+    /// Returns the same backend without UDP_SEGMENT.
     pub fn without_gso(mut self) -> Uring {
         self.edge.out.forgo_gso();
         self
     }
 
-    /// Sets the ring up on the calling thread (SINGLE_ISSUER), takes the worker's TUN queue. Sockets come with
-    /// [`crate::io::Io::rebind`]. An error (EPERM under a seccomp filter, ENOSYS, ENOMEM from RLIMIT_MEMLOCK) means: use `mmsg`.
+    /// Sets the ring up on the calling thread (SINGLE_ISSUER), and takes the worker's TUN queue. Sockets come with
+    /// [`crate::io::Io::rebind`].
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses the ring: EPERM under a seccomp filter, ENOSYS, ENOMEM from RLIMIT_MEMLOCK. Then use `mmsg`.
     pub fn new(tun: OwnedFd, pool: Pool, waker: Waker) -> Result<Uring> {
         let ring = Ring::new(&pool)?;
         Ok(Uring {
@@ -92,12 +96,16 @@ impl Uring {
         })
     }
 
-    /// Whether this kernel and container allow what [`Self::new`] needs.
+    /// Checks whether this kernel and container allow what [`Self::new`] needs.
+    ///
+    /// # Errors
+    ///
+    /// The reason, where they do not.
     pub fn probe() -> Result<()> {
         Ring::new(&Pool::new(PROBE_BUFFERS)?).map(drop)
     }
 
-    /// Arms what ended or never began. A receive waits for a buffer: without one it would end at once.
+    /// Arms requests that ended or never began. A receive waits for a buffer, as without one it would end at once.
     fn arm(&mut self) -> Result<()> {
         self.ring.buffers.refill(self.received.len(), &self.edge.pool);
         if !self.armed.tun {
@@ -156,7 +164,7 @@ impl Uring {
 
     fn take_receive(&mut self, family: Family, event: Completion) {
         if event.generation != self.generation {
-            // Of a socket that is gone; the buffer, if any, returns to the pool.
+            // This is of a socket that is gone. The buffer, if any, returns to the pool.
             self.ending -= usize::from(!event.more && self.ending > 0);
             return;
         }
@@ -166,7 +174,7 @@ impl Uring {
                 self.failures = 0;
                 self.received.push_back((buf, len));
             }
-            // ENOBUFS: all buffers are under way; armed again when one is back.
+            // ENOBUFS says that all buffers are in use. The receive is armed again when one is back.
             (Err(libc::ENOBUFS | libc::ECANCELED | libc::EINTR), _) => {}
             (outcome, _) => {
                 self.edge.stats.udp_receive_errors += 1;
@@ -178,7 +186,7 @@ impl Uring {
         }
     }
 
-    /// Buffers that sending leaves to receiving.
+    /// How many buffers sending must leave to receiving.
     fn lacking(&self) -> usize {
         self.ring.buffers.lacking(self.received.len())
     }
@@ -211,11 +219,12 @@ impl Uring {
         }
     }
 
-    /// Hands the queued TUN writes to the kernel and hears what became of them: none waits (see [`crate::io::tunqueue`]).
+    /// Hands the queued TUN writes to the kernel, and accounts for their outcomes. None of them waits (see
+    /// [`crate::io::tunqueue`]).
     fn flush_writes(&mut self) {
         match self.writes.queued() {
             0 => (),
-            // A system call of its own costs one write less than the way through the ring.
+            // A single write costs less by a system call of its own than through the ring.
             1 => {
                 let Uring { edge, writes, .. } = self;
                 if let Some(number) = writes.next() {
@@ -229,7 +238,7 @@ impl Uring {
     fn submit_writes(&mut self) {
         while let Some(number) = self.writes.next() {
             let vectors = self.writes.vectors(number);
-            // SAFETY: `writes` keeps both until the outcome is told, and is dropped after the ring.
+            // SAFETY: `writes` keeps both until the outcome is known, and is dropped after the ring.
             let pushed = unsafe { self.ring.write(number, self.edge.tun.as_fd(), vectors) };
             if pushed.is_err() {
                 self.wrote(number, Err(libc::EAGAIN));
@@ -240,13 +249,13 @@ impl Uring {
         self.edge.tun.set_ready();
     }
 
-    /// The outcome of TUN write `number` is known.
+    /// Accounts for the outcome of TUN write `number`.
     fn wrote(&mut self, number: u32, outcome: std::result::Result<(), i32>) {
         let Uring { edge, writes, .. } = self;
         writes.end(number, |buf, pieces| edge.tun.wrote(outcome, buf, pieces, &mut edge.stats));
     }
 
-    /// Polls, or sleeps; tells since when it slept.
+    /// Checks for completions, or sleeps until there is one. Returns since when it slept, if it did.
     fn wake_or_sleep(&mut self, until: Option<Instant>) -> Result<Option<Instant>> {
         let is_poll = self.is_ready() || self.ring.has_events();
         let asleep = if is_poll { None } else { self.edge.sleeps_from(until) };

@@ -1,4 +1,4 @@
-//! The ring itself: set-up in steps, multishot requests and their completions as events.
+//! The ring itself: its set-up in steps, multishot requests, and their completions as events.
 
 use super::buffers::{BufferRing, GROUP};
 use crate::io::edge::{Edge, ReceiveInfo, TrainShape, shape};
@@ -10,16 +10,17 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Requests between two enters, at most: two receives, three polls, and a batch of writes; a power of two.
+/// Most requests between two enters: two receives, three polls, and a batch of writes. It is a power of two.
 const SUBMISSIONS: u32 = 32;
-/// Completions: one a provided buffer and one a poll; beyond it the kernel queues them itself (NODROP).
+/// Size of the completion queue: one for each provided buffer and each poll. Beyond it the kernel queues them itself
+/// (NODROP).
 const COMPLETIONS: u32 = 256;
 
-/// Where a received train begins: `io_uring_recvmsg_out`, name and control data come before it.
+/// Where a received train begins, in bytes: `io_uring_recvmsg_out`, name and control data come before it.
 pub(super) const START: usize = 16 + NAME_LEN + CONTROL_LEN;
 
-/// What a completion is about. In `user_data`: this in the low byte, above it the generation of
-/// the sockets or, of a write, its number.
+/// The request of a completion. In `user_data` it is the low byte. Above it is the generation of the sockets or, of a write,
+/// its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum RequestKind {
@@ -45,30 +46,31 @@ impl RequestKind {
     }
 }
 
-/// A completion.
+/// The completion of a request.
 pub(super) struct Completion {
     pub(super) kind: RequestKind,
     pub(super) generation: u32,
-    /// The request goes on; else it must be armed again.
+    /// Whether the request goes on; otherwise it must be armed again.
     pub(super) more: bool,
-    /// Poll events or bytes; else the errno.
+    /// Poll events or a number of bytes, or the errno.
     pub(super) outcome: std::result::Result<u32, i32>,
-    /// The buffer it filled.
+    /// The buffer that it filled.
     pub(super) buf: Option<Buf>,
 }
 
-/// The ring and the buffers it fills.
+/// The ring, and the buffers that it fills.
 ///
-/// Fields drop in this order: the ring is closed before the memory that it was told about goes.
+/// The fields drop in this order, so that the ring is closed before the memory goes of which it was told.
 pub(super) struct Ring {
     uring: IoUring,
     pub(super) buffers: BufferRing,
-    /// Of a multishot receive only the lengths matter; boxed, because the kernel may look at it at any submission.
+    /// The header of the multishot receives, of which only the lengths matter. It is boxed, as the kernel may read it at any
+    /// submission.
     header: Box<libc::msghdr>,
 }
 
 impl Ring {
-    /// Sets the ring up and tries it out: multishot receive into provided buffers must work (Linux 6.0).
+    /// Sets the ring up and tries it out. Multishot receive into provided buffers must work (Linux 6.0).
     pub(super) fn new(pool: &Pool) -> Result<Ring> {
         let uring = build()?;
         if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
@@ -84,7 +86,7 @@ impl Ring {
         Ok(ring)
     }
 
-    /// One datagram through a socket pair.
+    /// Receives one datagram through a socket pair.
     fn try_out(&mut self, pool: &Pool) -> Result<()> {
         let (sender, receiver) = std::os::unix::net::UnixDatagram::pair()?;
         self.buffers.refill(0, pool);
@@ -107,7 +109,7 @@ impl Ring {
         Err(Error::new(ErrorKind::Unsupported, "io_uring does not cancel"))
     }
 
-    /// Watches `fd` for `events`, again and again.
+    /// Watches `fd` for `events` again and again, by one multishot request.
     pub(super) fn poll(
         &mut self,
         kind: RequestKind,
@@ -120,7 +122,7 @@ impl Ring {
         self.push(entry.user_data(kind.tag(generation)))
     }
 
-    /// Receives from `socket` into provided buffers, again and again.
+    /// Receives from `socket` into provided buffers again and again, by one multishot request.
     pub(super) fn receive(
         &mut self,
         kind: RequestKind,
@@ -131,10 +133,11 @@ impl Ring {
         self.push(entry.user_data(kind.tag(generation)))
     }
 
-    /// Writes to `fd` what `vectors` point at.
+    /// Writes to `fd` the bytes at which `vectors` point.
     ///
     /// # Safety
-    /// The vectors and the bytes stay where they are until the completion is taken or the ring is gone.
+    ///
+    /// The vectors and the bytes must stay where they are until the completion is taken or the ring is gone.
     pub(super) unsafe fn write(
         &mut self,
         number: u32,
@@ -145,7 +148,7 @@ impl Ring {
         self.push(entry.user_data(RequestKind::Write.tag(number)))
     }
 
-    /// Submits what is pushed. A failure leaves it there for the next enter.
+    /// Submits the pushed requests. After a failure they stay there for the next enter.
     pub(super) fn submit(&mut self) {
         let _ = self.uring.submit();
     }
@@ -161,15 +164,16 @@ impl Ring {
         unsafe { self.uring.submission().push(&entry) }.map_err(|_| ErrorKind::WouldBlock.into())
     }
 
-    /// Cancels a request; its last completion comes with the next enter.
+    /// Cancels a request, whose last completion comes with the next enter.
     pub(super) fn cancel(&mut self, kind: RequestKind, generation: u32) {
-        // What is not submitted cannot be found. Failure: there is no such request, which is what is wanted.
+        // A request that is not submitted cannot be found. A failure says that there is no such request, which is what is
+        // wanted.
         let _ = self.uring.submit();
         let which = CancelBuilder::user_data(kind.tag(generation)).all();
         let _ = self.uring.submitter().register_sync_cancel(None, which);
     }
 
-    /// Submits what is pushed, lets completions happen, and waits for `want` of them, at most `timeout`.
+    /// Submits the pushed requests, lets completions happen, and waits for `want` of them, at most for `timeout`.
     pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<()> {
         let to_submit = self.uring.submission().len() as u32;
         let timespec = timeout.map(Timespec::from);
@@ -182,7 +186,7 @@ impl Ring {
         let outcome = unsafe { self.uring.submitter().enter(to_submit, want, flags.bits(), Some(&args)) };
         match outcome {
             Err(error) => match error.raw_os_error() {
-                // Time is up; a signal; completions must be taken first; no memory for a moment.
+                // The time is up, a signal came, completions must be taken first, or there is no memory for a moment.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
                 _ => Err(error),
             },
@@ -207,7 +211,7 @@ impl Ring {
             let entry = self.uring.completion().next()?;
             let flags = entry.flags();
             let buf = cqueue::buffer_select(flags).and_then(|slot| self.buffers.take(slot));
-            // A completion of no request of ours would be a fault of the kernel's: its buffer goes back all the same.
+            // A completion of no request of ours would be a fault of the kernel's. Its buffer goes back all the same.
             let Some(kind) = RequestKind::of(entry.user_data()) else { continue };
             return Some(Completion {
                 kind,
@@ -219,7 +223,7 @@ impl Ring {
         }
     }
 
-    /// What a receive of `len` bytes in all put into `buf`.
+    /// The shape of the train that a receive of `len` bytes in all put into `buf`.
     pub(super) fn parse(&self, buf: &Buf, len: u32) -> Option<TrainShape> {
         let out = RecvMsgOut::parse(buf.get(..len as usize)?, &self.header).ok()?;
         let received =
@@ -237,8 +241,8 @@ impl Drop for Ring {
     }
 }
 
-/// The best set-up that the kernel takes: completions are made in our own enters only (6.1), else at least without
-/// interrupting us (5.19), else as they come.
+/// Makes the best ring that the kernel has: completions are made in our own enters only (6.1), or at least without
+/// interrupting us (5.19), or else as they come.
 fn build() -> Result<IoUring> {
     let common = || {
         let mut builder = IoUring::builder();
@@ -253,7 +257,7 @@ fn build() -> Result<IoUring> {
     for builder in [deferred, cooperative, common()] {
         match builder.build(SUBMISSIONS) {
             Ok(ring) => return Ok(ring),
-            // An unknown flag is EINVAL; anything else would be the same with fewer flags.
+            // An unknown flag is EINVAL. Any other error would be the same with fewer flags.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
             Err(error) => return Err(error),
         }

@@ -1,30 +1,30 @@
-//! TUN writes of a turn that go to the kernel in one enter.
+//! TUN writes of a turn, which go to the kernel in one enter.
 //!
-//! A TUN write runs the host's receive path up to the socket, and whoever sleeps on that socket is woken and, where it has had
-//! less than its share of the core, takes it at the end of the system call: one write a call, and the receiver reads packet by
-//! packet and acknowledges each. In one enter it wakes once and finds all of them. (Linux 6.18, eight super-packets a turn:
-//! a quarter of the preemptions, half of the acknowledgments.)
+//! A TUN write runs the host's receive path up to the socket. Whoever sleeps on that socket is woken and, where it has had
+//! less than its share of the core, takes the core at the end of the system call. With one write a call, the receiver reads
+//! packet by packet and acknowledges each. With one enter it wakes once and finds all of them. (Linux 6.18, eight
+//! super-packets a turn: a quarter of the preemptions, half of the acknowledgments.)
 
 use crate::io::slab::SharedBuf;
 use crate::io::tunqueue::point_at;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Writes an enter. As many super-packets as a turn takes; of small packets, enough to spread the cost of an enter.
+/// Most writes of an enter: as many super-packets as a turn takes, and enough small packets to spread the cost of an enter.
 pub(super) const BATCH: usize = 16;
-/// Pieces that a write has room for from the start: those of a full run.
+/// For how many pieces a write has room from the start: those of a full run.
 const PIECES: usize = 64;
 
-/// The writes that wait for the next enter, and those of which the kernel has not told the outcome. Bounded: [`BATCH`] in all.
+/// The writes that wait for the next enter, and those whose outcome is not known yet: at most [`BATCH`] in all.
 pub(super) struct Writes {
     slots: Vec<PendingWrite>,
     free: Vec<u32>,
     queued: VecDeque<u32>,
 }
 
-/// One write. It must not move or change until its outcome is known, hence one vector of pieces a slot.
+/// One write. It must not move or change until its outcome is known, so each slot has its own vector of pieces.
 struct PendingWrite {
-    /// `None`: the slot is free.
+    /// The buffer that is written. `None` where the slot is free.
     buf: Option<SharedBuf>,
     pieces: Vec<Range<usize>>,
     vectors: Vec<libc::iovec>,
@@ -44,12 +44,12 @@ impl Writes {
         }
     }
 
-    /// Whether another write finds no room.
+    /// Whether there is no room for another write.
     pub(super) fn is_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Queues `pieces` of `buf`. False: no room, or pieces that make no write.
+    /// Queues `pieces` of `buf`. False where there is no room, or the pieces make no write.
     pub(super) fn push(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) -> bool {
         let Some(&number) = self.free.last() else { return false };
         let slot = &mut self.slots[number as usize];
@@ -64,7 +64,7 @@ impl Writes {
         true
     }
 
-    /// How many are queued.
+    /// How many writes are queued.
     pub(super) fn queued(&self) -> usize {
         self.queued.len()
     }
@@ -74,12 +74,12 @@ impl Writes {
         self.queued.pop_front()
     }
 
-    /// What write `number` points at.
+    /// The pieces of write `number`.
     pub(super) fn vectors(&self, number: u32) -> &[libc::iovec] {
         &self.slots[number as usize].vectors
     }
 
-    /// Ends write `number` and hands over what it wrote.
+    /// Ends write `number`, and hands over what it wrote.
     pub(super) fn end(&mut self, number: u32, hear: impl FnOnce(&SharedBuf, &[Range<usize>])) {
         let Some(slot) = self.slots.get_mut(number as usize) else { return };
         if let Some(buf) = slot.buf.take() {

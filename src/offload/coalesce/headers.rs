@@ -5,19 +5,19 @@ use crate::wire::checksum;
 use crate::wire::ip::tcp_flags::{ACK, PSH};
 use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, V4_HEADER_LEN, V6_HEADER_LEN, be16, be32};
 
-/// Any fragment, and the more-fragments bit, of the IPv4 fragment field.
+/// The bits of the IPv4 fragment field that a fragment has: the offset and more-fragments.
 const V4_FRAGMENT: u16 = 0x3fff;
 /// Don't Fragment.
 const V4_DF: u16 = 0x4000;
 
-/// The two ends, and the IP version. IPv4 uses the first word only.
+/// The addresses of both ends, and the IP version. IPv4 uses only the first of the words.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Hosts {
     addresses: [u64; 4],
     version: u8,
 }
 
-/// A TCP or UDP flow.
+/// What tells a TCP or UDP flow from others.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct FlowKey {
     pub(super) hosts: Hosts,
@@ -30,14 +30,15 @@ pub(super) struct FlowKey {
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Headers {
     pub(super) flow: FlowKey,
-    /// IPv4: version, IHL, TOS, fragment field, TTL. IPv6: version, traffic class, flow label, hop limit.
-    /// The same in all packets of a run.
+    /// The fields of the IP header that are the same in all packets of a run. IPv4: version, IHL, TOS, fragment field, TTL.
+    /// IPv6: version, traffic class, flow label, hop limit.
     pub(super) ip: u64,
-    /// Acknowledgment; data offset, reserved bits, flags but PSH, window. Zero for UDP. The same in all packets of a run.
+    /// The fields of the TCP header that are the same in all packets of a run: acknowledgment, data offset, reserved bits,
+    /// flags but PSH, window. Zero for UDP.
     pub(super) tcp: u64,
-    /// IPv4 identification; zero for IPv6.
+    /// IPv4 identification, or zero for IPv6.
     pub(super) id: u16,
-    /// Whether the identification may also stand still (RFC 6864: it means nothing with DF set).
+    /// Whether the identification may also stay the same from packet to packet (RFC 6864: it means nothing with DF set).
     pub(super) id_may_stand: bool,
     pub(super) sequence: u32,
     pub(super) push: bool,
@@ -69,15 +70,15 @@ impl Headers {
     }
 }
 
-/// What a packet is to the coalescer.
+/// How the coalescer may treat a packet.
 pub(super) enum PacketClass {
-    /// It may continue or start a run.
+    /// The packet may continue or start a run.
     Joinable(Headers),
-    /// Of a known flow, but to be delivered alone.
+    /// The packet is of a known flow, but must be delivered alone.
     Alone(FlowKey, Refusal),
-    /// Of an unknown flow between these hosts.
+    /// The packet is of an unknown flow between these hosts.
     Opaque(Hosts),
-    /// Not IP.
+    /// The packet is not IP.
     Unknown,
 }
 
@@ -173,7 +174,7 @@ fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
     PacketClass::Joinable(Headers { flow, len: common.transport + UDP_HEADER_LEN, payload, ..common })
 }
 
-/// Eight bytes at `at`, which must lie inside `header`, for comparing only.
+/// Eight bytes at `at`, which must lie inside `header`, in an order that is good only for comparing.
 #[inline(always)]
 fn ne64<const N: usize>(header: &[u8; N], at: usize) -> u64 {
     header[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
