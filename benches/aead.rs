@@ -1,6 +1,6 @@
-//! Sealing and opening trains, against `ring` called packet by packet with everything it needs already at hand.
+//! Sealing and opening trains, beside `ring` called packet by packet with everything that it needs at hand.
 //!
-//! Throughput counts text only. Both sides seal the same buffer again and again; opening includes one copy of the sealed
+//! Throughput counts text only. Both sides seal the same buffer again and again. Opening includes one copy of the sealed
 //! train into place, on both sides alike, as what was opened cannot be opened again.
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -14,7 +14,7 @@ const BATCHES: [usize; 3] = [1, 8, 45];
 
 type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
 
-/// One shape of train.
+/// A shape of train.
 #[derive(Clone, Copy)]
 struct Shape {
     text: usize,

@@ -1,4 +1,4 @@
-//! What the gateway adds to a super-packet besides the AEAD: splitting, coalescing, checksums. Throughput in bytes of
+//! What the gateway adds to a super-packet besides the AEAD: splitting, coalescing, checksums. Throughput is in bytes of
 //! inner packets.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -11,10 +11,11 @@ use std::hint::black_box;
 use std::ops::Range;
 
 const MTU: usize = 1420;
-/// Room for a train: 64 KiB and more.
+/// Bytes of room for a train: 64 KiB and more.
 const ROOM: usize = 68 * 1024;
 
-/// A TUN frame: a super-packet over IPv4 from the given port, `segments` of `gso_size` bytes; TCP with a timestamp option.
+/// Makes a TUN frame: a super-packet over IPv4 from the given port, of `segments` of `gso_size` bytes. TCP has a timestamp
+/// option.
 fn frame(udp: bool, port: u16, segments: usize, gso_size: u16) -> Vec<u8> {
     let headers = if udp { 28 } else { 52 };
     let len = headers + segments * usize::from(gso_size);
@@ -47,7 +48,7 @@ fn split(frame: &[u8], out: &mut [u8]) -> Train {
     train
 }
 
-/// A received train: the segments of several super-packets, taking turns.
+/// Makes a received train: the segments of several super-packets, in turn.
 fn received(frames: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
     let split = |frame: &Vec<u8>| {
         let mut out = vec![0; ROOM];
@@ -67,7 +68,7 @@ fn received(frames: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
     (bytes, ranges)
 }
 
-/// Coalesces a train again and again; only the heads of the runs change, and are mended.
+/// Coalesces a train again and again. Only the heads of the runs change, and are put right each time.
 fn bench_coalesce(criterion: &mut Criterion, name: &str, frames: &[Vec<u8>]) {
     const HEAD: usize = 128;
     let (clean, ranges) = received(frames);

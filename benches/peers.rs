@@ -1,4 +1,4 @@
-//! Configuring a device of 100,000 peers: one peer more, and one less.
+//! Configuring a device of 100,000 peers: the time to add one peer and to remove it.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ringtun::crypto::random::SystemEntropy;
@@ -11,12 +11,12 @@ use ringtun::time::Instant;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// Peers that are there.
+/// How many peers there are before.
 const PEERS: u32 = 100_000;
 const WORKERS: u8 = 2;
 const NOW: Now = Now { mono: Instant::START, wall: Duration::from_secs(1_700_000_000) };
 
-/// The `i`-th peer: a host of each family.
+/// The `i`-th peer, which has one host of each family.
 fn peer(i: u32) -> PeerRequest {
     let mut key = [1; 32];
     key[..4].copy_from_slice(&i.to_le_bytes());
@@ -26,7 +26,7 @@ fn peer(i: u32) -> PeerRequest {
     PeerRequest { allowed_ips, ..PeerRequest::new(PublicKey(key)) }
 }
 
-/// Applies a request and takes what the device wants done, as its driver does.
+/// Applies a request, and takes the device's outputs as its driver does.
 fn apply(device: &mut Device, peers: Vec<PeerRequest>) {
     let request = SetRequest { peers, ..SetRequest::default() };
     let applied = device.apply(NOW, &request, &mut |_| panic!("bound without need"));

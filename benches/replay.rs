@@ -1,4 +1,4 @@
-//! The replay window: what one packet pays, in order, shuffled within a train's reach, and with losses.
+//! The replay window: its cost for one packet, in order, shuffled within a train's reach, and with losses.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringtun::noise::replay::ReplayWindow;
@@ -14,11 +14,11 @@ fn replay(c: &mut Criterion) {
     group.throughput(Throughput::Elements(PACKETS));
     let orders: [(&str, Order); 4] = [
         ("in order", |i| i),
-        // Each block of 64 backwards.
+        // Each block of 64 comes backwards.
         ("reordered", |i| i ^ 63),
-        // Every other lost.
+        // Every other packet is lost.
         ("lossy", |i| i * 2),
-        // A jump over more than the window each time: every word is cleared.
+        // Each packet jumps over more than the window, so that every word is cleared.
         ("jumps", |i| i * 10_000),
     ];
     for (name, order) in orders {

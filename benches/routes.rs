@@ -1,21 +1,23 @@
-//! The AllowedIPs table: building 130,560 prefixes, changing one among a million, and lookups that hit and miss in tables of 3 to 100,000.
+//! The AllowedIPs table: building 130,560 prefixes, changing one prefix among a million, and look-ups.
+//!
+//! Look-ups hit and miss in tables of 3 to 100,000 prefixes.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ringtun::routing::{Prefix, RouteTable, RouteWriter};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// 510 × 256 /24s, as many as a gateway of 510 sites with 256 subnets each announces.
+/// As many /24s as a gateway of 510 sites with 256 subnets each announces.
 const BUILT: u32 = 130_560;
-/// Lookups cycle over this many addresses, more than the first-level cache holds.
+/// How many addresses look-ups cycle over: more than the first-level cache holds.
 const ADDRESSES: u32 = 4096;
 
-/// Spreads neighbours over all 32 bits (Knuth's multiplicative hash), reproducibly.
+/// Spreads neighbours over all 32 bits (Knuth's multiplicative hash), in the same way each time.
 fn scatter(i: u32) -> u32 {
     i.wrapping_mul(2_654_435_761)
 }
 
-/// The `i`-th /24, top bit clear: half of the address space stays unowned, for misses.
+/// The `i`-th /24, whose top bit is clear: half of the address space has no owner, for misses.
 fn v4(i: u32) -> IpAddr {
     Ipv4Addr::from_bits(scatter(i) & 0x7fff_ff00).into()
 }
@@ -25,7 +27,7 @@ fn v6(i: u32) -> IpAddr {
     Ipv6Addr::from_bits((0x2001_0db8 << 96) | (u128::from(scatter(i)) << 64)).into()
 }
 
-/// An address outside every prefix that differs from `addr` in the first bit.
+/// An address outside every prefix, which differs from `addr` in the first bit.
 fn beside(addr: IpAddr) -> IpAddr {
     match addr {
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() ^ 1 << 31).into(),
@@ -43,7 +45,8 @@ fn build(c: &mut Criterion) {
     c.bench_function("routes/build/130560", |b| b.iter(|| RouteTable::build(routes.iter().copied())));
 }
 
-/// One prefix given and one taken, each with a table to look up in, as when a peer is added and removed; and a default route.
+/// Gives one prefix and takes one away, each with a table to look up in, as when a peer is added and removed. Then the same
+/// for a default route.
 fn change(c: &mut Criterion) {
     for count in [100_000, 1_000_000] {
         let mut writer = RouteWriter::default();

@@ -1,5 +1,5 @@
-//! Whole turns of a worker over queues in memory: everything but the system calls. Time is given per inner packet; feeding
-//! the worker and collecting what it made are not timed.
+//! Whole turns of a worker over queues in memory: everything but the system calls. Time is given per inner packet, without
+//! that of feeding the worker and of collecting what it made.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ringtun::dataplane::worker::{Worker, WorkerConfig};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant as Clock};
 const NOW: Instant = Instant::from_nanos(1_000_000_000);
 const SEGMENTS: usize = 45;
 const MSS: usize = 1368;
-/// Small packets a turn: the worker's budget.
+/// Small packets of a turn: the worker's budget.
 const SMALL: usize = 64;
 const HEADROOM: usize = 64;
 
@@ -30,7 +30,7 @@ struct Rig {
     remote: Arc<SendSession>,
 }
 
-/// The first halves of a session that several workers share, and the remote's.
+/// The first halves of a session, which several workers share, and the remote's half.
 struct Session {
     send: Arc<SendSession>,
     receive: Box<RecvSession>,
@@ -73,7 +73,7 @@ fn outer() -> SocketAddr {
     SocketAddr::from(([203, 0, 113, 1], 51820))
 }
 
-/// An IPv4 header for `len` bytes after it.
+/// Makes an IPv4 header for `len` bytes after it.
 fn ipv4(protocol: u8, source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<u8> {
     let mut packet = vec![0x45, 0];
     packet.extend((20 + len as u16).to_be_bytes());
@@ -85,7 +85,8 @@ fn ipv4(protocol: u8, source: [u8; 4], destination: [u8; 4], len: usize) -> Vec<
     packet
 }
 
-/// Fills in the transport's checksum, whose field is `field` bytes into it: what does not verify joins no other packet.
+/// Fills in the transport's checksum, whose field is `field` bytes into it. A packet whose checksum does not verify joins no
+/// other.
 fn with_checksum(mut packet: Vec<u8>, protocol: u8, field: usize) -> Vec<u8> {
     let pseudo = checksum::pseudo_header(&packet, protocol, packet.len() - 20);
     let sum = !checksum::fold(checksum::sum(&packet[20..], pseudo));
@@ -115,7 +116,7 @@ fn udp(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
 const NEAR: [u8; 4] = [192, 168, 0, 1];
 const FAR: [u8; 4] = [10, 0, 0, 1];
 
-/// A TSO super-packet of [`SEGMENTS`] full segments behind its virtio-net header.
+/// Makes a TSO super-packet of [`SEGMENTS`] full segments behind its virtio-net header.
 fn super_frame() -> Vec<u8> {
     let mut frame = vec![1, 1];
     for field in [52, MSS as u16, 20, 16] {
@@ -166,7 +167,7 @@ impl Rig {
     }
 }
 
-/// Rounded up to what WireGuard pads to.
+/// Rounds the packet up to the length to which WireGuard pads.
 fn padded(mut packet: Vec<u8>) -> Vec<u8> {
     packet.resize(packet.len().next_multiple_of(16), 0);
     packet
@@ -175,7 +176,7 @@ fn padded(mut packet: Vec<u8>) -> Vec<u8> {
 fn one_worker(c: &mut Criterion) {
     let mut group = c.benchmark_group("turn");
     group.throughput(Throughput::Elements(1));
-    // One iteration is one inner packet: turns are rounded, and the time scaled.
+    // One iteration is one inner packet. Turns are rounded, and the time is scaled.
     let per_packet = |iterations: u64, packets: usize, turn: &mut dyn FnMut() -> Duration| {
         let turns = iterations.div_ceil(packets as u64);
         let total: Duration = (0..turns).map(|_| turn()).sum();
@@ -202,7 +203,8 @@ fn one_worker(c: &mut Criterion) {
     group.finish();
 }
 
-/// Time for `turns` super-packets a worker, on as many threads as workers, that seal for one peer: the longest thread's.
+/// Measures `turns` super-packets of each worker, on as many threads as workers, that seal for one peer. It is the time of
+/// the longest thread.
 fn side_by_side(workers: usize, turns: u64) -> Duration {
     let links = Links::new(workers).expect("links");
     let shared = Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 1 }, 0));
@@ -226,8 +228,8 @@ fn side_by_side(workers: usize, turns: u64) -> Duration {
 
 fn scaling(c: &mut Criterion) {
     let mut group = c.benchmark_group("scaling");
-    // The shared state of one peer (counter, stamps, bytes) is the only thing the workers contend for: with enough cores, twice
-    // the packets take the same time.
+    // The shared state of one peer (counter, time stamps, bytes) is all that the workers contend for. With enough cores,
+    // twice the packets take the same time.
     for workers in [1, 2] {
         group.throughput(Throughput::Elements((workers * SEGMENTS) as u64));
         group.bench_function(format!("tx/tso-45x1420/{workers}-workers"), |b| {
