@@ -1,5 +1,5 @@
-//! A guest in QEMU whose kernel brings its own WireGuard; `scripts/peers kernel` makes its image. Its card hangs on a TAP
-//! device in a namespace; commands go through its second serial line (see `scripts/guest-image`).
+//! A guest in QEMU whose kernel has WireGuard of its own; `scripts/peers kernel` makes its image. Its card is connected to
+//! a TAP device in a namespace. Commands go through its second serial line (see `scripts/guest-image`).
 
 use crate::common::implementation::peers_directory;
 use crate::common::lab::{Host, Process, find_program};

@@ -1,4 +1,4 @@
-//! The fuzz targets over their corpus, and over random damage to it: what libFuzzer found once never comes back, and every
+//! The fuzz targets over their corpus, and over random damage to it. What libFuzzer found once never comes back, and every
 //! run tries a little more. `RINGTUN_SEED` repeats a run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // the helpers of a test are tests

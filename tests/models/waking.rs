@@ -1,5 +1,5 @@
-//! The waker and the mailboxes of a worker (`src/sys/waker.rs`, `src/io/uring/mod.rs`): whoever leaves something rings after that, and
-//! a worker that was rung does not sleep before it has looked at its mailboxes.
+//! The waker and the mailboxes of a worker (`src/sys/waker.rs`, `src/io/uring/mod.rs`). Whoever leaves something rings after
+//! that, and a worker that was rung does not sleep before it has checked its mailboxes.
 
 use loom::sync::{Arc, Mutex};
 use loom::thread;

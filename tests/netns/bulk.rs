@@ -1,4 +1,4 @@
-//! Bytes arrive as they were sent. iperf3 does not look at them, and where checksums are left to offloads nobody else does.
+//! Bytes arrive as they were sent. iperf3 does not check them, and where checksums are left to offloads nobody else does.
 
 use crate::implementation::{Implementation, Io, RINGTUN_TWO};
 use crate::lab::{find_program, skip};

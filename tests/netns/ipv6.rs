@@ -1,4 +1,4 @@
-//! Hosts and interfaces without IPv6: what can be had is, and what cannot is told with the remedy.
+//! Hosts and interfaces without IPv6. What works without it is set up, and what does not is reported with the remedy.
 
 use crate::implementation::ringtun;
 use crate::lab::find_program;

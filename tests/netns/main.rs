@@ -1,10 +1,10 @@
 //! Tests on real devices: network namespaces, TUN, sockets, `wg`, iperf3, and the other implementations.
 //!
-//! They need root and /dev/net/tun, and what `scripts/test` installs. Where something is missing a test says
-//! `SKIPPED: … because …` on standard error and passes: `scripts/test` counts those lines.
+//! They need root and /dev/net/tun, and what `scripts/test` installs. Where something is missing a test says `SKIPPED: …
+//! because …` on standard error and passes: `scripts/test` counts those lines.
 //!
-//! `RINGTUN_TEST_BIN` puts another program in ringtun's place (one that takes `-f NAME`); a test that is about ringtun's own
-//! options, words or threads is then skipped. That is how the harness itself is proved.
+//! `RINGTUN_TEST_BIN` puts another program in ringtun's place (one that takes `-f NAME`). A test about ringtun's own options,
+//! words or threads is then skipped. That is how the harness itself is checked.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // the helpers of a test are tests
 

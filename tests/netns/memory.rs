@@ -1,4 +1,4 @@
-//! What a peer costs that says nothing.
+//! The memory that an idle peer costs.
 
 use crate::implementation::{Device, RINGTUN_TWO, ringtun_itself};
 use crate::lab::{Host, Process, eventually, ready};

@@ -1,4 +1,4 @@
-//! A listen port that somebody else has: told once, tried again until it is free, and never claimed meanwhile.
+//! A listen port that somebody else has: reported once, tried again until it is free, and never claimed meanwhile.
 
 use crate::implementation::{Device, RINGTUN_TWO, ringtun, ringtun_itself, uapi_socket};
 use crate::lab::{Host, eventually, ready};

@@ -1,6 +1,6 @@
-//! Keys leave memory with what they were for: the memory of the running program is searched for them from outside.
+//! Keys leave memory together with what they were for: the memory of the running program is searched for them from outside.
 //!
-//! The other end of every handshake is played by hand, since only who takes part in one knows its keys.
+//! The other end of every handshake is played by hand, since only who takes part in a handshake knows its keys.
 
 use crate::implementation::{Device, Implementation, Io, ringtun_itself};
 use crate::lab::{Host, ready, wait_for};

@@ -1,4 +1,4 @@
-//! Commands that meet: two at once on one name, or on one host; and what is said where a step cannot be.
+//! Commands at the same time, two on one name or on one host, and what they say where a step cannot be done.
 
 use crate::implementation::ringtun;
 use crate::lab::{Host, eventually};

@@ -1,4 +1,4 @@
-//! Rule 15: what comes and goes in mid-traffic, keys that cannot work, and what senders are told.
+//! Rule 15: what comes and goes in mid-traffic, keys that cannot work, and the ICMP that senders get.
 
 use crate::lab::{Lab, hex, inner4, millis, secs};
 use crate::puppet::{Puppet, puppet_inner};

@@ -1,4 +1,4 @@
-//! Rule 10, its point: a peer that can be reached is reached within the protocol's own time, whatever went before.
+//! The purpose of rule 10: a peer that can be reached is reached within the protocol's own time, whatever went before.
 
 use crate::lab::{Lab, millis, secs};
 use ringtun::noise::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT};

@@ -1,4 +1,4 @@
-//! A peer played by hand, message by message, so that it can do what no device of ours ever would.
+//! A peer played by hand, message by message, so that it can do what no device of ours would.
 
 use crate::lab::{Lab, hex, random_key, secs};
 use ringtun::crypto::x25519::SharedSecret;

@@ -1,4 +1,4 @@
-//! All of it at once: random traffic between several devices under faults, clock jumps and reconfiguration.
+//! All rules at once: random traffic between several devices under faults, clock jumps and reconfiguration.
 
 use crate::lab::{Lab, hex, millis, secs};
 use ringtun::sim::packet::Inner;

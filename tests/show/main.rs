@@ -1,8 +1,8 @@
-//! What `ringtun` tells of running devices, compared with what `wg` tells of them byte by byte; doctor; the service manager; the
-//! scripts.
+//! What `ringtun` prints about running devices, compared byte by byte with what `wg` prints about them; doctor; the service
+//! manager; the scripts.
 //!
-//! The comparisons need root, /dev/net/tun and `wg`; where something is missing a test says `SKIPPED: … because …` on standard
-//! error and passes: `scripts/test` counts those lines.
+//! The comparisons need root, /dev/net/tun and `wg`. Where something is missing a test says `SKIPPED: … because …` on
+//! standard error and passes: `scripts/test` counts those lines.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! The scripts of the tree: what they leave behind, what they look for first, what they say of a wrong use.
+//! The scripts of the tree: what they leave behind, what they check first, and what they say to a wrong use.
 
 use crate::lab::{Host, find_program, ready, serial, sh, skip, wait_for};
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! The service manager's view: the unit, and what it is told.
+//! The service manager's view: the unit, and what the service reports to it.
 
 use crate::implementation::{ringtun, ringtun_itself};
 use crate::lab::{Host, Process, find_program, ready, serial, sh, skip};

@@ -1,4 +1,4 @@
-//! The unit and the target as systemd reads them, a service's exit status, and what is left by `scripts/install --uninstall`.
+//! The unit and the target as systemd reads them, a service's exit status, and what `scripts/install --uninstall` leaves.
 
 use crate::implementation::{ringtun, ringtun_itself};
 use crate::lab::{Host, find_program, ready, serial, sh, skip};
