@@ -215,7 +215,7 @@ pub enum Control {
     /// Sets what checks handshake messages for the local identity. `None` without a private key: then every one is
     /// dropped.
     Identity(Option<Box<GateKeys>>),
-    /// Replaces the AllowedIPs as a whole. The values are peer slots.
+    /// Sets the table of all AllowedIPs in which to look up from now on. Its values are peer slots.
     Routes(Arc<RouteTable>),
     /// Adds a peer. For all workers.
     AddPeer(Arc<PeerShared>),

@@ -7,8 +7,8 @@ use crate::io::steer::Target;
 use crate::routing::{Prefix, RouteWriter};
 use std::collections::BTreeMap;
 
-/// Number of changes that the routes take in at once, at a few microseconds each at most. Together they share the way to what
-/// changes.
+/// Number of changes that the routes take in at once, at a few microseconds each at most. Those taken in together rewrite a
+/// node that they share only once.
 const TAKEN_IN: usize = 128;
 
 /// The position of a prefix: in whose list, and at which place there. It makes a change take the same time however
