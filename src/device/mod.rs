@@ -195,7 +195,8 @@ impl Device {
         }
     }
 
-    /// Timers that are due and another attempt to bind, at most a bounded number of peers a call: [`Self::poll_timeout`] tells whether more are.
+    /// Handles timers that are due, and makes another attempt to bind where that is due. A call handles a bounded number of
+    /// peers: [`Self::poll_timeout`] says whether more are due.
     pub fn handle_timeout(&mut self, now: Now) {
         self.try_again(now);
         self.run_timers(now);

@@ -62,7 +62,7 @@ pub struct Inner {
     pub flags: u8,
     /// Traffic class, with ECN in the low two bits.
     pub tos: u8,
-    /// Payload.
+    /// The bytes that it carries.
     pub payload: Vec<u8>,
 }
 

@@ -89,7 +89,7 @@ impl Connection {
 pub(super) struct Connections {
     limits: Limits,
     open: RefCell<Vec<Rc<Connection>>>,
-    /// Rung when a place or some bytes were given back.
+    /// Notified when a place or some bytes were given back.
     freed: Notify,
 }
 
@@ -161,7 +161,7 @@ impl Connections {
     }
 }
 
-/// Accepts connections for ever. `read` is rung whenever a client took a piece of an answer.
+/// Accepts connections for ever. `read` is notified whenever a client took a piece of an answer.
 pub(super) async fn accept(
     connections: Rc<Connections>,
     listener: UnixListener,

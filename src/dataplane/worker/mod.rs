@@ -116,7 +116,7 @@ impl Worker {
         turn
     }
 
-    /// Turns until stopped (`Ok`) or until the TUN device is gone, of which the slow path is told.
+    /// Turns until stopped (`Ok`) or until the TUN device is gone, which it reports to the slow path.
     pub fn run<I: Io>(mut self, io: &mut I) -> std::io::Result<()> {
         let mut until = Some(Instant::START);
         let mut patience = Patience::default();

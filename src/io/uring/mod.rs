@@ -37,7 +37,7 @@ const PROBE_BUFFERS: usize = 4;
 
 /// One worker's ring.
 ///
-/// The fields drop in this order, so that the ring is closed before the memory goes at which its writes point.
+/// The fields drop in this order, so that the ring is closed before the memory at which its writes point is freed.
 pub struct Uring {
     ring: Ring,
     edge: Edge,

@@ -60,7 +60,7 @@ pub(super) struct Completion {
 
 /// The ring, and the buffers that it fills.
 ///
-/// The fields drop in this order, so that the ring is closed before the memory goes of which it was told.
+/// The fields drop in this order, so that the ring is closed before the memory that it uses is freed.
 pub(super) struct Ring {
     uring: IoUring,
     pub(super) buffers: BufferRing,
