@@ -63,54 +63,54 @@ use std::time::Duration;
 use table::PeerTable;
 use timers::Schedule;
 
-/// Both clocks.
+/// The time on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Monotonic.
+    /// The monotonic clock.
     pub mono: Instant,
-    /// Wall clock, since the Unix epoch; may jump.
+    /// The wall clock, as time since the Unix epoch. It may jump.
     pub wall: Duration,
 }
 
-/// What the driver must do for the device, in order.
+/// A thing that the driver must do for the device. They are done in order.
 pub enum Output {
-    /// Deliver to one worker.
+    /// Deliver a control to one worker.
     Control(u8, Control),
-    /// Bind sockets to this port (0: any) and mark, tell [`Device::bound`] before any other call, and hand each worker its
-    /// pair; `None`: close them.
+    /// Bind sockets to this port and with this mark, report the outcome by [`Device::bound`] before any other call, and
+    /// hand each worker its pair. `None` closes the sockets.
     Bind(Option<BindRequest>),
-    /// Steer a prefix's packets, or no longer.
+    /// Steer a prefix's packets to a target, or no longer.
     Steer(Prefix, Option<Target>),
 }
 
-/// Sockets wanted.
+/// The sockets that the device wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BindRequest {
-    /// Port; 0: any.
+    /// The UDP port. 0 is any that is free.
     pub port: u16,
-    /// SO_MARK; 0: none.
+    /// The firewall mark (SO_MARK). 0 is none.
     pub mark: u32,
 }
 
-/// Whether packets may name the source that the peer spoke to.
+/// Says whether packets may name the source address to which the peer spoke.
 pub type SourceOracle = Box<dyn FnMut(&Departure) -> bool + Send>;
 
-/// One peer, as `show` and the metrics see it.
+/// A peer, as `show` and the metrics see it.
 pub struct PeerInfo<'a> {
-    /// Its public key.
+    /// The peer's public key.
     pub public_key: &'a PublicKey,
-    /// Where it is.
+    /// The peer's outer address and port.
     pub endpoint: Option<Endpoint>,
-    /// When the last handshake completed, since the Unix epoch.
+    /// When the last handshake completed, as time since the Unix epoch. `None` where there was none.
     pub last_handshake: Option<Duration>,
-    /// Persistent keepalive in seconds; 0: off.
+    /// Seconds between persistent keepalives. 0 is off.
     pub persistent_keepalive: u16,
-    /// Its prefixes, in the order they were given.
+    /// The peer's prefixes, in the order in which they were given.
     pub allowed_ips: &'a [Prefix],
-    /// Its packets are spread over all workers by flow, and do not go to its owner.
+    /// Whether the peer's packets are spread over all workers by flow, and do not go to its owner.
     #[cfg_attr(not(feature = "internals"), expect(dead_code))] // tests look at it
     pub spread: bool,
-    /// Identity, owning worker, byte counters.
+    /// The peer's slot, owning worker and byte counters.
     pub shared: &'a Arc<PeerShared>,
 }
 
@@ -126,7 +126,7 @@ fn info(peer: &Peer) -> PeerInfo<'_> {
     }
 }
 
-/// The device.
+/// The state of a device, and what it wants done.
 pub struct Device {
     entropy: Box<dyn Entropy + Send>,
     identity: Option<Identity>,
@@ -142,14 +142,14 @@ pub struct Device {
     mark: u32,
     mtu: Option<u32>,
     may_depart: SourceOracle,
-    /// Slots whose sources are to be checked, since the routes changed.
+    /// Slots of peers whose sources are to be checked, since the routes changed.
     unchecked: Vec<u32>,
     balancer: Balancer,
     stats: DeviceStats,
 }
 
 impl Device {
-    /// A device without key or peers, down.
+    /// Makes a device that is down and has neither key nor peers.
     pub fn new(workers: WorkerCount, entropy: Box<dyn Entropy + Send>) -> Device {
         Device {
             entropy,
@@ -172,17 +172,18 @@ impl Device {
         }
     }
 
-    /// Asks `oracle` whether a source address may be pinned before it is; without one, every source heard is.
+    /// Asks `oracle` whether a source address may be pinned before it is. Without an oracle, every source that was heard is
+    /// pinned.
     pub fn set_source_oracle(&mut self, oracle: SourceOracle) {
         self.may_depart = oracle;
     }
 
-    /// A handshake message from a worker.
+    /// Handles a handshake message from a worker.
     pub fn handle_handshake(&mut self, now: Now, message: IncomingHandshake) {
         self.receive_handshake(now, &message);
     }
 
-    /// An event from a worker.
+    /// Handles an event from a worker.
     pub fn handle_event(&mut self, now: Now, event: Event) {
         match event {
             Event::Activity(id) => self.activity(now, id),
@@ -202,17 +203,17 @@ impl Device {
         self.run_timers(now);
     }
 
-    /// When to call [`Self::handle_timeout`] next.
+    /// When to call [`Self::handle_timeout`] next, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         [self.schedule.next(), self.balancer.next(), self.next_attempt()].into_iter().flatten().min()
     }
 
-    /// What to do next; call until `None` after every `handle_*`, `set_*` and UAPI call.
+    /// What to do next. Call it until `None` after every `handle_*`, `set_*` and UAPI call.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.out.pop()
     }
 
-    /// The interface's MTU.
+    /// Notes the interface's MTU in bytes.
     pub fn set_mtu(&mut self, mtu: u32) {
         if self.mtu.replace(mtu) != Some(mtu) {
             if mtu as usize > MAX_INNER_LEN {
@@ -225,29 +226,29 @@ impl Device {
         }
     }
 
-    /// The routes into the interface that have an MTU of their own.
+    /// Notes the routes into the interface that have an MTU of their own, with that MTU in bytes.
     pub fn set_route_mtus(&mut self, routes: Vec<(Prefix, u32)>) {
         let table = (!routes.is_empty()).then(|| Arc::new(RouteTable::build(routes)));
         self.out.all(Broadcast::RouteMtus(table));
     }
 
-    /// Gives back memory that only what the workers let go of needed.
+    /// Gives back memory that was needed only by what the workers have let go of.
     pub fn tidy(&mut self) {
         self.allowed.tidy();
     }
 
-    /// What workers share of each peer, for metrics, in the order the peers were added.
+    /// What workers share of each peer, for metrics, in the order in which the peers were added.
     #[cfg(feature = "internals")]
     pub fn peers(&self) -> Vec<Arc<PeerShared>> {
         self.peers.in_order().map(|peer| Arc::clone(&peer.shared)).collect()
     }
 
-    /// Every peer, in the order they were added.
+    /// Every peer, in the order in which they were added.
     pub fn peer_infos(&self) -> impl Iterator<Item = PeerInfo<'_>> {
         self.peers.in_order().map(info)
     }
 
-    /// The first peer added at or behind place `order`, and its place.
+    /// The first peer added at or after place `order`, and its place.
     pub fn peer_from(&self, order: u32) -> Option<(u32, PeerInfo<'_>)> {
         self.peers.added_from(order).map(|(at, peer)| (at, info(peer)))
     }
@@ -257,18 +258,19 @@ impl Device {
         self.identity.as_ref().map(Identity::public)
     }
 
-    /// The UDP port: the configured one while the interface is down, the bound one once it is up; 0: any, or not bound.
+    /// The UDP port: the configured one while the interface is down, the bound one while it is up. 0 where any will do, or
+    /// none is bound.
     pub fn listen_port(&self) -> u16 {
         if self.unbound().is_some() { 0 } else { self.port }
     }
 
-    /// The interface is up but has no sockets: for which port it waits, and why there are none.
+    /// The port that is waited for and why it is not bound, where the interface is up but has no sockets.
     pub fn unbound(&self) -> Option<Unbound> {
         let InterfaceState::Unbound(attempts) = self.link else { return None };
         Some(Unbound { port: self.port, error: Error::from_raw_os_error(attempts.errno).to_string() })
     }
 
-    /// The sockets' mark; 0: none.
+    /// The sockets' firewall mark. 0 is none.
     pub fn fwmark(&self) -> u32 {
         self.mark
     }
@@ -278,12 +280,12 @@ impl Device {
         self.link == InterfaceState::Up
     }
 
-    /// Handshakes counted, by what became of them, and changes of steering.
+    /// The counters of handshakes, by what became of them, and of changes of steering.
     pub fn stats(&self) -> &DeviceStats {
         &self.stats
     }
 
-    /// A worker has a packet without a session, or a session that wants a rekey.
+    /// Begins a handshake, if one is still needed, as a worker has a packet without a session, or a session that wants a rekey.
     fn need_handshake(&mut self, now: Now, id: PeerId) {
         let Some(peer) = self.peers.by_id(id) else { return };
         let shared = Arc::clone(&peer.shared);
@@ -296,8 +298,9 @@ impl Device {
         shared.handshake_wanted.store(false, Relaxed);
     }
 
-    /// A session has taken effect at its owner. Where we answered, the handshake is complete only now, and the one that we
-    /// may have begun ourselves is over (kernel: `wg_noise_handshake_begin_session` zeroes the only handshake there is).
+    /// Notes that a session has taken effect at its owner. Where this device answered, the handshake is complete only now,
+    /// and one that it may have begun itself is over (kernel: `wg_noise_handshake_begin_session` zeroes the only handshake
+    /// there is).
     fn confirmed(&mut self, now: Now, id: PeerId, index: u32) {
         let Some(peer) = self.peers.by_id(id) else { return };
         let (complete, freed) = peer.sessions.confirm(index);

@@ -91,7 +91,8 @@ impl RouteWriter {
         }
     }
 
-    /// Takes back the cells of tables in which nobody looks up any more. A worker that lets go of a table never frees it: this does.
+    /// Takes back the cells of tables in which nobody looks up any more. A worker that lets go of a table never frees it:
+    /// this does.
     pub fn reclaim(&mut self) {
         // Tables are given out by the writer's own references alone: one that only we hold stays ours. `get_mut` is ordered
         // after the readers' last reads.

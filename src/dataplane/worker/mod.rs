@@ -38,38 +38,39 @@ use std::sync::Arc;
 use tx::Sender;
 use unreachable::UnreachableSender;
 
-/// Controls a turn: a bulk configuration change must not keep packets waiting for long.
+/// Most controls of a turn: a bulk configuration change must not keep packets waiting for long.
 const CONTROL_BUDGET: usize = 256;
-/// What one turn may take from the TUN queue, again from the sockets, and again from other workers: 64 small ones, 16 large ones.
+/// What one turn may take from each of the TUN queue, the sockets and the other workers: 64 small frames or trains, or 16
+/// large ones.
 const TRAFFIC_BUDGET: usize = 64;
-/// What a large frame or train takes out of [`TRAFFIC_BUDGET`].
+/// How much of [`TRAFFIC_BUDGET`] a large frame or train costs.
 const LARGE_COST: usize = 4;
-/// Bytes up to which a frame or train is small.
+/// Most bytes of a small frame or train.
 const SMALL_MAX: usize = 2048;
 
-/// What a worker is made with.
+/// The properties of a worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Its number: the low byte of its receiver indices.
+    /// Its number, which is the low byte of its receiver indices.
     pub id: u8,
-    /// The interface's MTU.
+    /// The interface's MTU in bytes.
     pub mtu: u32,
-    /// What the TUN device takes.
+    /// Which super-packets the TUN device accepts.
     pub coalesce: CoalesceOptions,
 }
 
-/// Whether to go on.
+/// What a worker does after a turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Turn {
-    /// More may be ready at once: poll, do not sleep.
+    /// It takes another turn at once, as more may be ready.
     Busy,
-    /// Sleep until something happens.
+    /// It may sleep until something happens.
     Idle,
-    /// [`crate::dataplane::Control::Stop`] came.
+    /// It ends, as [`crate::dataplane::Control::Stop`] came.
     Stop,
 }
 
-/// One worker.
+/// A worker, without its edge.
 pub struct Worker {
     id: u8,
     padding: Padding,
@@ -78,12 +79,12 @@ pub struct Worker {
     peers: Peers,
     unreachable: UnreachableSender,
     rx: Rx,
-    /// Whether a control was carried out in this turn: it may have ended the life of a key.
+    /// Whether a control was carried out in this turn, which may have ended the life of a key.
     had_control: bool,
 }
 
 impl Worker {
-    /// Worker `config.id` of `links`, which must have that many.
+    /// Makes worker `config.id` of `links`, which must have that many.
     pub fn new(config: WorkerConfig, links: &Links) -> Worker {
         Worker {
             id: config.id,
@@ -97,13 +98,13 @@ impl Worker {
         }
     }
 
-    /// Its counters.
+    /// The worker's counters.
     #[cfg(feature = "internals")]
     pub fn stats(&self) -> Arc<crate::dataplane::stats::WorkerStats> {
         self.outbox.stats.clone()
     }
 
-    /// One turn: what is ready, to completion, within fixed budgets.
+    /// Takes one turn: carries what is ready to completion, within fixed budgets.
     pub fn turn<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
         let turn = self.take_all(io, now);
         io.flush();
@@ -116,7 +117,11 @@ impl Worker {
         turn
     }
 
-    /// Turns until stopped (`Ok`) or until the TUN device is gone, which it reports to the slow path.
+    /// Takes turns until stopped (`Ok`), or until the TUN device is gone, which it reports to the slow path.
+    ///
+    /// # Errors
+    ///
+    /// Where the TUN device is gone.
     pub fn run<I: Io>(mut self, io: &mut I) -> std::io::Result<()> {
         let mut until = Some(Instant::START);
         let mut patience = Patience::default();
@@ -154,7 +159,8 @@ impl Worker {
         if controls || misdirected || frames || trains { Turn::Busy } else { Turn::Idle }
     }
 
-    /// Carries out what the slow path asked for; whether the budget was used up. `None`: stop.
+    /// Carries out what the slow path asked for. Returns whether the budget was used up, and `None` where the worker must
+    /// stop.
     fn take_controls<I: Io>(&mut self, io: &mut I, now: Instant) -> Option<bool> {
         for _ in 0..CONTROL_BUDGET {
             let Some(control) = self.inbox.controls.pop() else { return Some(false) };
@@ -166,7 +172,7 @@ impl Worker {
         Some(true)
     }
 
-    /// Takes what other workers received for us; whether the budget was used up.
+    /// Takes what other workers received for this one. Returns whether the budget was used up.
     fn take_misdirected<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut budget = TRAFFIC_BUDGET;
         while budget > 0 {
@@ -177,7 +183,7 @@ impl Worker {
         true
     }
 
-    /// TUN to UDP; whether the budget was used up.
+    /// Takes frames from the TUN queue towards UDP. Returns whether the budget was used up.
     fn take_frames<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut sender = self.sender(io, now);
         let mut budget = TRAFFIC_BUDGET;
@@ -190,7 +196,7 @@ impl Worker {
         budget == 0
     }
 
-    /// UDP to TUN; whether the budget was used up.
+    /// Takes trains from the UDP sockets towards TUN. Returns whether the budget was used up.
     fn take_trains<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut receiver = self.receiver(io, now);
         let mut budget = TRAFFIC_BUDGET;
@@ -199,7 +205,7 @@ impl Worker {
             budget = budget.saturating_sub(cost(train.len));
             receiver.train(train);
         }
-        // Before the frames: what is written to the TUN device is often answered there at once.
+        // This comes before the frames, as what is written to the TUN device is often answered there at once.
         receiver.io.flush();
         budget == 0
     }
@@ -233,7 +239,7 @@ impl Worker {
     }
 }
 
-/// What a frame or train of `len` bytes takes out of the budget.
+/// How much of the budget a frame or train of `len` bytes costs.
 fn cost(len: usize) -> usize {
     if len <= SMALL_MAX { 1 } else { LARGE_COST }
 }

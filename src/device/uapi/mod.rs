@@ -110,7 +110,8 @@ impl std::fmt::Display for UapiError {
 
 impl std::error::Error for UapiError {}
 
-/// Makes the answer to a `set`. Error numbers are negative on the wire, as wireguard-go sends them, and `wg` hands them to its user.
+/// Makes the answer to a `set`. Error numbers are negative on the wire, as wireguard-go sends them, and `wg` hands them to
+/// its user.
 pub fn answer(result: Result<(), i32>) -> String {
     match result {
         Ok(()) => "errno=0\n\n".to_owned(),
