@@ -1,4 +1,4 @@
-//! What TUN devices can do here, found out where nobody is disturbed.
+//! The abilities of TUN devices on this host, probed where nobody is disturbed.
 
 use crate::io::steer::TunSteering;
 use crate::io::tun::{Tun, TunConfig, TunOffloads};
@@ -6,17 +6,21 @@ use crate::sys::namespace::in_new_network;
 use std::io::Result;
 use std::os::fd::AsFd;
 
-/// What the kernel took.
+/// The abilities that the kernel showed.
 #[derive(Debug)]
 pub struct TunFeatures {
     /// Offloads of the device.
     pub offloads: TunOffloads,
-    /// Whether the queues can be steered by an eBPF program; why not.
+    /// Whether the queues can be steered by an eBPF program. The error says why not.
     pub steering: Result<()>,
 }
 
-/// Makes a TUN device, asks it, and removes it again, in a network namespace of a thread of its own: interfaces, addresses
-/// and routes of this host stay as they are, and nobody hears of it. Needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
+/// Makes a TUN device, asks it, and removes it again, in a network namespace of a thread of its own. Interfaces, addresses
+/// and routes of this host stay as they are, and nobody gets a notification.
+///
+/// # Errors
+///
+/// Where the process lacks CAP_SYS_ADMIN or CAP_NET_ADMIN, or there can be no such device.
 pub fn tun_features() -> Result<TunFeatures> {
     in_new_network("ringtun-probe", || {
         let config = TunConfig { name: "ringtun-probe".into(), queues: 1, mtu: 1420, offloads: true };

@@ -1,38 +1,39 @@
-//! The few system calls of the data path, as functions over slices; errors are the bare errno, cheap to match.
+//! The few system calls of the data path, as functions over slices. Their errors are the bare errno, which is cheap to match.
 
 use crate::sys::cmsg::{CONTROL_LEN, ControlData, NAME_LEN, Name};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// A system call's outcome.
+/// The outcome of a system call.
 pub(crate) type Result<T> = std::result::Result<T, i32>;
 
 fn outcome(value: isize) -> Result<usize> {
     usize::try_from(value).map_err(|_| std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
 
-/// read(2).
+/// Calls read(2).
 pub(crate) fn read(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes at most `len` bytes into this exclusively borrowed slice.
     outcome(unsafe { libc::read(fd.as_raw_fd(), into.as_mut_ptr().cast(), into.len()) })
 }
 
-/// write(2).
+/// Calls write(2).
 pub(crate) fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the kernel reads `len` bytes of this borrowed slice.
     outcome(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
 }
 
-/// writev(2).
+/// Calls writev(2).
 ///
 /// # Safety
-/// Every vector points to readable bytes.
+///
+/// Every vector must point to readable bytes.
 pub(crate) unsafe fn writev(fd: BorrowedFd<'_>, vectors: &[libc::iovec]) -> Result<usize> {
     // SAFETY: the vectors are valid by this function's contract; their count is that of the slice.
     outcome(unsafe { libc::writev(fd.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) })
 }
 
-/// Names, control data and vectors for one sendmmsg or recvmmsg, kept from call to call.
+/// Names, control data and vectors for one sendmmsg or recvmmsg, which are kept from call to call.
 ///
 /// The headers point into the other boxes, which never move or change size.
 pub(crate) struct Batch {
@@ -43,7 +44,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Room for `count` messages.
+    /// Makes room for `count` messages.
     pub(crate) fn new(count: usize) -> Batch {
         // SAFETY: mmsghdr is plain data for which all zeros (null pointers, zero lengths) is a valid value.
         let empty: libc::mmsghdr = unsafe { std::mem::zeroed() };
@@ -61,7 +62,7 @@ impl Batch {
         self.headers.len()
     }
 
-    /// Makes message `n` one that sends `bytes`; the control data is built by `control`.
+    /// Makes message `n` one that sends `bytes`. `control` builds the control data.
     pub(crate) fn set_send(
         &mut self,
         n: usize,
@@ -89,7 +90,7 @@ impl Batch {
         header.msg_namelen = name_len as libc::socklen_t;
         header.msg_iov = &mut self.vectors[n];
         header.msg_iovlen = 1;
-        // A null pointer where there is nothing: then the kernel does not even look, and keeps its route cache.
+        // The pointer is null where there is nothing. Then the kernel does not even check, and keeps its route cache.
         header.msg_control = match control_len {
             0 => std::ptr::null_mut(),
             _ => self.controls[n].as_mut_ptr().cast(),
@@ -98,10 +99,11 @@ impl Batch {
         header.msg_flags = 0;
     }
 
-    /// sendmmsg(2) of the first `count` messages; how many went, or the error of the first.
+    /// Sends the first `count` messages by sendmmsg(2). Returns how many were sent, or the error of the first.
     ///
     /// # Safety
-    /// The bytes given to [`Self::set_send`] for these messages are still there.
+    ///
+    /// The bytes given to [`Self::set_send`] for these messages must still be there.
     pub(crate) unsafe fn send(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
         let headers = &mut self.headers[..count];
         // SAFETY: the headers point into this batch's boxes and to bytes that live by this function's contract.
@@ -111,10 +113,11 @@ impl Batch {
         outcome(sent as isize)
     }
 
-    /// recvmmsg(2) into the first `count` messages; how many came.
+    /// Receives into the first `count` messages by recvmmsg(2). Returns how many were received.
     ///
     /// # Safety
-    /// The bytes given to [`Self::set_receive`] for these messages are still there, borrowed by nobody.
+    ///
+    /// The bytes given to [`Self::set_receive`] for these messages must still be there, and be borrowed by nobody.
     pub(crate) unsafe fn receive(&mut self, fd: BorrowedFd<'_>, count: usize) -> Result<usize> {
         let headers = &mut self.headers[..count];
         // SAFETY: as for `send`; the kernel writes within the lengths that the headers state.
@@ -130,7 +133,7 @@ impl Batch {
         outcome(received as isize)
     }
 
-    /// What message `n` brought: bytes, flags, name, control data.
+    /// What message `n` received: the number of bytes, the flags, the name and the control data.
     pub(crate) fn received(&self, n: usize) -> (usize, i32, &[u8], &[u8]) {
         let header = &self.headers[n];
         let name = self.names[n].bytes(header.msg_hdr.msg_namelen as usize);

@@ -19,7 +19,7 @@ impl Display for Explained {
 
 impl Error for Explained {}
 
-/// `error` with `what` in front of its own text; kind and error number stay.
+/// Puts `what` in front of the text of `error`. Its kind and error number stay.
 pub fn explain(error: io::Error, what: impl Display) -> io::Error {
     let message = format!("{what}: {error}");
     io::Error::new(error.kind(), Explained { errno: errno(&error), message })
@@ -30,7 +30,7 @@ pub fn errno(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or_else(|| error.get_ref()?.downcast_ref::<Explained>()?.errno)
 }
 
-/// `InvalidInput` with this text.
+/// Makes an `InvalidInput` error with this text.
 pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message.into())
 }

@@ -2,8 +2,12 @@
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-/// Takes over the file whose number stands in the environment variable `name` (WG_TUN_FD, WG_UAPI_FD). `None`: not set.
-/// Call it once a name, before threads start.
+/// Takes over the file whose number stands in the environment variable `name` (WG_TUN_FD, WG_UAPI_FD). `None` where it is not
+/// set. Call it once for each name, before threads start.
+///
+/// # Errors
+///
+/// Where the variable is no number of an open file above the standard ones.
 pub fn from_env(name: &str) -> Result<Option<OwnedFd>, String> {
     let Some(text) = std::env::var_os(name) else { return Ok(None) };
     let number = text.to_str().and_then(|text| text.parse::<RawFd>().ok()).filter(|&number| number > 2);

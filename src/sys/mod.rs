@@ -1,5 +1,5 @@
-//! Thin safe wrappers of the kernel: one system interface a file, without policy. What a call needs to be sound stands in its
-//! file; what it is for is the caller's to decide.
+//! Thin safe wrappers of the kernel, with one system interface in each file and without policy. What a call needs to be sound
+//! stands in its file. What it is for is the caller's to decide.
 
 #![allow(unsafe_code)] // the floor that speaks to the kernel: each block carries its SAFETY line
 

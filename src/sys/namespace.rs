@@ -2,10 +2,11 @@
 
 use std::io::{Error, Result};
 
-/// Runs `work` on a new thread called `name`, in a network namespace that ends with it: interfaces, addresses and routes of
+/// Runs `work` on a new thread called `name`, in a network namespace that ends with it. Interfaces, addresses and routes of
 /// this process's namespace stay as they are.
 ///
 /// # Errors
+///
 /// EPERM without CAP_SYS_ADMIN, ENOSPC where namespaces are used up, what `work` returns, and a panic of `work`.
 pub fn in_new_network<T: Send + 'static>(
     name: &str,

@@ -4,11 +4,11 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-/// How often [`eventually`] looks, a millisecond apart.
+/// How often [`eventually`] tries, a millisecond apart.
 const LOOKS: usize = 5000;
 
-/// The first result of `look` that is one. What was sent takes a moment to arrive; what was closed, to be gone: a command
-/// that another test is just starting holds duplicates of all files until it is executed.
+/// Returns the first result of `look` that is not `None`. What was sent takes a moment to arrive. What was closed takes a
+/// moment to be gone, as a command that another test is just starting holds duplicates of all files until it is executed.
 pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     for _ in 0..LOOKS {
         if let Some(found) = look() {
@@ -19,8 +19,8 @@ pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     panic!("it did not come")
 }
 
-/// Runs `test` on a thread in a fresh network namespace whose loopback is up. Commands that it starts run there too.
-/// Without the right to make namespaces it says so and runs nothing: such tests need root.
+/// Runs `test` on a thread in a fresh network namespace whose loopback is up. Commands that it starts run there, too. Without
+/// the right to make namespaces it says so and runs nothing: such tests need root.
 pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(move || {
         // SAFETY: unshare takes no pointers; CLONE_NEWNET changes the calling thread alone.
