@@ -107,6 +107,15 @@ impl Site {
             && !Path::new(&format!("/run/ringtun/{name}")).exists()
     }
 
+    /// The id of the process in the background.
+    fn daemon(&self) -> String {
+        let pids = self.host.run(&format!("ip netns pids {}", self.host.name()));
+        let is_ringtun = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ringtun")
+        };
+        pids.split_whitespace().find(is_ringtun).expect("a background process").to_owned()
+    }
+
     pub(crate) fn mtu(&self) -> String {
         self.host.run(&format!("cat /sys/class/net/{}/mtu", self.name)).trim().to_owned()
     }
@@ -341,6 +350,22 @@ fn an_up_that_was_killed_is_healed_by_down() {
     assert!(site.is_gone());
 }
 
+/// Its interface is gone, and its process has not yet seen that.
+#[test]
+fn down_waits_for_a_tunnel_that_is_ending_and_removes_what_it_left() {
+    let Some(site) = Site::new() else { return };
+    site.write("Address = 192.168.96.1/24", "");
+    site.done("up");
+    let daemon = site.daemon();
+    let (binary, file, name) = (ringtun(), site.file(), &site.name);
+    site.host.run(&format!(
+        "kill -STOP {daemon}; ip link delete {name}; (sleep 0.3; kill -CONT {daemon}) & {} down {} 2>&1",
+        binary.display(),
+        file.display()
+    ));
+    assert!(site.is_gone());
+}
+
 #[test]
 fn what_a_killed_device_left_is_removed_by_the_next_up_or_down() {
     for verb in ["up", "down"] {
@@ -349,12 +374,7 @@ fn what_a_killed_device_left_is_removed_by_the_next_up_or_down() {
         site.write("Address = 192.168.96.1/24", &peer(DEFAULT));
         site.done("up");
         let up = site.look();
-        let pids = site.host.run(&format!("ip netns pids {}", site.host.name()));
-        let is_ringtun = |pid: &&str| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ringtun")
-        };
-        let daemon = pids.split_whitespace().find(is_ringtun).expect("a background process");
-        site.host.run(&format!("kill -9 {daemon}"));
+        site.host.run(&format!("kill -9 {}", site.daemon()));
         eventually("the interface went", SOON, || {
             site.host.try_run(&format!("ip link show {}", site.name)).is_err()
         });

@@ -29,11 +29,15 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     let mut session = Session::new(&Place::named(given)?, console)?;
     let (interface, loaded) = read_for_down(given, &mut session)?;
     let Some(control) = ControlSocket::find(&session.name) else { return remove_remains(&mut session) };
-    if is_elsewhere(&session)? {
-        return Err(Failure::new(format!(
-            "the interface of `{}' is in another network namespace, or was renamed: run this there, as by ip netns exec",
-            session.name
-        )));
+    match whereabouts(&session)? {
+        Whereabouts::Here => {}
+        Whereabouts::Gone => return remove_remains(&mut session),
+        Whereabouts::Elsewhere => {
+            return Err(Failure::new(format!(
+                "the interface of `{}' is in another network namespace, or was renamed: run this there, as by ip netns exec",
+                session.name
+            )));
+        }
     }
     session.hooks(&interface.pre_down)?;
     if let Some(loaded) = loaded.filter(|_| interface.save_config) {
@@ -86,17 +90,29 @@ fn read_for_down(given: &str, session: &mut Session<'_>) -> Result<(Interface, O
     Ok((interface, None))
 }
 
-/// Whether a process serves an interface that is not in this namespace. A process whose interface just went ends in a
-/// moment, and is waited for.
-fn is_elsewhere(session: &Session<'_>) -> Result<bool> {
+/// Where the interface is that a process serves.
+enum Whereabouts {
+    Here,
+    /// Nowhere: the process has ended, too.
+    Gone,
+    /// In another namespace, or under another name.
+    Elsewhere,
+}
+
+/// Where the interface of a tunnel is, whose control socket is there. A process whose interface just went ends in a moment,
+/// and is waited for.
+fn whereabouts(session: &Session<'_>) -> Result<Whereabouts> {
     let begun = Instant::now();
-    while session.index()?.is_none() && ControlSocket::find(&session.name).is_some() {
+    while session.index()?.is_none() {
+        if ControlSocket::find(&session.name).is_none() {
+            return Ok(Whereabouts::Gone);
+        }
         if begun.elapsed() > LEAVING {
-            return Ok(true);
+            return Ok(Whereabouts::Elsewhere);
         }
         std::thread::sleep(LOOK);
     }
-    Ok(false)
+    Ok(Whereabouts::Here)
 }
 
 /// Removes what a killed process left behind. Its interface is gone with it.
