@@ -20,8 +20,7 @@ impl Programs {
         let path = std::env::temp_dir().join(format!("rt-programs-{}-{}", std::process::id(), serial()));
         std::fs::create_dir_all(&path).expect("a directory");
         let programs = Programs(path);
-        let needed =
-            "bash sh dirname id mktemp cat sed tr tail grep sleep env rm cut awk sort head chmod mkdir ip";
+        let needed = "bash sh dirname id mktemp cat sed tr tail grep sleep env rm cut awk sort head chmod mkdir ip setsid unshare mount readlink kill";
         for name in needed.split(' ') {
             if let Some(real) = find_program(name) {
                 symlink(real, programs.0.join(name)).expect("a link");
@@ -115,6 +114,29 @@ fn an_enclosed_command_has_its_own_exit_code_and_its_orphans_are_reaped() {
     // A zombie would look like a daemon that does not end.
     let orphan = "(sleep 0.2 & echo $! >/run/orphan); sleep 1; ! test -e /proc/$(cat /run/orphan)";
     assert_eq!(enclosed(orphan), Some(0));
+}
+
+/// A stage that would last for minutes is ended in its middle.
+#[test]
+fn an_interrupted_test_run_leaves_no_file_behind() {
+    if !ready() {
+        return;
+    }
+    let cargo = "[ \"$1\" != --version ] || { echo cargo 9.9.9; exit; }; echo begun; sleep 600";
+    let programs = Programs::new(&[("cargo", cargo)]);
+    let files = programs.0.join("files");
+    std::fs::create_dir(&files).expect("a directory");
+    let left = || std::fs::read_dir(&files).expect("the directory").count();
+    let mut command = Command::new(tree().join("scripts/test"));
+    command.args(["--no-install", "format"]).env_clear().env("PATH", &programs.0).env("HOME", &programs.0);
+    command.env("TMPDIR", &files).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut run = command.spawn().expect("scripts/test");
+    let lines = BufReader::new(run.stdout.take().expect("its output")).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line == "begun"), "the stage began");
+    assert_ne!(left(), 0);
+    sh(&format!("kill -TERM {}", run.id())).expect("a child");
+    assert_eq!(run.wait().expect("a child").code(), Some(143));
+    assert_eq!(left(), 0);
 }
 
 #[test]
