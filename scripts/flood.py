@@ -74,13 +74,18 @@ def start(tunnel, rate):
     lab.run(victim, f"ip addr add {VICTIM}/24 dev flood")
     lab.run(victim, "ip link set flood up")
     log = lab.path("flood.log")
+    # Of its own, or the word of an earlier flood would be taken for this one's.
+    open(log, "wb").close()
     key = tunnel.keys["a"][2]
     process = lab.spawn(attacker, [sys.executable, os.path.realpath(__file__), "--send", key, "--rate", str(rate)], log)
-    while "ready" not in open(log, encoding="ascii", errors="replace").read():
+    while True:
+        with open(log, encoding="utf-8", errors="replace") as text:
+            said = text.read()
+        if "ready" in said:
+            return attacker, process
         if process.poll() is not None:
-            raise LabError(f"the flood does not start: {open(log, encoding='ascii', errors='replace').read()[-500:]}")
+            raise LabError(f"the flood does not start: {said[-500:]}")
         time.sleep(0.1)
-    return attacker, process
 
 
 def goodput(tunnel, seconds):

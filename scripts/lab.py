@@ -132,6 +132,20 @@ class Lab:
             return self._popen(self._inside(namespace, command), stdout=out, stderr=out,
                                env={**os.environ, **(environment or {})})
 
+    def device(self, namespace, implementation, name):
+        """Starts an implementation's device in a namespace; its process, once it can be configured."""
+        log, socket = self.path(f"{name}.log"), f"{UAPI_DIRECTORY}/{name}.sock"
+        if socket not in self.sockets:
+            self.sockets.append(socket)
+        daemon = self.spawn(namespace, [*implementation.argv, name], log, implementation.environment)
+        until = time.monotonic() + READY_SECONDS
+        while not os.path.exists(socket):
+            if daemon.poll() is not None or time.monotonic() > until:
+                with open(log, encoding="utf-8", errors="replace") as text:
+                    raise LabError(f"{implementation.label} made no device; it said:\n{text.read()[-2000:]}")
+            time.sleep(0.05)
+        return daemon
+
     @contextlib.contextmanager
     def iperf3_server(self, namespace):
         """iperf3's server in a namespace, listening when the body begins."""
@@ -171,6 +185,13 @@ class Lab:
     def _inside(namespace, command):
         argv = shlex.split(command) if isinstance(command, str) else list(command)
         return ["ip", "netns", "exec", namespace, *argv]
+
+
+def absent_peer(number):
+    """A peer that does not exist: its key (any 32 bytes are one), its endpoint, and a prefix of both families. Up to 2**22."""
+    high, middle, low = number.to_bytes(3, "big")
+    return (number.to_bytes(4, "little") + bytes([9] * 28), f"100.{64 + high}.{middle}.{low}:51820",
+            [f"10.{high}.{middle}.{low}/32", f"fd00::{number >> 16:x}:{number & 0xffff:x}/128"])
 
 
 class Implementation:
@@ -271,20 +292,7 @@ class Tunnel:
         return subprocess.run(["wg", "pubkey"], input=private, text=True, check=True, capture_output=True).stdout.strip()
 
     def _start(self, side):
-        name = self.device[side]
-        log = self.lab.path(f"{name}.log")
-        socket = f"{UAPI_DIRECTORY}/{name}.sock"
-        if socket not in self.lab.sockets:
-            self.lab.sockets.append(socket)
-        daemon = self.lab.spawn(self.namespace[side], [*self.implementation.argv, name], log,
-                                self.implementation.environment)
-        self.daemon[side] = daemon
-        until = time.monotonic() + READY_SECONDS
-        while not os.path.exists(socket):
-            if daemon.poll() is not None or time.monotonic() > until:
-                with open(log, encoding="utf-8", errors="replace") as text:
-                    raise LabError(f"{self.implementation.label} made no device; it said:\n{text.read()[-2000:]}")
-            time.sleep(0.05)
+        self.daemon[side] = self.lab.device(self.namespace[side], self.implementation, self.device[side])
 
     def _configure(self, side):
         private, other, public = self.keys[side]

@@ -14,26 +14,21 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from lab import (READY_SECONDS, UAPI_DIRECTORY, Implementation, Lab, LabError, Tunnel, main_guard,  # noqa: E402
-                 process_status_kib)
+from lab import Implementation, Lab, LabError, Tunnel, absent_peer, main_guard, process_status_kib  # noqa: E402
 
 PEER_BOUND_BYTES, PEAK_BOUND_MIB = 2048, 40
 SETTLE_SECONDS, SETTLED_AFTER = 0.5, 3
 
 
-def key(number):
-    """Any 32 bytes are a public key."""
-    return base64.b64encode(number.to_bytes(4, "little") + bytes([9] * 28)).decode("ascii")
-
-
 def configuration(peers):
-    """A private key and so many peers that do not exist, each with an endpoint and a prefix of both families."""
-    text = [f"[Interface]\nPrivateKey = {key(2**32 - 1)}\n"]
-    for number in range(peers):
-        high, middle, low = number.to_bytes(3, "big")
-        text.append(f"[Peer]\nPublicKey = {key(number)}\nAllowedIPs = 10.{high}.{middle}.{low}/32, fd00::{number:x}/128\n"
-                    f"Endpoint = 198.18.{1 + middle}.{low}:51820\n")
-    return "".join(text)
+    """A private key and so many peers that do not exist."""
+    def text(key):
+        return base64.b64encode(key).decode("ascii")
+
+    lines = [f"[Interface]\nPrivateKey = {text(bytes([9] * 32))}\n"]
+    for key, endpoint, prefixes in map(absent_peer, range(peers)):
+        lines.append(f"[Peer]\nPublicKey = {text(key)}\nAllowedIPs = {', '.join(prefixes)}\nEndpoint = {endpoint}\n")
+    return "".join(lines)
 
 
 def settled(pid):
@@ -50,15 +45,7 @@ def settled(pid):
 def idle_peers(lab, implementation, peers):
     """KiB without peers, and with them."""
     namespace, name = lab.netns("idle"), f"rt{os.getpid() % 10**8}m"
-    socket, log = f"{UAPI_DIRECTORY}/{name}.sock", lab.path("idle.log")
-    lab.sockets.append(socket)
-    daemon = lab.spawn(namespace, [*implementation.argv, name], log, implementation.environment)
-    until = time.monotonic() + READY_SECONDS
-    while not os.path.exists(socket):
-        if daemon.poll() is not None or time.monotonic() > until:
-            with open(log, encoding="utf-8", errors="replace") as text:
-                raise LabError(f"{implementation.label} made no device; it said:\n{text.read()[-2000:]}")
-        time.sleep(0.05)
+    daemon = lab.device(namespace, implementation, name)
     lab.run(namespace, f"ip link set {name} up")
     before = settled(daemon.pid)
     path = lab.path("peers.conf")
@@ -89,8 +76,8 @@ def arguments_of(argv):
     parser.add_argument("--peers", type=int, default=10_000, help="idle peers to set; default: 10000")
     parser.add_argument("--seconds", type=int, default=10, help="of load in each direction; default: 10")
     arguments = parser.parse_args(argv)
-    if not 1 <= arguments.peers < 2**16 - 256:
-        parser.error("--peers: 1 to 65279")
+    if not 1 <= arguments.peers < 2**22:
+        parser.error("--peers: 1 to 4194303")
     return arguments
 
 

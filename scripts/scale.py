@@ -6,17 +6,17 @@ A handshake is a ping right after the other end forgot its session; the ping's t
 """
 
 import argparse
+import base64
 import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from lab import UAPI_DIRECTORY, Implementation, Lab, LabError, Tunnel, main_guard  # noqa: E402
+from lab import UAPI_DIRECTORY, Implementation, Lab, LabError, Tunnel, absent_peer, main_guard  # noqa: E402
 
 ANSWER_SECONDS = 10
 # Between two handshakes of one peer: initiations that follow each other faster, or bear one time stamp, are refused.
@@ -41,11 +41,10 @@ def request(device, text):
 
 
 def peer(number):
-    """The lines that set a peer which does not exist, with an endpoint and a prefix of both families."""
-    high, middle, low = number.to_bytes(3, "big")
-    key = number.to_bytes(4, "little") + bytes([9] * 28)
-    return (f"public_key={key.hex()}\nendpoint=198.18.{1 + middle}.{low}:51820\nreplace_allowed_ips=true\n"
-            f"allowed_ip=10.{high}.{middle}.{low}/32\nallowed_ip=fd00::{number:x}/128\n")
+    """The lines that set a peer which does not exist."""
+    key, endpoint, prefixes = absent_peer(number)
+    return (f"public_key={key.hex()}\nendpoint={endpoint}\nreplace_allowed_ips=true\n"
+            + "".join(f"allowed_ip={prefix}\n" for prefix in prefixes))
 
 
 def handshake(tunnel):
@@ -53,19 +52,19 @@ def handshake(tunnel):
     time.sleep(PACE_SECONDS)
     _, _, public = tunnel.keys["a"]
     device, inner, outer = tunnel.device["a"], tunnel.INNER["b"], tunnel.OUTER["b"]
-    key = subprocess.run(["base64", "-d"], input=public.encode(), stdout=subprocess.PIPE, check=True).stdout.hex()
+    key = base64.b64decode(public).hex()
     request(device, f"set=1\npublic_key={key}\nremove=true\n\n")
     request(device, f"set=1\npublic_key={key}\nendpoint={outer}:51820\nallowed_ip={inner}/32\n\n")
     said = tunnel.lab.run(tunnel.namespace["a"], f"ping -c 1 -W {ANSWER_SECONDS} {inner}")
     return float(re.search(r"time=([0-9.]+)", said).group(1))
 
 
-def meanwhile(tunnel, text, least=1):
+def meanwhile(tunnel, text):
     """The transaction's answer and seconds, and the times of handshakes begun while it ran."""
     result, times = [], []
     worker = threading.Thread(target=lambda: result.append(request(tunnel.device["b"], text)))
     worker.start()
-    while worker.is_alive() or len(times) < least:
+    while worker.is_alive() or not times:
         times.append(handshake(tunnel))
     worker.join()
     if not result:
@@ -96,6 +95,8 @@ def main():
     parser.add_argument("--impl", action="append", metavar="NAME [OPTIONS]", help="default: ringtun; repeat to compare")
     parser.add_argument("--peers", type=int, default=100_000, help="default: 100000")
     arguments = parser.parse_args()
+    if not 1 <= arguments.peers < 2**22 - 100:
+        parser.error("--peers: 1 to 4194203")
     if os.geteuid() != 0:
         raise LabError("namespaces and TUN devices need root")
     print(f"{'':36} {'took ms':>9}   handshakes meanwhile: count, median, most ms")
