@@ -93,28 +93,23 @@ pub enum Error {
 
 impl Error {
     pub(super) fn name(name: &str) -> impl FnOnce(io::Error) -> Error {
-        let name = name.to_owned();
-        |source| Error::Name { name, source: Arc::new(source) }
+        caused(name, |name, source| Error::Name { name, source })
     }
 
     pub(super) fn io_uring(name: &str) -> impl FnOnce(io::Error) -> Error {
-        let name = name.to_owned();
-        |source| Error::IoUring { name, source: Arc::new(source) }
+        caused(name, |name, source| Error::IoUring { name, source })
     }
 
     pub(super) fn interface(name: &str) -> impl FnOnce(io::Error) -> Error {
-        let name = name.to_owned();
-        |source| Error::Interface { name, source: Arc::new(source) }
+        caused(name, |name, source| Error::Interface { name, source })
     }
 
     pub(super) fn control_socket(name: &str) -> impl FnOnce(io::Error) -> Error {
-        let name = name.to_owned();
-        |source| Error::ControlSocket { name, source: Arc::new(source) }
+        caused(name, |name, source| Error::ControlSocket { name, source })
     }
 
     pub(super) fn worker(name: &str) -> impl FnOnce(io::Error) -> Error {
-        let name = name.to_owned();
-        |source| Error::Worker { name, source: Arc::new(source) }
+        caused(name, |name, source| Error::Worker { name, source })
     }
 
     pub(super) fn short_of(shortage: Shortage, name: &str, workers: usize) -> Error {
@@ -144,6 +139,12 @@ impl Error {
             Error::Descriptors { .. } | Error::TooManyPeers { .. } | Error::Stopped { .. } => None,
         }
     }
+}
+
+/// What makes an error of the interface `name` from what the kernel said.
+fn caused(name: &str, make: fn(String, Arc<io::Error>) -> Error) -> impl FnOnce(io::Error) -> Error {
+    let name = name.to_owned();
+    move |source| make(name, Arc::new(source))
 }
 
 impl fmt::Display for Error {

@@ -59,7 +59,8 @@ pub(super) struct Started {
 
 pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     let Settings { name, backend, gro, .. } = settings;
-    let workers = workers_of(settings.workers, settings.tun_fd.is_some());
+    let count = workers_of(settings.workers, settings.tun_fd.is_some());
+    let workers = count.get();
     if settings.tun_fd.is_none() {
         tun::check_name(&name).map_err(Error::name(&name))?;
     }
@@ -92,7 +93,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     let crew = workers::hire(tun.queues, plan, backend).map_err(Error::worker(&name))?;
     let backend = if crew.uring { "io_uring" } else { "plain syscalls" };
     log::info!("{name}: {workers} worker(s), {backend}, TUN offloads {:?}", tun.offloads);
-    let device = Device::new(WorkerCount::nearest(workers), Box::new(SystemEntropy));
+    let device = Device::new(count, Box::new(SystemEntropy));
     run(name, device, crew, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
 }
 
@@ -168,12 +169,9 @@ fn is_gso_mangled() -> bool {
 }
 
 /// How many workers there will be.
-fn workers_of(wanted: Option<usize>, is_handed_in: bool) -> usize {
-    if is_handed_in {
-        return 1;
-    }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    WorkerCount::nearest(wanted.unwrap_or(cores)).get()
+fn workers_of(wanted: Option<usize>, is_handed_in: bool) -> WorkerCount {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    WorkerCount::nearest(if is_handed_in { 1 } else { wanted.unwrap_or_else(cores) })
 }
 
 /// Creates the device. The interface of a process that was killed a moment ago may still exist: the kernel takes down the
