@@ -95,7 +95,8 @@ pub struct Handshake {
     static_static: StaticStatic,
     psk: SharedSecret,
     last_accepted: Option<Accepted>,
-    outstanding: Option<Outstanding>,
+    /// On the heap, since an idle peer has none.
+    outstanding: Option<Box<Outstanding>>,
 }
 
 /// What the two static keys agree on. It is worked out when it is first needed, so that a thousand peers can be added
@@ -191,7 +192,7 @@ impl Handshake {
         let static_sealed = transcript.seal(&key, local.public.0);
         let key = transcript.mix_agreement_for_key(self.static_static(local))?;
         let timestamp_sealed = transcript.seal(&key, timestamp.0);
-        self.outstanding = Some(Outstanding { transcript, ephemeral, index, sent: now });
+        self.outstanding = Some(Box::new(Outstanding { transcript, ephemeral, index, sent: now }));
         let message = Initiation {
             sender: index,
             ephemeral: public.0,
