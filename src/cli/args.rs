@@ -148,7 +148,7 @@ enum IoArg {
 
 impl TunnelArgs {
     /// Whether `ringtun up` starts this process, and goes on with the interface.
-    pub(super) fn is_ups(&self) -> bool {
+    pub(super) fn is_started_by_up(&self) -> bool {
         self.config.is_some()
     }
 

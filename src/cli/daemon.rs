@@ -18,7 +18,7 @@ pub(super) fn is_child() -> bool {
 }
 
 /// Whether WG_PROCESS_FOREGROUND=1 asks for the foreground, as for wireguard-go.
-pub(super) fn told_foreground() -> bool {
+pub(super) fn asks_for_foreground() -> bool {
     std::env::var("WG_PROCESS_FOREGROUND").is_ok_and(|value| value == "1")
 }
 

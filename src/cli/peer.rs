@@ -86,7 +86,7 @@ pub(super) fn run(command: PeerCommand) -> Result<(), String> {
 fn add(args: AddArgs) -> Result<(), String> {
     let place = Place::find(&args.interface).map_err(|error| error.to_string())?;
     let file = place.file.clone();
-    let turn = FileLock::take(&file)
+    let lock = FileLock::take(&file)
         .map_err(|error| format!("{}: cannot lock its directory: {error}", file.display()))?;
     let mut loaded = load(&args.interface)?;
     let running = running(&loaded)?;
@@ -100,7 +100,7 @@ fn add(args: AddArgs) -> Result<(), String> {
     loaded.document.add_peer(&ends.here);
     write_private(&file, &loaded.document.bytes()).map_err(|error| format!("{}: {error}", file.display()))?;
     eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
-    drop(turn);
+    drop(lock);
     let joined = running.as_ref().map_or(Ok(()), |(control, _)| join(control, &ends, &loaded));
     // The text is printed whatever came of that, since the key is nowhere else.
     print_secret(text.as_bytes())?;

@@ -19,11 +19,11 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs the tunnel in this process in the foreground. Otherwise a child does so, and this process waits until the child
 /// is ready or failed.
 pub(super) fn run(args: TunnelArgs) -> ExitCode {
-    let background = !args.foreground && !daemon::told_foreground() && !daemon::is_child();
+    let background = !args.foreground && !daemon::asks_for_foreground() && !daemon::is_child();
     if background {
         return match daemon::spawn_and_wait() {
             Ok(code) => {
-                if code == ExitCode::SUCCESS && !args.is_ups() {
+                if code == ExitCode::SUCCESS && !args.is_started_by_up() {
                     announce(args.name.as_deref().unwrap_or_default(), true);
                 }
                 code
@@ -32,7 +32,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         };
     }
     logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
-    let says = !daemon::is_child() && !args.is_ups() && !TunnelArgs::is_handed_a_device();
+    let says = !daemon::is_child() && !args.is_started_by_up() && !TunnelArgs::is_handed_a_device();
     let upkeep = args.config.clone();
     let builder = match args.into_builder() {
         Ok(builder) => builder,
@@ -48,7 +48,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
     };
     let tunnel = match builder.start() {
         Ok(tunnel) => tunnel,
-        Err(error) => return finish(Err(told(&error))),
+        Err(error) => return finish(Err(with_source(&error))),
     };
     signals.stop(&tunnel);
     if let Some(file) = upkeep
@@ -68,7 +68,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
             log::info!("{name}: the interface was deleted, and the tunnel ends");
             ExitCode::SUCCESS
         }
-        outcome => finish(outcome.map_err(|error| told(&error))),
+        outcome => finish(outcome.map_err(|error| with_source(&error))),
     }
 }
 
@@ -98,7 +98,7 @@ fn summary(status: &TunnelStatus) -> Summary {
 }
 
 /// The text of an error and of its causes, on one line.
-fn told(error: &Error) -> String {
+fn with_source(error: &Error) -> String {
     let mut text = error.to_string();
     if matches!(error, Error::IoUring { .. }) {
         text.push_str(" (try --io syscalls)");
@@ -133,19 +133,19 @@ impl Signals {
         let (tunnels, to_stop) = mpsc::channel::<Tunnel>();
         let (caught, is_caught) = mpsc::channel();
         let wait = move || {
-            let told = |outcome| drop(caught.send(outcome)); // the one who waits for it is alive
+            let report = |outcome| drop(caught.send(outcome)); // the one who waits for it is alive
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
-                Err(error) => return told(Err(error)),
+                Err(error) => return report(Err(error)),
             };
             runtime.block_on(async {
                 let signals =
                     signal(SignalKind::terminate()).and_then(|t| Ok((t, signal(SignalKind::interrupt())?)));
                 let (mut terminate, mut interrupt) = match signals {
                     Ok(signals) => signals,
-                    Err(error) => return told(Err(error)),
+                    Err(error) => return report(Err(error)),
                 };
-                told(Ok(()));
+                report(Ok(()));
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}

@@ -56,23 +56,23 @@ pub(super) struct ReloadArgs {
 }
 
 pub(super) fn up(args: &UpArgs) -> Result<(), String> {
-    told(&args.config, |console| up::up(&args.config, Options { clamp_mss: args.clamp_mss }, console))
+    with_console(&args.config, |console| up::up(&args.config, Options { clamp_mss: args.clamp_mss }, console))
 }
 
 pub(super) fn down(args: &DownArgs) -> Result<(), String> {
-    told(&args.config, |console| up::down(&args.config, console))
+    with_console(&args.config, |console| up::down(&args.config, console))
 }
 
 pub(super) fn save(args: &SaveArgs) -> Result<(), String> {
-    told(&args.config, |console| up::save(&args.config, console))
+    with_console(&args.config, |console| up::save(&args.config, console))
 }
 
 pub(super) fn reload(args: &ReloadArgs) -> Result<(), String> {
-    told(&args.config, |console| up::reload(&args.config, console))
+    with_console(&args.config, |console| up::reload(&args.config, console))
 }
 
 /// Runs a command whose steps are reported on standard error, as wg-quick's are.
-fn told(config: &str, act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
+fn with_console(config: &str, act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
     logger::init(false, config);
     act(Console::new(&mut logger::say)).map_err(|failure| failure.to_string())
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// How long an answer may take: longer than any device needs, and short enough for a person.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer in bytes that is taken: some 200,000 peers with a few AllowedIPs each.
 const MAX_ANSWER: usize = 128 << 20;
 /// Bytes of an answer that are read at once.
@@ -208,8 +208,8 @@ impl ControlSocket {
     /// wiped, and into nothing else.
     fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
         let mut stream = UnixStream::connect(&self.path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
         stream.write_all(request.as_bytes())?;
         let mut answer = Zeroizing::new(Vec::with_capacity(PIECE));
         // Where the first line begins that is not complete yet.

@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// How often a run that is under way is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+/// Pause between two checks whether a run has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a service ended.
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl Service<'_> {
             tokio::select! {
                 _ = terminate.recv(), if verb == "up" && !stopped => stopped = true,
                 _ = interrupt.recv(), if verb == "up" && !stopped => stopped = true,
-                _ = sleep(LOOK) => continue,
+                _ = sleep(POLL_INTERVAL) => continue,
             }
             // This fails only where the run ended meanwhile, which the next look finds.
             let _ = kill_process(Pid::from_child(&child), Kill::TERM);

@@ -18,8 +18,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How often the tunnel is checked.
-const LOOK: Duration = Duration::from_secs(5);
+/// Pause between two checks of the tunnel.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long ago the last handshake of a peer must be for the peer to count as silent. A session is renewed after 120 s
 /// (REKEY_AFTER_TIME) and initiations go out every 5 s. A peer to which something was sent, and which completed no
 /// handshake for so long, does not answer at its address.
@@ -35,41 +35,41 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Where no thread can be started.
 pub fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
     let look_after = move || {
-        let mut keeper = Keeper {
+        let mut upkeep = Upkeep {
             interface,
             file,
             read: None,
             config: Config::default(),
-            waits: Waits::default(),
+            backoffs: Backoffs::default(),
             path: None,
         };
         loop {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
             // What the file and the device say has keys in it, and this thread needs none of them.
-            stack::leaving_nothing(|| keeper.look());
+            stack::leaving_nothing(|| upkeep.check());
         }
     };
     std::thread::Builder::new().name("ringtun-names".into()).spawn(look_after).map(drop)
 }
 
-struct Keeper {
+struct Upkeep {
     interface: String,
     file: PathBuf,
     /// The file's time of change, as it was when the file was last read.
     read: Option<SystemTime>,
     config: Config,
-    waits: Waits,
+    backoffs: Backoffs,
     /// The MTU in bytes that the paths gave when last asked. The first was asked for by `up`.
     path: Option<u32>,
 }
 
-impl Keeper {
-    fn look(&mut self) {
+impl Upkeep {
+    fn check(&mut self) {
         self.reread();
         let Some(control) = ControlSocket::find(&self.interface) else { return };
         let Ok(device) = control.get() else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for (key, endpoint) in self.waits.due(&self.config, &device, now) {
+        for (key, endpoint) in self.backoffs.due(&self.config, &device, now) {
             let held = device.peers.iter().find(|peer| peer.public_key == key).and_then(|peer| peer.endpoint);
             match endpoint.resolve() {
                 Ok(address) if held != Some(address) => self.move_to(&control, key, &endpoint, address),
@@ -130,7 +130,7 @@ impl Keeper {
         let mtu = if link.mtu < IPV6_MINIMUM { mtu } else { mtu.max(IPV6_MINIMUM) };
         host.set_mtu(link.index, mtu, false)?;
         log::info!("{}: MTU {} becomes {mtu}, as the path to an endpoint changed", self.interface, link.mtu);
-        up::clamp_anew(&self.interface, mtu).map_err(|failure| std::io::Error::other(failure.to_string()))
+        up::update_clamp(&self.interface, mtu).map_err(|failure| std::io::Error::other(failure.to_string()))
     }
 }
 
@@ -140,9 +140,9 @@ fn modified(file: &Path) -> Option<SystemTime> {
 
 /// When to resolve which peer's name again. Times are since the Unix epoch, as the device's are.
 #[derive(Default)]
-struct Waits(HashMap<PublicKey, Wait>);
+struct Backoffs(HashMap<PublicKey, Backoff>);
 
-struct Wait {
+struct Backoff {
     /// The bytes sent to the peer when it last answered, or when its name was last resolved.
     sent: u64,
     /// The time before which its name is not resolved again.
@@ -150,7 +150,7 @@ struct Wait {
     pause: Duration,
 }
 
-impl Waits {
+impl Backoffs {
     /// The peers, given by name, that are silent though something was sent to them, and whose pause is over.
     fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, HostPort)> {
         self.0.retain(|key, _| device.peers.iter().any(|peer| peer.public_key == *key));
@@ -166,23 +166,23 @@ impl Waits {
     }
 
     fn is_due(&mut self, peer: &PeerState, now: Duration) -> bool {
-        let fresh = Wait { sent: peer.tx_bytes, next: now + FIRST_PAUSE, pause: FIRST_PAUSE };
-        let Some(wait) = self.0.get_mut(&peer.public_key) else {
+        let fresh = Backoff { sent: peer.tx_bytes, next: now + FIRST_PAUSE, pause: FIRST_PAUSE };
+        let Some(backoff) = self.0.get_mut(&peer.public_key) else {
             self.0.insert(peer.public_key, fresh);
             return false;
         };
         let silent = now.saturating_sub(peer.last_handshake) > SILENCE;
         if !silent {
-            *wait = fresh;
+            *backoff = fresh;
             return false;
         }
         // A peer to which nothing was sent is silent, too. What was sent during the pause counts once it is over.
-        if now < wait.next || peer.tx_bytes == wait.sent {
+        if now < backoff.next || peer.tx_bytes == backoff.sent {
             return false;
         }
-        wait.sent = peer.tx_bytes;
-        wait.next = now + wait.pause;
-        wait.pause = (wait.pause * 2).min(LONGEST_PAUSE);
+        backoff.sent = peer.tx_bytes;
+        backoff.next = now + backoff.pause;
+        backoff.pause = (backoff.pause * 2).min(LONGEST_PAUSE);
         true
     }
 }
@@ -204,12 +204,12 @@ mod tests {
 
     /// How often a name was due in `seconds` while each look finds more bytes sent.
     fn resolutions(config: &Config, device: &mut DeviceState, seconds: u64) -> Vec<u64> {
-        let mut waits = Waits::default();
-        let looks = (0..seconds).step_by(5);
-        looks
+        let mut backoffs = Backoffs::default();
+        let checks = (0..seconds).step_by(5);
+        checks
             .filter(|&at| {
                 device.peers[0].tx_bytes += 148;
-                !waits.due(config, device, NOW + Duration::from_secs(at)).is_empty()
+                !backoffs.due(config, device, NOW + Duration::from_secs(at)).is_empty()
             })
             .collect()
     }
@@ -236,9 +236,9 @@ mod tests {
     #[test]
     fn a_peer_that_is_sent_nothing_is_left_alone() {
         let (config, device) = world("gateway.example.org");
-        let mut waits = Waits::default();
+        let mut backoffs = Backoffs::default();
         for at in (0..600).step_by(5) {
-            assert!(waits.due(&config, &device, NOW + Duration::from_secs(at)).is_empty());
+            assert!(backoffs.due(&config, &device, NOW + Duration::from_secs(at)).is_empty());
         }
     }
 }

@@ -328,7 +328,8 @@ impl Driver {
         let stuck = self.deliver();
         let waits = self.postponed.is_some();
         let changes = self.jobs.has_changes() && self.workers_keep_up() && !waits;
-        if self.work_pending || self.device.has_unchecked_sources() || changes || self.jobs.has_questions() {
+        if self.work_pending || self.device.has_unchecked_sources() || changes || self.jobs.has_answers_due()
+        {
             return Some(Instant::START);
         }
         let due = [self.device.poll_timeout(), self.tidy_at].into_iter().flatten().min();

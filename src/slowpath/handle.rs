@@ -10,8 +10,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 /// Most commands that may wait; a thread that has another one waits with it. Each is a few words, and what it points to.
 const COMMANDS: usize = 64;
 
-/// Reads the device, between two transactions. It must take no longer than a slice.
-pub(super) type Look = Box<dyn FnOnce(&Device, Running) + Send>;
+/// A closure that reads the device, between two transactions. It must take no longer than a slice.
+pub(super) type Query = Box<dyn FnOnce(&Device, Running) + Send>;
 
 /// What the slow path knows of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +31,7 @@ pub(super) enum OwnerCommand {
     /// Change the configuration.
     Configure(Box<SetRequest>, SyncSender<Result<(), ConfigureError>>),
     /// Read the device.
-    Look(Look),
+    Query(Query),
 }
 
 /// The owner's end of the channel.
@@ -69,19 +69,21 @@ impl Handle {
         self.ask(|answer| OwnerCommand::Configure(Box::new(request), answer))
     }
 
-    /// Returns what `look` reads from the device, between two transactions. It keeps the slow path from its other work, so it
+    /// Returns what `query` reads from the device, between two transactions. It keeps the slow path from its other work, so it
     /// must be short.
     ///
     /// # Errors
     ///
     /// [`Gone`] where the slow path has ended.
-    pub fn look<T: Send + 'static>(
+    pub fn query<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&Device, Running) -> T + Send + 'static,
+        query: impl FnOnce(&Device, Running) -> T + Send + 'static,
     ) -> Result<T, Gone> {
         self.ask(|answer| {
             // An asker that waits no more needs no answer.
-            OwnerCommand::Look(Box::new(move |device, running| drop(answer.try_send(look(device, running)))))
+            OwnerCommand::Query(Box::new(move |device, running| {
+                drop(answer.try_send(query(device, running)))
+            }))
         })
     }
 

@@ -1,7 +1,7 @@
 //! Operations of the control socket and commands of the tunnel's owner, carried out in slices, so that handshakes, timers
 //! and events are served in between.
 //!
-//! Transactions are carried out one after the other, and only as fast as the workers take what comes of them. Questions are
+//! Transactions are carried out one after the other, and only as fast as the workers take what comes of them. Queries are
 //! answered side by side, each as fast as its asker reads. An answer begins between two transactions, so that none shows
 //! half of one, unless it is so long that its asker still reads while the next transaction is carried out.
 
@@ -9,7 +9,7 @@ use crate::crypto::stack;
 use crate::device::status::{Listing, Status};
 use crate::device::uapi::{self, Dump, Operation, SetParser, SetRequest};
 use crate::device::{ConfigureError, Device, Now, Transaction};
-use crate::slowpath::handle::{Look, OwnerCommand, Running};
+use crate::slowpath::handle::{OwnerCommand, Query, Running};
 use crate::sys::clock::Clock;
 use crate::sys::link;
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use zeroize::Zeroizing;
 
-/// How long a slice is: one of all questions together, and one of a transaction.
+/// How long a slice is: one of all answers together, and one of a transaction.
 const SLICE: Duration = Duration::from_millis(1);
 /// One operation, and where its answer goes, piece by piece. The end of the pieces is the end of the answer.
 pub(super) struct Request {
@@ -29,8 +29,8 @@ pub(super) struct Request {
 /// All that is under way: at most one operation for each connection, and one command for each of the owner's threads.
 #[derive(Default)]
 pub(super) struct Jobs {
-    asked: VecDeque<Question>,
-    looks: VecDeque<Look>,
+    replies: VecDeque<Reply>,
+    queries: VecDeque<Query>,
     waiting: VecDeque<(Pending, Requester)>,
     change: Option<CurrentChange>,
 }
@@ -49,7 +49,7 @@ enum Requester {
     Owner(SyncSender<Result<(), ConfigureError>>),
 }
 
-struct Question {
+struct Reply {
     answer: Answer,
     to: Sender<Zeroizing<String>>,
     begun: bool,
@@ -77,7 +77,7 @@ pub(super) enum SliceOutcome {
     Done,
 }
 
-impl Question {
+impl Reply {
     /// Whether its asker takes another piece, or is gone.
     fn is_read(&self) -> bool {
         self.to.is_closed() || self.to.capacity() > 0
@@ -96,7 +96,7 @@ impl Jobs {
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::Status => Answer::Listing(Listing::new(&status())),
         };
-        self.asked.push_back(Question { answer, to, begun: false });
+        self.replies.push_back(Reply { answer, to, begun: false });
     }
 
     /// Takes in a command of the tunnel's owner.
@@ -105,14 +105,14 @@ impl Jobs {
             OwnerCommand::Configure(request, to) => {
                 self.waiting.push_back((Pending::Ready(request), Requester::Owner(to)));
             }
-            OwnerCommand::Look(look) => self.looks.push_back(look),
+            OwnerCommand::Query(query) => self.queries.push_back(query),
         }
     }
 
     /// Whether a slice of answers has something to do.
-    pub(super) fn has_questions(&self) -> bool {
-        !self.looks.is_empty() && self.change.is_none()
-            || self.asked.iter().any(|question| self.may_answer(question))
+    pub(super) fn has_answers_due(&self) -> bool {
+        !self.queries.is_empty() && self.change.is_none()
+            || self.replies.iter().any(|reply| self.may_answer(reply))
     }
 
     /// Whether a transaction is being read or carried out, or waits for that.
@@ -120,36 +120,36 @@ impl Jobs {
         self.change.is_some() || !self.waiting.is_empty()
     }
 
-    fn may_answer(&self, question: &Question) -> bool {
-        (question.begun || self.change.is_none()) && question.is_read()
+    fn may_answer(&self, reply: &Reply) -> bool {
+        (reply.begun || self.change.is_none()) && reply.is_read()
     }
 
     /// Does a slice of answers: one piece each, as far as there is time.
     pub(super) fn answer(&mut self, device: &Device, running: Running) {
         let mut more = slice();
         while self.change.is_none() && more() {
-            let Some(look) = self.looks.pop_front() else { break };
-            look(device, running);
+            let Some(query) = self.queries.pop_front() else { break };
+            query(device, running);
         }
-        for _ in 0..self.asked.len() {
-            let Some(mut question) = self.asked.pop_front() else { return };
-            if question.to.is_closed() {
+        for _ in 0..self.replies.len() {
+            let Some(mut reply) = self.replies.pop_front() else { return };
+            if reply.to.is_closed() {
                 continue;
             }
-            if !self.may_answer(&question) {
-                self.asked.push_back(question);
+            if !self.may_answer(&reply) {
+                self.replies.push_back(reply);
                 continue;
             }
-            question.begun = true;
+            reply.begun = true;
             let mut piece = uapi::chunk();
-            let done = match &mut question.answer {
+            let done = match &mut reply.answer {
                 Answer::Dump(dump) => device.dump(dump, &mut piece, &mut more),
                 Answer::Listing(listing) => device.list(listing, &mut piece, &mut more),
             };
             // There is room, as was checked before. An asker who has gone needs no answer.
-            let _ = question.to.try_send(piece);
+            let _ = reply.to.try_send(piece);
             if !done {
-                self.asked.push_back(question);
+                self.replies.push_back(reply);
             }
             if !more() {
                 return;
@@ -230,7 +230,7 @@ impl Requester {
     }
 }
 
-/// Returns the question whether this slice goes on, to be asked after each step.
+/// Returns the closure that says whether this slice goes on, to be called after each step.
 fn slice() -> impl FnMut() -> bool {
     let end = Clock.now() + SLICE;
     move || Clock.now() < end

@@ -9,7 +9,7 @@ const LEAVING: Duration = Duration::from_secs(3);
 /// How long it may take while its socket still accepts connections: then it is probably there to stay.
 const LEAVING_SERVED: Duration = Duration::from_millis(300);
 /// Pause between two checks whether the interface is gone.
-pub const LOOK: Duration = Duration::from_millis(10);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether the interface `name`, waited for since `begun`, may still go by itself. One that is no TUN device does not, and
 /// one that a process serves hardly does.

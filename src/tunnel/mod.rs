@@ -94,7 +94,7 @@ impl Tunnel {
     ///
     /// [`Error::Stopped`] where the tunnel has ended.
     pub fn status(&self) -> Result<TunnelStatus, Error> {
-        self.inner.handle.look(TunnelStatus::of).map_err(|Gone| self.stopped())
+        self.inner.handle.query(TunnelStatus::of).map_err(|Gone| self.stopped())
     }
 
     /// The present state of each peer, in the order in which they were added. They are read page by page, so that among many
@@ -107,8 +107,8 @@ impl Tunnel {
         let mut peers = Vec::new();
         let mut next = Some(0);
         while let Some(from) = next {
-            let look = move |device: &_, _| status::page(device, from, PAGE);
-            let (mut page, rest) = self.inner.handle.look(look).map_err(|Gone| self.stopped())?;
+            let read = move |device: &_, _| status::page(device, from, PAGE);
+            let (mut page, rest) = self.inner.handle.query(read).map_err(|Gone| self.stopped())?;
             peers.append(&mut page);
             next = rest;
         }

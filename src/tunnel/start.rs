@@ -181,7 +181,7 @@ fn create_tun(config: &TunConfig) -> io::Result<Tun> {
     loop {
         match Tun::create(config) {
             Err(error) if errno(&error) == Some(libc::EBUSY) && leaving::may_go(&config.name, begun) => {
-                std::thread::sleep(leaving::LOOK);
+                std::thread::sleep(leaving::POLL_INTERVAL);
             }
             outcome => return outcome,
         }

@@ -298,8 +298,12 @@ impl ConfigParser {
             let Some(key) = key else {
                 // A PublicKey that is there and wrong has been reported.
                 let end = headers.get(at + 1).copied().unwrap_or(usize::MAX);
-                let is_told = |error: &ConfigError| error.message.contains("PublicKey");
-                if self.errors.iter().any(|error| (line..end).contains(&error.line) && is_told(error)) {
+                let is_about_the_key = |error: &ConfigError| error.message.contains("PublicKey");
+                if self
+                    .errors
+                    .iter()
+                    .any(|error| (line..end).contains(&error.line) && is_about_the_key(error))
+                {
                     continue;
                 }
                 let message = "a peer without PublicKey: expected one in this section".into();

@@ -191,10 +191,10 @@ fn resolve(endpoint: &HostPort, session: &mut Session<'_>) -> Result<SocketAddr>
     }
 }
 
-fn retries(told: Option<&str>) -> u32 {
-    match told {
+fn retries(setting: Option<&str>) -> u32 {
+    match setting {
         Some("infinity") => u32::MAX,
-        told => told.and_then(|text| text.parse().ok()).unwrap_or(RETRIES),
+        setting => setting.and_then(|text| text.parse().ok()).unwrap_or(RETRIES),
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Before {
 
 impl Before {
     /// Reads the state as it is now.
-    pub(super) fn look(session: &Session<'_>, link: Link, device: DeviceState) -> Result<Before> {
+    pub(super) fn read(session: &Session<'_>, link: Link, device: DeviceState) -> Result<Before> {
         Ok(Before {
             addresses: session.host.plain_addresses(link.index).map_err(Failure::of(&session.name))?,
             mtu: link.mtu,

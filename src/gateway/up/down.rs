@@ -12,10 +12,11 @@ use crate::tunnel::socket;
 use std::time::{Duration, Instant};
 
 /// How long the background process may take to end once its interface is gone.
-const END: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process that serves no interface here may take to show that it is ending.
-const LEAVING: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(10);
+const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause between two checks whether the process or the interface is gone.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Takes the tunnel `given`, a name or a file, down: runs its hooks, saves the file where that says so, and removes
 /// everything that `up` made.
@@ -107,10 +108,10 @@ fn whereabouts(session: &Session<'_>) -> Result<Whereabouts> {
         if ControlSocket::find(&session.name).is_none() {
             return Ok(Whereabouts::Gone);
         }
-        if begun.elapsed() > LEAVING {
+        if begun.elapsed() > NAMESPACE_TIMEOUT {
             return Ok(Whereabouts::Elsewhere);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
     Ok(Whereabouts::Here)
 }
@@ -193,10 +194,10 @@ fn remove_interface(session: &mut Session<'_>) -> Result<()> {
     }
     let begun = Instant::now();
     while ControlSocket::find(&name).is_some() || session.index()?.is_some() {
-        if begun.elapsed() > END {
+        if begun.elapsed() > EXIT_TIMEOUT {
             return Err(Failure::new(format!("the process of {name} does not end: see its log")));
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
     // A process that was killed could not remove its socket, and nobody listens on it any more.
     let _ = std::fs::remove_file(socket::path(&name));

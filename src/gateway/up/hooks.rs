@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-/// How often a running hook is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// Pause between two checks whether a hook has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The environment variable that names the tunnel on which a hook's own ringtun is part of another command.
-pub(super) const TURN: &str = "RINGTUN_TURN";
+pub(super) const LOCK_HELD: &str = "RINGTUN_TURN";
 
 /// What a hook learns of its tunnel.
 #[derive(Clone, Copy)]
@@ -63,25 +63,25 @@ fn shell(hook: &str, place: HookContext<'_>) -> Command {
         }
     }
     command.env("LC_ALL", "C").env("INTERFACE", place.interface).env("CONFIG_FILE", place.file);
-    command.env(TURN, place.interface);
+    command.env(LOCK_HELD, place.interface);
     command
 }
 
 fn wait(mut child: Child, interrupt: &Interrupt) -> std::io::Result<ExitStatus> {
-    let mut told = false;
+    let mut forwarded = false;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if interrupt.came() && !told {
-            told = true;
+        if interrupt.requested() && !forwarded {
+            forwarded = true;
             // The hook may have ended just now.
             let _ = rustix::process::kill_process(
                 rustix::process::Pid::from_child(&child),
                 rustix::process::Signal::TERM,
             );
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -19,31 +19,31 @@ impl Interrupt {
             let _inside = runtime.enter();
             signals.push(signal(kind).map_err(failed)?);
         }
-        let told = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&told);
+        let requested = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&requested);
         let wait = move || {
             runtime.block_on(any(signals));
-            tell.store(true, Relaxed);
+            flag.store(true, Relaxed);
         };
         std::thread::Builder::new().name("ringtun-signals".into()).spawn(wait).map_err(failed)?;
-        Ok(Interrupt(told))
+        Ok(Interrupt(requested))
     }
 
     /// Whether a signal arrived.
-    pub(super) fn came(&self) -> bool {
+    pub(super) fn requested(&self) -> bool {
         self.0.load(Relaxed)
     }
 
     /// Fails once a signal arrived.
     pub(super) fn check(&self) -> Result<()> {
-        if self.came() { Err(Failure::new("interrupted")) } else { Ok(()) }
+        if self.requested() { Err(Failure::new("interrupted")) } else { Ok(()) }
     }
 }
 
 async fn any(mut signals: Vec<Signal>) {
     std::future::poll_fn(|context| {
-        let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-        if came { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        let arrived = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if arrived { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     })
     .await;
 }

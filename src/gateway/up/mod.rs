@@ -18,12 +18,12 @@ pub(in crate::gateway) mod host;
 mod interrupt;
 mod iptables;
 mod journal;
+mod lock;
 mod policy;
-mod putback;
 mod reload;
 mod rights;
+mod rollback;
 mod routes;
-mod turn;
 
 pub use apply::lead_to;
 pub use down::{down, save};
@@ -38,12 +38,12 @@ use crate::tunnel::leaving;
 use host::Host;
 use interrupt::Interrupt;
 use journal::{Journal, Trace};
+use lock::CommandLock;
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use turn::CommandTurn;
 
 /// What went wrong, in words for a person.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ pub(in crate::gateway) fn noted_file(interface: &str) -> Option<PathBuf> {
 }
 
 /// Replaces the clamping rules by those for another MTU, in bytes, where `up` was asked to clamp.
-pub(in crate::gateway) fn clamp_anew(interface: &str, mtu: u32) -> Result<()> {
+pub(in crate::gateway) fn update_clamp(interface: &str, mtu: u32) -> Result<()> {
     if !Journal::open(interface).has(&Trace::Clamp) {
         return Ok(());
     }
@@ -139,7 +139,7 @@ struct Session<'a> {
     interrupt: Interrupt,
     journal: Journal,
     /// What keeps other commands from changing this tunnel meanwhile.
-    _turn: Option<CommandTurn>,
+    _lock: Option<CommandLock>,
 }
 
 impl<'a> Session<'a> {
@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
     fn new(place: &Place, mut console: Console<'a>) -> Result<Session<'a>> {
         let name = &place.interface;
         let interrupt = Interrupt::catch()?;
-        let turn = CommandTurn::take(name, &mut console, &interrupt)?;
+        let lock = CommandLock::take(name, &mut console, &interrupt)?;
         Ok(Session {
             name: name.clone(),
             file: place.file.clone(),
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             console,
             interrupt,
             journal: Journal::open(name),
-            _turn: turn,
+            _lock: lock,
         })
     }
 
@@ -190,11 +190,11 @@ impl<'a> Session<'a> {
     fn regardless(&mut self, command: &str, act: impl FnOnce(&Host) -> std::io::Result<()>) -> bool {
         self.console.command(command);
         let done = act(&self.host);
-        self.told(done.map_err(Failure::of(command)))
+        self.report(done.map_err(Failure::of(command)))
     }
 
     /// Reports a failure, if there is one. Returns whether there was none.
-    fn told(&mut self, done: Result<()>) -> bool {
+    fn report(&mut self, done: Result<()>) -> bool {
         done.map_err(|failure| self.console.remark(&failure.to_string())).is_ok()
     }
 
@@ -313,7 +313,7 @@ fn what_is_there(session: &Session<'_>) -> Result<(bool, bool)> {
         if found != (true, false) || !leaving::may_go(&session.name, begun) {
             return Ok(found);
         }
-        std::thread::sleep(leaving::LOOK);
+        std::thread::sleep(leaving::POLL_INTERVAL);
     }
 }
 

@@ -5,8 +5,8 @@
 
 use super::host::{Rule, proto};
 use super::journal::Trace;
+use super::lock::CommandLock;
 use super::routes::Routes;
-use super::turn::CommandTurn;
 use super::{Failure, Result, Session, firewall};
 use crate::device::uapi::SetRequest;
 use crate::gateway::control::ControlSocket;
@@ -30,14 +30,14 @@ pub(super) fn add_default(
     prefix: Prefix,
 ) -> Result<()> {
     // Until the route is there, another tunnel would choose the same table.
-    let turn = CommandTurn::take("", &mut session.console, &session.interrupt)?;
+    let lock = CommandLock::take("", &mut session.console, &session.interrupt)?;
     let table = table(session, control)?;
     let v6 = prefix.addr().is_ipv6();
     add_rules(session, v6, table)?;
     if !routes.has(prefix, table) {
         routes.add(session, index, prefix, table)?;
     }
-    drop(turn);
+    drop(lock);
     if !v6 {
         accept_marked_answers(session)?;
     }

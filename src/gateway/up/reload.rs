@@ -5,7 +5,7 @@
 //!   check, resolve > mark > new addresses > missing routes, rules, nft > MTU > keys and peers > what the file lacks is removed
 //! ```
 //!
-//! What can fail comes first and only adds. Where it does fail, [`super::putback`] removes that again, and what was
+//! What can fail comes first and only adds. Where it does fail, [`super::rollback`] removes that again, and what was
 //! there before was never touched. Peers come after all of it, since a session that was dropped cannot be put back.
 
 use super::apply::{self, Resolved};
@@ -35,7 +35,7 @@ pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
     let mut session = Session::new(&loaded.place, console)?;
     let reload = Reload::prepare(&loaded, &mut session)?;
     if let Err(failure) = reload.add(&mut session) {
-        reload.put_back(&mut session);
+        reload.roll_back(&mut session);
         return Err(failure);
     }
     if reload.remove(&mut session)? {
@@ -89,7 +89,7 @@ impl<'a> Reload<'a> {
         if let Some(port) = request.listen_port {
             apply::is_free(port)?;
         }
-        let before = Before::look(session, link, device)?;
+        let before = Before::read(session, link, device)?;
         let mut owned = Owned::of(&before, table);
         owned.spare(config, &mut request);
         let mtu = owned.mtu(asked_mtu, link.mtu);
@@ -219,7 +219,7 @@ impl<'a> Reload<'a> {
         good &= self.restore_routes(session, &self.prefixes, mark)?;
         for prefix in self.prefixes.iter().filter(|prefix| is_default(self.table, **prefix)) {
             let guarded = policy::guard(session, self.index, prefix.addr().is_ipv6(), mark);
-            good &= session.told(guarded);
+            good &= session.report(guarded);
         }
         Ok(good)
     }
@@ -234,11 +234,11 @@ impl<'a> Reload<'a> {
         }
         let removed =
             policy::remove_rules(session, v6, table).and_then(|()| session.journal.retract(&[rules]));
-        good &= session.told(removed);
+        good &= session.report(removed);
         if !self.prefixes.iter().any(|other| is_default(self.table, *other) && other.addr().is_ipv6() == v6) {
             let name = session.name.clone();
             let removed = firewall::remove_spoof(&name, Some(v6), &mut session.console);
-            good &= session.told(removed);
+            good &= session.report(removed);
         }
         good
     }

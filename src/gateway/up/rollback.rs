@@ -10,23 +10,23 @@ use crate::gateway::mtu::IPV6_MINIMUM;
 
 impl Reload<'_> {
     /// Undoes what [`Reload::add`] did before it failed.
-    pub(super) fn put_back(&self, session: &mut Session<'_>) {
+    pub(super) fn roll_back(&self, session: &mut Session<'_>) {
         session.console.remark("that failed: what was changed is put back");
         let done = [
-            self.put_back_mtu(session),
-            self.put_back_rules(session),
-            self.put_back_routes(session),
-            self.put_back_mark(session),
-            self.put_back_addresses(session),
-            self.put_back_guard(session),
+            self.roll_back_mtu(session),
+            self.roll_back_rules(session),
+            self.roll_back_routes(session),
+            self.roll_back_mark(session),
+            self.roll_back_addresses(session),
+            self.roll_back_guard(session),
             session.journal.rewrite(self.before.traces.clone()),
         ];
         for one in done {
-            session.told(one);
+            session.report(one);
         }
     }
 
-    fn put_back_mtu(&self, session: &mut Session<'_>) -> Result<()> {
+    fn roll_back_mtu(&self, session: &mut Session<'_>) -> Result<()> {
         let (name, mtu) = (session.name.clone(), self.before.mtu);
         let link = session.host.link(&name).map_err(Failure::of(&name))?;
         if link.is_none_or(|link| link.mtu == mtu) {
@@ -41,18 +41,18 @@ impl Reload<'_> {
     }
 
     /// Undoes the rules and the sysctl. They were noted before they were made.
-    fn put_back_rules(&self, session: &mut Session<'_>) -> Result<()> {
+    fn roll_back_rules(&self, session: &mut Session<'_>) -> Result<()> {
         let mut traces = session.journal.traces();
         traces.retain(|trace| matches!(trace, Trace::Rules { .. } | Trace::ValidMark));
         for trace in traces.iter().rev().filter(|trace| !self.before.traces.contains(trace)) {
             let done = down::undo(session, trace);
-            session.told(done);
+            session.report(done);
         }
         Ok(())
     }
 
     /// Removes the routes that the reload added, in whatever table.
-    fn put_back_routes(&self, session: &mut Session<'_>) -> Result<()> {
+    fn roll_back_routes(&self, session: &mut Session<'_>) -> Result<()> {
         let mark = self.mark_now()?;
         let now = Routes::read(&session.host, self.index, &session.journal)?;
         for &prefix in &self.prefixes {
@@ -64,7 +64,7 @@ impl Reload<'_> {
         Ok(())
     }
 
-    fn put_back_mark(&self, session: &mut Session<'_>) -> Result<()> {
+    fn roll_back_mark(&self, session: &mut Session<'_>) -> Result<()> {
         let mark = self.before.device.fwmark;
         if self.mark_now()? != mark {
             let request = SetRequest { fwmark: Some(mark), ..SetRequest::default() };
@@ -74,7 +74,7 @@ impl Reload<'_> {
         Ok(())
     }
 
-    fn put_back_addresses(&self, session: &mut Session<'_>) -> Result<()> {
+    fn roll_back_addresses(&self, session: &mut Session<'_>) -> Result<()> {
         if !self.moves() && self.mtu >= IPV6_MINIMUM {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl Reload<'_> {
     }
 
     /// Restores the rules against spoofing, which name the interface's addresses. Those are as they were by now.
-    fn put_back_guard(&self, session: &mut Session<'_>) -> Result<()> {
+    fn roll_back_guard(&self, session: &mut Session<'_>) -> Result<()> {
         let name = session.name.clone();
         for prefix in self.prefixes.iter().filter(|prefix| is_default(self.table, **prefix)) {
             let v6 = prefix.addr().is_ipv6();

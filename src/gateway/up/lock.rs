@@ -13,56 +13,57 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long another command is waited for. A slow `up`, with its hooks and names, usually takes less.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(20);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause between two attempts to take the lock.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The right of one command to change a tunnel, until it is dropped.
-pub(super) struct CommandTurn {
+pub(super) struct CommandLock {
     path: PathBuf,
     _lock: File,
 }
 
-impl CommandTurn {
-    /// Waits for the turn at the tunnel `name`, or with an empty name at the host's routing tables. `None` where no lock
-    /// is needed: in a hook, whose command has the turn already, and where nothing can be written here, so that nobody
-    /// else has a lock either.
+impl CommandLock {
+    /// Waits for the lock of the tunnel `name`, or with an empty name for that of the host's routing tables. `None`
+    /// where no lock is needed: in a hook, whose command has the lock already, and where nothing can be written here, so
+    /// that nobody else has a lock either.
     pub(super) fn take(
         name: &str,
         console: &mut Console<'_>,
         interrupt: &Interrupt,
-    ) -> Result<Option<CommandTurn>> {
-        if !name.is_empty() && std::env::var(hooks::TURN).is_ok_and(|holder| holder == name) {
+    ) -> Result<Option<CommandLock>> {
+        if !name.is_empty() && std::env::var(hooks::LOCK_HELD).is_ok_and(|holder| holder == name) {
             return Ok(None);
         }
         let path = Path::new(DIRECTORY).join(format!("{name}~"));
         let begun = Instant::now();
-        let mut told = false;
+        let mut reported = false;
         loop {
             match try_lock(&path) {
-                Ok(Some(lock)) => return Ok(Some(CommandTurn { path, _lock: lock })),
+                Ok(Some(lock)) => return Ok(Some(CommandLock { path, _lock: lock })),
                 Ok(None) => {}
                 Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(None),
                 Err(error) => return Err(unwritable(&path, error)),
             }
             interrupt.check()?;
             let holder = holder(&path);
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > LOCK_TIMEOUT {
                 return Err(Failure::new(format!(
                     "another ringtun (process {holder}) has been at work on `{name}' for a minute: wait for it, or end it"
                 )));
             }
-            if !told && !name.is_empty() {
+            if !reported && !name.is_empty() {
                 console.remark(&format!(
                     "waiting for another ringtun (process {holder}), which is at work on {name}"
                 ));
-                told = true;
+                reported = true;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-impl Drop for CommandTurn {
+impl Drop for CommandLock {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path); // while it is locked, so that nobody else's goes
     }
