@@ -9,6 +9,7 @@ use super::peer::PeerCommand;
 use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
+use crate::gateway::Failure;
 use crate::io::tun;
 use crate::sys::inherit;
 use crate::tunnel::{Backend, Builder, Tunnel};
@@ -158,9 +159,9 @@ impl TunnelArgs {
     }
 
     /// Checks what clap cannot, which is the name and the inherited files, and makes the builder.
-    pub(super) fn into_builder(self) -> Result<Builder, String> {
-        let name = self.name.ok_or("an interface name is needed")?;
-        tun::check_name(&name).map_err(|error| error.to_string())?;
+    pub(super) fn into_builder(self) -> Result<Builder, Failure> {
+        let name = self.name.ok_or_else(|| Failure::new("an interface name is needed"))?;
+        tun::check_name(&name).map_err(Failure::Invalid)?;
         let mut builder = Tunnel::builder(name)
             .backend(match self.io {
                 IoArg::Auto => Backend::Auto,
@@ -177,10 +178,10 @@ impl TunnelArgs {
         if let Some(workers) = self.workers {
             builder = builder.workers(workers.into());
         }
-        if let Some(fd) = inherit::from_env(TUN_FD)? {
+        if let Some(fd) = inherit::from_env(TUN_FD).map_err(Failure::Invalid)? {
             builder = builder.tun_fd(fd);
         }
-        if let Some(fd) = inherit::from_env("WG_UAPI_FD")? {
+        if let Some(fd) = inherit::from_env("WG_UAPI_FD").map_err(Failure::Invalid)? {
             builder = builder.control_socket_fd(fd);
         }
         Ok(builder)

@@ -1,7 +1,7 @@
 //! `check`, `strip`: what a configuration says, without touching anything.
 
-use crate::gateway::config::{Config, ConfigError, LoadError, Permissions, Place, Warning};
-use crate::gateway::{ipv6, up};
+use crate::gateway::config::{Config, ConfigError, LoadError, Loaded, Permissions, Place, Warning};
+use crate::gateway::{Failure, ipv6, up};
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
@@ -50,8 +50,8 @@ struct Diagnostic {
     message: String,
 }
 
-pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
-    let place = Place::find(&args.given).map_err(|error| error.to_string())?;
+pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, Failure> {
+    let place = Place::find(&args.given)?;
     let file = place.file.clone();
     let (errors, warnings, peers) = match place.load(Permissions::Warn) {
         Ok(loaded) => {
@@ -63,7 +63,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, String> {
             (errors, warnings, loaded.config.peers.len())
         }
         Err(LoadError::Content(found)) => (found.errors, Vec::new(), 0),
-        Err(other) => return Err(other.to_string()),
+        Err(other) => return Err(other.into()),
     };
     let code = if errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if args.json {
@@ -115,16 +115,14 @@ fn report(file: &Path, errors: &[ConfigError], warnings: &[Warning], peers: usiz
     }
 }
 
-pub(super) fn strip(args: &StripArgs) -> Result<(), String> {
+pub(super) fn strip(args: &StripArgs) -> Result<(), Failure> {
     let loaded = load(&args.given)?;
     print_secret(&loaded.document.strip())
 }
 
 /// Reads a configuration, and prints its warnings to standard error.
-pub(super) fn load(given: &str) -> Result<crate::gateway::config::Loaded, String> {
-    let loaded = Place::find(given)
-        .and_then(|place| place.load(Permissions::Warn))
-        .map_err(|error| error.to_string())?;
+pub(super) fn load(given: &str) -> Result<Loaded, Failure> {
+    let loaded = Place::find(given)?.load(Permissions::Warn)?;
     warn(&loaded.place.file, &loaded.warnings);
     Ok(loaded)
 }
@@ -135,21 +133,19 @@ fn warn(file: &Path, warnings: &[Warning]) {
     }
 }
 
-pub(super) fn print_json(value: &impl Serialize) -> Result<(), String> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| format!("cannot write JSON: {error}"))?;
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::of("cannot write JSON"))?;
     print_bytes(format!("{text}\n").as_bytes())
 }
 
 /// Prints a secret to standard output, with a warning where that is a file that everyone may read.
-pub(super) fn print_secret(bytes: &[u8]) -> Result<(), String> {
+pub(super) fn print_secret(bytes: &[u8]) -> Result<(), Failure> {
     super::keys::warn_if_world_readable();
     print_bytes(bytes)
 }
 
 /// Prints to standard output. A closed pipe is an error, not a panic.
-pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), String> {
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .map_err(|error| format!("cannot write the output: {error}"))
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::of("cannot write the output"))
 }

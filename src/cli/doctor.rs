@@ -1,7 +1,7 @@
 //! `doctor`: what this host offers.
 
 use super::config::{print_bytes, print_json};
-use crate::gateway::doctor;
+use crate::gateway::{Failure, doctor};
 use clap::Args;
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ pub(super) struct DoctorArgs {
     json: bool,
 }
 
-pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
+pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
     let report = doctor::examine();
     match args.json {
         true => print_json(&report)?,

@@ -1,7 +1,8 @@
 //! `import`, `export`: between wg-quick's language and OpenBSD's.
 
 use super::config::{load, print_secret};
-use crate::gateway::config::{ConfigError, ConfigErrors};
+use crate::gateway::Failure;
+use crate::gateway::config::{ConfigError, ConfigErrors, LoadError};
 use crate::gateway::peering::openbsd;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -38,11 +39,12 @@ enum ExportFor {
     Openbsd,
 }
 
-pub(super) fn import(args: &ImportArgs) -> Result<(), String> {
-    let bytes = std::fs::read(&args.file).map_err(|error| format!("{}: {error}", args.file.display()))?;
+pub(super) fn import(args: &ImportArgs) -> Result<(), Failure> {
+    let bytes = std::fs::read(&args.file).map_err(Failure::of(args.file.display()))?;
     let bytes = Zeroizing::new(bytes);
     let text = Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned());
-    let (config, left_out) = openbsd::parse(&text).map_err(|errors| at(&args.file, errors).to_string())?;
+    let (config, left_out) =
+        openbsd::parse(&text).map_err(|errors| LoadError::Content(at(&args.file, errors)))?;
     if !left_out.is_empty() {
         eprintln!("not carried over:\n{}", at(&args.file, left_out));
     }
@@ -53,7 +55,7 @@ fn at(file: &Path, errors: Vec<ConfigError>) -> ConfigErrors {
     ConfigErrors { file: file.to_owned(), errors }
 }
 
-pub(super) fn export(args: &ExportArgs) -> Result<(), String> {
+pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
     let loaded = load(&args.given)?;
     let (text, left_out) = match args.system {
         ExportFor::Openbsd => openbsd::print(&loaded.config),

@@ -1,5 +1,6 @@
 //! `generate`: man pages and completions, for packages.
 
+use crate::gateway::Failure;
 use clap::Subcommand;
 use clap_complete::Shell;
 use std::path::{Path, PathBuf};
@@ -19,13 +20,13 @@ pub(super) enum GenerateCommand {
 }
 
 /// Writes what `command` asks for; `program` describes the whole command line.
-pub(super) fn run(command: &GenerateCommand, program: clap::Command) -> Result<(), String> {
+pub(super) fn run(command: &GenerateCommand, program: clap::Command) -> Result<(), Failure> {
     let (directory, write): (_, fn(clap::Command, &Path) -> std::io::Result<()>) = match command {
         GenerateCommand::Man { directory } => (directory, man),
         GenerateCommand::Completions { directory } => (directory, completions),
     };
     let done = std::fs::create_dir_all(directory).and_then(|()| write(program, directory));
-    done.map_err(|error| format!("{}: {error}", directory.display()))
+    done.map_err(Failure::of(directory.display()))
 }
 
 fn man(program: clap::Command, directory: &Path) -> std::io::Result<()> {

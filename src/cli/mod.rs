@@ -19,6 +19,7 @@ mod show;
 mod tunnel;
 mod updown;
 
+use crate::gateway::Failure;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
@@ -40,7 +41,7 @@ pub fn main() -> ExitCode {
         Some(Command::Generate(command)) => generate::run(&command, Cli::command()),
         Some(Command::Doctor(args)) => match doctor::run(&args) {
             Ok(code) => return code,
-            Err(message) => Err(message),
+            Err(failure) => Err(failure),
         },
         Some(Command::Up(args)) => updown::up(&args),
         Some(Command::Down(args)) => updown::down(&args),
@@ -48,7 +49,7 @@ pub fn main() -> ExitCode {
         Some(Command::Reload(args)) => updown::reload(&args),
         Some(Command::Check(args)) => match config::check(&args) {
             Ok(code) => return code,
-            Err(message) => Err(message),
+            Err(failure) => Err(failure),
         },
         Some(Command::Strip(args)) => config::strip(&args),
         Some(Command::Mtu(args)) => mtu::mtu(&args),
@@ -95,11 +96,11 @@ fn not_a_name(name: &str, meant: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn finish(outcome: Result<(), String>) -> ExitCode {
+fn finish(outcome: Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            logger::fail(&message);
+        Err(failure) => {
+            logger::fail(&format!("{failure:#}"));
             ExitCode::FAILURE
         }
     }

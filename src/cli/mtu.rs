@@ -1,6 +1,7 @@
 //! `mtu`: how the MTU of a tunnel comes about, term by term.
 
 use super::config::{print_bytes, print_json};
+use crate::gateway::Failure;
 use crate::gateway::config::HostPort;
 use crate::gateway::mtu::{ETHERNET, IPV6_MINIMUM, Path, Sum, choose};
 use crate::gateway::route::{KernelRoute, route_to};
@@ -43,11 +44,11 @@ struct MtuReport {
     exact_mtu: Option<u32>,
 }
 
-pub(super) fn mtu(args: &MtuArgs) -> Result<(), String> {
+pub(super) fn mtu(args: &MtuArgs) -> Result<(), Failure> {
     let (endpoint, route) = match &args.endpoint {
         Some(text) => {
             let addr = resolve(text)?;
-            let route = route_to(addr).map_err(|error| format!("no route to {addr}: {error}"))?;
+            let route = route_to(addr).map_err(Failure::of(format!("no route to {addr}")))?;
             (Some(addr), Some(route))
         }
         None => (None, None),
@@ -71,15 +72,15 @@ fn report(given: Option<u32>, endpoint: Option<IpAddr>, route: Option<KernelRout
 }
 
 /// Resolves an address or a name, either of which may have a port.
-fn resolve(text: &str) -> Result<IpAddr, String> {
+fn resolve(text: &str) -> Result<IpAddr, Failure> {
     if let Ok(addr) = text.parse() {
         return Ok(addr);
     }
     let host = HostPort::parse(text)
         .map_or_else(|_| text.trim_matches(['[', ']']).to_owned(), |endpoint| endpoint.host);
-    let mut found =
-        (host.as_str(), 0).to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}"))?;
-    found.next().map(|addr| addr.ip()).ok_or_else(|| format!("{host} has no address"))
+    let found = (host.as_str(), 0).to_socket_addrs();
+    let mut found = found.map_err(Failure::of(format!("cannot resolve {host}")))?;
+    found.next().map(|addr| addr.ip()).ok_or_else(|| Failure::new(format!("{host} has no address")))
 }
 
 fn table(report: &MtuReport) -> String {
@@ -145,10 +146,10 @@ mod tests {
     #[test]
     fn an_endpoint_is_read_with_and_without_a_port() {
         for text in ["192.0.2.1", "192.0.2.1:51820"] {
-            assert_eq!(resolve(text), Ok(IpAddr::from([192, 0, 2, 1])));
+            assert_eq!(resolve(text).unwrap(), IpAddr::from([192, 0, 2, 1]));
         }
         for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:51820"] {
-            assert_eq!(resolve(text), Ok("2001:db8::1".parse().unwrap()));
+            assert_eq!(resolve(text).unwrap(), "2001:db8::1".parse::<IpAddr>().unwrap());
         }
     }
 }

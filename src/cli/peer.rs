@@ -4,6 +4,7 @@ use super::config::{load, print_secret};
 use crate::crypto::random::{Entropy, SystemEntropy};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::uapi::SetRequest;
+use crate::gateway::Failure;
 use crate::gateway::config::{Config, DnsServer, FileLock, HostPort, Loaded, Mtu, Place, write_private};
 use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::peering::{Introduction, Invitation, introduce, openbsd};
@@ -77,17 +78,17 @@ enum System {
     Mobile,
 }
 
-pub(super) fn run(command: PeerCommand) -> Result<(), String> {
+pub(super) fn run(command: PeerCommand) -> Result<(), Failure> {
     match command {
         PeerCommand::Add(args) => add(args),
     }
 }
 
-fn add(args: AddArgs) -> Result<(), String> {
-    let place = Place::find(&args.interface).map_err(|error| error.to_string())?;
+fn add(args: AddArgs) -> Result<(), Failure> {
+    let place = Place::find(&args.interface)?;
     let file = place.file.clone();
     let lock = FileLock::take(&file)
-        .map_err(|error| format!("{}: cannot lock its directory: {error}", file.display()))?;
+        .map_err(Failure::of(format!("{}: cannot lock its directory", file.display())))?;
     let mut loaded = load(&args.interface)?;
     let running = running(&loaded)?;
     let device = running.as_ref().map(|(_, device)| device);
@@ -98,7 +99,7 @@ fn add(args: AddArgs) -> Result<(), String> {
     // The text is rendered first, since a peer that cannot be shown must not be added.
     let text = render(system, &ends.there, &loaded.place.interface)?;
     loaded.document.add_peer(&ends.here);
-    write_private(&file, &loaded.document.bytes()).map_err(|error| format!("{}: {error}", file.display()))?;
+    write_private(&file, &loaded.document.bytes()).map_err(Failure::of(file.display()))?;
     eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
     drop(lock);
     let joined = running.as_ref().map_or(Ok(()), |(control, _)| join(control, &ends, &loaded));
@@ -108,23 +109,25 @@ fn add(args: AddArgs) -> Result<(), String> {
 }
 
 /// Adds the new peer to the running tunnel, and the routes to what it is allowed.
-fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result<(), String> {
+fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result<(), Failure> {
     let name = &loaded.place.interface;
     let again = format!("`ringtun reload {name}` tries again");
-    apply(control, ends).map_err(|error| {
-        format!("{}; the file has the new peer already: {again}", running_error(loaded, &error))
+    apply(control, ends).map_err(unanswered(loaded)).map_err(|failure| Failure::Halfway {
+        source: Box::new(failure),
+        rest: format!("the file has the new peer already: {again}"),
     })?;
     eprintln!("added it to the running {name}");
     let mut say = |line: &str| eprintln!("{line}");
-    lead_to(&ends.here, loaded, Console::new(&mut say)).map_err(|failure| {
-        format!("{failure}; the tunnel has the new peer already, but not all of its routes: {again}")
+    lead_to(&ends.here, loaded, Console::new(&mut say)).map_err(|failure| Failure::Halfway {
+        source: Box::new(failure),
+        rest: format!("the tunnel has the new peer already, but not all of its routes: {again}"),
     })
 }
 
 /// The running device, if it belongs to this file. A device that only shares the interface's name has another key.
-fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, String> {
+fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, Failure> {
     let Some(control) = ControlSocket::find(&loaded.place.interface) else { return Ok(None) };
-    let device = control.get().map_err(|error| running_error(loaded, &error))?;
+    let device = control.get().map_err(unanswered(loaded))?;
     let key = loaded.config.interface.private_key.as_ref();
     if key.is_some() && key != device.private_key.as_ref() {
         let (interface, file) = (&loaded.place.interface, loaded.place.file.display());
@@ -134,8 +137,9 @@ fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, Stri
     Ok(Some((control, device)))
 }
 
-fn running_error(loaded: &Loaded, error: &std::io::Error) -> String {
-    format!("the running {} does not answer as it should: {error}", loaded.place.interface)
+/// Makes the failure of a device that runs, and does not answer as it should.
+fn unanswered(loaded: &Loaded) -> impl FnOnce(std::io::Error) -> Failure {
+    Failure::of(format!("the running {} does not answer as it should", loaded.place.interface))
 }
 
 fn apply(control: &ControlSocket, ends: &Introduction) -> std::io::Result<()> {
@@ -144,18 +148,18 @@ fn apply(control: &ControlSocket, ends: &Introduction) -> std::io::Result<()> {
 }
 
 /// This end's public key, from the file, or from the device where a hook sets it.
-fn own_key(loaded: &Loaded, device: Option<&DeviceState>) -> Result<PublicKey, String> {
+fn own_key(loaded: &Loaded, device: Option<&DeviceState>) -> Result<PublicKey, Failure> {
     let file = loaded.config.interface.private_key.as_ref();
     let key = file.or(device.and_then(|device| device.private_key.as_ref()));
     key.map(PrivateKey::public).ok_or_else(|| {
-        format!(
+        Failure::new(format!(
             "{}: there is no PrivateKey: expected one in [Interface], or the tunnel up",
             loaded.place.file.display()
-        )
+        ))
     })
 }
 
-fn invitation(args: AddArgs, config: &Config, device: Option<&DeviceState>) -> Result<Invitation, String> {
+fn invitation(args: AddArgs, config: &Config, device: Option<&DeviceState>) -> Result<Invitation, Failure> {
     let port = config.interface.listen_port.filter(|&port| port != 0);
     let port = port.or(device.map(|device| device.listen_port).filter(|&port| port != 0));
     let mut bytes = Zeroizing::new([0; 32]);
@@ -193,7 +197,7 @@ fn resolvers(given: &[String]) -> (Vec<DnsServer>, Vec<String>) {
 }
 
 /// This end's endpoint, as the new peer is to know it.
-fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPort>, String> {
+fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPort>, Failure> {
     let no_port = "the tunnel has no fixed port: expected ListenPort in [Interface], or --endpoint HOST:PORT";
     let Some(given) = given else {
         let (Some(port), Some(addr)) = (port, default_source()) else {
@@ -205,11 +209,14 @@ fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPor
     };
     let bare = given.trim_matches(['[', ']']);
     let bare_address = bare.parse::<IpAddr>().is_ok();
-    if !bare_address && given.contains(':') {
-        return HostPort::parse(given).map(Some).map_err(|message| format!("--endpoint: {message}"));
-    }
-    let endpoint = HostPort { host: bare.to_owned(), port: port.ok_or(no_port)? };
-    HostPort::parse(&endpoint.to_string()).map(Some).map_err(|message| format!("--endpoint: {message}"))
+    let text = match !bare_address && given.contains(':') {
+        true => given.to_owned(),
+        false => {
+            let port = port.ok_or_else(|| Failure::new(no_port))?;
+            HostPort { host: bare.to_owned(), port }.to_string()
+        }
+    };
+    HostPort::parse(&text).map(Some).map_err(Failure::of("--endpoint"))
 }
 
 /// The address that this host uses towards the Internet: the source of a route to a documentation address. Nothing is
@@ -219,7 +226,7 @@ fn default_source() -> Option<IpAddr> {
     outside.into_iter().find_map(|addr| route_to(addr).ok()?.source)
 }
 
-fn render(system: System, there: &Config, interface: &str) -> Result<Zeroizing<String>, String> {
+fn render(system: System, there: &Config, interface: &str) -> Result<Zeroizing<String>, Failure> {
     match system {
         System::Linux => Ok(there.print()),
         System::Mobile => qr(&there.print()),
@@ -251,9 +258,11 @@ fn for_openbsd(there: &Config, interface: &str) -> Zeroizing<String> {
     )
 }
 
-fn qr(text: &str) -> Result<Zeroizing<String>, String> {
+fn qr(text: &str) -> Result<Zeroizing<String>, Failure> {
     let code = QrCode::with_error_correction_level(text, EcLevel::L).map_err(|error| {
-        format!("the configuration does not fit a QR code ({error}): expected fewer --allowed-ips")
+        Failure::new(format!(
+            "the configuration does not fit a QR code ({error}): expected fewer --allowed-ips"
+        ))
     })?;
     // Scanners want dark on light, and the terminal is dark.
     let image = code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
@@ -271,7 +280,7 @@ mod tests {
         assert_eq!(at("vpn.example.org:443", Some(4500)).unwrap(), "vpn.example.org:443");
         assert_eq!(at("2001:db8::1", Some(4500)).unwrap(), "[2001:db8::1]:4500");
         assert_eq!(at("[2001:db8::1]:443", None).unwrap(), "[2001:db8::1]:443");
-        assert!(at("vpn.example.org", None).unwrap_err().contains("ListenPort"));
+        assert!(at("vpn.example.org", None).unwrap_err().to_string().contains("ListenPort"));
         assert!(at("no such host", Some(1)).is_err());
     }
 

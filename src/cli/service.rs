@@ -1,7 +1,7 @@
 //! `service`: a tunnel that a service manager runs.
 
-use super::logger;
-use crate::gateway::service::{self, Ended};
+use super::{finish, logger};
+use crate::gateway::{Failure, service};
 use clap::Args;
 use std::process::ExitCode;
 
@@ -24,11 +24,11 @@ const CONFIGURATION: u8 = 78;
 
 pub(super) fn run(args: &ServiceArgs) -> ExitCode {
     logger::init(false, &args.config);
-    let (message, code) = match service::run(&args.config) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Ended::Configuration(message)) => (message, ExitCode::from(CONFIGURATION)),
-        Err(Ended::Failed(message)) => (message, ExitCode::FAILURE),
-    };
-    logger::fail(&message);
-    code
+    match service::run(&args.config) {
+        Err(failure @ Failure::Load(_)) => {
+            logger::fail(&format!("{failure:#}"));
+            ExitCode::from(CONFIGURATION)
+        }
+        outcome => finish(outcome),
+    }
 }

@@ -1,9 +1,9 @@
 //! `show`, `showconf`, `status`: running devices, on standard output.
 
 use super::config::{print_bytes, print_json};
-use crate::gateway::client;
 use crate::gateway::metrics::{self, Measured};
 use crate::gateway::show::{self, Field, Paint, View};
+use crate::gateway::{Failure, client};
 use clap::{Args, ValueEnum};
 use std::io::IsTerminal;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -98,7 +98,7 @@ pub(super) struct StatusArgs {
     prometheus: bool,
 }
 
-pub(super) fn show(args: &ShowArgs) -> Result<(), String> {
+pub(super) fn show(args: &ShowArgs) -> Result<(), Failure> {
     match args.interface.as_str() {
         "interfaces" => interfaces(args),
         "all" => all(args),
@@ -106,9 +106,9 @@ pub(super) fn show(args: &ShowArgs) -> Result<(), String> {
     }
 }
 
-fn interfaces(args: &ShowArgs) -> Result<(), String> {
+fn interfaces(args: &ShowArgs) -> Result<(), Failure> {
     if args.field.is_some() {
-        return Err("`interfaces` has no fields".into());
+        return Err(Failure::new("`interfaces` has no fields"));
     }
     let names = client::interfaces()?;
     match (args.json, names.is_empty()) {
@@ -118,7 +118,7 @@ fn interfaces(args: &ShowArgs) -> Result<(), String> {
     }
 }
 
-fn one(args: &ShowArgs, view: &View) -> Result<(), String> {
+fn one(args: &ShowArgs, view: &View) -> Result<(), Failure> {
     match args.field {
         Some(field) => print_bytes(show::field(view, field.into(), false).as_bytes()),
         None if args.json => print_json(&show::json(view)),
@@ -126,7 +126,7 @@ fn one(args: &ShowArgs, view: &View) -> Result<(), String> {
     }
 }
 
-fn all(args: &ShowArgs) -> Result<(), String> {
+fn all(args: &ShowArgs) -> Result<(), Failure> {
     let names = client::interfaces()?;
     let views = each(&names, |name| view(name, args.json || args.verbose))?;
     if args.json {
@@ -147,26 +147,26 @@ fn all(args: &ShowArgs) -> Result<(), String> {
 
 /// Asks each interface. One that ended meanwhile, does not answer or may not be asked is named and left out, as wg(8)
 /// does. Where none is left, that is an error.
-fn each<T>(names: &[String], ask: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+fn each<T>(names: &[String], ask: impl Fn(&str) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
     let mut answers = Vec::new();
     for name in names {
         match ask(name) {
             Ok(answer) => answers.push(answer),
-            Err(error) => eprintln!("ringtun: {error}"),
+            Err(failure) => eprintln!("ringtun: {failure:#}"),
         }
     }
     match answers.is_empty() && !names.is_empty() {
-        true => Err("no tunnel could be shown".into()),
+        true => Err(Failure::new("no tunnel could be shown")),
         false => Ok(answers),
     }
 }
 
-pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), String> {
+pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), Failure> {
     print_bytes(show::showconf(&view(&args.interface, false)?).as_bytes())
 }
 
-pub(super) fn status(args: &StatusArgs) -> Result<(), String> {
-    let measure = |name: String| -> Result<Measured, String> {
+pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let measure = |name: String| -> Result<Measured, Failure> {
         Ok(Measured { status: client::status(&name)?, device: client::get(&name)?, name })
     };
     let measured = match &args.interface {
@@ -185,7 +185,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), String> {
 }
 
 /// A device as it is now. With `details` come what the file says and what the program itself reports.
-fn view(name: &str, details: bool) -> Result<View, String> {
+fn view(name: &str, details: bool) -> Result<View, Failure> {
     let device = client::get(name)?;
     let mut view = View {
         name: name.to_owned(),

@@ -8,9 +8,8 @@ use super::args::TunnelArgs;
 use super::{daemon, finish, logger};
 use crate::device::status::Summary;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
-use crate::gateway::{limits, upkeep};
+use crate::gateway::{Failure, limits, upkeep};
 use crate::tunnel::{Error, Tunnel, TunnelStatus};
-use std::error::Error as _;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -28,7 +27,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
                 }
                 code
             }
-            Err(error) => finish(Err(format!("cannot start the background process: {error}"))),
+            Err(error) => finish(Err(Failure::of("cannot start the background process")(error))),
         };
     }
     logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
@@ -36,19 +35,19 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
     let upkeep = args.config.clone();
     let builder = match args.into_builder() {
         Ok(builder) => builder,
-        Err(message) => {
-            logger::fail(&message);
+        Err(failure) => {
+            logger::fail(&format!("{failure:#}"));
             return ExitCode::from(2);
         }
     };
     limits::raise_descriptors();
     let signals = match Signals::catch() {
         Ok(signals) => signals,
-        Err(error) => return finish(Err(format!("cannot catch signals: {error}"))),
+        Err(error) => return finish(Err(Failure::of("cannot catch signals")(error))),
     };
     let tunnel = match builder.start() {
         Ok(tunnel) => tunnel,
-        Err(error) => return finish(Err(with_source(&error))),
+        Err(error) => return finish(Err(Failure::Tunnel(error))),
     };
     signals.stop(&tunnel);
     if let Some(file) = upkeep
@@ -57,7 +56,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         tunnel.stop();
         // What is reported is why the tunnel had to end.
         let _ = tunnel.wait();
-        return finish(Err(format!("{}: cannot start a thread: {error}", tunnel.name())));
+        return finish(Err(Failure::of(format!("{}: cannot start a thread", tunnel.name()))(error)));
     }
     if says {
         announce(tunnel.name(), false);
@@ -68,7 +67,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
             log::info!("{name}: the interface was deleted, and the tunnel ends");
             ExitCode::SUCCESS
         }
-        outcome => finish(outcome.map_err(|error| with_source(&error))),
+        outcome => finish(outcome.map_err(Failure::Tunnel)),
     }
 }
 
@@ -95,18 +94,6 @@ fn live(tunnel: &Tunnel) -> Result<(), Error> {
 fn summary(status: &TunnelStatus) -> Summary {
     let &TunnelStatus { peers, alive, rx_bytes, tx_bytes, .. } = status;
     Summary { peers, alive, rx_bytes, tx_bytes }
-}
-
-/// The text of an error and of its causes, on one line.
-fn with_source(error: &Error) -> String {
-    let mut text = error.to_string();
-    if matches!(error, Error::IoUring { .. }) {
-        text.push_str(" (try --io syscalls)");
-    }
-    match error.source() {
-        Some(source) => format!("{text}: {source}"),
-        None => text,
-    }
 }
 
 /// Says on a terminal what a bare name came to, so that `wg` and `ip` can go on from there.

@@ -1,7 +1,8 @@
 //! `up`, `down`, `save` and `reload`, which work on a tunnel by its configuration.
 
 use super::logger;
-use crate::gateway::up::{self, Console, Failure, Options};
+use crate::gateway::Failure;
+use crate::gateway::up::{self, Console, Options};
 use clap::Args;
 
 const UP_EXAMPLES: &str = "\
@@ -55,24 +56,24 @@ pub(super) struct ReloadArgs {
     config: String,
 }
 
-pub(super) fn up(args: &UpArgs) -> Result<(), String> {
+pub(super) fn up(args: &UpArgs) -> Result<(), Failure> {
     with_console(&args.config, |console| up::up(&args.config, Options { clamp_mss: args.clamp_mss }, console))
 }
 
-pub(super) fn down(args: &DownArgs) -> Result<(), String> {
+pub(super) fn down(args: &DownArgs) -> Result<(), Failure> {
     with_console(&args.config, |console| up::down(&args.config, console))
 }
 
-pub(super) fn save(args: &SaveArgs) -> Result<(), String> {
+pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
     with_console(&args.config, |console| up::save(&args.config, console))
 }
 
-pub(super) fn reload(args: &ReloadArgs) -> Result<(), String> {
+pub(super) fn reload(args: &ReloadArgs) -> Result<(), Failure> {
     with_console(&args.config, |console| up::reload(&args.config, console))
 }
 
 /// Runs a command whose steps are reported on standard error, as wg-quick's are.
-fn with_console(config: &str, act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), String> {
+fn with_console(config: &str, act: impl FnOnce(Console<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
     logger::init(false, config);
-    act(Console::new(&mut logger::say)).map_err(|failure| failure.to_string())
+    act(Console::new(&mut logger::say))
 }

@@ -3,7 +3,7 @@
 use crate::device::status::Status;
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
-use crate::gateway::up;
+use crate::gateway::{Failure, up};
 use crate::io::tun;
 use crate::tunnel::socket;
 use std::collections::HashMap;
@@ -19,9 +19,9 @@ const MAX_INTERFACES: usize = 4096;
 /// # Errors
 ///
 /// Where the directory of the sockets cannot be read.
-pub fn interfaces() -> Result<Vec<String>, String> {
+pub fn interfaces() -> Result<Vec<String>, Failure> {
     let directory = Path::new(socket::DIRECTORY);
-    interfaces_in(directory).map_err(|error| format!("{}: {error}", directory.display()))
+    interfaces_in(directory).map_err(Failure::of(directory.display()))
 }
 
 fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
@@ -45,27 +45,29 @@ fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
 ///
 /// # Errors
 ///
-/// What is wrong, and which devices run.
-pub fn open(name: &str) -> Result<ControlSocket, String> {
-    tun::check_name(name).map_err(|error| error.to_string())?;
+/// Where no device of this name may be asked, with the names of those that run.
+pub fn open(name: &str) -> Result<ControlSocket, Failure> {
+    tun::check_name(name).map_err(Failure::Invalid)?;
     match UnixStream::connect(socket::path(name)) {
         Ok(_) => ControlSocket::find(name).ok_or_else(|| not_running(name)),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(Failure::new(format!(
             "unable to access interface {name}: Operation not permitted ({}: {error}): only root may ask a tunnel, try it with sudo",
             socket::path(name).display()
-        )),
+        ))),
         Err(_) => Err(not_running(name)),
     }
 }
 
-fn not_running(name: &str) -> String {
+fn not_running(name: &str) -> Failure {
     if is_kernels(name) {
-        return format!("{name} is the kernel's own WireGuard, not ringtun's: use wg(8) for it");
+        return Failure::new(format!(
+            "{name} is the kernel's own WireGuard, not ringtun's: use wg(8) for it"
+        ));
     }
-    match interfaces().unwrap_or_default().as_slice() {
+    Failure::new(match interfaces().unwrap_or_default().as_slice() {
         [] => format!("no tunnel {name} runs here, nor any other; `ringtun up {name}` starts it"),
         running => format!("no tunnel {name} runs here; running: {}", running.join(", ")),
-    }
+    })
 }
 
 fn is_kernels(name: &str) -> bool {
@@ -78,8 +80,8 @@ fn is_kernels(name: &str) -> bool {
 /// # Errors
 ///
 /// Where the device does not run or does not answer.
-pub fn get(name: &str) -> Result<DeviceState, String> {
-    open(name)?.get().map_err(|error| format!("{name}: {error}"))
+pub fn get(name: &str) -> Result<DeviceState, Failure> {
+    open(name)?.get().map_err(Failure::of(name))
 }
 
 /// What a device says beyond the protocol. `Ok(None)` where the device is another implementation, which does not know
@@ -88,8 +90,8 @@ pub fn get(name: &str) -> Result<DeviceState, String> {
 /// # Errors
 ///
 /// Where the device does not run or does not answer.
-pub fn status(name: &str) -> Result<Option<Status>, String> {
-    open(name)?.status().map_err(|error| format!("{name}: {error}"))
+pub fn status(name: &str) -> Result<Option<Status>, Failure> {
+    open(name)?.status().map_err(Failure::of(name))
 }
 
 /// The names of peers by public key in base64, from the comments in the interface's file. There are none where the
@@ -123,8 +125,8 @@ mod tests {
 
     #[test]
     fn an_interface_that_does_not_run_is_named_in_the_error() {
-        let error = open("rt-none").unwrap_err();
+        let error = open("rt-none").unwrap_err().to_string();
         assert!(error.contains("no tunnel rt-none"), "{error}");
-        assert!(open("../etc").unwrap_err().contains("slash"));
+        assert!(open("../etc").unwrap_err().to_string().contains("slash"));
     }
 }

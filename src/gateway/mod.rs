@@ -5,6 +5,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod doctor;
+mod error;
 pub mod ipv6;
 pub mod itself;
 pub mod limits;
@@ -18,3 +19,5 @@ pub mod service;
 pub mod show;
 pub mod up;
 pub mod upkeep;
+
+pub use error::Failure;

@@ -4,11 +4,10 @@
 //! the manager does is the same, and the output of each run goes to the journal.
 
 use crate::device::status::{SESSION_LIFE, Summary};
-use crate::gateway::client;
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::DeviceState;
-use crate::gateway::itself;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
+use crate::gateway::{Failure, client, itself};
 use rustix::process::{Pid, Signal as Kill, kill_process};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,34 +17,18 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 /// Pause between two checks whether a run has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why a service ended.
-#[derive(Debug)]
-pub enum Ended {
-    /// The configuration is missing or wrong. A new start is of no use before somebody mends it.
-    Configuration(String),
-    /// Something else failed, which a new start may get past.
-    Failed(String),
-}
-
-impl From<String> for Ended {
-    fn from(message: String) -> Ended {
-        Ended::Failed(message)
-    }
-}
-
 /// Runs the tunnel `given`, a name or a file, until SIGTERM or SIGINT. SIGHUP makes it reload its file.
 ///
 /// # Errors
 ///
-/// [`Ended::Configuration`] where the file is missing or wrong. [`Ended::Failed`] where the tunnel does not come up, or
-/// ends by itself.
-pub fn run(given: &str) -> Result<(), Ended> {
-    let loaded = Place::find(given).and_then(|place| place.load(Permissions::Refuse));
-    let interface = loaded.map_err(|error| Ended::Configuration(error.to_string()))?.place.interface;
+/// [`Failure::Load`] where the file is missing or wrong: a new start is of no use before somebody mends it. Another
+/// where the tunnel does not come up, or ends by itself, which a new start may get past.
+pub fn run(given: &str) -> Result<(), Failure> {
+    let interface = Place::find(given)?.load(Permissions::Refuse)?.place.interface;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let runtime = runtime.map_err(Failure::of("cannot wait for signals"))?;
     runtime.block_on(async {
-        let catch = |kind| signal(kind).map_err(|error| format!("cannot catch signals: {error}"));
+        let catch = |kind| signal(kind).map_err(Failure::of("cannot catch signals"));
         let service = Service {
             given,
             interface,
@@ -53,7 +36,7 @@ pub fn run(given: &str) -> Result<(), Ended> {
             stop: [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?],
             reload: catch(SignalKind::hangup())?,
         };
-        service.live().await.map_err(Ended::Failed)
+        service.live().await
     })
 }
 
@@ -66,7 +49,7 @@ struct Service<'a> {
 }
 
 impl Service<'_> {
-    async fn live(mut self) -> Result<(), String> {
+    async fn live(mut self) -> Result<(), Failure> {
         if let Stopped(true) = self.verb("up").await? {
             self.tell(Notify::stopping);
             return Ok(());
@@ -80,7 +63,7 @@ impl Service<'_> {
     }
 
     /// Reports the tunnel's state until a signal arrives (`Ok`) or the tunnel ends.
-    async fn look_after(&mut self) -> Result<(), String> {
+    async fn look_after(&mut self) -> Result<(), Failure> {
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = None;
@@ -92,8 +75,8 @@ impl Service<'_> {
                 _ = interrupt.recv() => return Ok(()),
                 _ = self.reload.recv() => self.reload_now().await?,
                 _ = tick.tick() => {
-                    let device = client::get(&self.interface)
-                        .map_err(|error| format!("the tunnel ended by itself: {error}"))?;
+                    let device =
+                        client::get(&self.interface).map_err(Failure::of("the tunnel ended by itself"))?;
                     let now = summary(&device, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
                     self.tell(|manager| manager.status(&describe(last.replace(now), now)));
                 }
@@ -102,13 +85,13 @@ impl Service<'_> {
     }
 
     /// Reloads the file. Where that fails, the tunnel stays as it is.
-    async fn reload_now(&mut self) -> Result<(), String> {
+    async fn reload_now(&mut self) -> Result<(), Failure> {
         self.tell(Notify::reloading);
         let done = self.verb("reload").await;
         let status =
             if done.is_ok() { "Reloaded" } else { "Running; its configuration could not be reloaded" };
         if let Err(error) = done {
-            log::error!("{error}");
+            log::error!("{error:#}");
         }
         self.tell(|manager| manager.ready(status));
         Ok(())
@@ -116,8 +99,8 @@ impl Service<'_> {
 
     /// Runs `ringtun VERB GIVEN`. A signal is passed on, once, to `up`, which then undoes what it did. The other verbs
     /// end soon, and must not be cut short.
-    async fn verb(&mut self, verb: &str) -> Result<Stopped, String> {
-        let failed = |error: std::io::Error| format!("cannot run `ringtun {verb}`: {error}");
+    async fn verb(&mut self, verb: &str) -> Result<Stopped, Failure> {
+        let failed = |error: std::io::Error| Failure::of(format!("cannot run `ringtun {verb}`"))(error);
         let program = itself::program().map_err(failed)?;
         let mut command = Command::new(program);
         // The manager listens to this process, and not to the tunnel's own.
@@ -145,7 +128,7 @@ impl Service<'_> {
                 Ok(Stopped(true))
             }
             (false, true) => Ok(Stopped(true)),
-            (false, false) => Err(format!("`ringtun {verb} {}` failed ({status})", self.given)),
+            (false, false) => Err(Failure::new(format!("`ringtun {verb} {}` failed ({status})", self.given))),
         }
     }
 
@@ -192,7 +175,9 @@ mod tests {
 
     #[test]
     fn a_tunnel_without_a_file_is_refused_before_anything_is_done() {
-        let ended = run("/nonexistent/wg0.conf").unwrap_err();
-        assert!(matches!(ended, Ended::Configuration(why) if why.contains("/nonexistent/wg0.conf")));
+        let failure = run("/nonexistent/wg0.conf").unwrap_err();
+        assert!(
+            matches!(failure, Failure::Load(error) if error.to_string().contains("/nonexistent/wg0.conf"))
+        );
     }
 }

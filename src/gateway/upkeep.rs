@@ -130,7 +130,8 @@ impl Upkeep {
         let mtu = if link.mtu < IPV6_MINIMUM { mtu } else { mtu.max(IPV6_MINIMUM) };
         host.set_mtu(link.index, mtu, false)?;
         log::info!("{}: MTU {} becomes {mtu}, as the path to an endpoint changed", self.interface, link.mtu);
-        up::update_clamp(&self.interface, mtu).map_err(|failure| std::io::Error::other(failure.to_string()))
+        up::update_clamp(&self.interface, mtu)
+            .map_err(|failure| std::io::Error::other(format!("{failure:#}")))
     }
 }
 

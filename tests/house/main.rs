@@ -1,9 +1,10 @@
 //! The house stays as drawn: who may import whom, where `unsafe` may stand, how long a file and a function may be, that every
-//! file is part of the program, and that the documentation says what is there.
+//! file is part of the program, that errors are types, and that the documentation says what is there.
 
 #![allow(clippy::unwrap_used)] // all of it is test code
 
 mod documents;
+mod errors;
 mod functions;
 mod modules;
 mod names;

@@ -29,6 +29,7 @@ pub use error::{ConfigError, ConfigErrors, Warning};
 pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
 pub use parse::Salvage;
 pub use request::{allowed_ips, difference, set_text};
+pub use value::ValueError;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
@@ -228,8 +229,8 @@ impl HostPort {
     ///
     /// # Errors
     ///
-    /// What was expected, for a person.
-    pub fn parse(text: &str) -> Result<HostPort, String> {
+    /// Where the text is neither.
+    pub fn parse(text: &str) -> Result<HostPort, ValueError> {
         value::endpoint(text)
     }
 

@@ -3,7 +3,10 @@
 use super::document::{
     HOOK_KEYS, INTERFACE_KEYS, LineKind, PEER_KEYS, QUICK_KEYS, hook_command, quick_pair, quoted, wg_cleaned,
 };
-use super::{Config, ConfigError, Document, Interface, Line, Mtu, PeerConfig, Warning, dialect, value};
+use super::value::DnsWord;
+use super::{
+    Config, ConfigError, Document, Interface, Line, Mtu, PeerConfig, ValueError, Warning, dialect, value,
+};
 use crate::crypto::x25519::PublicKey;
 use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::routing::Prefix;
@@ -70,6 +73,11 @@ impl Document {
 
 const BEFORE_ANY_SECTION: &str = "a value before any section: expected [Interface] or [Peer] first";
 
+/// The error of a key's value in the line of number `at`.
+fn value_error(at: usize, key: &str, error: ValueError, line: &[u8]) -> ConfigError {
+    ConfigError { line: at, message: format!("{key}: {error}{}", dialect::of_value(key, line)) }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum In {
     #[default]
@@ -115,47 +123,53 @@ impl ConfigParser {
             LineKind::Quick(key) => self.quick_line(key, line),
             LineKind::Wg => self.wg_line(line),
         };
-        if let Err(message) = taken {
-            self.errors.push(ConfigError { line: self.line, message });
+        if let Err(error) = taken {
+            self.errors.push(error);
         }
     }
 
-    fn quick_line(&mut self, key: &'static str, line: &[u8]) -> Result<(), String> {
+    /// The error of the line at hand.
+    fn error(&self, message: impl Into<String>) -> ConfigError {
+        ConfigError { line: self.line, message: message.into() }
+    }
+
+    fn quick_line(&mut self, key: &'static str, line: &[u8]) -> Result<(), ConfigError> {
         let (left, mut right) = quick_pair(line);
         if left == right && !line.contains(&b'=') {
-            return Err(format!("expected `{key} = VALUE`"));
+            return Err(self.error(format!("expected `{key} = VALUE`")));
         }
         if HOOK_KEYS.contains(&key) {
             right = hook_command(line);
         }
-        let text = str::from_utf8(right).map_err(|_| format!("{key}: expected text in UTF-8"))?;
+        let text = str::from_utf8(right).map_err(|_| self.error(format!("{key}: expected text in UTF-8")))?;
         if text.contains('\0') {
-            return Err(format!("{key}: there is a NUL byte, expected text"));
+            return Err(self.error(format!("{key}: there is a NUL byte, expected text")));
         }
-        let key_error = |message: String| format!("{key}: {message}{}", dialect::of_value(key, line));
+        let at = self.line;
+        let wrong = |error| value_error(at, key, error, line);
         // wg-quick leaves it to the shell to split the value, at commas and blanks.
         let words = || text.split([',', ' ', '\t']).filter(|word| !word.is_empty());
         let interface = &mut self.config.interface;
         match key {
             "Address" => {
                 for word in words() {
-                    interface.addresses.push(value::address(word).map_err(key_error)?);
+                    interface.addresses.push(value::address(word).map_err(wrong)?);
                 }
             }
             "DNS" => {
                 for word in words() {
-                    match value::dns(word).map_err(key_error)? {
-                        Ok(server) => interface.dns.push(server),
-                        Err(domain) => interface.dns_search.push(domain),
+                    match value::dns(word).map_err(wrong)? {
+                        DnsWord::Server(server) => interface.dns.push(server),
+                        DnsWord::SearchDomain(domain) => interface.dns_search.push(domain),
                     }
                 }
             }
             "MTU" => {
-                interface.mtu = value::mtu(text).map_err(key_error)?;
+                interface.mtu = value::mtu(text).map_err(wrong)?;
                 self.mtu_line = self.line;
             }
-            "Table" => interface.table = value::table(text).map_err(key_error)?,
-            "SaveConfig" => interface.save_config = value::truth(text).map_err(key_error)?,
+            "Table" => interface.table = value::table(text).map_err(wrong)?,
+            "SaveConfig" => interface.save_config = value::truth(text).map_err(wrong)?,
             hook => {
                 let hooks = match hook {
                     "PreUp" => &mut interface.pre_up,
@@ -173,7 +187,7 @@ impl ConfigParser {
         Ok(())
     }
 
-    fn wg_line(&mut self, line: &[u8]) -> Result<(), String> {
+    fn wg_line(&mut self, line: &[u8]) -> Result<(), ConfigError> {
         let cleaned = &wg_cleaned(line);
         let known: &[&'static str] = if self.section == In::Interface { &INTERFACE_KEYS } else { &PEER_KEYS };
         let found = known.iter().find_map(|key| {
@@ -182,13 +196,14 @@ impl ConfigParser {
         });
         let Some((key, value)) = found else { return self.unknown_line(line, cleaned) };
         if self.section == In::Nothing {
-            return Err(BEFORE_ANY_SECTION.into());
+            return Err(self.error(BEFORE_ANY_SECTION));
         }
         if value.is_empty() {
-            return Err(format!("{key}: expected a value; remove the line if there is none"));
+            return Err(self.error(format!("{key}: expected a value; remove the line if there is none")));
         }
-        let text = str::from_utf8(value).map_err(|_| format!("{key}: expected text in UTF-8"))?;
-        let wrong = |message: String| format!("{key}: {message}{}", dialect::of_value(key, line));
+        let text = str::from_utf8(value).map_err(|_| self.error(format!("{key}: expected text in UTF-8")))?;
+        let at = self.line;
+        let wrong = |error| value_error(at, key, error, line);
         let (again, list) = match self.section {
             In::Interface => {
                 self.interface_value(key, text).map_err(wrong)?;
@@ -205,7 +220,7 @@ impl ConfigParser {
         Ok(())
     }
 
-    fn interface_value(&mut self, key: &str, text: &str) -> Result<(), String> {
+    fn interface_value(&mut self, key: &str, text: &str) -> Result<(), ValueError> {
         let interface = &mut self.config.interface;
         match key {
             "PrivateKey" => interface.private_key = value::private_key(text)?,
@@ -215,7 +230,7 @@ impl ConfigParser {
         Ok(())
     }
 
-    fn peer_value(&mut self, key: &str, text: &str) -> Result<(), String> {
+    fn peer_value(&mut self, key: &str, text: &str) -> Result<(), ValueError> {
         let Some((public_key, peer)) = self.peers.last_mut() else { return Ok(()) };
         match key {
             "PublicKey" => *public_key = Some(value::public_key(text)?),
@@ -235,18 +250,19 @@ impl ConfigParser {
         Ok(())
     }
 
-    fn unknown_line(&mut self, line: &[u8], cleaned: &[u8]) -> Result<(), String> {
+    fn unknown_line(&mut self, line: &[u8], cleaned: &[u8]) -> Result<(), ConfigError> {
         let key = cleaned.split(|&byte| byte == b'=').next().unwrap_or_default();
         if let Some(message) = dialect::amnezia(key).filter(|_| self.section == In::Interface) {
-            return if std::mem::replace(&mut self.saw_amnezia, true) { Ok(()) } else { Err(message) };
+            let seen = std::mem::replace(&mut self.saw_amnezia, true);
+            return if seen { Ok(()) } else { Err(self.error(message)) };
         }
         if let Some(message) = dialect::of_line(line) {
-            return Err(message);
+            return Err(self.error(message));
         }
         Err(if self.section == In::Nothing && !cleaned.starts_with(b"[") {
-            BEFORE_ANY_SECTION.into()
+            self.error(BEFORE_ANY_SECTION)
         } else {
-            self.unknown(cleaned)
+            self.error(self.unknown(cleaned))
         })
     }
 

@@ -5,14 +5,43 @@ use super::document::quoted;
 use super::{Address, DnsServer, HostPort, Mtu, Table, names};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
+use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// Smallest and largest MTU of a TUN device in bytes (`ETH_MIN_MTU`; IP's longest packet).
 const MTUS: std::ops::RangeInclusive<u16> = 68..=u16::MAX;
 
-fn expected(value: &str, what: &str) -> String {
-    format!("{}: expected {what}", quoted(value.as_bytes()))
+/// A value that is not what stands after its key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ValueError {
+    /// The value in quotes, unless it may be secret.
+    found: Option<Cow<'static, str>>,
+    /// What was expected instead.
+    expected: Cow<'static, str>,
+}
+
+impl fmt::Display for ValueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(found) = &self.found {
+            write!(f, "{found}: ")?;
+        }
+        write!(f, "expected {}", self.expected)
+    }
+}
+
+impl std::error::Error for ValueError {}
+
+type Result<T> = std::result::Result<T, ValueError>;
+
+fn expected(value: &str, what: impl Into<Cow<'static, str>>) -> ValueError {
+    ValueError { found: Some(quoted(value.as_bytes())), expected: what.into() }
+}
+
+/// The error of a value that may be secret.
+fn expected_key(what: &'static str) -> ValueError {
+    ValueError { found: None, expected: what.into() }
 }
 
 /// A number of digits only. `from_str` would take a sign as well.
@@ -20,32 +49,32 @@ fn decimal<T: FromStr>(text: &str) -> Option<T> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
 }
 
-const KEY: &str = "expected a key: 44 characters of base64, as `ringtun genkey` and `ringtun pubkey` print";
+const KEY: &str = "a key: 44 characters of base64, as `ringtun genkey` and `ringtun pubkey` print";
 
 /// Reads a private key. All zeros stand for none.
-pub(in crate::gateway) fn private_key(value: &str) -> Result<Option<PrivateKey>, String> {
-    let secret = SharedSecret::from_base64(value).ok_or(KEY)?;
+pub(in crate::gateway) fn private_key(value: &str) -> Result<Option<PrivateKey>> {
+    let secret = SharedSecret::from_base64(value).ok_or_else(|| expected_key(KEY))?;
     let none = secret == SharedSecret([0; 32]);
     Ok(if none { None } else { PrivateKey::from_base64(value) })
 }
 
-pub(in crate::gateway) fn public_key(value: &str) -> Result<PublicKey, String> {
-    PublicKey::from_base64(value).ok_or_else(|| KEY.to_owned())
+pub(in crate::gateway) fn public_key(value: &str) -> Result<PublicKey> {
+    PublicKey::from_base64(value).ok_or_else(|| expected_key(KEY))
 }
 
 /// Reads a preshared key. All zeros stand for none.
-pub(in crate::gateway) fn preshared_key(value: &str) -> Result<Option<SharedSecret>, String> {
-    let secret = SharedSecret::from_base64(value)
-        .ok_or("expected a preshared key: 44 characters of base64, as `ringtun genpsk` prints")?;
+pub(in crate::gateway) fn preshared_key(value: &str) -> Result<Option<SharedSecret>> {
+    let what = "a preshared key: 44 characters of base64, as `ringtun genpsk` prints";
+    let secret = SharedSecret::from_base64(value).ok_or_else(|| expected_key(what))?;
     Ok(if secret == SharedSecret([0; 32]) { None } else { Some(secret) })
 }
 
-pub(in crate::gateway) fn port(value: &str) -> Result<u16, String> {
+pub(in crate::gateway) fn port(value: &str) -> Result<u16> {
     let port = decimal(value).or_else(|| names::service_port(value));
     port.ok_or_else(|| expected(value, "a port from 0 to 65535, or a UDP service's name"))
 }
 
-pub(in crate::gateway) fn fwmark(value: &str) -> Result<u32, String> {
+pub(in crate::gateway) fn fwmark(value: &str) -> Result<u32> {
     if value.eq_ignore_ascii_case("off") {
         return Ok(0);
     }
@@ -59,7 +88,7 @@ pub(in crate::gateway) fn fwmark(value: &str) -> Result<u32, String> {
     mark.ok_or_else(|| expected(value, "`off`, a number from 0 to 4294967295, or one from 0x0 to 0xffffffff"))
 }
 
-pub(in crate::gateway) fn keepalive(value: &str) -> Result<u16, String> {
+pub(in crate::gateway) fn keepalive(value: &str) -> Result<u16> {
     if value.eq_ignore_ascii_case("off") {
         return Ok(0);
     }
@@ -67,7 +96,7 @@ pub(in crate::gateway) fn keepalive(value: &str) -> Result<u16, String> {
 }
 
 /// Reads a prefix, and says whether bits beyond its length were set.
-pub(in crate::gateway) fn allowed_ip(value: &str) -> Result<(Prefix, bool), String> {
+pub(in crate::gateway) fn allowed_ip(value: &str) -> Result<(Prefix, bool)> {
     let (addr, len) = value.split_once('/').map_or((value, None), |(addr, len)| (addr, Some(len)));
     let what = "ADDRESS or ADDRESS/LENGTH such as 192.168.96.2/32 or fd00::/64";
     let addr: IpAddr = addr.parse().map_err(|_| expected(value, what))?;
@@ -81,7 +110,7 @@ pub(in crate::gateway) fn allowed_ip(value: &str) -> Result<(Prefix, bool), Stri
     Ok((prefix, prefix.addr() != addr))
 }
 
-pub(in crate::gateway) fn endpoint(value: &str) -> Result<HostPort, String> {
+pub(in crate::gateway) fn endpoint(value: &str) -> Result<HostPort> {
     let what = "HOST:PORT, with an IPv6 address in brackets: [2001:db8::1]:51820";
     let wrong = || expected(value, what);
     let (host, port_text) = match value.strip_prefix('[') {
@@ -105,7 +134,7 @@ pub(in crate::gateway) fn endpoint(value: &str) -> Result<HostPort, String> {
 
 /// Reads an address with its network as ip(8) does: a length follows, or for IPv4 a netmask. Missing octets of an IPv4
 /// address are zero.
-pub(in crate::gateway) fn address(value: &str) -> Result<Address, String> {
+pub(in crate::gateway) fn address(value: &str) -> Result<Address> {
     let wrong = || expected(value, "ADDRESS or ADDRESS/LENGTH such as 192.168.96.1/24 or fd00::1/64");
     let (addr, len) = value.split_once('/').map_or((value, None), |(addr, len)| (addr, Some(len)));
     let addr = addr.parse().ok().or_else(|| short_ipv4(addr).map(IpAddr::V4)).ok_or_else(wrong)?;
@@ -115,7 +144,7 @@ pub(in crate::gateway) fn address(value: &str) -> Result<Address, String> {
         Some(len) => decimal(len).or_else(|| netmask(len).filter(|_| addr.is_ipv4())).ok_or_else(wrong)?,
     };
     if len > most {
-        return Err(expected(value, &format!("a length from 0 to {most}")));
+        return Err(expected(value, format!("a length from 0 to {most}")));
     }
     Ok(Address { addr, len })
 }
@@ -140,22 +169,29 @@ pub(in crate::gateway) fn netmask(text: &str) -> Option<u8> {
     (mask.count_ones() == mask.leading_ones()).then(|| mask.leading_ones() as u8)
 }
 
-/// Reads one word under `DNS`. As for wg-quick, what looks like an address is a server (`Ok`), and the rest are search
-/// domains (`Err`).
-pub(in crate::gateway) fn dns(value: &str) -> Result<Result<DnsServer, String>, String> {
+/// One word under `DNS`.
+pub(in crate::gateway) enum DnsWord {
+    Server(DnsServer),
+    SearchDomain(String),
+}
+
+/// Reads one word under `DNS`. As for wg-quick, what looks like an address is a server, and the rest are search domains.
+pub(in crate::gateway) fn dns(value: &str) -> Result<DnsWord> {
     let server = value.contains(':') || value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     if !server {
-        return Ok(Err(value.to_owned()));
+        return Ok(DnsWord::SearchDomain(value.to_owned()));
     }
     let (addr, scope) = value.split_once('%').map_or((value, None), |(addr, scope)| (addr, Some(scope)));
     match addr.parse() {
-        Ok(addr) if scope != Some("") => Ok(Ok(DnsServer { addr, scope: scope.map(str::to_owned) })),
+        Ok(addr) if scope != Some("") => {
+            Ok(DnsWord::Server(DnsServer { addr, scope: scope.map(str::to_owned) }))
+        }
         _ => Err(expected(value, "a resolver's IP address, or a search domain")),
     }
 }
 
 /// Reads an MTU. As for wg-quick, an empty value stands for none.
-pub(in crate::gateway) fn mtu(value: &str) -> Result<Option<Mtu>, String> {
+pub(in crate::gateway) fn mtu(value: &str) -> Result<Option<Mtu>> {
     if value.is_empty() {
         return Ok(None);
     }
@@ -169,7 +205,7 @@ pub(in crate::gateway) fn mtu(value: &str) -> Result<Option<Mtu>, String> {
 }
 
 /// Reads a table. As for wg-quick, an empty value stands for `auto`.
-pub(in crate::gateway) fn table(value: &str) -> Result<Table, String> {
+pub(in crate::gateway) fn table(value: &str) -> Result<Table> {
     match value {
         "" | "auto" => return Ok(Table::Auto),
         "off" => return Ok(Table::Off),
@@ -182,7 +218,7 @@ pub(in crate::gateway) fn table(value: &str) -> Result<Table, String> {
     })
 }
 
-pub(in crate::gateway) fn truth(value: &str) -> Result<bool, String> {
+pub(in crate::gateway) fn truth(value: &str) -> Result<bool> {
     match value {
         _ if value.eq_ignore_ascii_case("true") => Ok(true),
         _ if value.eq_ignore_ascii_case("false") => Ok(false),

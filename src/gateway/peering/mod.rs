@@ -5,6 +5,7 @@ pub mod openbsd;
 
 pub use address::next_free;
 
+use super::Failure;
 use super::config::{Address, Config, DnsServer, HostPort, Interface, Line, Mtu, PeerConfig};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::routing::Prefix;
@@ -51,18 +52,18 @@ pub struct Introduction {
 ///
 /// # Errors
 ///
-/// What is in the way, for a person: a name that is taken, or no address left.
+/// Where the name or an address is taken, or no address is left.
 pub fn introduce(
     config: &Config,
     public_key: PublicKey,
     invitation: Invitation,
-) -> Result<Introduction, String> {
+) -> Result<Introduction, Failure> {
     let name = invitation.name.trim();
     if name.is_empty() || name.chars().any(char::is_control) {
-        return Err("a peer's name is one line of text".into());
+        return Err(Failure::new("a peer's name is one line of text"));
     }
     if config.peers.iter().any(|peer| peer.name.as_deref() == Some(name)) {
-        return Err(format!("there is a peer called {name} already: expected another name"));
+        return Err(Failure::new(format!("there is a peer called {name} already: expected another name")));
     }
     let networks: BTreeSet<Prefix> = config.interface.addresses.iter().map(Address::network).collect();
     let addresses = match invitation.addresses.is_empty() {
@@ -108,12 +109,14 @@ fn used(config: &Config) -> Vec<Prefix> {
 }
 
 /// One free address for each family, from its first network that has one left.
-fn free_addresses(config: &Config, networks: &BTreeSet<Prefix>) -> Result<Vec<Address>, String> {
+fn free_addresses(config: &Config, networks: &BTreeSet<Prefix>) -> Result<Vec<Address>, Failure> {
     let used = used(config);
     let roomy = |network: &&Prefix| network.len() < if network.addr().is_ipv4() { 32 } else { 128 };
     let roomy: Vec<&Prefix> = networks.iter().filter(roomy).collect();
     if roomy.is_empty() {
-        return Err("the tunnel has no network to take an address from: expected an Address such as 192.168.96.1/24 in [Interface], or --address".into());
+        return Err(Failure::new(
+            "the tunnel has no network to take an address from: expected an Address such as 192.168.96.1/24 in [Interface], or --address",
+        ));
     }
     let mut found: Vec<Address> = Vec::new();
     for network in &roomy {
@@ -126,9 +129,9 @@ fn free_addresses(config: &Config, networks: &BTreeSet<Prefix>) -> Result<Vec<Ad
     }
     for network in roomy {
         if !found.iter().any(|address| address.addr.is_ipv4() == network.addr().is_ipv4()) {
-            return Err(format!(
+            return Err(Failure::new(format!(
                 "no address is left in {network}: give the interface a larger network, or use --address"
-            ));
+            )));
         }
     }
     Ok(found)
@@ -138,12 +141,12 @@ fn chosen_addresses(
     config: &Config,
     networks: &BTreeSet<Prefix>,
     chosen: &[IpAddr],
-) -> Result<Vec<Address>, String> {
+) -> Result<Vec<Address>, Failure> {
     let used: BTreeSet<Prefix> = used(config).into_iter().collect();
     let mut addresses = Vec::new();
     for &addr in chosen {
         if used.contains(&Prefix::from(addr)) {
-            return Err(format!("{addr} is in use: expected an address that no peer has"));
+            return Err(Failure::new(format!("{addr} is in use: expected an address that no peer has")));
         }
         let network =
             networks.iter().filter(|network| network.contains(addr)).max_by_key(|network| network.len());

@@ -186,7 +186,7 @@ fn resolve(endpoint: &HostPort, session: &mut Session<'_>) -> Result<SocketAddr>
                 pause_for(pause, session)?;
                 pause = pause.mul_f32(1.2).min(LONGEST_PAUSE);
             }
-            Err(error) => return Err(Failure::new(format!("Endpoint {endpoint}: {error}"))),
+            Err(error) => return Err(Failure::of(format!("Endpoint {endpoint}"))(error)),
         }
     }
 }

@@ -50,9 +50,8 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
             // Without the interface there is no tunnel any more. No other failure is a reason to keep it.
             Trace::Interface => undo(&mut session, &trace)?,
             _ => {
-                if let Err(error) = undo(&mut session, &trace) {
-                    session.console.remark(&error.to_string());
-                }
+                let undone = undo(&mut session, &trace);
+                session.report(undone);
             }
         }
     }
@@ -236,7 +235,7 @@ fn save_to(session: &mut Session<'_>, control: &ControlSocket, loaded: Loaded) -
     let mtu = link.and_then(|link| u16::try_from(link.mtu).ok());
     let runtime = Runtime { device: &device, addresses: addresses.as_deref(), mtu };
     if let Err(errors) = loaded.document.save(&runtime) {
-        return Err(Failure::new(loaded.place.errors(errors).to_string()));
+        return Err(LoadError::Content(loaded.place.errors(errors)).into());
     }
     write_private(&file, &loaded.document.bytes()).map_err(Failure::of(file.display()))?;
     take_over(session, &loaded.document.parse().map(|(config, _)| config).unwrap_or_default())

@@ -32,10 +32,8 @@ pub(super) fn run(
         interrupt.check()?;
         let hook = expand(hook, place.interface);
         console.command(&hook);
-        let child = shell(&hook, place)
-            .spawn()
-            .map_err(|error| Failure::new(format!("cannot run `{hook}`: {error}")))?;
-        let status = wait(child, interrupt).map_err(|error| Failure::new(format!("`{hook}`: {error}")))?;
+        let child = shell(&hook, place).spawn().map_err(Failure::of(format!("cannot run `{hook}`")))?;
+        let status = wait(child, interrupt).map_err(Failure::of(format!("`{hook}`")))?;
         interrupt.check()?;
         if !status.success() {
             return Err(Failure::new(format!("`{hook}`: {status}")));

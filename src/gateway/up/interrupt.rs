@@ -12,7 +12,7 @@ pub(super) struct Interrupt(Arc<AtomicBool>);
 impl Interrupt {
     /// Catches these signals. From now on they do not end the process.
     pub(super) fn catch() -> Result<Interrupt> {
-        let failed = |error| Failure::new(format!("cannot catch signals: {error}"));
+        let failed = |error: std::io::Error| Failure::of("cannot catch signals")(error);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let mut signals = Vec::new();
         for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {

@@ -31,7 +31,7 @@ pub use reload::reload;
 
 use crate::gateway::config::{Address, Config, LoadError, Loaded, Permissions, Place, Table, allowed_ips};
 use crate::gateway::control::ControlSocket;
-use crate::gateway::ipv6;
+use crate::gateway::{Failure, ipv6};
 use crate::routing::Prefix;
 use crate::sys::link;
 use crate::tunnel::leaving;
@@ -39,40 +39,10 @@ use host::Host;
 use interrupt::Interrupt;
 use journal::{Journal, Trace};
 use lock::CommandLock;
-use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-
-/// What went wrong, in words for a person.
-#[derive(Debug)]
-pub struct Failure(String);
-
-impl Failure {
-    fn new(text: impl Into<String>) -> Failure {
-        Failure(text.into())
-    }
-
-    /// Puts what failed before an error of the system.
-    fn of(what: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Failure {
-        move |error| Failure(format!("{what}: {error}"))
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Failure {}
-
-impl From<LoadError> for Failure {
-    fn from(error: LoadError) -> Failure {
-        Failure(error.to_string())
-    }
-}
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -195,7 +165,7 @@ impl<'a> Session<'a> {
 
     /// Reports a failure, if there is one. Returns whether there was none.
     fn report(&mut self, done: Result<()>) -> bool {
-        done.map_err(|failure| self.console.remark(&failure.to_string())).is_ok()
+        done.map_err(|failure| self.console.remark(&format!("{failure:#}"))).is_ok()
     }
 
     fn hooks(&mut self, hooks: &[String]) -> Result<()> {
@@ -216,9 +186,8 @@ impl<'a> Session<'a> {
     /// Undoes what was noted, from the last to the first. All of it is tried; failures are reported.
     fn undo_all(&mut self) {
         for trace in self.journal.traces().into_iter().rev() {
-            if let Err(error) = down::undo(self, &trace) {
-                self.console.remark(&error.to_string());
-            }
+            let undone = down::undo(self, &trace);
+            self.report(undone);
         }
         self.journal.forget();
     }

@@ -1,6 +1,7 @@
 //! Lines as netstart(8) reads them. The shell's `read` joins them at backslashes, and then its `eval` interprets quotes
 //! and comments.
 
+use crate::gateway::config::ConfigError;
 use zeroize::Zeroizing;
 
 /// A line that may be joined of several, which backslashes at their ends continue.
@@ -49,8 +50,9 @@ pub(super) struct Split {
     pub(super) rest: bool,
 }
 
-/// Splits a line at blanks into words, up to a comment or the command's end. Quotes hold a word with blanks together.
-pub(super) fn split(line: &str) -> Result<Split, String> {
+/// Splits the line of this number at blanks into words, up to a comment or the command's end. Quotes hold a word with blanks together.
+pub(super) fn split(number: usize, line: &str) -> Result<Split, ConfigError> {
+    let wrong = |message: &str| ConfigError { line: number, message: message.into() };
     let mut words = Vec::new();
     let mut word: Option<Zeroizing<String>> = None;
     let mut quote = None;
@@ -64,10 +66,9 @@ pub(super) fn split(line: &str) -> Result<Split, String> {
                 word.get_or_insert_with(start);
             }
             (None | Some('"'), '$' | '`') => {
-                return Err(
-                    "the shell works out what stands behind `$` or a back quote: expected the value itself"
-                        .into(),
-                );
+                return Err(wrong(
+                    "the shell works out what stands behind `$` or a back quote: expected the value itself",
+                ));
             }
             (None, '#') if word.is_none() => break,
             (None, ';' | '&' | '|') => {
@@ -80,8 +81,8 @@ pub(super) fn split(line: &str) -> Result<Split, String> {
     }
     words.extend(word);
     match quote {
-        Some('"') => Err("a double quote without its end".into()),
-        Some(_) => Err("a quote without its end".into()),
+        Some('"') => Err(wrong("a double quote without its end")),
+        Some(_) => Err(wrong("a quote without its end")),
         None => Ok(Split { words, rest }),
     }
 }

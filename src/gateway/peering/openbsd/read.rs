@@ -2,7 +2,7 @@
 
 use super::{lines, routes};
 use crate::gateway::config::value;
-use crate::gateway::config::{Config, ConfigError, HostPort, PeerConfig};
+use crate::gateway::config::{Config, ConfigError, HostPort, PeerConfig, ValueError};
 use crate::routing::Prefix;
 use std::net::{IpAddr, Ipv4Addr};
 use zeroize::Zeroizing;
@@ -21,8 +21,8 @@ pub fn parse(text: &str) -> Result<(Config, Vec<ConfigError>), Vec<ConfigError>>
     let mut reader = OpenBsdReader::default();
     for line in lines::logical(text) {
         reader.line = line.number;
-        if let Err(message) = reader.take(&line.text) {
-            reader.errors.push(ConfigError { line: line.number, message });
+        if let Err(error) = reader.take(&line.text) {
+            reader.errors.push(error);
         }
     }
     if reader.errors.is_empty() && !reader.has_wireguard {
@@ -60,7 +60,7 @@ struct OpenBsdReader {
 type Words = std::iter::Peekable<std::vec::IntoIter<Zeroizing<String>>>;
 
 impl OpenBsdReader {
-    fn take(&mut self, line: &str) -> Result<(), String> {
+    fn take(&mut self, line: &str) -> Result<(), ConfigError> {
         self.peer = None;
         if let Some(command) = line.strip_prefix('!') {
             match routes::destination(command) {
@@ -69,7 +69,7 @@ impl OpenBsdReader {
             }
             return Ok(());
         }
-        let lines::Split { words, rest } = lines::split(line)?;
+        let lines::Split { words, rest } = lines::split(self.line, line)?;
         if rest {
             self.leave_out("what follows `;`, `&` or `|` is a command: expected by wg-quick as PostUp");
         }
@@ -89,9 +89,9 @@ impl OpenBsdReader {
     }
 
     /// Reads `dest ADDRESS`, the other end of the line above. Its use is the route to it.
-    fn other_end(&mut self, words: &mut Words) -> Result<(), String> {
+    fn other_end(&mut self, words: &mut Words) -> Result<(), ConfigError> {
         let addr = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-        self.routes.push((self.line, addr.ok_or("dest: expected an address")?.into()));
+        self.routes.push((self.line, addr.ok_or_else(|| self.error("dest: expected an address"))?.into()));
         Ok(())
     }
 
@@ -111,12 +111,19 @@ impl OpenBsdReader {
     }
 
     fn leave_out(&mut self, message: impl Into<String>) {
-        self.left_out.push(ConfigError { line: self.line, message: message.into() });
+        self.left_out.push(self.error(message));
     }
 
-    fn wireguard(&mut self, word: &str, words: &mut Words) -> Result<(), String> {
-        let mut argument = || words.next().ok_or_else(|| format!("{word}: expected a value"));
-        let at = |message: String| format!("{word}: {message}");
+    /// The error of the line at hand.
+    fn error(&self, message: impl Into<String>) -> ConfigError {
+        ConfigError { line: self.line, message: message.into() }
+    }
+
+    fn wireguard(&mut self, word: &str, words: &mut Words) -> Result<(), ConfigError> {
+        let line = self.line;
+        let wrong = |message: String| ConfigError { line, message: format!("{word}: {message}") };
+        let mut argument = || words.next().ok_or_else(|| wrong("expected a value".into()));
+        let at = |error: ValueError| wrong(error.to_string());
         let interface = &mut self.config.interface;
         match word {
             "wgkey" => interface.private_key = value::private_key(&argument()?).map_err(at)?,
@@ -135,7 +142,7 @@ impl OpenBsdReader {
             }
             "wgpsk" | "wgendpoint" | "wgaip" | "wgpka" | "wgdescr" | "wgdescription" => {
                 let peer = self.peer.and_then(|at| self.config.peers.get_mut(at));
-                let peer = peer.ok_or_else(|| format!("{word}: expected after a wgpeer in the same line"))?;
+                let peer = peer.ok_or_else(|| wrong("expected after a wgpeer in the same line".into()))?;
                 let first = argument()?;
                 match word {
                     "wgpsk" => peer.preshared_key = value::preshared_key(&first).map_err(at)?,
@@ -154,20 +161,21 @@ impl OpenBsdReader {
                 }
             }
             _ => {
-                return Err(format!(
+                return Err(self.error(format!(
                     "{word} is not known here: expected wgkey, wgport, wgrtable, wgpeer, wgpsk, wgendpoint, wgaip, wgpka or wgdescr"
-                ));
+                )));
             }
         }
         Ok(())
     }
 
-    fn interface(&mut self, word: &str, words: &mut Words) -> Result<(), String> {
+    fn interface(&mut self, word: &str, words: &mut Words) -> Result<(), ConfigError> {
         match word {
             "up" | "create" => {}
             "mtu" => {
-                let mtu = words.next().ok_or("mtu: expected bytes")?;
-                self.config.interface.mtu = value::mtu(&mtu).map_err(|message| format!("mtu: {message}"))?;
+                let mtu = words.next().ok_or_else(|| self.error("mtu: expected bytes"))?;
+                let mtu = value::mtu(&mtu).map_err(|error| self.error(format!("mtu: {error}")))?;
+                self.config.interface.mtu = mtu;
             }
             "inet" | "inet6"
                 if words.peek().is_some_and(|next| next.as_str() == "autoconf" || next.starts_with('-')) =>
@@ -177,7 +185,7 @@ impl OpenBsdReader {
             }
             "inet" | "inet6" => {
                 words.next_if(|next| next.as_str() == "alias");
-                let text = words.next().ok_or_else(|| format!("{word}: expected an address"))?;
+                let text = words.next().ok_or_else(|| self.error(format!("{word}: expected an address")))?;
                 self.address(&text, words)?;
             }
             _ if word.parse::<IpAddr>().is_ok() || word.contains('/') => self.address(word, words)?,
@@ -194,8 +202,8 @@ impl OpenBsdReader {
     }
 
     /// Reads `addr[/len] [netmask MASK | MASK | prefixlen LEN | LEN] [broadcast | NONE]`.
-    fn address(&mut self, text: &str, words: &mut Words) -> Result<(), String> {
-        let mut address = value::address(text)?;
+    fn address(&mut self, text: &str, words: &mut Words) -> Result<(), ConfigError> {
+        let mut address = value::address(text).map_err(|error| self.error(error.to_string()))?;
         words.next_if(|next| matches!(next.as_str(), "netmask" | "prefixlen"));
         let v4 = address.addr.is_ipv4();
         let len = words
