@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
-  ringtun up wg0                     bring up the tunnel of /etc/wireguard/wg0.conf; also down, reload, save
+  ringtun up wg0                     from /etc/wireguard/wg0.conf; down, reload and save alike
   ringtun wg0                        create wg0 and go to the background once it is ready
   ringtun -f wg0                     the same in the foreground; Ctrl-C removes wg0
   wg setconf wg0 <(ringtun strip wg0) && ip link set wg0 up
@@ -70,33 +70,33 @@ pub(super) enum Command {
     Show(ShowArgs),
     /// Print a running tunnel's configuration, as `wg showconf` does
     Showconf(ShowconfArgs),
-    /// Count what the workers of running tunnels did
+    /// Show what the workers of running tunnels have counted
     Status(StatusArgs),
-    /// Say what this host offers a tunnel, and how to get what is missing
+    /// Report what this host offers a tunnel, and how to get what is missing
     Doctor(DoctorArgs),
     /// Write man pages and completions
     #[command(subcommand, hide = true)]
     Generate(GenerateCommand),
-    /// Bring a tunnel up from its configuration
+    /// Bring a tunnel up from its configuration file
     Up(UpArgs),
     /// Take a tunnel down
     Down(DownArgs),
-    /// Write what a running tunnel is now to its configuration
+    /// Write the present state of a running tunnel to its configuration file
     Save(SaveArgs),
-    /// Bring a running tunnel into line with its configuration
+    /// Apply a changed configuration file to its running tunnel
     Reload(ReloadArgs),
-    /// Say what is wrong with a configuration, without touching anything
+    /// Report what is wrong with a configuration file, without changing anything
     Check(CheckArgs),
-    /// Print a configuration without what only wg-quick(8) knows, for wg(8)
+    /// Print a configuration file for wg(8), without what only wg-quick(8) knows
     Strip(StripArgs),
-    /// Explain how large packets in a tunnel may be
+    /// Explain how large the packets in a tunnel can be
     Mtu(MtuArgs),
-    /// Take in peers
+    /// Add peers
     #[command(subcommand)]
     Peer(PeerCommand),
-    /// Turn OpenBSD's hostname.if(5) into a wg-quick file
+    /// Convert a hostname.if(5) file of OpenBSD to a wg-quick file
     Import(ImportArgs),
-    /// Turn a wg-quick file into another system's
+    /// Convert a wg-quick file to another system's format
     Export(ExportArgs),
 }
 
@@ -108,16 +108,16 @@ pub(super) struct TunnelArgs {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Workers, each with its TUN queue, UDP sockets and core [default: one per core]
+    /// Number of workers, each with its TUN queue, UDP sockets and core [default: one per core]
     #[arg(long, value_name = "N", env = "RINGTUN_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
-    /// How workers speak to the kernel
+    /// How workers exchange packets with the kernel
     #[arg(long, value_name = "BACKEND", env = "RINGTUN_IO", default_value = "auto")]
     io: IoArg,
     /// MTU of the new interface, in bytes
     #[arg(long, value_name = "BYTES", env = "RINGTUN_MTU", default_value_t = 1420, value_parser = clap::value_parser!(u32).range(68..=MAX_INNER_LEN as i64))]
     mtu: u32,
-    /// Ask the TUN device for no segmentation offloads
+    /// Do without the segmentation offloads of the TUN device
     #[arg(long, env = "RINGTUN_NO_TUN_OFFLOAD", value_parser = clap::builder::FalseyValueParser::new())]
     no_tun_offload: bool,
     /// Send one datagram at a time, without UDP_SEGMENT

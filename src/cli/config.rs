@@ -2,6 +2,7 @@
 
 use crate::gateway::config::{Config, ConfigError, LoadError, Loaded, Permissions, Place, Warning};
 use crate::gateway::{Failure, ipv6, up};
+use crate::tunnel::plural::counted;
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
   ringtun check ./wg0.conf
   ringtun check --json wg0 | jq .errors
 
-Prints every error and warning as FILE:LINE: what, and what was expected. Names are not resolved. What wg-quick and `up` accept and
+Prints every error and warning as FILE:LINE: what, and what was expected. Names are not resolved. What wg-quick and `up` accept and \
 no tunnel works with, such as a peer with one's own key, is an error here.
 Exit status: 0 without errors, 1 with errors, 2 wrong usage.")]
 pub(super) struct CheckArgs {
@@ -75,7 +76,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, Failure> {
     }
     warn(&file, &warnings);
     if errors.is_empty() {
-        println!("{}: good, {peers} peer(s)", file.display());
+        println!("{}: good, {}", file.display(), counted(peers, "peer"));
     }
     Ok(code)
 }

@@ -10,10 +10,10 @@ use std::process::ExitCode;
   sudo ringtun doctor
   ringtun doctor --json | jq '.findings[] | select(.level != \"ok\")'
 
-Looks only: what has to be tried is tried in a network namespace of its own.
+Changes nothing: what must be tried out is tried in a network namespace of its own.
 Exit status: 0 a tunnel can run here, 1 it cannot.")]
 pub(super) struct DoctorArgs {
-    /// As JSON
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }

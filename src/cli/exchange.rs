@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 #[command(after_help = "Example:
   (umask 077; ringtun import hostname.wg0 > /etc/wireguard/wg0.conf)
 
-What a wg-quick file has no words for is reported on standard error, by line: commands, routes that no wgaip covers.")]
+What a wg-quick file cannot express, such as commands and routes that no wgaip covers, is reported by line on standard error.")]
 pub(super) struct ImportArgs {
-    /// OpenBSD's hostname.if(5) file
+    /// A hostname.if(5) file of OpenBSD
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -23,12 +23,12 @@ pub(super) struct ImportArgs {
 #[command(after_help = "Example:
   ringtun export wg0 --for openbsd | ssh root@client 'umask 027; cat > /etc/hostname.wg0 && sh /etc/netstart wg0'
 
-What OpenBSD has no words for is reported on standard error.")]
+What a hostname.if(5) file cannot express is reported on standard error.")]
 pub(super) struct ExportArgs {
     /// Interface's name, or a file NAME.conf
     #[arg(value_name = "NAME|FILE")]
     given: String,
-    /// Whose language
+    /// The system whose format to write
     #[arg(long = "for", value_name = "SYSTEM")]
     system: ExportFor,
 }

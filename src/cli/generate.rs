@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 pub(super) enum GenerateCommand {
     /// Write a man page of section 8 for the program and each of its subcommands
     Man {
-        /// Directory, made where it is not there
+        /// Directory to write to, which is created where it is missing
         directory: PathBuf,
     },
     /// Write completions for bash, zsh and fish
     Completions {
-        /// Directory, made where it is not there
+        /// Directory to write to, which is created where it is missing
         directory: PathBuf,
     },
 }

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 #[derive(Subcommand)]
 pub(super) enum PeerCommand {
-    /// Take in a new peer: keys, address, section, and the other side's configuration
+    /// Add a new peer: its keys, its address, its section in the file, and its own configuration
     Add(AddArgs),
 }
 
@@ -30,8 +30,8 @@ pub(super) enum PeerCommand {
   ringtun peer add phone --for mobile --endpoint vpn.example.org --allowed-ips 0.0.0.0/0,::/0 --dns 192.168.96.1
   ringtun peer add office --interface wg1 --behind 10.7.0.0/16 --psk
 
-Adds the peer's section to the interface's file and, where the tunnel is up, to the running device, with routes to it.
-The other side's configuration goes to standard output. Its private key is shown this once and stored nowhere.")]
+Adds the peer's section to the interface's file and, where the tunnel is up, the peer to the running device, with routes to it. \
+The new peer's own configuration goes to standard output. Its private key is shown this once and stored nowhere.")]
 pub(super) struct AddArgs {
     /// The new peer's name, kept in the file as `# Name = NAME`
     #[arg(value_name = "NAME")]
@@ -39,22 +39,22 @@ pub(super) struct AddArgs {
     /// What the new peer runs
     #[arg(long = "for", value_name = "SYSTEM", default_value = "linux")]
     system: System,
-    /// This end as the new peer reaches it: HOST or HOST:PORT [default: the address of the default route, and ListenPort]
+    /// This end's endpoint, as the new peer reaches it: HOST or HOST:PORT [default: the address of the default route, and ListenPort]
     #[arg(long, value_name = "HOST[:PORT]")]
     endpoint: Option<String>,
     /// Interface's name, or a file NAME.conf
     #[arg(long, value_name = "NAME|FILE", default_value = "wg0")]
     interface: String,
-    /// Make a preshared key, too
+    /// Make a preshared key as well
     #[arg(long)]
     psk: bool,
-    /// Seconds after which the new peer keeps a NAT or firewall open
+    /// Interval of the new peer's keepalives in seconds, which keep a NAT or firewall open [default: none]
     #[arg(long, value_name = "SECONDS")]
     keepalive: Option<u16>,
-    /// What the new peer sends into the tunnel [default: the tunnel's networks]
+    /// Networks to which the new peer sends through the tunnel [default: the tunnel's networks]
     #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
     allowed_ips: Vec<Prefix>,
-    /// Networks behind the new peer
+    /// Networks behind the new peer, to be reached through it
     #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
     behind: Vec<Prefix>,
     /// The new peer's address in the tunnel [default: the next free one of each network]
@@ -201,10 +201,14 @@ fn own_endpoint(given: Option<&str>, port: Option<u16>) -> Result<Option<HostPor
     let no_port = "the tunnel has no fixed port: expected ListenPort in [Interface], or --endpoint HOST:PORT";
     let Some(given) = given else {
         let (Some(port), Some(addr)) = (port, default_source()) else {
-            eprintln!("warning: no --endpoint: the other side cannot begin a conversation, only answer");
+            eprintln!(
+                "warning: no --endpoint: the new peer can only answer, until this end sends to it first"
+            );
             return Ok(None);
         };
-        eprintln!("note: the other side is told to find this end at {addr}; --endpoint HOST says otherwise");
+        eprintln!(
+            "note: the new peer is configured to reach this end at {addr}; --endpoint HOST changes that"
+        );
         return Ok(Some(HostPort { host: addr.to_string(), port }));
     };
     let bare = given.trim_matches(['[', ']']);

@@ -23,16 +23,16 @@ Environment:
   WG_COLOR_MODE  always, never, auto (default: only on a terminal)
   WG_HIDE_KEYS   never: private and preshared keys are shown, too")]
 pub(super) struct ShowArgs {
-    /// Interface, or `all` of them, or the names of the `interfaces` there are
+    /// Interface; `all` for each of them, `interfaces` for their names
     #[arg(value_name = "NAME|all|interfaces", default_value = "all")]
     interface: String,
     /// One field only
     #[arg(value_name = "FIELD", conflicts_with_all = ["json", "verbose"])]
     field: Option<FieldArg>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// With peers' names and owners
+    /// Show also the peers' names and the worker that owns each peer
     #[arg(short, long, conflicts_with = "json")]
     verbose: bool,
 }
@@ -83,17 +83,17 @@ pub(super) struct ShowconfArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  ringtun status wg0                 what each worker did, and how much of it at home
+  ringtun status wg0                 counters of each worker, and their shares of the whole
   ringtun status --json
   ringtun status --prometheus > /var/lib/prometheus/node-exporter/ringtun.prom")]
 pub(super) struct StatusArgs {
     /// Interface [default: all]
     #[arg(value_name = "NAME")]
     interface: Option<String>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// As Prometheus reads it
+    /// Print metrics in the text format of Prometheus
     #[arg(long, conflicts_with = "json")]
     prometheus: bool,
 }

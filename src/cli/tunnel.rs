@@ -9,6 +9,7 @@ use super::{daemon, finish, logger};
 use crate::device::status::Summary;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
 use crate::gateway::{Failure, limits, upkeep};
+use crate::tunnel::plural::counted;
 use crate::tunnel::{Error, Tunnel, TunnelStatus};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -76,7 +77,7 @@ fn live(tunnel: &Tunnel) -> Result<(), Error> {
     daemon::ready();
     let manager = if daemon::is_child() { None } else { Notify::from_env() };
     let Some(manager) = manager else { return tunnel.wait() };
-    manager.ready(&format!("{}: {} worker(s), no peers yet", tunnel.name(), tunnel.workers()));
+    manager.ready(&format!("{}: {}, no peers yet", tunnel.name(), counted(tunnel.workers(), "worker")));
     let mut last = None;
     let ended = loop {
         if let Some(ended) = tunnel.wait_timeout(REPORT_INTERVAL) {

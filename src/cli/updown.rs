@@ -11,8 +11,8 @@ Examples:
   ringtun up ./office.conf            makes the interface `office'
   ringtun up --clamp-mss wg0          a gateway for hosts that know nothing of the tunnel's MTU
 
-Each step is printed as the command that would do the same. Where one fails, or Ctrl-C is pressed, all is undone.
-A line `# ClampMSS = true` in the file is as good as --clamp-mss.";
+Each step is printed as the command that would do the same. Where one fails, or Ctrl-C is pressed, all of them are undone.
+A line `# ClampMSS = true` in the file has the effect of --clamp-mss.";
 
 #[derive(Args)]
 #[command(after_help = UP_EXAMPLES)]
@@ -46,7 +46,7 @@ pub(super) struct SaveArgs {
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  ringtun reload wg0                  after a change of /etc/wireguard/wg0.conf\n\n\
-        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is. Routes that somebody\n\
+        Peers that stay as they are keep their sessions. Hooks do not run, and DNS stays as it is. Routes that somebody \
         deleted come back; what hooks or people added (addresses, routes, an MTU, preshared keys) stays.\n\
         Where a step fails, or Ctrl-C is pressed, everything is left as it was."
 )]

@@ -2,6 +2,7 @@
 
 use crate::device::status::{Counters, Status};
 use crate::gateway::control::DeviceState;
+use crate::tunnel::plural::counted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -55,7 +56,8 @@ pub fn table(measured: &Measured) -> String {
     if let Some(unbound) = &status.unbound {
         let _ = writeln!(text, "  listening port: {unbound}");
     }
-    let _ = writeln!(text, "  peers: {}, on {} worker(s)\n", status.peers.len(), status.workers.len());
+    let _ =
+        writeln!(text, "  peers: {}, on {}\n", status.peers.len(), counted(status.workers.len(), "worker"));
     for (what, part, whole) in SHARES {
         let sum = |names: &[&str]| status.workers.iter().map(|worker| total(worker, names)).sum::<u64>();
         let (part, whole) = (sum(&[part]), sum(whole));

@@ -2,6 +2,7 @@
 
 use crate::device::status::Summary;
 use crate::sys::clock;
+use crate::tunnel::plural::counted;
 use std::ffi::OsStr;
 use std::io::{Error, ErrorKind, Result};
 use std::os::linux::net::SocketAddrExt;
@@ -23,7 +24,9 @@ impl Notify {
     pub fn from_env() -> Option<Notify> {
         let address = std::env::var_os("NOTIFY_SOCKET")?;
         Notify::at(&address)
-            .inspect_err(|error| log::warn!("NOTIFY_SOCKET={}: {error}", address.display()))
+            .inspect_err(|error| {
+                log::warn!("cannot reach the service manager at NOTIFY_SOCKET={}: {error}", address.display())
+            })
             .ok()
     }
 
@@ -68,7 +71,7 @@ impl Notify {
 
     fn send(&self, message: &str) {
         if let Err(error) = self.socket.send(message.as_bytes()) {
-            log::debug!("the service manager was not told: {error}");
+            log::debug!("cannot notify the service manager: {error}");
         }
     }
 }
@@ -80,8 +83,8 @@ pub fn describe(last: Option<Summary>, now: Summary) -> String {
     let rate = |now: u64, last: u64| bits(now.saturating_sub(last) * 8 / seconds);
     let last = last.unwrap_or(now);
     format!(
-        "{} peer(s), {} with a session; receiving {}, sending {}",
-        now.peers,
+        "{}, {} with a session; receiving {}, sending {}",
+        counted(now.peers, "peer"),
         now.alive,
         rate(now.rx_bytes, last.rx_bytes),
         rate(now.tx_bytes, last.tx_bytes)
@@ -153,9 +156,9 @@ mod tests {
         let now = Summary { rx_bytes: 1000 + 5 * 1_250_000, tx_bytes: 10, ..before };
         assert_eq!(
             describe(Some(before), now),
-            "2 peer(s), 1 with a session; receiving 10.0 Mbit/s, sending 0 bit/s"
+            "2 peers, 1 with a session; receiving 10.0 Mbit/s, sending 0 bit/s"
         );
-        assert_eq!(describe(None, now), "2 peer(s), 1 with a session; receiving 0 bit/s, sending 0 bit/s");
+        assert_eq!(describe(None, now), "2 peers, 1 with a session; receiving 0 bit/s, sending 0 bit/s");
         assert_eq!([bits(999), bits(1500), bits(2_340_000_000)], ["999 bit/s", "1.5 kbit/s", "2.3 Gbit/s"]);
     }
 }

@@ -74,11 +74,11 @@ impl Upkeep {
             match endpoint.resolve() {
                 Ok(address) if held != Some(address) => self.move_to(&control, key, &endpoint, address),
                 Ok(_) => {}
-                Err(error) => log::info!("{endpoint}: {error}"),
+                Err(error) => log::info!("cannot resolve the endpoint {endpoint}: {error}"),
             }
         }
         if let Err(error) = self.follow_path(&device) {
-            log::debug!("the paths' MTU: {error}");
+            log::debug!("cannot follow the MTU of the paths to the endpoints: {error}");
         }
     }
 
@@ -98,8 +98,10 @@ impl Upkeep {
     fn move_to(&self, control: &ControlSocket, key: PublicKey, endpoint: &HostPort, address: SocketAddr) {
         let peer = PeerRequest { update_only: true, endpoint: Some(address), ..PeerRequest::new(key) };
         match control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() }) {
-            Ok(()) => log::info!("{endpoint} is {address} now"),
-            Err(error) => log::warn!("{endpoint}: cannot set {address}: {error}"),
+            Ok(()) => log::info!("the endpoint {endpoint} is at {address} now"),
+            Err(error) => {
+                log::warn!("the endpoint {endpoint} is at {address} now, which cannot be set: {error}")
+            }
         }
     }
 
@@ -129,7 +131,11 @@ impl Upkeep {
         }
         let mtu = if link.mtu < IPV6_MINIMUM { mtu } else { mtu.max(IPV6_MINIMUM) };
         host.set_mtu(link.index, mtu, false)?;
-        log::info!("{}: MTU {} becomes {mtu}, as the path to an endpoint changed", self.interface, link.mtu);
+        log::info!(
+            "{}: the MTU changes from {} to {mtu} bytes, as the path to an endpoint changed",
+            self.interface,
+            link.mtu
+        );
         up::update_clamp(&self.interface, mtu)
             .map_err(|failure| std::io::Error::other(format!("{failure:#}")))
     }

@@ -133,7 +133,7 @@ impl Connections {
             Some((idle, connection.overdue(&self.limits, now)?, connection))
         });
         if let Some((_, _, connection)) = overdue.max_by_key(|&(idle, overdue, _)| (idle, overdue)) {
-            log::info!("a control connection that said nothing makes room for another");
+            log::info!("an idle control connection is ended to make room for another");
             // Whoever reads or writes there notices. An error means that it ended by itself.
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
@@ -217,7 +217,7 @@ async fn serve(
         if !connections.hold(connection, framer.room_after(count)).await {
             buffer.zeroize();
             log::error!(
-                "unfinished control operations hold {} bytes: another was refused",
+                "unfinished control operations hold {} bytes of memory: another is refused",
                 connections.held()
             );
             return stream.write_all(uapi::answer(Err(ENOMEM)).into_bytes()).await;
@@ -228,7 +228,7 @@ async fn serve(
             let operation = match next {
                 Ok(operation) => operation,
                 Err(error) => {
-                    log::error!("{error}");
+                    log::error!("a control operation is refused: {error}");
                     return stream.write_all(uapi::answer(Err(error.errno)).into_bytes()).await;
                 }
             };

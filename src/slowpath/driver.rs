@@ -75,7 +75,7 @@ impl Driver {
             }
             Err(error) => {
                 log::warn!(
-                    "cannot ask for routes through netlink: {error}; answers leave from where peers spoke to"
+                    "cannot ask for routes through netlink: {error}; answers leave from the addresses that peers spoke to"
                 );
             }
         }
@@ -169,7 +169,7 @@ impl Driver {
         let begun =
             std::thread::Builder::new().name("ringtun-tidy".into()).spawn(crate::sys::memory::give_back);
         if let Err(error) = begun {
-            log::debug!("cannot give memory back: {error}");
+            log::debug!("cannot give memory back to the system: {error}");
         }
     }
 
@@ -267,7 +267,7 @@ impl Driver {
     fn hand_out(&mut self, group: UdpGroup, sockets: Vec<UdpSockets>) {
         if sockets.len() > 1 && !group.steered && !std::mem::replace(&mut self.warned_unsteered, true) {
             log::warn!(
-                "no steering of the UDP sockets: workers hand on what the kernel gives to the wrong one"
+                "no steering of the UDP sockets: workers pass on the datagrams that the kernel gives to the wrong one"
             );
         }
         self.leave();
@@ -364,7 +364,7 @@ impl Driver {
             None => steering.remove(prefix),
         };
         if let Err(error) = done {
-            log::debug!("cannot steer {prefix:?}: {error}");
+            log::debug!("cannot steer the packets to {prefix}: {error}");
         }
     }
 }

@@ -180,7 +180,7 @@ impl Jobs {
                     }
                     Some(Ok(request)) => Box::new(request),
                     Some(Err(error)) => {
-                        log::error!("{error}");
+                        log::error!("the configuration is refused: {error}");
                         to.answer_errno(Err(error.errno));
                         return SliceOutcome::Done;
                     }

@@ -93,9 +93,7 @@ fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<Link
 fn send_icmp_sockets(events: &Sender<LinkEvent>) {
     let sockets = IcmpSockets::open();
     if let Err(error) = &sockets {
-        log::debug!(
-            "no raw sockets ({error}): ICMP comes from the destinations of the packets that it is about"
-        );
+        log::debug!("no raw sockets ({error}): ICMP errors carry the packet's destination as their source");
     }
     // A receiver that is gone ends the thread soon.
     let _ = events.blocking_send(LinkEvent::Icmp(sockets.ok()));

@@ -17,7 +17,7 @@ pub(super) const LEAST_MTU: u32 = 1280;
 /// Forbids such addresses on the interface, and removes what the kernel made up meanwhile. What a person gave stays.
 pub(super) async fn quiet(handle: &Handle, index: u32) {
     if let Err(error) = try_to(handle, index).await {
-        log::debug!("cannot keep the kernel from making up a link-local address: {error}");
+        log::debug!("cannot keep the kernel from adding a link-local address: {error}");
     }
 }
 

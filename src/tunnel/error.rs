@@ -2,6 +2,7 @@
 
 use crate::device::ConfigureError;
 use crate::tunnel::limits::Shortage;
+use crate::tunnel::plural::counted;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -153,8 +154,9 @@ impl fmt::Display for Error {
             Error::Name { name, .. } => write!(f, "{name:?} cannot be an interface's name"),
             Error::Descriptors { name, workers, needed, allowed } => write!(
                 f,
-                "{name}: {workers} worker(s) need {needed} file descriptors, and no more than {allowed} are allowed: \
-                 raise the limit (ulimit -Hn, or LimitNOFILE= of the service), or take fewer workers"
+                "{name}: {} would need {needed} file descriptors, and no more than {allowed} are allowed: \
+                 raise the limit (ulimit -Hn, or LimitNOFILE= of the service), or take fewer workers",
+                counted(*workers, "worker")
             ),
             Error::IoUring { name, .. } => write!(f, "{name}: io_uring cannot be used here"),
             Error::Interface { name, .. } => write!(f, "{name}: cannot create the interface"),

@@ -13,6 +13,7 @@ mod end;
 mod error;
 pub mod leaving;
 mod limits;
+pub mod plural;
 pub mod socket;
 mod start;
 mod status;

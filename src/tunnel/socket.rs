@@ -70,7 +70,10 @@ impl UapiSocket {
         let path = self.path.clone();
         let watch = watch(&path);
         if let Err(error) = &watch {
-            log::info!("no inotify ({error}): looking for {} every second instead", path.display());
+            log::info!(
+                "no inotify ({error}): checking once a second whether {} is still there",
+                path.display()
+            );
         }
         std::thread::Builder::new().name("ringtun-sock".into()).spawn(move || {
             wait_for_removal(&path, watch.ok());

@@ -5,13 +5,14 @@ use crate::crypto::random::SystemEntropy;
 use crate::device::Device;
 use crate::index::WorkerCount;
 use crate::io::steer::TunSteering;
-use crate::io::tun::{self, Tun, TunConfig};
+use crate::io::tun::{self, Tun, TunConfig, TunOffloads};
 use crate::slowpath::handle::{self, Handle};
 use crate::slowpath::runtime::{self, SlowPath};
 use crate::sys::error::errno;
 use crate::sys::{gso, link};
 use crate::tunnel::end::{End, Ending, Outcome};
 use crate::tunnel::error::Error;
+use crate::tunnel::plural::counted;
 use crate::tunnel::socket::UapiSocket;
 use crate::tunnel::workers::{self, Backend, Crew, WorkerPlan};
 use crate::tunnel::{leaving, limits};
@@ -92,9 +93,20 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     };
     let crew = workers::hire(tun.queues, plan, backend).map_err(Error::worker(&name))?;
     let backend = if crew.uring { "io_uring" } else { "plain syscalls" };
-    log::info!("{name}: {workers} worker(s), {backend}, TUN offloads {:?}", tun.offloads);
+    log::info!("{name}: {}, {backend}, TUN offloads: {}", counted(workers, "worker"), listed(tun.offloads));
     let device = Device::new(count, Box::new(SystemEntropy));
     run(name, device, crew, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
+}
+
+/// The offloads that the device has, for a person.
+fn listed(offloads: TunOffloads) -> String {
+    let all = [
+        (offloads.csum, "checksums"),
+        (offloads.tso, "TCP segmentation"),
+        (offloads.uso, "UDP segmentation"),
+    ];
+    let had: Vec<&str> = all.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
+    if had.is_empty() { "none".to_owned() } else { had.join(", ") }
 }
 
 /// Starts the tunnel's thread, which removes all of it at its end.
@@ -191,7 +203,7 @@ fn create_tun(config: &TunConfig) -> io::Result<Tun> {
 fn attach_steering(queues: &[OwnedFd], workers: usize) -> Option<TunSteering> {
     TunSteering::attach(queues[0].as_fd(), workers)
         .inspect_err(|error| {
-            log::warn!("no eBPF steering of the TUN queues ({error}): the kernel's flow hash chooses")
+            log::warn!("no eBPF steering of the TUN queues ({error}): the kernel's flow hash chooses a packet's queue")
         })
         .ok()
 }

@@ -98,7 +98,7 @@ fn start_workers(
             if let Some(core) = core
                 && !core_affinity::set_for_current(core)
             {
-                log::warn!("worker {id}: cannot be pinned to core {}", core.id);
+                log::warn!("worker {id} cannot be pinned to core {}, and runs on any", core.id);
             }
             run_worker(id as u8, queue, &links, &plan, |outcome| {
                 let _ = started.send(outcome); // the starter waits for exactly one word a worker
@@ -162,7 +162,7 @@ pub(super) fn stop_workers(links: &Links, threads: Vec<JoinHandle<()>>) {
     }
     for thread in threads {
         if thread.join().is_err() {
-            log::error!("a worker panicked");
+            log::error!("the thread of a worker panicked");
         }
     }
 }

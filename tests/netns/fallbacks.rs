@@ -142,7 +142,7 @@ fn without_io_uring_plain_system_calls_do() {
     };
     let Some(mut pair) = works_without(&HINDRANCE) else { return };
     says_once(&pair, "io_uring is not available");
-    says_once(&pair, "2 worker(s), plain syscalls");
+    says_once(&pair, "2 workers, plain syscalls");
     // The slow path, too: configuration, a new session, an orderly end.
     pair.configure(V6);
     pair.expect_ping(A, V4);
@@ -194,7 +194,8 @@ fn without_uso_tcp_alone_is_coalesced() {
         options: &["--workers", "2"],
     };
     let Some(pair) = works_without(&HINDRANCE) else { return };
-    says_once(&pair, "csum: true, tso: true, uso: false");
+    says_once(&pair, "TUN offloads: checksums, TCP segmentation");
+    says_never(&pair, "UDP segmentation");
 }
 
 #[test]
@@ -204,7 +205,7 @@ fn without_tun_offloads_packets_pass_one_by_one() {
         options: &["--workers", "2"],
     };
     let Some(pair) = works_without(&HINDRANCE) else { return };
-    says_once(&pair, "csum: false, tso: false, uso: false");
+    says_once(&pair, "TUN offloads: none");
 }
 
 #[test]
@@ -212,7 +213,7 @@ fn without_tun_offloads_by_choice_packets_pass_one_by_one() {
     static HINDRANCE: Hindrance =
         Hindrance { behind: &INFO, options: &["--workers", "2", "--no-tun-offload"] };
     let Some(pair) = works_without(&HINDRANCE) else { return };
-    says_once(&pair, "csum: false, tso: false, uso: false");
+    says_once(&pair, "TUN offloads: none");
 }
 
 #[test]

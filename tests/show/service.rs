@@ -102,7 +102,7 @@ fn a_manager_hears_ready_status_and_stopping() {
         "ready before there was a socket"
     );
     let status = manager.hear();
-    assert!(status.starts_with("STATUS=0 peer(s), 0 with a session; receiving 0 bit/s"), "{status}");
+    assert!(status.starts_with("STATUS=0 peers, 0 with a session; receiving 0 bit/s"), "{status}");
     process.signal("TERM");
     manager.hear_of("STOPPING=1");
     assert!(process.wait(PATIENCE).is_some_and(|status| status.success()), "{}", process.said());

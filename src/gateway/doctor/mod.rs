@@ -12,6 +12,7 @@ use crate::index::MAX_WORKERS;
 use crate::io::slab::BUF_SIZE;
 use crate::io::uring::Uring;
 use crate::tunnel::BUFFERS;
+use crate::tunnel::plural::counted;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -120,9 +121,9 @@ impl Report {
         let _ = match self.can_run {
             true => writeln!(
                 text,
-                "\n{} would get {} worker(s) on {io}, with at most {mebibytes:.2} MiB of packet buffers each.",
+                "\n{} would get {} on {io}, with at most {mebibytes:.2} MiB of packet buffers each.",
                 if self.as_root { "A tunnel that root starts" } else { "A tunnel" },
-                self.workers
+                counted(self.workers, "worker")
             ),
             false => writeln!(text, "\nNo tunnel can run here: see FATAL above."),
         };
