@@ -57,7 +57,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode, Failure> {
     let (errors, warnings, peers) = match place.load(Permissions::Warn) {
         Ok(loaded) => {
             let (mut errors, mut warnings) = sorted(loaded.warnings);
-            errors.extend(rivals(&loaded.place.interface, &loaded.config));
+            errors.extend(conflicting_routes(&loaded.place.interface, &loaded.config));
             errors.sort_by_key(|error| error.line);
             let lacking = loaded.config.has_ipv6().then(|| ipv6::why_not("default")).flatten();
             warnings.extend(lacking.map(Warning::Host));
@@ -94,8 +94,8 @@ fn sorted(found: Vec<Warning>) -> (Vec<ConfigError>, Vec<Warning>) {
 }
 
 /// The routes that `up` would fail to add, as errors.
-fn rivals(interface: &str, config: &Config) -> impl Iterator<Item = ConfigError> {
-    up::rivals(interface, config).into_iter().map(|(prefix, other)| {
+fn conflicting_routes(interface: &str, config: &Config) -> impl Iterator<Item = ConfigError> {
+    up::conflicting_routes(interface, config).into_iter().map(|(prefix, other)| {
         let peer = config.peers.iter().find(|peer| peer.allowed_ips.contains(&prefix));
         let message = format!(
             "AllowedIPs {prefix}: {other}, which is up, has this route: expected another network, or {other} to go down first"

@@ -4,7 +4,7 @@
 //! The child writes [`READY`] and drops its standard files. Anything else on the pipe means that the child failed, and
 //! then its message already stands on standard error.
 
-use crate::gateway::itself;
+use crate::gateway::executable;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
@@ -24,7 +24,7 @@ pub(super) fn asks_for_foreground() -> bool {
 
 /// Starts the child with the same arguments, and waits until it is ready or failed.
 pub(super) fn spawn_and_wait() -> std::io::Result<ExitCode> {
-    let mut child = Command::new(itself::program()?)
+    let mut child = Command::new(executable::path()?)
         .args(std::env::args_os().skip(1))
         .env(CHILD, "1")
         .stdin(Stdio::null())

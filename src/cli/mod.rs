@@ -11,11 +11,11 @@ mod exchange;
 mod generate;
 mod keys;
 mod logger;
-mod meant;
 mod mtu;
 mod peer;
 mod service;
 mod show;
+mod suggest;
 mod tunnel;
 mod updown;
 
@@ -86,7 +86,7 @@ fn mistyped(name: &str) -> Option<String> {
     }
     let cli = Cli::command();
     let verbs = cli.get_subcommands().filter(|verb| !verb.is_hide_set()).map(clap::Command::get_name);
-    meant::command(name, verbs.chain(["help"]))
+    suggest::command(name, verbs.chain(["help"]))
 }
 
 fn not_a_name(name: &str, meant: &str) -> ExitCode {

@@ -9,7 +9,7 @@ use crate::gateway::config::{Config, DnsServer, FileLock, HostPort, Loaded, Mtu,
 use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::peering::{Introduction, Invitation, introduce, openbsd};
 use crate::gateway::route::route_to;
-use crate::gateway::up::{Console, lead_to};
+use crate::gateway::up::{Console, add_routes_of};
 use crate::routing::Prefix;
 use clap::{Args, Subcommand, ValueEnum};
 use qrcode::render::unicode::Dense1x2;
@@ -118,7 +118,7 @@ fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result
     })?;
     eprintln!("added it to the running {name}");
     let mut say = |line: &str| eprintln!("{line}");
-    lead_to(&ends.here, loaded, Console::new(&mut say)).map_err(|failure| Failure::Halfway {
+    add_routes_of(&ends.here, loaded, Console::new(&mut say)).map_err(|failure| Failure::Halfway {
         source: Box::new(failure),
         rest: format!("the tunnel has the new peer already, but not all of its routes: {again}"),
     })

@@ -7,7 +7,7 @@ use crate::device::status::{SESSION_LIFE, Summary};
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::DeviceState;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
-use crate::gateway::{Failure, client, itself};
+use crate::gateway::{Failure, client, executable};
 use rustix::process::{Pid, Signal as Kill, kill_process};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -101,7 +101,7 @@ impl Service<'_> {
     /// end soon, and must not be cut short.
     async fn verb(&mut self, verb: &str) -> Result<Stopped, Failure> {
         let failed = |error: std::io::Error| Failure::of(format!("cannot run `ringtun {verb}`"))(error);
-        let program = itself::program().map_err(failed)?;
+        let program = executable::path().map_err(failed)?;
         let mut command = Command::new(program);
         // The manager listens to this process, and not to the tunnel's own.
         command.args([verb, self.given]).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());

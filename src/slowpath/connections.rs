@@ -94,9 +94,9 @@ pub(super) struct Connections {
 }
 
 /// A place in use, given back on drop.
-struct Seat(Rc<Connections>, Rc<Connection>);
+struct Permit(Rc<Connections>, Rc<Connection>);
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.open.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, &self.1));
         self.0.freed.notify_waiters();
@@ -104,10 +104,10 @@ impl Drop for Seat {
 }
 
 impl Connections {
-    async fn seat(self: &Rc<Self>, stream: &tokio::net::UnixStream) -> Result<Seat> {
+    async fn acquire(self: &Rc<Self>, stream: &tokio::net::UnixStream) -> Result<Permit> {
         let socket = UnixStream::from(stream.as_fd().try_clone_to_owned()?);
         while self.open.borrow().len() >= self.limits.connections {
-            self.send_away(|_| true);
+            self.evict(|_| true);
             self.wait().await;
         }
         let connection = Connection {
@@ -118,7 +118,7 @@ impl Connections {
         };
         let connection = Rc::new(connection);
         self.open.borrow_mut().push(Rc::clone(&connection));
-        Ok(Seat(Rc::clone(self), connection))
+        Ok(Permit(Rc::clone(self), connection))
     }
 
     async fn wait(&self) {
@@ -126,14 +126,14 @@ impl Connections {
     }
 
     /// Ends the connection that has been overdue for longest, the idle first.
-    fn send_away(&self, which: impl Fn(&Connection) -> bool) {
+    fn evict(&self, which: impl Fn(&Connection) -> bool) {
         let (now, open) = (Instant::now(), self.open.borrow());
         let overdue = open.iter().filter(|connection| which(connection)).filter_map(|connection| {
             let idle = connection.state.get() == State::Idle;
             Some((idle, connection.overdue(&self.limits, now)?, connection))
         });
         if let Some((_, _, connection)) = overdue.max_by_key(|&(idle, overdue, _)| (idle, overdue)) {
-            log::info!("an idle control connection is ended to make room for another");
+            log::info!("a control connection that is idle or stalled is ended to make room for another");
             // Whoever reads or writes there notices. An error means that it ended by itself.
             let _ = connection.socket.shutdown(Shutdown::Both);
         }
@@ -150,7 +150,7 @@ impl Connections {
             if begun.elapsed() > 2 * self.limits.stalled {
                 return false;
             }
-            self.send_away(|other| other.held.get() > 0);
+            self.evict(|other| other.held.get() > 0);
             self.wait().await;
         }
         let before = connection.held.replace(bytes);
@@ -171,15 +171,15 @@ pub(super) async fn accept(
 ) {
     loop {
         let seated = match listener.accept().await {
-            Ok((stream, _)) => connections.seat(&stream).await.map(|seat| (stream, seat)),
+            Ok((stream, _)) => connections.acquire(&stream).await.map(|permit| (stream, permit)),
             Err(error) => Err(error),
         };
         match seated {
-            Ok((stream, seat)) => {
+            Ok((stream, permit)) => {
                 let (requests, read) = (requests.clone(), Rc::clone(&read));
                 tokio::task::spawn_local(async move {
                     let served = match Stream::new(stream, uring) {
-                        Ok(stream) => serve(stream, &seat, requests, &read).await,
+                        Ok(stream) => serve(stream, &permit, requests, &read).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = served {
@@ -198,11 +198,11 @@ pub(super) async fn accept(
 /// Serves one connection: operations one after the other until the client closes.
 async fn serve(
     mut stream: Stream,
-    seat: &Seat,
+    permit: &Permit,
     requests: mpsc::Sender<Request>,
     read: &Notify,
 ) -> Result<()> {
-    let Seat(connections, connection) = seat;
+    let Permit(connections, connection) = permit;
     let mut framer = Framer::default();
     let mut buffer = Vec::with_capacity(READ_SIZE);
     loop {

@@ -7,13 +7,13 @@
 //!   netlink, timers ──┘                                 └─> TUN steering
 //! ```
 
+mod addrgen;
 mod connections;
 mod driver;
 pub mod handle;
 mod jobs;
 mod listening;
 mod netlink;
-mod quiet;
 mod routes;
 pub mod runtime;
 mod stream;

@@ -5,7 +5,7 @@
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
 
 use crate::slowpath::listening::{AbortOnDrop, LinkEvent, LinkState, RELISTEN, overrun};
-use crate::slowpath::{quiet, routes};
+use crate::slowpath::{addrgen, routes};
 use crate::sys::icmp::IcmpSockets;
 use crate::sys::tun_namespace;
 use futures_util::{FutureExt, StreamExt};
@@ -39,7 +39,7 @@ pub(super) fn follow_link(queue: OwnedFd, events: Sender<LinkEvent>) -> Result<J
     std::thread::Builder::new().name("ringtun-link".into()).spawn(move || {
         let mut moved = false;
         while tun_namespace::interface_name(queue.as_fd()).is_ok() && !events.is_closed() {
-            if let Err(error) = listen_where_it_lives(&queue, &mut moved, &events) {
+            if let Err(error) = listen_in_its_namespace(&queue, &mut moved, &events) {
                 log::warn!("cannot follow the interface through netlink: {error}; trying again");
                 std::thread::sleep(RELISTEN);
             }
@@ -70,7 +70,7 @@ fn until_closed(events: &Sender<LinkEvent>, listening: impl Future<Output = Resu
 }
 
 /// Listens in the namespace where the interface is. `moved` says that it left a namespace since its state was last reported.
-fn listen_where_it_lives(queue: &OwnedFd, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
+fn listen_in_its_namespace(queue: &OwnedFd, moved: &mut bool, events: &Sender<LinkEvent>) -> Result<()> {
     if *moved && events.blocking_send(LinkEvent::Icmp(None)).is_err() {
         return Ok(());
     }
@@ -112,7 +112,7 @@ async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent
     // Subscribing comes first and asking second, so that no change falls between.
     let (index, mut known) = query(&handle, name).await?;
     if std::mem::take(moved) {
-        quiet::quiet(&handle, index).await;
+        addrgen::disable_link_local(&handle, index).await;
     }
     if events.send(LinkEvent::State(known)).await.is_err() {
         return Ok(());
@@ -124,8 +124,8 @@ async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent
                 if link.header.index == index =>
             {
                 let state = state_of(&link, known);
-                if known.mtu < quiet::LEAST_MTU && state.mtu >= quiet::LEAST_MTU {
-                    quiet::quiet(&handle, index).await;
+                if known.mtu < addrgen::LEAST_MTU && state.mtu >= addrgen::LEAST_MTU {
+                    addrgen::disable_link_local(&handle, index).await;
                 }
                 if state != known && events.send(LinkEvent::State(state)).await.is_err() {
                     return Ok(());

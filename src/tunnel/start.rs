@@ -14,7 +14,7 @@ use crate::tunnel::end::{End, Ending, Outcome};
 use crate::tunnel::error::Error;
 use crate::tunnel::plural::counted;
 use crate::tunnel::socket::UapiSocket;
-use crate::tunnel::workers::{self, Backend, Crew, WorkerPlan};
+use crate::tunnel::workers::{self, Backend, WorkerPlan, WorkerThreads};
 use crate::tunnel::{leaving, limits};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -91,11 +91,11 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
         mtu: settings.mtu,
         coalesce: tun.offloads.coalesce(),
     };
-    let crew = workers::hire(tun.queues, plan, backend).map_err(Error::worker(&name))?;
-    let backend = if crew.uring { "io_uring" } else { "plain syscalls" };
+    let threads = workers::start(tun.queues, plan, backend).map_err(Error::worker(&name))?;
+    let backend = if threads.uring { "io_uring" } else { "plain syscalls" };
     log::info!("{name}: {}, {backend}, TUN offloads: {}", counted(workers, "worker"), listed(tun.offloads));
     let device = Device::new(count, Box::new(SystemEntropy));
-    run(name, device, crew, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
+    run(name, device, threads, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
 }
 
 /// The offloads that the device has, for a person.
@@ -113,11 +113,11 @@ fn listed(offloads: TunOffloads) -> String {
 fn run(
     name: String,
     device: Device,
-    crew: Crew,
+    threads: WorkerThreads,
     socket: Socket,
     complete: impl FnOnce(SlowPath) -> SlowPath,
 ) -> Result<Started, Error> {
-    let Crew { links, threads, uring } = crew;
+    let WorkerThreads { links, threads, uring } = threads;
     let (handle, commands) = handle::channel(links.slow.waker.clone());
     let workers = threads.len();
     let parts = complete(SlowPath {

@@ -47,7 +47,7 @@ fn tell_no_uring(why: &std::io::Error) {
 }
 
 /// The running workers, and the queues by which they are reached.
-pub(super) struct Crew {
+pub(super) struct WorkerThreads {
     pub(super) links: Links,
     pub(super) threads: Vec<JoinHandle<()>>,
     pub(super) uring: bool,
@@ -55,12 +55,16 @@ pub(super) struct Crew {
 
 /// Starts the workers, over plain system calls where io_uring is refused after all, unless it was demanded. That a ring
 /// could be made before does not mean that each worker may have one: rings and their buffers count against RLIMIT_MEMLOCK.
-pub(super) fn hire(queues: Vec<OwnedFd>, plan: WorkerPlan, choice: Backend) -> std::io::Result<Crew> {
+pub(super) fn start(
+    queues: Vec<OwnedFd>,
+    plan: WorkerPlan,
+    choice: Backend,
+) -> std::io::Result<WorkerThreads> {
     if plan.uring {
         let handles = queues.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
         let links = Links::new(queues.len())?.within(memory::group_limit());
         match start_workers(handles, &links, &plan) {
-            Ok(threads) => return Ok(Crew { links, threads, uring: true }),
+            Ok(threads) => return Ok(WorkerThreads { links, threads, uring: true }),
             Err(error) if choice == Backend::Auto => tell_no_uring(&error),
             Err(error) => return Err(error),
         }
@@ -68,7 +72,7 @@ pub(super) fn hire(queues: Vec<OwnedFd>, plan: WorkerPlan, choice: Backend) -> s
     // The queues are new ones, as those of the first attempt hold the word that ended its workers.
     let links = Links::new(queues.len())?.within(memory::group_limit());
     let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan })?;
-    Ok(Crew { links, threads, uring: false })
+    Ok(WorkerThreads { links, threads, uring: false })
 }
 
 /// What all workers have in common.

@@ -1,11 +1,11 @@
 //! What this host offers a tunnel, and the remedy for what it lacks. Looking changes nothing of the host.
 
+mod filtering;
 mod firewall;
 mod host;
 mod network;
 mod parse;
 mod tunnels;
-mod walls;
 
 use crate::gateway::rights::{NetAdmin, net_admin};
 use crate::index::MAX_WORKERS;
@@ -86,7 +86,7 @@ pub fn examine() -> Report {
     findings.extend(network::socket_buffers(net_admin));
     findings.extend(network::cards());
     findings.extend(network::forwarding());
-    findings.extend(walls::findings(&tunnels::tunnels()));
+    findings.extend(filtering::findings(&tunnels::tunnels()));
     let can_run = findings.iter().all(|finding| finding.level != Level::Fatal);
     Report {
         can_run,

@@ -21,7 +21,7 @@ pub(super) struct KnownTunnel {
 
 impl KnownTunnel {
     /// Whether the tunnel's hooks will change the firewall's chain of this name.
-    pub(super) fn sees_to(&self, chain: &str) -> bool {
+    pub(super) fn will_change(&self, chain: &str) -> bool {
         self.hooks.iter().any(|word| word.eq_ignore_ascii_case(chain))
     }
 }

@@ -2,10 +2,10 @@
 
 use super::journal::Trace;
 use super::routes::{Routes, in_order, is_default, prefixes};
-use super::{Console, Failure, Result, Session, before, dns, firewall, policy};
+use super::{Console, Failure, Result, Session, dns, firewall, policy, snapshot};
 use crate::gateway::config::{Address, Config, HostPort, Loaded, Mtu, PeerConfig, Table, allowed_ips};
 use crate::gateway::control::ControlSocket;
-use crate::gateway::itself;
+use crate::gateway::executable;
 use crate::gateway::mtu::{self, IPV6_MINIMUM, Path};
 use crate::gateway::up::host::{Host, proto};
 use crate::routing::Prefix;
@@ -32,7 +32,7 @@ pub(in crate::gateway) type Resolved = Vec<(HostPort, SocketAddr)>;
 pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) -> Result<()> {
     let (config, name) = (&loaded.config, session.name.clone());
     let interface = &config.interface;
-    is_possible(config, clamp)?;
+    check_host(config, clamp)?;
     if let Some(port) = interface.listen_port {
         is_free(port)?;
     }
@@ -49,7 +49,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     session.step(&format!("wg addconf {name} <(ringtun strip {})", loaded.place.file.display()), |_| {
         control.set(&request)
     })?;
-    session.journal.note_all(before::of_peers(&config.peers))?;
+    session.journal.note_all(snapshot::of_peers(&config.peers))?;
     for &address in &interface.addresses {
         add_address(session, index, address)?;
     }
@@ -62,7 +62,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
         dns::set(&manager, &name, interface, &mut session.console)?;
     }
     let device = control.get().map_err(Failure::of(&name))?;
-    lead(session, &control, index, interface.table, &prefixes(&device))?;
+    add_routes(session, &control, index, interface.table, &prefixes(&device))?;
     if clamp {
         session.interrupt.check()?;
         session.journal.note(Trace::Clamp)?;
@@ -74,19 +74,19 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
 }
 
 /// Adds routes for prefixes into the interface, as `table` says.
-pub(super) fn lead(
+pub(super) fn add_routes(
     session: &mut Session<'_>,
     control: &ControlSocket,
     index: u32,
     table: Table,
     prefixes: &[Prefix],
 ) -> Result<()> {
-    lead_past(session, control, index, table, prefixes, &BTreeSet::new())
+    add_routes_replacing(session, control, index, table, prefixes, &BTreeSet::new())
 }
 
-/// Does as [`lead`], while the routes to the prefixes in `going` are about to be removed. Routes that are there
+/// Does as [`add_routes`], while the routes to the prefixes in `going` are about to be removed. Routes that are there
 /// already stay as they are.
-pub(super) fn lead_past(
+pub(super) fn add_routes_replacing(
     session: &mut Session<'_>,
     control: &ControlSocket,
     index: u32,
@@ -111,7 +111,7 @@ pub(super) fn lead_past(
 /// # Errors
 ///
 /// Where the tunnel is not up in this network namespace, or a route cannot be added.
-pub fn lead_to(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Result<()> {
+pub fn add_routes_of(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Result<()> {
     let name = &loaded.place.interface;
     let mut session = Session::new(&loaded.place, console)?;
     let control = session.control()?;
@@ -119,20 +119,20 @@ pub fn lead_to(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Resu
         Failure::new(format!("`{name}' is in another network namespace: its routes are to be added there"))
     })?;
     let prefixes = in_order(peer.allowed_ips.iter().copied().collect());
-    lead(&mut session, &control, index, loaded.config.interface.table, &prefixes)?;
-    session.journal.note_all(before::of_peers(std::slice::from_ref(peer)))
+    add_routes(&mut session, &control, index, loaded.config.interface.table, &prefixes)?;
+    session.journal.note_all(snapshot::of_peers(std::slice::from_ref(peer)))
 }
 
 /// Checks that the host has what the file asks for. This is done before hooks run, since nothing undoes those.
-fn is_possible(config: &Config, clamp: bool) -> Result<()> {
+fn check_host(config: &Config, clamp: bool) -> Result<()> {
     let interface = &config.interface;
     let mut defaults = allowed_ips(config).into_iter().filter(|prefix| is_default(interface.table, *prefix));
-    defaults.try_for_each(policy::is_possible)?;
+    defaults.try_for_each(policy::check_default_route)?;
     if let Some(Mtu::Bytes(mtu)) = interface.mtu {
         fits_ipv6(config, mtu.into())?;
     }
     if clamp {
-        firewall::is_here_to_clamp()?;
+        firewall::check_clamp_tools()?;
     }
     if interface.dns.is_empty() { Ok(()) } else { dns::manager("").map(drop) }
 }
@@ -259,7 +259,7 @@ fn start(session: &mut Session<'_>, loaded: &Loaded) -> Result<ControlSocket> {
     // A path that does not fit on a line of the notes is left out of them.
     let file = loaded.place.file.to_str().filter(|file| !file.contains('\n'));
     session.journal.note_all(file.map(|file| Trace::File(file.into())).into_iter().collect())?;
-    let program = itself::program().map_err(Failure::of(&said))?;
+    let program = executable::path().map_err(Failure::of(&said))?;
     let mut command = Command::new(program);
     command.arg("--config").arg(&loaded.place.file).args(["--", &name]);
     let status = command.stdin(Stdio::null()).status().map_err(Failure::of(&said))?;

@@ -2,7 +2,7 @@
 
 use super::dns::Manager;
 use super::journal::Trace;
-use super::{Console, Failure, Result, Session, before, dns, firewall, load, policy, read, rights};
+use super::{Console, Failure, Result, Session, dns, firewall, load, policy, read, rights, snapshot};
 use crate::gateway::config::{
     Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
 };
@@ -246,7 +246,7 @@ fn take_over(session: &mut Session<'_>, config: &Config) -> Result<()> {
     if session.journal.traces().is_empty() {
         return Ok(());
     }
-    session.journal.note_all(before::of_peers(&config.peers))?;
+    session.journal.note_all(snapshot::of_peers(&config.peers))?;
     session.journal.note_all(config.interface.addresses.iter().copied().map(Trace::Address).collect())?;
     match config.interface.mtu {
         Some(Mtu::Bytes(mtu)) => session.journal.note_mtu(mtu.into()),

@@ -60,9 +60,9 @@ fn clamp_rules(interface: &str, mtu: u32) -> String {
         )
 }
 
-/// Checks that there is a program that [`against_spoofing`] can run.
-pub(super) fn is_here_against_spoofing(v6: bool) -> Result<()> {
-    if hooks::find("nft").is_some() || iptables::is_here(v6) {
+/// Checks that there is a program that [`add_spoof_rules`] can run.
+pub(super) fn check_spoof_tools(v6: bool) -> Result<()> {
+    if hooks::find("nft").is_some() || iptables::is_installed(v6) {
         return Ok(());
     }
     Err(Failure::new(
@@ -71,15 +71,15 @@ pub(super) fn is_here_against_spoofing(v6: bool) -> Result<()> {
 }
 
 /// Checks that there is a program that [`clamp`] can run.
-pub(super) fn is_here_to_clamp() -> Result<()> {
-    if hooks::find("nft").is_some() || iptables::is_here(false) {
+pub(super) fn check_clamp_tools() -> Result<()> {
+    if hooks::find("nft").is_some() || iptables::is_installed(false) {
         return Ok(());
     }
     Err(Failure::new("clamping the MSS needs nft(8) or iptables(8): install nftables"))
 }
 
 /// Adds the rules of [`spoof_rules`] in the place of earlier ones.
-pub(super) fn against_spoofing(
+pub(super) fn add_spoof_rules(
     interface: &str,
     v6: bool,
     table: u32,
@@ -89,8 +89,8 @@ pub(super) fn against_spoofing(
     if hooks::find("nft").is_some() {
         return program(console, "nft", &["-f", "-"], &spoof_rules(interface, v6, table, addresses));
     }
-    is_here_against_spoofing(v6)?;
-    iptables::against_spoofing(interface, v6, table, addresses, console)
+    check_spoof_tools(v6)?;
+    iptables::add_spoof_rules(interface, v6, table, addresses, console)
 }
 
 /// Adds the rules of [`clamp_rules`] in the place of earlier ones.
@@ -98,9 +98,9 @@ pub(super) fn clamp(interface: &str, mtu: u32, console: &mut Console<'_>) -> Res
     if hooks::find("nft").is_some() {
         return program(console, "nft", &["-f", "-"], &clamp_rules(interface, mtu));
     }
-    is_here_to_clamp()?;
+    check_clamp_tools()?;
     // Without IPv6 in the kernel ip6tables fails, and there is nothing to clamp.
-    let has_v6 = Path::new("/proc/net/if_inet6").exists() && iptables::is_here(true);
+    let has_v6 = Path::new("/proc/net/if_inet6").exists() && iptables::is_installed(true);
     iptables::clamp(interface, false, mtu, console)?;
     if has_v6 { iptables::clamp(interface, true, mtu, console) } else { Ok(()) }
 }

@@ -164,7 +164,11 @@ impl Host {
     }
 
     /// The destinations in `to` to which another tunnel has a route in the main table, each with that tunnel's name.
-    pub(super) fn rivals(&self, ours: &str, to: &BTreeSet<Prefix>) -> Result<Vec<(Prefix, String)>> {
+    pub(super) fn conflicting_routes(
+        &self,
+        ours: &str,
+        to: &BTreeSet<Prefix>,
+    ) -> Result<Vec<(Prefix, String)>> {
         let mut found = Vec::new();
         self.each_route(|route| {
             let taken = destination(route).filter(|prefix| table_of(route) == MAIN && to.contains(prefix));

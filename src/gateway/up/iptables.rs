@@ -8,7 +8,7 @@ use crate::wire::family::Family;
 use std::process::Command;
 
 /// Whether iptables is installed for a family.
-pub(super) fn is_here(v6: bool) -> bool {
+pub(super) fn is_installed(v6: bool) -> bool {
     hooks::find(tool(v6).1).is_some()
 }
 
@@ -55,7 +55,7 @@ fn clamp_rules(interface: &str, v6: bool, mtu: u32) -> String {
 }
 
 /// Adds the rules of [`spoof_rules`] in the place of earlier ones.
-pub(super) fn against_spoofing(
+pub(super) fn add_spoof_rules(
     interface: &str,
     v6: bool,
     table: u32,

@@ -9,7 +9,6 @@
 //! notes `down`, or the next `up`, cleans up after an `up` that was killed.
 
 pub(in crate::gateway) mod apply;
-mod before;
 mod dns;
 mod down;
 mod firewall;
@@ -24,8 +23,9 @@ mod reload;
 mod rights;
 mod rollback;
 mod routes;
+mod snapshot;
 
-pub use apply::lead_to;
+pub use apply::add_routes_of;
 pub use down::{down, save};
 pub use reload::reload;
 
@@ -225,7 +225,7 @@ fn read(
 
 /// The routes that `up` would add and that another tunnel, which is up, has already, each with that tunnel's name. There
 /// are none where the kernel does not answer.
-pub fn rivals(interface: &str, config: &Config) -> Vec<(Prefix, String)> {
+pub fn conflicting_routes(interface: &str, config: &Config) -> Vec<(Prefix, String)> {
     if config.interface.table != Table::Auto {
         return Vec::new();
     }
@@ -235,7 +235,7 @@ pub fn rivals(interface: &str, config: &Config) -> Vec<(Prefix, String)> {
         networks.into_iter().any(|network| network.len() <= prefix.len() && network.contains(prefix.addr()))
     };
     wanted.retain(|prefix| prefix.len() > 0 && !connected(prefix));
-    Host::new().and_then(|host| host.rivals(interface, &wanted)).unwrap_or_default()
+    Host::new().and_then(|host| host.conflicting_routes(interface, &wanted)).unwrap_or_default()
 }
 
 /// Whether the file asks for clamping by a comment `# ClampMSS = true`.

@@ -83,7 +83,7 @@ pub(super) fn remove_rules(session: &mut Session<'_>, v6: bool, table: u32) -> R
 pub(super) fn guard(session: &mut Session<'_>, index: u32, v6: bool, table: u32) -> Result<()> {
     let addresses = session.host.addresses(index).map_err(Failure::of(&session.name))?;
     session.journal.note(Trace::Spoof)?;
-    firewall::against_spoofing(&session.name, v6, table, &addresses, &mut session.console)
+    firewall::add_spoof_rules(&session.name, v6, table, &addresses, &mut session.console)
 }
 
 /// The routing table: the number of the device's mark. A device without one is given the first number whose table is
@@ -109,15 +109,15 @@ fn table(session: &mut Session<'_>, control: &ControlSocket) -> Result<u32> {
     )))
 }
 
-fn are_marked_answers_good() -> bool {
+fn is_valid_mark_set() -> bool {
     std::fs::read_to_string(VALID_MARK).is_ok_and(|text| text.trim() == "1")
 }
 
 /// Checks, before anything is done, that a default route can be made here.
-pub(super) fn is_possible(prefix: Prefix) -> Result<()> {
+pub(super) fn check_default_route(prefix: Prefix) -> Result<()> {
     let v6 = prefix.addr().is_ipv6();
-    firewall::is_here_against_spoofing(v6)?;
-    if v6 || are_marked_answers_good() {
+    firewall::check_spoof_tools(v6)?;
+    if v6 || is_valid_mark_set() {
         return Ok(());
     }
     match rustix::fs::access(VALID_MARK, rustix::fs::Access::WRITE_OK) {
@@ -132,7 +132,7 @@ pub(super) fn is_possible(prefix: Prefix) -> Result<()> {
 /// Makes the reverse path filter use the mark that connection tracking restored. The sysctl is not written where it is
 /// set already: in a container it cannot be.
 fn accept_marked_answers(session: &mut Session<'_>) -> Result<()> {
-    if are_marked_answers_good() {
+    if is_valid_mark_set() {
         return Ok(());
     }
     session.journal.note(Trace::ValidMark)?;

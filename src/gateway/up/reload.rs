@@ -9,10 +9,10 @@
 //! there before was never touched. Peers come after all of it, since a session that was dropped cannot be put back.
 
 use super::apply::{self, Resolved};
-use super::before::{Before, Owned, of_peers};
 use super::host::proto;
 use super::journal::Trace;
 use super::routes::{self, Routes, in_order, is_default, table_of};
+use super::snapshot::{Owned, Snapshot, of_peers};
 use super::{Console, Failure, Result, Session, firewall, load, policy, rights};
 use crate::device::uapi::SetRequest;
 use crate::gateway::config::{
@@ -52,7 +52,7 @@ pub(super) struct Reload<'a> {
     pub(super) control: ControlSocket,
     pub(super) index: u32,
     pub(super) table: Table,
-    pub(super) before: Before,
+    pub(super) before: Snapshot,
     owned: Owned,
     said: String,
     /// The changes to ask the device for, without its mark.
@@ -89,9 +89,9 @@ impl<'a> Reload<'a> {
         if let Some(port) = request.listen_port {
             apply::is_free(port)?;
         }
-        let before = Before::read(session, link, device)?;
+        let before = Snapshot::read(session, link, device)?;
         let mut owned = Owned::of(&before, table);
-        owned.spare(config, &mut request);
+        owned.keep_foreign(config, &mut request);
         let mtu = owned.mtu(asked_mtu, link.mtu);
         apply::fits_ipv6(config, mtu)?;
         let mut addresses = config.interface.addresses.clone();
@@ -128,7 +128,14 @@ impl<'a> Reload<'a> {
         for &address in self.addresses.iter().filter(|address| self.is_new(address)) {
             apply::add_address(session, self.index, address)?;
         }
-        apply::lead_past(session, &self.control, self.index, self.table, &self.prefixes, &self.going())?;
+        apply::add_routes_replacing(
+            session,
+            &self.control,
+            self.index,
+            self.table,
+            &self.prefixes,
+            &self.prefixes_to_remove(),
+        )?;
         if !grows {
             self.change_mtu(session)?;
         }
@@ -149,7 +156,7 @@ impl<'a> Reload<'a> {
     }
 
     /// The addresses to remove: those that the file lacks, or has with another network.
-    fn leaving(&self) -> impl Iterator<Item = &Address> {
+    fn addresses_to_remove(&self) -> impl Iterator<Item = &Address> {
         let replaced = |one: &Address| {
             let mut new = self.addresses.iter();
             one.addr.is_ipv6() && new.any(|address| address.addr == one.addr)
@@ -162,13 +169,14 @@ impl<'a> Reload<'a> {
     }
 
     /// Whether the interface's addresses change.
-    pub(super) fn moves(&self) -> bool {
+    pub(super) fn changes_addresses(&self) -> bool {
         let mut wanted = self.addresses.iter();
-        wanted.any(|address| !self.before.addresses.contains(address)) || self.leaving().next().is_some()
+        wanted.any(|address| !self.before.addresses.contains(address))
+            || self.addresses_to_remove().next().is_some()
     }
 
     /// The prefixes whose routes in the main table will be gone once the reload is done.
-    fn going(&self) -> BTreeSet<Prefix> {
+    fn prefixes_to_remove(&self) -> BTreeSet<Prefix> {
         let network = |address: &Address| Prefix::new(address.addr, address.len);
         let staying: BTreeSet<Prefix> =
             self.addresses.iter().filter_map(network).chain(self.prefixes.iter().copied()).collect();
@@ -202,12 +210,12 @@ impl<'a> Reload<'a> {
             good &= self.remove_route(session, prefix, table);
             gone.push(Trace::Route { prefix, table });
         }
-        for &address in self.leaving() {
+        for &address in self.addresses_to_remove() {
             good &= remove_address(session, self.index, address);
             gone.push(Trace::Address(address));
         }
         session.journal.retract(&gone)?;
-        if !self.moves() {
+        if !self.changes_addresses() {
             return Ok(good);
         }
         // When the first address of a network goes, the kernel removes the others of that network, too.

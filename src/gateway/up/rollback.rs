@@ -75,7 +75,7 @@ impl Reload<'_> {
     }
 
     fn roll_back_addresses(&self, session: &mut Session<'_>) -> Result<()> {
-        if !self.moves() && self.mtu >= IPV6_MINIMUM {
+        if !self.changes_addresses() && self.mtu >= IPV6_MINIMUM {
             return Ok(());
         }
         let was = &self.before;
@@ -94,7 +94,7 @@ impl Reload<'_> {
             let v6 = prefix.addr().is_ipv6();
             if !self.before.prefixes.contains(prefix) {
                 firewall::remove_spoof(&name, Some(v6), &mut session.console)?;
-            } else if self.moves() || self.mark.is_some() {
+            } else if self.changes_addresses() || self.mark.is_some() {
                 policy::guard(session, self.index, v6, self.before.device.fwmark)?;
             }
         }

@@ -93,7 +93,7 @@ pub(super) enum FirstPacket<'a> {
 
 /// Whether a condition holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Holds {
+enum RuleMatch {
     No,
     Perhaps,
     Yes,
@@ -103,74 +103,76 @@ enum Holds {
 
 /// What becomes of a packet in a chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
+enum PacketVerdict {
     Accepted { named: bool },
     Dropped,
     Undecided,
 }
 
 impl Condition {
-    fn holds(&self, packet: FirstPacket<'_>) -> Holds {
+    fn matches(&self, packet: FirstPacket<'_>) -> RuleMatch {
         match self {
             Condition::Protocol(names) => match packet {
                 FirstPacket::ToPort(_) => known(names.iter().any(|name| name == "udp")),
-                _ => Holds::Perhaps,
+                _ => RuleMatch::Perhaps,
             },
             Condition::Ports(ranges) => match packet {
-                FirstPacket::ToPort(port) if ranges.iter().any(|range| range.contains(&port)) => Holds::Named,
-                FirstPacket::ToPort(_) => Holds::No,
-                _ => Holds::Perhaps,
+                FirstPacket::ToPort(port) if ranges.iter().any(|range| range.contains(&port)) => {
+                    RuleMatch::Named
+                }
+                FirstPacket::ToPort(_) => RuleMatch::No,
+                _ => RuleMatch::Perhaps,
             },
             Condition::From(names) => match packet {
                 FirstPacket::OutOf(tunnel) => named(names, tunnel),
-                FirstPacket::Into(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
+                FirstPacket::Into(tunnel) if names.iter().all(|name| name == tunnel) => RuleMatch::No,
                 _ => elsewhere(names),
             },
             Condition::To(names) => match packet {
                 FirstPacket::Into(tunnel) => named(names, tunnel),
-                FirstPacket::OutOf(tunnel) if names.iter().all(|name| name == tunnel) => Holds::No,
+                FirstPacket::OutOf(tunnel) if names.iter().all(|name| name == tunnel) => RuleMatch::No,
                 _ => elsewhere(names),
             },
             Condition::States(names) => known(names.iter().any(|name| name == "new")),
-            Condition::Not(condition) => match condition.holds(packet) {
-                Holds::No => Holds::Yes,
-                Holds::Perhaps => Holds::Perhaps,
-                Holds::Yes | Holds::Named => Holds::No,
+            Condition::Not(condition) => match condition.matches(packet) {
+                RuleMatch::No => RuleMatch::Yes,
+                RuleMatch::Perhaps => RuleMatch::Perhaps,
+                RuleMatch::Yes | RuleMatch::Named => RuleMatch::No,
             },
-            Condition::Unknown => Holds::Perhaps,
+            Condition::Unknown => RuleMatch::Perhaps,
         }
     }
 }
 
-fn known(holds: bool) -> Holds {
-    if holds { Holds::Yes } else { Holds::No }
+fn known(holds: bool) -> RuleMatch {
+    if holds { RuleMatch::Yes } else { RuleMatch::No }
 }
 
 /// Whether a condition on an interface holds where that is the tunnel's.
-fn named(names: &[String], tunnel: &str) -> Holds {
+fn named(names: &[String], tunnel: &str) -> RuleMatch {
     let is_it = |name: &String| match name.strip_suffix('*') {
         Some(beginning) => tunnel.starts_with(beginning),
         None => name == tunnel,
     };
-    if names.iter().any(is_it) { Holds::Named } else { Holds::No }
+    if names.iter().any(is_it) { RuleMatch::Named } else { RuleMatch::No }
 }
 
 /// Whether a condition on an interface holds where that is another than the tunnel's. Nothing comes from elsewhere by
 /// loopback.
-fn elsewhere(names: &[String]) -> Holds {
-    if names.iter().all(|name| name == "lo") { Holds::No } else { Holds::Perhaps }
+fn elsewhere(names: &[String]) -> RuleMatch {
+    if names.iter().all(|name| name == "lo") { RuleMatch::No } else { RuleMatch::Perhaps }
 }
 
 impl FirewallRule {
     /// Whether the rule's conditions hold for the packet, and whether one of them names the tunnel.
-    fn holds(&self, packet: FirstPacket<'_>) -> (Holds, bool) {
-        let (mut all, mut named) = (Holds::Yes, false);
+    fn matches(&self, packet: FirstPacket<'_>) -> (RuleMatch, bool) {
+        let (mut all, mut named) = (RuleMatch::Yes, false);
         for condition in &self.conditions {
-            match condition.holds(packet) {
-                Holds::No => return (Holds::No, false),
-                Holds::Perhaps => all = Holds::Perhaps,
-                Holds::Yes => {}
-                Holds::Named => named = true,
+            match condition.matches(packet) {
+                RuleMatch::No => return (RuleMatch::No, false),
+                RuleMatch::Perhaps => all = RuleMatch::Perhaps,
+                RuleMatch::Yes => {}
+                RuleMatch::Named => named = true,
             }
         }
         (all, named)
@@ -179,7 +181,7 @@ impl FirewallRule {
 
 /// A chain that stops a tunnel's packet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wall<'a> {
+pub(super) struct BlockingChain<'a> {
     /// The chain that the kernel entered.
     pub(super) chain: &'a Chain,
     /// Whether no rule drops the packet, but the chain's policy.
@@ -187,50 +189,60 @@ pub(super) struct Wall<'a> {
 }
 
 /// The first chain of `hook` that drops each of `packets`.
-pub(super) fn wall<'a>(chains: &'a [Chain], hook: Hook, packets: &[FirstPacket<'_>]) -> Option<Wall<'a>> {
+pub(super) fn blocking_chain<'a>(
+    chains: &'a [Chain],
+    hook: Hook,
+    packets: &[FirstPacket<'_>],
+) -> Option<BlockingChain<'a>> {
     let bases = chains.iter().filter_map(|chain| match chain.base {
         Some((at, drops)) if at == hook => Some((chain, drops)),
         _ => None,
     });
     let mut bases = bases.map(|(chain, drops)| {
-        let fates: Vec<Fate> = packets.iter().map(|packet| follow(chains, chain, *packet, 0)).collect();
-        let is_dropped = |fate: &Fate| *fate == Fate::Dropped || (*fate == Fate::Undecided && drops);
-        let by_policy = fates.contains(&Fate::Undecided);
-        fates.iter().all(is_dropped).then_some(Wall { chain, by_policy })
+        let verdicts: Vec<PacketVerdict> =
+            packets.iter().map(|packet| follow(chains, chain, *packet, 0)).collect();
+        let is_dropped = |verdict: &PacketVerdict| {
+            *verdict == PacketVerdict::Dropped || (*verdict == PacketVerdict::Undecided && drops)
+        };
+        let by_policy = verdicts.contains(&PacketVerdict::Undecided);
+        verdicts.iter().all(is_dropped).then_some(BlockingChain { chain, by_policy })
     });
-    bases.find_map(|wall| wall)
+    bases.find_map(|blocking| blocking)
 }
 
-fn follow(chains: &[Chain], chain: &Chain, packet: FirstPacket<'_>, depth: u32) -> Fate {
+fn follow(chains: &[Chain], chain: &Chain, packet: FirstPacket<'_>, depth: u32) -> PacketVerdict {
     for rule in &chain.rules {
-        let (holds, is_named) = rule.holds(packet);
-        let certain = holds == Holds::Yes;
-        if holds == Holds::No {
+        let (holds, is_named) = rule.matches(packet);
+        let certain = holds == RuleMatch::Yes;
+        if holds == RuleMatch::No {
             continue;
         }
         match &rule.verdict {
-            Some(RuleVerdict::Accept) if certain || is_named => return Fate::Accepted { named: is_named },
-            Some(RuleVerdict::Drop) if certain => return Fate::Dropped,
-            Some(RuleVerdict::Return) if certain => return Fate::Undecided,
+            Some(RuleVerdict::Accept) if certain || is_named => {
+                return PacketVerdict::Accepted { named: is_named };
+            }
+            Some(RuleVerdict::Drop) if certain => return PacketVerdict::Dropped,
+            Some(RuleVerdict::Return) if certain => return PacketVerdict::Undecided,
             Some(RuleVerdict::Jump(name) | RuleVerdict::Goto(name)) if depth < MAX_DEPTH => {
                 let inner = chains
                     .iter()
                     .find(|one| one.name == *name && one.table == chain.table && one.tool == chain.tool);
-                let fate = inner.map_or(Fate::Undecided, |inner| follow(chains, inner, packet, depth + 1));
+                let verdict =
+                    inner.map_or(PacketVerdict::Undecided, |inner| follow(chains, inner, packet, depth + 1));
                 let leaves = matches!(rule.verdict, Some(RuleVerdict::Goto(_)));
-                match fate {
-                    Fate::Accepted { named } if certain || named || is_named => {
-                        return Fate::Accepted { named: named || is_named };
+                match verdict {
+                    PacketVerdict::Accepted { named } if certain || named || is_named => {
+                        return PacketVerdict::Accepted { named: named || is_named };
                     }
-                    Fate::Dropped if certain => return Fate::Dropped,
-                    Fate::Undecided if certain && leaves => return Fate::Undecided,
+                    PacketVerdict::Dropped if certain => return PacketVerdict::Dropped,
+                    PacketVerdict::Undecided if certain && leaves => return PacketVerdict::Undecided,
                     _ => {}
                 }
             }
             _ => {}
         }
     }
-    Fate::Undecided
+    PacketVerdict::Undecided
 }
 
 #[cfg(test)]

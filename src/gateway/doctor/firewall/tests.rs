@@ -36,10 +36,10 @@ fn assert_lets_in(rules: &[&str], more: &[&str], port: u16, expected: bool) {
     for (policy, end) in [("drop", None), ("accept", Some(DROP)), ("accept", Some(REJECT))] {
         let rules: Vec<&str> = rules.iter().copied().chain(end).collect();
         let chains = ruleset("input", policy, &rules, more);
-        let found = wall(&chains, Hook::Input, &[FirstPacket::ToPort(port)]);
+        let found = blocking_chain(&chains, Hook::Input, &[FirstPacket::ToPort(port)]);
         assert_eq!(found.is_none(), expected, "{rules:?} {found:?}");
         let by_policy = end.is_none() && !rules.iter().chain(more).any(|rule| *rule == DROP);
-        assert!(found.is_none_or(|wall| wall.by_policy == by_policy), "{rules:?}");
+        assert!(found.is_none_or(|blocking| blocking.by_policy == by_policy), "{rules:?}");
     }
 }
 
@@ -110,7 +110,7 @@ fn chains_within_chains_are_followed() {
     assert_lets_in(&[jump], &[jump], 51820, false);
     let chains = ruleset("input", "accept", &[r#"{"goto":{"target":"more"}}"#, DROP], &[]);
     assert!(
-        wall(&chains, Hook::Input, &[FirstPacket::ToPort(1)]).is_none(),
+        blocking_chain(&chains, Hook::Input, &[FirstPacket::ToPort(1)]).is_none(),
         "what follows goto is not asked"
     );
 }
@@ -118,8 +118,9 @@ fn chains_within_chains_are_followed() {
 #[test]
 fn a_tunnel_forwards_where_one_of_its_directions_is_let_through() {
     let both = [FirstPacket::OutOf("wg0"), FirstPacket::Into("wg0")];
-    let is_open =
-        |rules: &[&str]| wall(&ruleset("forward", "drop", rules, &[]), Hook::Forward, &both).is_none();
+    let is_open = |rules: &[&str]| {
+        blocking_chain(&ruleset("forward", "drop", rules, &[]), Hook::Forward, &both).is_none()
+    };
     assert!(!is_open(&[]));
     for (rule, expected) in [
         (equals(BY, "\"wg0\"") + ACCEPT, true),
@@ -134,7 +135,10 @@ fn a_tunnel_forwards_where_one_of_its_directions_is_let_through() {
         assert_eq!(is_open(&[&rule]), expected, "{rule}");
     }
     // A forward chain decides nothing about input, and a family without IP decides nothing at all.
-    assert!(wall(&ruleset("forward", "drop", &[], &[]), Hook::Input, &[FirstPacket::ToPort(1)]).is_none());
+    assert!(
+        blocking_chain(&ruleset("forward", "drop", &[], &[]), Hook::Input, &[FirstPacket::ToPort(1)])
+            .is_none()
+    );
     assert!(nft(r#"{"nftables":[{"chain":{"family":"bridge","table":"f","name":"c","hook":"forward","policy":"drop"}}]}"#).unwrap().is_empty());
     assert!(nft("Error: no JSON").is_none());
 }
@@ -148,7 +152,7 @@ fn iptables_words_mean_the_same() {
     };
     let is_open = |policy: &str, rules: &str| {
         let chains = iptables(&text(policy, rules), "iptables");
-        wall(&chains, Hook::Input, &[FirstPacket::ToPort(51820)]).is_none()
+        blocking_chain(&chains, Hook::Input, &[FirstPacket::ToPort(51820)]).is_none()
     };
     assert!(is_open("ACCEPT", "") && !is_open("DROP", ""));
     let end = "\n-A INPUT -j REJECT --reject-with icmp-port-unreachable";
@@ -170,6 +174,9 @@ fn iptables_words_mean_the_same() {
         assert_eq!(is_open("ACCEPT", &format!("{rule}{end}")), expected || rule.contains("-g"), "{rule}");
     }
     let chains = iptables(&text("ACCEPT", "-A FORWARD -i wg+ -j ACCEPT"), "ip6tables");
-    assert!(wall(&chains, Hook::Forward, &[FirstPacket::OutOf("wg0")]).is_none());
-    assert!(wall(&chains, Hook::Forward, &[FirstPacket::OutOf("tun0")]).is_some_and(|wall| wall.by_policy));
+    assert!(blocking_chain(&chains, Hook::Forward, &[FirstPacket::OutOf("wg0")]).is_none());
+    assert!(
+        blocking_chain(&chains, Hook::Forward, &[FirstPacket::OutOf("tun0")])
+            .is_some_and(|blocking| blocking.by_policy)
+    );
 }

@@ -13,7 +13,7 @@ use crate::routing::Prefix;
 use std::collections::BTreeSet;
 
 /// The state of a tunnel before a reload. Its MTU is in bytes.
-pub(super) struct Before {
+pub(super) struct Snapshot {
     pub(super) device: DeviceState,
     /// The interface's addresses that have no other end, in the kernel's order.
     pub(super) addresses: Vec<Address>,
@@ -23,10 +23,10 @@ pub(super) struct Before {
     pub(super) traces: Vec<Trace>,
 }
 
-impl Before {
+impl Snapshot {
     /// Reads the state as it is now.
-    pub(super) fn read(session: &Session<'_>, link: Link, device: DeviceState) -> Result<Before> {
-        Ok(Before {
+    pub(super) fn read(session: &Session<'_>, link: Link, device: DeviceState) -> Result<Snapshot> {
+        Ok(Snapshot {
             addresses: session.host.plain_addresses(link.index).map_err(Failure::of(&session.name))?,
             mtu: link.mtu,
             prefixes: prefixes(&device).into_iter().collect(),
@@ -52,7 +52,7 @@ pub(super) struct Owned {
 impl Owned {
     /// Reads it from the notes of before the reload. Where there are none, as after wg-quick's `up`, everything that is
     /// there counts. `table` is the file's.
-    pub(super) fn of(before: &Before, table: Table) -> Owned {
+    pub(super) fn of(before: &Snapshot, table: Table) -> Owned {
         let mut owned = Owned::default();
         for trace in &before.traces {
             match trace {
@@ -82,7 +82,7 @@ impl Owned {
     }
 
     /// Takes from the request the removal of preshared keys and keepalives that no file of this tunnel ever set.
-    pub(super) fn spare(&mut self, config: &Config, request: &mut SetRequest) {
+    pub(super) fn keep_foreign(&mut self, config: &Config, request: &mut SetRequest) {
         self.preshared.extend(with_secret(&config.peers).map(|peer| peer.public_key));
         self.keepalive.extend(with_keepalive(&config.peers).map(|peer| peer.public_key));
         for peer in request.peers.iter_mut().filter(|peer| !peer.remove) {

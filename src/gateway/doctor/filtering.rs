@@ -2,7 +2,7 @@
 
 use super::Finding;
 use super::Level::{Missing, Unknown, Warn};
-use super::firewall::{self, Chain, FirstPacket, Hook, Tool, Wall, wall};
+use super::firewall::{self, BlockingChain, Chain, FirstPacket, Hook, Tool, blocking_chain};
 use super::network::{output, program};
 use super::tunnels::KnownTunnel;
 use std::fmt::Write;
@@ -103,14 +103,14 @@ fn input(chains: &[Chain], tunnels: &[KnownTunnel]) -> Finding {
     let what = "firewall input";
     let mut asked: Vec<(u16, String)> = tunnels
         .iter()
-        .filter(|tunnel| !tunnel.sees_to("input"))
+        .filter(|tunnel| !tunnel.will_change("input"))
         .filter_map(|tunnel| Some((tunnel.port?, tunnel.name.clone())))
         .collect();
     if tunnels.is_empty() {
         asked.push((USUAL_PORT, "the usual port; no tunnel says another".into()));
     }
     let walled = asked.iter().filter_map(|(port, name)| {
-        Some((port, name, wall(chains, Hook::Input, &[FirstPacket::ToPort(*port)])?))
+        Some((port, name, blocking_chain(chains, Hook::Input, &[FirstPacket::ToPort(*port)])?))
     });
     let walled: Vec<_> = walled.collect();
     let Some((_, _, first)) = walled.first() else {
@@ -142,7 +142,7 @@ fn input(chains: &[Chain], tunnels: &[KnownTunnel]) -> Finding {
     Finding::new(
         what,
         Warn,
-        format!("{} drops UDP to port {}{}", called(first), named.join(", "), how(first)),
+        format!("{} drops UDP to port {}{}", chain_name(first), named.join(", "), cause(first)),
         &remedy,
     )
 }
@@ -151,14 +151,17 @@ fn forward(chains: &[Chain], tunnels: &[KnownTunnel]) -> Finding {
     let what = "firewall forward";
     let mut asked: Vec<&str> = tunnels
         .iter()
-        .filter(|tunnel| !tunnel.sees_to("forward"))
+        .filter(|tunnel| !tunnel.will_change("forward"))
         .map(|tunnel| tunnel.name.as_str())
         .collect();
     if tunnels.is_empty() {
         asked.push(USUAL_NAME);
     }
     let walled = asked.iter().filter_map(|name| {
-        Some((*name, wall(chains, Hook::Forward, &[FirstPacket::OutOf(name), FirstPacket::Into(name)])?))
+        Some((
+            *name,
+            blocking_chain(chains, Hook::Forward, &[FirstPacket::OutOf(name), FirstPacket::Into(name)])?,
+        ))
     });
     let walled: Vec<_> = walled.collect();
     let Some((_, first)) = walled.first() else {
@@ -183,18 +186,22 @@ fn forward(chains: &[Chain], tunnels: &[KnownTunnel]) -> Finding {
             ),
         };
     }
-    let found =
-        format!("{} drops what goes out of {} and into it{}", called(first), names.join(", "), how(first));
+    let found = format!(
+        "{} drops what goes out of {} and into it{}",
+        chain_name(first),
+        names.join(", "),
+        cause(first)
+    );
     Finding::new(what, Warn, found, remedy.trim_end_matches(';'))
 }
 
-fn called(wall: &Wall<'_>) -> String {
-    match wall.chain.tool {
-        Tool::Nft => format!("chain {} {}", wall.chain.table, wall.chain.name),
-        Tool::Iptables(program) => format!("{program}'s chain {}", wall.chain.name),
+fn chain_name(blocking: &BlockingChain<'_>) -> String {
+    match blocking.chain.tool {
+        Tool::Nft => format!("chain {} {}", blocking.chain.table, blocking.chain.name),
+        Tool::Iptables(program) => format!("{program}'s chain {}", blocking.chain.name),
     }
 }
 
-fn how(wall: &Wall<'_>) -> &'static str {
-    if wall.by_policy { " (its policy)" } else { " (a rule)" }
+fn cause(blocking: &BlockingChain<'_>) -> &'static str {
+    if blocking.by_policy { " (its policy)" } else { " (a rule)" }
 }

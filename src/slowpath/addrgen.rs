@@ -15,22 +15,22 @@ use std::io::{Error, Result};
 pub(super) const LEAST_MTU: u32 = 1280;
 
 /// Forbids such addresses on the interface, and removes what the kernel made up meanwhile. What a person gave stays.
-pub(super) async fn quiet(handle: &Handle, index: u32) {
-    if let Err(error) = try_to(handle, index).await {
+pub(super) async fn disable_link_local(handle: &Handle, index: u32) {
+    if let Err(error) = disable(handle, index).await {
         log::debug!("cannot keep the kernel from adding a link-local address: {error}");
     }
 }
 
-async fn try_to(handle: &Handle, index: u32) -> Result<()> {
+async fn disable(handle: &Handle, index: u32) -> Result<()> {
     link::disable_link_local(index)?;
     let mut addresses = handle.address().get().set_link_index_filter(index).execute();
-    let mut made_up = Vec::new();
+    let mut autoconfigured = Vec::new();
     while let Some(address) = addresses.try_next().await.map_err(Error::other)? {
-        if is_made_up(&address) {
-            made_up.push(address);
+        if is_autoconfigured(&address) {
+            autoconfigured.push(address);
         }
     }
-    for address in made_up {
+    for address in autoconfigured {
         handle.address().del(address).execute().await.map_err(Error::other)?;
     }
     Ok(())
@@ -38,7 +38,7 @@ async fn try_to(handle: &Handle, index: u32) -> Result<()> {
 
 /// Whether the kernel made the address up. An interface without hardware address gets a stable private one
 /// (`addrconf_dev_config`), which nobody else can give.
-fn is_made_up(address: &AddressMessage) -> bool {
+fn is_autoconfigured(address: &AddressMessage) -> bool {
     let is_stable = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::StablePrivacy));
     address.header.family == AddressFamily::Inet6
         && address.header.scope == AddressScope::Link

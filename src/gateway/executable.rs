@@ -13,7 +13,7 @@ const LINK: &str = "/proc/self/exe";
 /// # Errors
 ///
 /// Where the kernel does not give the path.
-pub fn program() -> Result<PathBuf> {
+pub fn path() -> Result<PathBuf> {
     let path = std::env::current_exe()?;
     Ok(if path.exists() { path } else { PathBuf::from(LINK) })
 }
