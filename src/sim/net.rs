@@ -2,7 +2,7 @@
 
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
-use crate::wire::message::{DataHeader, MessageKind, classify};
+use crate::wire::message::{DataHeader, MessageKind, classify, index};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -213,12 +213,18 @@ impl Network {
         self.tap.clear();
     }
 
-    /// What no wire may ever show: each counter that was used twice under one receiver index.
+    /// What no wire may ever show: each counter that was used twice under one receiver index since a handshake drew that.
     pub fn violations(&self) -> &[String] {
         &self.violations
     }
 
+    /// A handshake message begins another life of its sender's index, which chance may draw twice in thousands of handshakes.
     fn check_counter(&mut self, datagram: &Datagram) {
+        if let Some(MessageKind::Initiation | MessageKind::Response) = datagram.kind()
+            && let Some(sender) = index(&datagram.bytes)
+        {
+            self.counters.remove(&sender);
+        }
         if let Some(header) = datagram.data() {
             let seen = self.counters.entry(header.receiver).or_default();
             if !seen.insert(header.counter) {
