@@ -2,6 +2,7 @@
 //! that of feeding the worker and of collecting what it made.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ringtun::dataplane::directory::DirectoryWriter;
 use ringtun::dataplane::worker::{Worker, WorkerConfig};
 use ringtun::dataplane::{Control, Links, PeerId, PeerShared};
 use ringtun::io::{Endpoint, UdpTrain};
@@ -50,14 +51,13 @@ fn session(owner: u8) -> Session {
 fn rig(links: &Links, id: u8, shared: Arc<PeerShared>, session: Session) -> Rig {
     let config = WorkerConfig { id, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true } };
     let worker = Worker::new(config, links);
-    let peer = shared.id;
-    let endpoint = Endpoint { addr: outer(), from: None };
-    let routes = Prefix::new(IpAddr::from([10, 0, 0, 0]), 8).map(|prefix| (prefix, peer.slot));
+    let routes = Prefix::new(IpAddr::from([10, 0, 0, 0]), 8).map(|prefix| (prefix, shared.id.slot));
+    shared.sending.set_endpoint(Some(Endpoint { addr: outer(), from: None }));
+    let mut directory = DirectoryWriter::default();
+    directory.insert(Arc::clone(&shared));
     for control in [
-        Control::AddPeer(shared),
-        Control::Endpoint(peer, Some(endpoint)),
-        Control::Routes(Arc::new(RouteTable::build(routes))),
-        Control::Install(peer, session.receive, session.send),
+        Control::Routes(Arc::new(RouteTable::build(routes)), directory.publish()),
+        Control::Install(shared, session.receive, session.send),
     ] {
         assert!(links.workers[usize::from(id)].controls.push(control).is_ok());
     }

@@ -24,6 +24,11 @@ impl WorkerCount {
     pub const fn get(self) -> usize {
         self.0 as usize
     }
+
+    /// The numbers of the workers.
+    pub fn iter(self) -> impl Iterator<Item = u8> {
+        (0..self.0).map(|worker| worker as u8)
+    }
 }
 
 /// A receiver index as it stands in messages.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // a global allocator is an unsafe trait
 #![allow(clippy::unwrap_used)] // the helpers of a test are tests
 
+use ringtun::dataplane::directory::DirectoryWriter;
 use ringtun::dataplane::worker::{Worker, WorkerConfig};
 use ringtun::dataplane::{Control, Links, PeerId, PeerShared};
 use ringtun::io::{Endpoint, UdpTrain};
@@ -91,11 +92,13 @@ fn rig() -> Rig {
     let id = PeerId { slot: 0, epoch: 1 };
     let endpoint = Endpoint { addr: SocketAddr::from(([203, 0, 113, 1], 51820)), from: None };
     let prefix = Prefix::new(IpAddr::from([10, 0, 0, 0]), 8).unwrap();
+    let peer = Arc::new(PeerShared::new(id, 0));
+    peer.sending.set_endpoint(Some(endpoint));
+    let mut directory = DirectoryWriter::default();
+    directory.insert(Arc::clone(&peer));
     for control in [
-        Control::AddPeer(Arc::new(PeerShared::new(id, 0))),
-        Control::Endpoint(id, Some(endpoint)),
-        Control::Routes(Arc::new(RouteTable::build([(prefix, 0)]))),
-        Control::Install(id, receive, send),
+        Control::Routes(Arc::new(RouteTable::build([(prefix, 0)])), directory.publish()),
+        Control::Install(peer, receive, send),
     ] {
         assert!(links.workers[0].controls.push(control).is_ok());
     }

@@ -6,16 +6,19 @@
 //! worker tries again with the next packet; handshake datagrams are dropped when the queue is full.
 
 pub(crate) mod counters;
+pub mod directory;
 pub mod misdirected;
 pub mod sending;
 pub mod staging;
 pub mod stats;
 pub mod worker;
 
+use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::misdirected::MisdirectedQueue;
 use crate::dataplane::sending::Sending;
 use crate::dataplane::staging::Staging;
 use crate::dataplane::stats::WorkerStats;
+use crate::index::WorkerCount;
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, LocalAddr, Notice};
 use crate::noise::cookie::GateKeys;
@@ -48,21 +51,21 @@ pub const NOTICE_QUEUE: usize = 64;
 /// Packets or super-packets that one worker stages for one peer without a session (kernel: MAX_STAGED_PACKETS). A
 /// further one takes the place of the oldest.
 pub const MAX_STAGED: usize = 128;
-/// Shortest time between two requests of a worker for a handshake with one peer, so that packets without a session do
+/// Shortest time between two requests of the workers for a handshake with one peer, so that packets without a session do
 /// not flood the slow path.
 pub const HANDSHAKE_ASK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A peer as workers know it. Slots are small and reused; the epoch tells a reused one from its predecessor.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PeerId {
-    /// Index into the workers' tables, and the value in [`RouteTable`].
+    /// Index into the [`PeerDirectory`], and the value in [`RouteTable`].
     pub slot: u32,
     /// Distinguishes successive owners of the slot.
     pub epoch: u32,
 }
 
-/// What all workers and the slow path share of one peer: counters and time stamps, all of them relaxed atomics, and
-/// the session to send with.
+/// What all workers and the slow path share of one peer: how it is sent to, and counters and time stamps, all of them
+/// relaxed atomics.
 #[derive(Debug)]
 pub struct PeerShared {
     /// The peer's slot and epoch.
@@ -73,10 +76,14 @@ pub struct PeerShared {
     pub rx_bytes: AtomicU64,
     /// Bytes sent, counted as the payload of outer UDP.
     pub tx_bytes: AtomicU64,
-    /// The session to send with.
+    /// The endpoint, and the session to send with.
     pub sending: Sending,
     /// The sender index of the last handshake message sent to the peer.
     pub handshake_index: AtomicU32,
+    /// The workers that may have staged frames for the peer: see [`Self::note_staged`].
+    staged_by: AtomicU64,
+    /// When a worker last asked for a handshake; 0 is never, or that the next may ask at once.
+    asked_at: AtomicU64,
     unanswered_since: AtomicU64,
     unacknowledged_since: AtomicU64,
     last_data_received: AtomicU64,
@@ -106,6 +113,8 @@ impl PeerShared {
             tx_bytes: AtomicU64::new(0),
             sending: Sending::default(),
             handshake_index: AtomicU32::new(0),
+            staged_by: AtomicU64::new(0),
+            asked_at: AtomicU64::new(0),
             unanswered_since: AtomicU64::new(0),
             unacknowledged_since: AtomicU64::new(0),
             last_data_received: AtomicU64::new(0),
@@ -160,6 +169,40 @@ impl PeerShared {
         !self.armed.load(Relaxed) && !self.armed.swap(true, Relaxed)
     }
 
+    /// Notes that `worker` has staged frames for the peer. The worker then looks once more whether it can send them: either
+    /// it sees what the slow path or the owner has just published, or [`Self::take_staged`] sees the note.
+    pub fn note_staged(&self, worker: u8) {
+        self.staged_by.fetch_or(staging_bit(worker), Relaxed);
+        fence(SeqCst);
+    }
+
+    /// The workers, of `workers`, that may have staged frames for the peer. Called after something was published that lets
+    /// them send, or as the frames are to be dropped. It forgets them: a worker that keeps frames notes that anew.
+    pub fn take_staged(&self, workers: WorkerCount) -> impl Iterator<Item = u8> + use<> {
+        fence(SeqCst);
+        let noted = match self.staged_by.load(Relaxed) {
+            0 => 0,
+            _ => self.staged_by.swap(0, Relaxed),
+        };
+        workers.iter().filter(move |&worker| noted & staging_bit(worker) != 0)
+    }
+
+    /// Whether a worker may ask for a handshake, as [`HANDSHAKE_ASK_INTERVAL`] has passed since the last time.
+    pub fn may_ask(&self, now: Instant) -> bool {
+        let last = self.asked_at.load(Relaxed);
+        last == 0 || now.since(Instant::from_nanos(last)) >= HANDSHAKE_ASK_INTERVAL
+    }
+
+    /// Notes that a worker has asked for a handshake.
+    pub fn note_asked(&self, now: Instant) {
+        self.asked_at.store(now.as_nanos(), Relaxed);
+    }
+
+    /// Lets workers ask for a handshake at once: what they asked for last is over.
+    pub fn forget_asked(&self) {
+        self.asked_at.store(0, Relaxed);
+    }
+
     /// The stamps, for the timers.
     pub fn activity(&self) -> Activity {
         let read = |stamp: &AtomicU64| match stamp.load(Relaxed) {
@@ -173,6 +216,12 @@ impl PeerShared {
             last_authenticated: read(&self.last_authenticated),
         }
     }
+}
+
+/// The bit of [`PeerShared::note_staged`] for a worker. Where there are more workers than bits, some share one: then a worker
+/// may be rung for another's frames.
+fn staging_bit(worker: u8) -> u64 {
+    1 << (u32::from(worker) % u64::BITS)
 }
 
 /// A handshake message (types 1 to 3) on its way from or to the slow path.
@@ -215,30 +264,26 @@ pub enum Control {
     /// Sets what checks handshake messages for the local identity. `None` without a private key: then every one is
     /// dropped.
     Identity(Option<Box<GateKeys>>),
-    /// Sets the table of all AllowedIPs in which to look up from now on. Its values are peer slots.
-    Routes(Arc<RouteTable>),
-    /// Adds a peer. For all workers.
-    AddPeer(Arc<PeerShared>),
-    /// Removes a peer with its staged packets and its sessions. For all workers.
-    RemovePeer(PeerId),
-    /// Sets a peer's endpoint. For all workers.
-    Endpoint(PeerId, Option<Endpoint>),
+    /// Sets the routes, which are all AllowedIPs, and the peers that their values name. Frames that are staged for peers which
+    /// are not among these are dropped. For all workers.
+    Routes(Arc<RouteTable>, Arc<PeerDirectory>),
     /// Installs a session: opens what is received for its index, and sends with it as soon as its role allows. For
     /// the owner only.
-    Install(PeerId, Box<RecvSession>, Arc<SendSession>),
-    /// Removes both halves of the peer's session with this index. For all workers.
+    Install(Arc<PeerShared>, Box<RecvSession>, Arc<SendSession>),
+    /// Removes both halves of the peer's session with this index. For the owner only.
     Drop(PeerId, u32),
-    /// Sends what was staged, as there is a new session to send with. For all workers.
+    /// Sends what was staged, as there is a new session or endpoint to send with. For those who staged something.
     SendStaged(PeerId),
+    /// Drops what is staged, as the handshake was given up. The inner sources get ICMP unreachable. For those who staged
+    /// something.
+    PurgeStaged(PeerId),
     /// Sends a keepalive, if there is a session. Staged packets go instead, if there are any. For the owner only.
-    Keepalive(PeerId),
+    Keepalive(Arc<PeerShared>),
     /// Confirms the session that is sent with: by a keepalive, unless packets were sent with it already. For the
     /// owner only.
-    Confirm(PeerId),
-    /// Drops what is staged, as the handshake was given up. The inner sources get ICMP unreachable. For all workers.
-    PurgeStaged(PeerId),
-    /// Sends a handshake message.
-    Send(Endpoint, HandshakeDatagram),
+    Confirm(Arc<PeerShared>),
+    /// Sends a handshake message to the peer in this slot. For the owner only.
+    Send(u32, Endpoint, HandshakeDatagram),
     /// Sets the interface's MTU in bytes, which limits padding; 0 is no limit.
     Mtu(u32),
     /// Sets the MTUs, by prefix, of the routes into the interface that have one of their own.

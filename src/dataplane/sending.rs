@@ -1,27 +1,40 @@
-//! Which session a peer is sent to with: one word that all workers read. Only the owner of the session's receiving
-//! half publishes it, and whoever first notices the session's end withdraws it.
+//! How a peer is sent to: its endpoint, and the session to send with, in one word that all workers read.
 //!
 //! So that no packet leaves that cannot be answered, a session is published only where its receiving half is in
-//! place, and withdrawn before that is removed. A session that this device began is published as it is installed. One
-//! that it answered is published as the first authentic packet on it arrives, before that packet is delivered (kernel
-//! `wg_noise_received_with_keypair`). So whatever worker takes the answer to that packet from the TUN device finds
-//! the session there.
+//! place, and withdrawn before that is removed. Only the owner of the receiving half does either. A session that this
+//! device began is published as it is installed. One that it answered is published as the first authentic packet on
+//! it arrives, before that packet is delivered (kernel `wg_noise_received_with_keypair`). So whatever worker takes
+//! the answer to that packet from the TUN device finds the session there.
+//!
+//! The slow path decides on the endpoint. The owner sets it, too, as soon as the peer speaks from another address
+//! (rule 7), so that the very next packet of any worker goes there.
 //!
 //! Reading takes no lock and counts no reference. A session that nobody reads any more is freed, and its key
 //! zeroized, when it is replaced.
 
+use crate::io::Endpoint;
 use crate::noise::session::SendSession;
 use crate::time::Instant;
 use arc_swap::{ArcSwapOption, Guard};
 use std::fmt;
+use std::ptr;
 use std::sync::Arc;
 
-/// Where the session is published.
+/// How a peer is sent to at one moment.
+#[derive(Clone, Default)]
+struct SendPath {
+    endpoint: Option<Endpoint>,
+    /// How often the slow path has set the endpoint.
+    revision: u32,
+    session: Option<Arc<SendSession>>,
+}
+
+/// Where the endpoint and the session are published. `None` inside stands for a path without either.
 #[derive(Default)]
-pub struct Sending(ArcSwapOption<SendSession>);
+pub struct Sending(ArcSwapOption<SendPath>);
 
 impl Sending {
-    /// The session published at this moment. To be held no longer than a train takes.
+    /// The path published at this moment. To be held no longer than a train takes.
     pub fn load(&self) -> Published {
         Published(self.0.load())
     }
@@ -29,49 +42,105 @@ impl Sending {
     /// Publishes a session whose receiving half this worker has, unless the published one is as young or younger. So
     /// the later handshake wins, whatever order packets arrive in. True where it is published now.
     pub fn publish(&self, session: &Arc<SendSession>) -> bool {
-        loop {
-            let before = self.0.load();
-            if before.as_ref().is_some_and(|before| before.born() >= session.born()) {
-                return false;
-            }
-            let found = self.0.compare_and_swap(&*before, Some(Arc::clone(session)));
-            if is_same(&found, &before) {
-                return true;
-            }
-        }
+        self.change(|path| {
+            let is_younger = path.session.as_ref().is_none_or(|before| before.born() < session.born());
+            is_younger.then(|| SendPath { session: Some(Arc::clone(session)), ..path.clone() })
+        })
     }
 
     /// Withdraws the session with this local index, if it is the published one, as its receiving half is about to be
     /// removed.
     pub fn withdraw(&self, local_index: u32) {
-        let before = self.0.load();
-        if before.as_ref().is_some_and(|session| session.local_index() == local_index) {
-            // Where another session took its place meanwhile, that one stays.
-            self.0.compare_and_swap(&*before, None);
+        self.change(|path| {
+            let is_it = path.session.as_ref().is_some_and(|session| session.local_index() == local_index);
+            is_it.then(|| SendPath { session: None, ..path.clone() })
+        });
+    }
+
+    /// Sets the endpoint, as the slow path decided.
+    pub fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        self.change(|path| {
+            Some(SendPath {
+                endpoint,
+                revision: path.revision.wrapping_add(1),
+                session: path.session.clone(),
+            })
+        });
+    }
+
+    /// Sets the endpoint to what the owner has just heard from, unless the slow path set another one meanwhile, after
+    /// `revision`.
+    pub fn follow(&self, heard: Endpoint, revision: u32) {
+        self.change(|path| {
+            (path.revision == revision).then(|| SendPath { endpoint: Some(heard), ..path.clone() })
+        });
+    }
+
+    /// Has `gone` no longer name a source, if it is still the endpoint: the kernel has refused to send from there.
+    pub fn loosen(&self, gone: Endpoint) {
+        self.change(|path| {
+            let endpoint = Some(Endpoint { from: None, ..gone });
+            let revision = path.revision.wrapping_add(1);
+            (path.endpoint == Some(gone)).then(|| SendPath { endpoint, revision, ..path.clone() })
+        });
+    }
+
+    /// Publishes what `next` makes of the present path. Where that changes meanwhile, `next` is asked again; where it
+    /// answers `None`, the path stays, and so does the answer false.
+    fn change(&self, next: impl Fn(&SendPath) -> Option<SendPath>) -> bool {
+        let mut before = self.0.load();
+        loop {
+            let new = match before.as_deref() {
+                Some(path) => next(path),
+                None => next(&SendPath::default()),
+            };
+            let Some(new) = new else { return false };
+            let found = self.0.compare_and_swap(&*before, Some(Arc::new(new)));
+            if as_pointer(&found) == as_pointer(&before) {
+                return true;
+            }
+            before = found;
         }
     }
 }
 
-fn is_same(a: &Option<Arc<SendSession>>, b: &Option<Arc<SendSession>>) -> bool {
-    match (a, b) {
-        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-        (a, b) => a.is_none() && b.is_none(),
-    }
+fn as_pointer(path: &Option<Arc<SendPath>>) -> *const SendPath {
+    path.as_ref().map_or(ptr::null(), Arc::as_ptr)
 }
 
 impl fmt::Debug for Sending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sending").field(&self.0.load().as_ref().map(|session| session.local_index())).finish()
+        let published = self.load();
+        let session = published.0.as_ref().and_then(|path| path.session.as_ref());
+        f.debug_struct("Sending")
+            .field("endpoint", &published.endpoint())
+            .field("session", &session.map(|session| session.local_index()))
+            .finish()
     }
 }
 
-/// The published session, kept from being freed.
-pub struct Published(Guard<Option<Arc<SendSession>>>);
+/// The published path, kept from being freed.
+pub struct Published(Guard<Option<Arc<SendPath>>>);
 
 impl Published {
+    /// The peer's outer address and port, and the source to speak from.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.0.as_ref()?.endpoint
+    }
+
+    /// How often the slow path has set the endpoint so far.
+    pub fn revision(&self) -> u32 {
+        self.0.as_ref().map_or(0, |path| path.revision)
+    }
+
     /// The session, if it may still be sent with.
-    pub fn usable(&self, now: Instant) -> Option<&SendSession> {
-        self.0.as_deref().filter(|session| session.usable(now))
+    pub fn session(&self, now: Instant) -> Option<&SendSession> {
+        self.0.as_ref()?.session.as_deref().filter(|session| session.usable(now))
+    }
+
+    /// The session and the endpoint, where there are both to send with.
+    pub fn ready(&self, now: Instant) -> Option<(&SendSession, Endpoint)> {
+        self.session(now).zip(self.endpoint())
     }
 }
 
@@ -79,6 +148,7 @@ impl Published {
 mod tests {
     use super::*;
     use crate::noise::session::{Role, SessionKeys};
+    use std::net::SocketAddr;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     fn session(local_index: u32, born: u64) -> Arc<SendSession> {
@@ -88,7 +158,7 @@ mod tests {
     }
 
     fn published(sending: &Sending) -> Option<u32> {
-        sending.load().usable(Instant::from_nanos(1000)).map(SendSession::local_index)
+        sending.load().session(Instant::from_nanos(1000)).map(SendSession::local_index)
     }
 
     #[test]
@@ -117,6 +187,56 @@ mod tests {
         sending.publish(&only);
         sending.publish(&session(2, 200));
         assert_eq!(Arc::strong_count(&only), 1, "nor that of a replaced one");
+    }
+
+    fn endpoint(last: u8) -> Endpoint {
+        Endpoint { addr: SocketAddr::from(([192, 0, 2, last], 51820)), from: None }
+    }
+
+    #[test]
+    fn endpoint_and_session_change_apart_from_each_other() {
+        let sending = Sending::default();
+        sending.set_endpoint(Some(endpoint(1)));
+        sending.publish(&session(1, 100));
+        sending.set_endpoint(Some(endpoint(2)));
+        let now = Instant::from_nanos(1000);
+        let ready = |sending: &Sending| {
+            sending.load().ready(now).map(|(session, endpoint)| (session.local_index(), endpoint))
+        };
+        assert_eq!(ready(&sending), Some((1, endpoint(2))));
+        sending.publish(&session(2, 200));
+        assert_eq!(ready(&sending), Some((2, endpoint(2))));
+        sending.withdraw(2);
+        assert_eq!((ready(&sending), sending.load().endpoint()), (None, Some(endpoint(2))));
+        sending.publish(&session(3, 300));
+        sending.set_endpoint(None);
+        assert_eq!((ready(&sending), published(&sending)), (None, Some(3)));
+    }
+
+    #[test]
+    fn what_the_owner_heard_gives_way_to_what_the_slow_path_set_meanwhile() {
+        let sending = Sending::default();
+        sending.set_endpoint(Some(endpoint(1)));
+        let revision = sending.load().revision();
+        sending.follow(endpoint(2), revision);
+        assert_eq!(sending.load().endpoint(), Some(endpoint(2)));
+        sending.set_endpoint(Some(endpoint(3)));
+        sending.follow(endpoint(2), revision);
+        assert_eq!(sending.load().endpoint(), Some(endpoint(3)));
+    }
+
+    #[test]
+    fn only_the_source_that_is_gone_is_let_go() {
+        let sending = Sending::default();
+        let from = Some(crate::io::LocalAddr { ip: [198, 51, 100, 1].into(), interface: 2 });
+        let sticky = Endpoint { from, ..endpoint(1) };
+        sending.set_endpoint(Some(sticky));
+        sending.loosen(Endpoint { from, ..endpoint(2) });
+        assert_eq!(sending.load().endpoint(), Some(sticky));
+        let before = sending.load().revision();
+        sending.loosen(sticky);
+        assert_eq!(sending.load().endpoint(), Some(endpoint(1)));
+        assert_ne!(sending.load().revision(), before, "what is heard counts anew");
     }
 
     #[test]

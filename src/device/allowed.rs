@@ -1,11 +1,12 @@
 //! AllowedIPs as configured. Each prefix has one owner, device-wide. Changes are collected and published once.
 
-use super::outputs::{Broadcast, OutputQueue};
+use super::outputs::OutputQueue;
 use super::peer::Peer;
 use super::table::PeerTable;
 use crate::io::steer::Target;
-use crate::routing::{Prefix, RouteWriter};
+use crate::routing::{Prefix, RouteTable, RouteWriter};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Number of changes that the routes take in at once, at a few microseconds each at most. Those taken in together rewrite a
 /// node that they share only once.
@@ -78,15 +79,15 @@ impl AllowedIps {
         }
     }
 
-    /// Publishes the routes to the workers, if they changed since the last call. From then on no route names a
-    /// removed peer. Returns the prefixes that may have to be steered anew, for [`Self::steer`].
-    pub(super) fn publish(&mut self, out: &mut OutputQueue) -> BTreeMap<Prefix, Option<Target>> {
-        let changed = std::mem::take(&mut self.changed);
-        if !changed.is_empty() {
-            self.routes.change(self.pending.drain(..));
-            out.all(Broadcast::RoutingTables(self.routes.table()));
-        }
-        changed
+    /// The routes as they are now, for the workers.
+    pub(super) fn table(&mut self) -> Arc<RouteTable> {
+        self.routes.change(self.pending.drain(..));
+        self.routes.table()
+    }
+
+    /// The prefixes that changed since the last call and may have to be steered anew, for [`Self::steer`].
+    pub(super) fn take_changed(&mut self) -> BTreeMap<Prefix, Option<Target>> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Takes back the memory of tables that no worker has any more.

@@ -1,6 +1,5 @@
 //! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
 
-use super::outputs::Broadcast;
 use super::{Device, Now};
 use crate::crypto::stack;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
@@ -105,7 +104,7 @@ impl Device {
             peer.last_handshake = Some(now.wall);
             // The responder may not send before it has received something on this session: what is staged, or else
             // this keepalive.
-            self.out.one(peer.shared.owner, Control::Confirm(id));
+            self.out.one(peer.shared.owner, Control::Confirm(Arc::clone(&peer.shared)));
         }
         self.check_timers(now, id.slot);
     }
@@ -139,8 +138,9 @@ impl Device {
         let Some(peer) = self.peers.by_id(id) else { return };
         peer.timers.session_derived(now.mono);
         let freed = peer.sessions.install(Arc::clone(&send));
-        self.out.one(peer.shared.owner, Control::Install(id, receive, send));
-        self.drop_freed(id, freed);
+        let shared = Arc::clone(&peer.shared);
+        self.out.one(shared.owner, Control::Install(Arc::clone(&shared), receive, send));
+        self.drop_freed(&shared, freed);
     }
 
     /// Begins a handshake that a packet, a rekey or a keepalive needs. Without a key or an endpoint, what waits for
@@ -149,7 +149,7 @@ impl Device {
         let ready = self.is_up() && self.identity.is_some();
         let Some(peer) = self.peers.get_mut(slot) else { return };
         if !ready || peer.endpoint.is_none() {
-            self.out.all(Broadcast::PurgeStaged(peer.shared.id));
+            self.out.purge_staged(&peer.shared);
             return;
         }
         // A response just sent may still bring the session (kernel: it sets `last_sent_handshake`, too).
@@ -165,8 +165,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let id = peer.shared.id;
         let (Some(identity), Some(_)) = (&self.identity, peer.endpoint) else {
-            self.out.all(Broadcast::PurgeStaged(id));
-            return;
+            return self.out.purge_staged(&peer.shared);
         };
         let outstanding = peer.handshake.pending_index();
         let index = self.indices.allocate(peer.shared.owner, slot, &mut *self.entropy);
@@ -177,8 +176,7 @@ impl Device {
         let Ok(mut message) = initiation else {
             // A low-order public key: no handshake will ever succeed.
             self.indices.free(index);
-            self.out.all(Broadcast::PurgeStaged(id));
-            return;
+            return self.out.purge_staged(&peer.shared);
         };
         if let Some(outstanding) = outstanding {
             self.indices.free(outstanding);
@@ -198,6 +196,6 @@ impl Device {
         peer.shared.handshake_index.store(index(message).unwrap_or_default(), Relaxed);
         peer.shared.authenticated_sent(now.mono);
         peer.shared.tx_bytes.fetch_add(message.len() as u64, Relaxed);
-        self.out.one(peer.shared.owner, Control::Send(endpoint, datagram));
+        self.out.one(peer.shared.owner, Control::Send(id.slot, endpoint, datagram));
     }
 }

@@ -103,7 +103,7 @@ impl Device {
             }
             self.forget_secrets(slot);
             if let Some(peer) = self.peers.get_mut(slot) {
-                self.out.all(Broadcast::PurgeStaged(peer.shared.id));
+                self.out.purge_staged(&peer.shared);
                 peer.watch = Watch::Off;
                 peer.shared.armed.store(false, Relaxed);
             }
@@ -144,6 +144,8 @@ impl Device {
             self.forget_secrets(slot);
             if let Some(peer) = self.peers.get_mut(slot) {
                 peer.handshake.identity_changed();
+                // Packets that waited for a key may now ask for a handshake again at once.
+                peer.shared.forget_asked();
             }
             if self.is_up() {
                 self.restart_timers(now, slot);
@@ -161,20 +163,22 @@ impl Device {
             })
         });
         if let Some(peer) = self.peers.get(id.slot) {
-            self.out.all(Broadcast::AddPeer(Arc::clone(&peer.shared)));
+            self.directory.insert(Arc::clone(&peer.shared));
         }
         id.slot
     }
 
-    /// Removes a peer with all that belongs to it. The workers drop its sessions with it.
+    /// Removes a peer with all that belongs to it. What the workers have staged for it goes with the next directory.
     pub(super) fn remove_peer(&mut self, slot: u32) {
         self.allowed.remove_some(&mut self.peers, slot, usize::MAX);
         let Some(mut peer) = self.peers.remove(slot) else { return };
         self.forget_load(peer.shared.id);
-        for index in peer.sessions.clear().into_iter().chain(peer.handshake.pending_index()) {
-            self.indices.free(index);
-        }
-        self.out.all(Broadcast::RemovePeer(peer.shared.id));
+        self.directory.remove(slot);
+        peer.handshake.pending_index().into_iter().for_each(|index| self.indices.free(index));
+        // From now on nothing is sent to it; the owner withdraws its session.
+        peer.shared.sending.set_endpoint(None);
+        let freed = peer.sessions.clear();
+        self.drop_freed(&peer.shared, freed);
     }
 
     /// Drops a peer's sessions and handshake and stops its timers; its configuration stays.
@@ -198,8 +202,8 @@ impl Device {
     /// Forgets all sessions.
     pub(super) fn drop_sessions(&mut self, slot: u32) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        let (id, freed) = (peer.shared.id, peer.sessions.clear());
-        self.drop_freed(id, freed);
+        let (shared, freed) = (Arc::clone(&peer.shared), peer.sessions.clear());
+        self.drop_freed(&shared, freed);
     }
 }
 

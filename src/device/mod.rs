@@ -38,6 +38,7 @@ pub use transaction::{ConfigureError, More, Transaction};
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
+use crate::dataplane::directory::DirectoryWriter;
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
 use crate::index::WorkerCount;
 use crate::io::Endpoint;
@@ -133,6 +134,7 @@ pub struct Device {
     limiter: Limiter,
     clock: Tai64NClock,
     peers: PeerTable,
+    directory: DirectoryWriter,
     allowed: AllowedIps,
     indices: IndexTable,
     schedule: Schedule,
@@ -157,6 +159,7 @@ impl Device {
             limiter: Limiter::default(),
             clock: Tai64NClock::default(),
             peers: PeerTable::new(workers),
+            directory: DirectoryWriter::default(),
             allowed: AllowedIps::default(),
             indices: IndexTable::default(),
             schedule: Schedule::default(),
@@ -235,6 +238,7 @@ impl Device {
     /// Gives back memory that was needed only by what the workers have let go of.
     pub fn tidy(&mut self) {
         self.allowed.tidy();
+        self.directory.reclaim();
     }
 
     /// What workers share of each peer, for metrics, in the order in which the peers were added.
@@ -303,25 +307,26 @@ impl Device {
     /// there is).
     fn confirmed(&mut self, now: Now, id: PeerId, index: u32) {
         let Some(peer) = self.peers.by_id(id) else { return };
+        let shared = Arc::clone(&peer.shared);
         let (complete, freed) = peer.sessions.confirm(index);
         if complete {
             peer.timers.handshake_complete(now.mono);
             peer.last_handshake = Some(now.wall);
             self.clear_handshake(id.slot);
         }
-        self.drop_freed(id, freed);
+        self.drop_freed(&shared, freed);
         let Some(peer) = self.peers.by_id(id) else { return };
         if peer.sessions.current().is_some_and(|current| current.local_index() == index) {
-            self.out.all(Broadcast::SendStaged(id));
+            self.out.send_staged(&peer.shared);
         }
         self.check_timers(now, id.slot);
     }
 
-    /// Frees receiver indices and has the workers forget their sessions.
-    fn drop_freed(&mut self, id: PeerId, freed: Vec<u32>) {
+    /// Frees receiver indices of the peer's, and has its owner forget the sessions.
+    fn drop_freed(&mut self, peer: &PeerShared, freed: Vec<u32>) {
         for index in freed {
             self.indices.free(index);
-            self.out.all(Broadcast::Drop(id, index));
+            self.out.one(peer.owner, Control::Drop(peer.id, index));
         }
     }
 }

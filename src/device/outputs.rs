@@ -1,9 +1,9 @@
 //! What the device wants done, in order. A control for all workers is queued once, and multiplied as it is taken out.
 
 use super::{BindRequest, Output};
+use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::{Control, PeerId, PeerShared};
 use crate::index::WorkerCount;
-use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::noise::cookie::GateKeys;
 use crate::routing::{Prefix, RouteTable};
@@ -18,13 +18,7 @@ const KEPT: usize = 1024;
 /// A control for every worker.
 pub(super) enum Broadcast {
     Identity(Option<Box<GateKeys>>),
-    RoutingTables(Arc<RouteTable>),
-    AddPeer(Arc<PeerShared>),
-    RemovePeer(PeerId),
-    Endpoint(PeerId, Option<Endpoint>),
-    Drop(PeerId, u32),
-    SendStaged(PeerId),
-    PurgeStaged(PeerId),
+    Routes(Arc<RouteTable>, Arc<PeerDirectory>),
     Mtu(u32),
     RouteMtus(Option<Arc<RouteTable>>),
 }
@@ -33,13 +27,7 @@ impl Broadcast {
     fn control(&self) -> Control {
         match self {
             Broadcast::Identity(key) => Control::Identity(key.clone()),
-            Broadcast::RoutingTables(table) => Control::Routes(Arc::clone(table)),
-            Broadcast::AddPeer(shared) => Control::AddPeer(Arc::clone(shared)),
-            Broadcast::RemovePeer(id) => Control::RemovePeer(*id),
-            Broadcast::Endpoint(id, endpoint) => Control::Endpoint(*id, *endpoint),
-            Broadcast::Drop(id, index) => Control::Drop(*id, *index),
-            Broadcast::SendStaged(id) => Control::SendStaged(*id),
-            Broadcast::PurgeStaged(id) => Control::PurgeStaged(*id),
+            Broadcast::Routes(table, directory) => Control::Routes(Arc::clone(table), Arc::clone(directory)),
             Broadcast::Mtu(mtu) => Control::Mtu(*mtu),
             Broadcast::RouteMtus(table) => Control::RouteMtus(table.clone()),
         }
@@ -70,6 +58,26 @@ impl OutputQueue {
 
     pub(super) fn one(&mut self, worker: u8, control: Control) {
         self.entries.push_back(Entry::Other(Output::Control(worker, control)));
+    }
+
+    /// Queues a control for the workers that may have staged frames for the peer. What lets them send those is published
+    /// already.
+    fn stagers(&mut self, peer: &PeerShared, control: fn(PeerId) -> Control) {
+        // Whoever waits for the peer may ask again at once.
+        peer.forget_asked();
+        for worker in peer.take_staged(self.workers) {
+            self.one(worker, control(peer.id));
+        }
+    }
+
+    /// Has staged frames for the peer sent.
+    pub(super) fn send_staged(&mut self, peer: &PeerShared) {
+        self.stagers(peer, Control::SendStaged);
+    }
+
+    /// Has staged frames for the peer dropped.
+    pub(super) fn purge_staged(&mut self, peer: &PeerShared) {
+        self.stagers(peer, Control::PurgeStaged);
     }
 
     pub(super) fn bind(&mut self, request: Option<BindRequest>) {

@@ -1,6 +1,5 @@
 //! Where peers are, and from which local addresses they are spoken to (kernel `socket.c`).
 
-use super::outputs::Broadcast;
 use super::{Departure, Device};
 use crate::dataplane::PeerId;
 use crate::io::Endpoint;
@@ -28,11 +27,12 @@ impl Device {
         self.set_endpoint(id, Endpoint { addr: to, from });
     }
 
-    /// Stores an endpoint and sends it to the workers, if it is another one.
+    /// Stores an endpoint and publishes it to the workers, if it is another one.
     pub(super) fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
         let Some(peer) = self.peers.by_id(id) else { return };
         if peer.endpoint.replace(endpoint) != Some(endpoint) {
-            self.out.all(Broadcast::Endpoint(id, Some(endpoint)));
+            peer.shared.sending.set_endpoint(Some(endpoint));
+            self.out.send_staged(&peer.shared);
         }
     }
 

@@ -8,16 +8,16 @@
 //! [`PeerShared::armed`]: crate::dataplane::PeerShared::armed
 //! [`Event::Activity`]: crate::dataplane::Event::Activity
 
-use super::outputs::Broadcast;
 use super::peer::Watch;
 use super::table::PeerTable;
 use super::{Device, Now};
-use crate::dataplane::{Control, PeerId};
+use crate::dataplane::{Control, PeerId, PeerShared};
 use crate::noise::KEEPALIVE_TIMEOUT;
 use crate::noise::timers::Due;
 use crate::time::Instant;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
@@ -113,10 +113,10 @@ impl Device {
             return;
         }
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        let (id, freed) = (peer.shared.id, peer.sessions.expire(now.mono));
-        self.drop_freed(id, freed);
+        let (shared, freed) = (Arc::clone(&peer.shared), peer.sessions.expire(now.mono));
+        self.drop_freed(&shared, freed);
         while let Some(due) = self.due(now, slot) {
-            self.act(now, id, due);
+            self.act(now, &shared, due);
         }
         let next = self.next_timer_check(now.mono, slot).map(|at| at.max(now.mono + SHORTEST_PAUSE));
         self.schedule.set(&mut self.peers, slot, next);
@@ -138,7 +138,8 @@ impl Device {
         due
     }
 
-    fn act(&mut self, now: Now, id: PeerId, due: Due) {
+    fn act(&mut self, now: Now, peer: &PeerShared, due: Due) {
+        let id = peer.id;
         match due {
             Due::Keepalive => self.keepalive(now, id.slot),
             Due::Initiate => {
@@ -150,7 +151,7 @@ impl Device {
             Due::GiveUp => {
                 self.stats.given_up += 1;
                 self.clear_handshake(id.slot);
-                self.out.all(Broadcast::PurgeStaged(id));
+                self.out.purge_staged(peer);
             }
             Due::ZeroKeys => {
                 self.clear_handshake(id.slot);
@@ -163,7 +164,7 @@ impl Device {
     fn keepalive(&mut self, now: Now, slot: u32) {
         let Some(peer) = self.peers.get(slot) else { return };
         if peer.sessions.current().is_some_and(|session| session.usable(now.mono)) {
-            self.out.one(peer.shared.owner, Control::Keepalive(peer.shared.id));
+            self.out.one(peer.shared.owner, Control::Keepalive(Arc::clone(&peer.shared)));
         } else {
             self.want_handshake(now, slot);
         }

@@ -2,6 +2,7 @@
 //! may do other work between two slices, so that a transaction of any size keeps no handshake waiting.
 
 use super::lifecycle::InterfaceState;
+use super::outputs::Broadcast;
 use super::table::MAX_PEERS;
 use super::uapi::{AllowedIp, EIO, ENOMEM, PeerRequest, SetRequest};
 use super::{BindRequest, Device, Now};
@@ -11,7 +12,7 @@ use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::routing::Prefix;
 use crate::sys::error::errno;
-use std::collections::btree_map;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 use std::io;
 use std::vec::IntoIter;
@@ -156,10 +157,20 @@ impl Device {
             self.allowed.steer(&self.peers, steering.by_ref().take(STEERED_A_SLICE), &mut self.out);
             return steering.len() > 0;
         } else {
-            transaction.steering = Some(self.allowed.publish(&mut self.out).into_iter());
-            self.peers.recycle();
+            transaction.steering = Some(self.publish().into_iter());
         }
         true
+    }
+
+    /// Publishes routes and peers to the workers, if they changed. From then on no route names a removed peer, and slots of
+    /// removed peers may be used again. Returns the prefixes that may have to be steered anew.
+    fn publish(&mut self) -> BTreeMap<Prefix, Option<Target>> {
+        let changed = self.allowed.take_changed();
+        if !changed.is_empty() || self.directory.is_changed() {
+            self.out.all(Broadcast::Routes(self.allowed.table(), self.directory.publish()));
+        }
+        self.peers.recycle();
+        changed
     }
 
     fn continue_step(&mut self, now: Now, step: Step) -> Option<Step> {

@@ -8,7 +8,7 @@
 use crate::io::edge::{Edge, ReceiveInfo, shape};
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::io::{Io, IoStats, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::calls::Batch;
 use crate::sys::icmp::IcmpSockets;
@@ -338,7 +338,7 @@ impl Io for Mmsg {
         self.edge.stats
     }
 
-    fn take_source_gone(&mut self) -> Option<Endpoint> {
+    fn take_source_gone(&mut self) -> Option<SourceGone> {
         self.edge.out.take_gone()
     }
 

@@ -72,8 +72,19 @@ pub struct SendTrain {
     pub stride: usize,
     /// Destination and source.
     pub to: Endpoint,
+    /// The slot of the peer to which it goes. `None` is an answer to a sender that may be no peer.
+    pub peer: Option<u32>,
     /// Outer TOS or traffic class: DSCP, and ECN in the low two bits.
     pub tos: u8,
+}
+
+/// A peer that the kernel reaches, but no longer from its sticky source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SourceGone {
+    /// The peer's slot.
+    pub peer: u32,
+    /// The endpoint with the source that is gone.
+    pub endpoint: Endpoint,
 }
 
 /// One frame read from the TUN device: virtio-net header and (super-)packet in the first `len` bytes.
@@ -256,9 +267,8 @@ pub trait Io {
     /// The counters so far.
     fn stats(&self) -> IoStats;
 
-    /// The next destination whose sticky source the kernel refused and that was reached without it, as the address
-    /// went away.
-    fn take_source_gone(&mut self) -> Option<Endpoint> {
+    /// The next peer whose sticky source the kernel refused and that was reached without it, as the address went away.
+    fn take_source_gone(&mut self) -> Option<SourceGone> {
         None
     }
 

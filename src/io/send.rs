@@ -24,7 +24,7 @@
 
 use crate::io::narrow::NarrowPaths;
 use crate::io::udp::UdpSockets;
-use crate::io::{Endpoint, IoStats, Notice, SendTrain};
+use crate::io::{Endpoint, IoStats, Notice, SendTrain, SourceGone};
 use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
 use crate::sys::calls::Batch;
 use crate::time::Instant;
@@ -131,7 +131,7 @@ pub(super) struct SendQueue {
     /// Whether a train of several segments was ever sent.
     proven: bool,
     narrow: NarrowPaths,
-    gone: VecDeque<Endpoint>,
+    gone: VecDeque<SourceGone>,
     notices: VecDeque<Notice>,
     /// The time that the owner set last.
     now: Instant,
@@ -200,7 +200,7 @@ impl SendQueue {
         Some(since + PATIENCE)
     }
 
-    pub(super) fn take_gone(&mut self) -> Option<Endpoint> {
+    pub(super) fn take_gone(&mut self) -> Option<SourceGone> {
         self.gone.pop_front()
     }
 
@@ -292,7 +292,7 @@ impl SendQueue {
     fn fill(&mut self, family: Family) -> usize {
         let mut count = 0;
         for out in &self.lanes[family as usize].queue {
-            let SendTrain { buf, len, stride, to, tos } = &out.train;
+            let SendTrain { buf, len, stride, to, tos, .. } = &out.train;
             let size = if out.singly { *stride } else { *len };
             for message in buf[out.sent..*len].chunks(size) {
                 if count == self.batch.capacity() {
@@ -325,26 +325,27 @@ impl SendQueue {
             stats.udp_sends += 1;
             stats.udp_sent_datagrams += datagrams as u64;
             self.proven |= datagrams > 1;
-            let gone = front.suspect.take();
+            let gone = front.suspect.take().map(|endpoint| (endpoint, front.train.peer));
             if front.advance() {
                 queue.pop_front();
             }
-            if let Some(endpoint) = gone {
-                self.source_gone(endpoint);
+            if let Some((endpoint, peer)) = gone {
+                self.source_gone(endpoint, peer);
             }
         }
     }
 
     /// Notes that the front was sent without its sticky source and not with it, so that nothing more is sent from
     /// there.
-    fn source_gone(&mut self, endpoint: Endpoint) {
+    fn source_gone(&mut self, endpoint: Endpoint, peer: Option<u32>) {
         for out in &mut self.lanes[Family::of(endpoint.addr.ip()) as usize].queue {
             if out.train.to == endpoint {
                 out.train.to.from = None;
             }
         }
-        if self.gone.len() < GONE_LIST && !self.gone.contains(&endpoint) {
-            self.gone.push_back(endpoint);
+        let gone = peer.map(|peer| SourceGone { peer, endpoint });
+        if let Some(gone) = gone.filter(|gone| self.gone.len() < GONE_LIST && !self.gone.contains(gone)) {
+            self.gone.push_back(gone);
         }
     }
 

@@ -5,6 +5,7 @@ use crate::dataplane::{Control, Links, PeerId};
 use crate::device::uapi::SetRequest;
 use crate::device::{BindRequest, Device, Now, Output};
 use crate::index::{ReceiverIndex, WorkerCount};
+use crate::io::SourceGone;
 use crate::io::steer::Target;
 use crate::io::udp::UdpSockets;
 use crate::offload::coalesce::CoalesceOptions;
@@ -347,8 +348,8 @@ impl SimHost {
         let (outgoing, written) = (lane.io.take_sent(), lane.io.take_written());
         for out in outgoing {
             let sticky = out.to.from.and_then(|source| self.addresses.iter().find(|&&ip| ip == source.ip));
-            if sticky.is_none() && out.to.from.is_some() {
-                lane.io.report_source_gone(out.to);
+            if let (None, Some(_), Some(peer)) = (sticky, out.to.from, out.peer) {
+                lane.io.report_source_gone(SourceGone { peer, endpoint: out.to });
                 lane.busy = true;
             }
             // The kernel backends, too, send again without the source that the kernel refused.
@@ -438,12 +439,11 @@ impl SimHost {
                         if ReceiverIndex(index).worker() != worker {
                             self.violations.push(format!("session {index:#x} given to worker {worker}"));
                         }
-                        if self.indices.insert(index, *peer).is_some() {
+                        if self.indices.insert(index, peer.id).is_some() {
                             self.violations.push(format!("index {index:#x} given to a second session"));
                         }
                     }
                     Control::Drop(_, index) => drop(self.indices.remove(index)),
-                    Control::RemovePeer(gone) => self.indices.retain(|_, peer| peer != gone),
                     _ => {}
                 }
                 lane.backlog.push_back(control);

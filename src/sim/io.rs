@@ -5,7 +5,7 @@
 
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::io::{Endpoint, Io, IoStats, SendTrain, TunFrame, UdpTrain};
+use crate::io::{Endpoint, Io, IoStats, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::sim::net::Datagram;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -32,6 +32,8 @@ const GRO_BYTES: usize = 65_507;
 pub struct SentDatagram {
     /// Destination, and the source where it is sticky.
     pub to: Endpoint,
+    /// The slot of the peer to which it goes, as in [`SendTrain`].
+    pub peer: Option<u32>,
     /// Outer ECN bits.
     pub ecn: u8,
     /// UDP payload.
@@ -62,7 +64,7 @@ pub struct SimIo {
     queued_tun: Vec<Vec<u8>>,
     udp_out: Vec<SentDatagram>,
     tun_out: Vec<Vec<u8>>,
-    sources_gone: VecDeque<Endpoint>,
+    sources_gone: VecDeque<SourceGone>,
     stats: IoStats,
     /// When the last wait ended.
     woken: Instant,
@@ -145,9 +147,9 @@ impl SimIo {
     }
 
     /// Reports that a datagram's sticky source is no address of the host any more.
-    pub fn report_source_gone(&mut self, endpoint: Endpoint) {
+    pub fn report_source_gone(&mut self, gone: SourceGone) {
         if self.sources_gone.len() < MAX_SOURCES_GONE {
-            self.sources_gone.push_back(endpoint);
+            self.sources_gone.push_back(gone);
         }
     }
 
@@ -178,7 +180,8 @@ impl SimIo {
         for segment in bytes.chunks(train.stride.max(1)) {
             self.stats.udp_sent_datagrams += 1;
             self.fragmented += u64::from(segment.len() + headers > self.link_mtu);
-            self.udp_out.push(SentDatagram { to: train.to, ecn: train.tos & 3, bytes: segment.into() });
+            let SendTrain { to, peer, tos, .. } = *train;
+            self.udp_out.push(SentDatagram { to, peer, ecn: tos & 3, bytes: segment.into() });
         }
     }
 
@@ -289,7 +292,7 @@ impl Io for SimIo {
         self.stats
     }
 
-    fn take_source_gone(&mut self) -> Option<Endpoint> {
+    fn take_source_gone(&mut self) -> Option<SourceGone> {
         self.sources_gone.pop_front()
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::io::{Endpoint, Io, IoStats, LocalAddr, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::io::{Io, IoStats, LocalAddr, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -21,8 +21,8 @@ pub struct Memory {
     pub gso: bool,
     /// Whether [`Io::wait`] fails, as if the TUN device were gone.
     pub gone: bool,
-    /// The endpoints that [`Io::take_source_gone`] returns, one by one.
-    pub sources_gone: VecDeque<Endpoint>,
+    /// What [`Io::take_source_gone`] returns, one by one.
+    pub sources_gone: VecDeque<SourceGone>,
     /// The answer of [`Io::tun_refuses`].
     pub refuses: CoalesceOptions,
     /// The notices that [`Io::take_notice`] returns, one by one.
@@ -204,7 +204,7 @@ impl Io for Memory {
         self.stats
     }
 
-    fn take_source_gone(&mut self) -> Option<Endpoint> {
+    fn take_source_gone(&mut self) -> Option<SourceGone> {
         self.sources_gone.pop_front()
     }
 

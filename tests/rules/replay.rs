@@ -194,7 +194,7 @@ fn rule_04_colliding_index_is_drawn_again() {
         while let Some(output) = device.poll_output() {
             match output {
                 Output::Bind(Some(_)) => device.bound(Ok(1)),
-                Output::Control(_, Control::Send(_, message)) => {
+                Output::Control(_, Control::Send(.., message)) => {
                     let index = Initiation::parse(message.bytes()).unwrap().sender;
                     assert!(indices.insert(index), "{index:#x} twice");
                 }

@@ -4,10 +4,13 @@
 //! The kernel asks for the route of every packet that it sends (`send4`, `send6`: "Avoiding routing loop"). Here they
 //! are known by what only this device sends: the index of a session or of a handshake, to the endpoint of its peer.
 
+use crate::dataplane::PeerShared;
+use crate::dataplane::directory::PeerDirectory;
 use crate::time::Instant;
 use crate::wire::ip::{self, Fragment, UDP, UDP_HEADER_LEN, be16};
 use crate::wire::message;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Flows of WireGuard messages whose verdict is remembered.
@@ -15,6 +18,8 @@ const MEMORY: usize = 16;
 /// Time for which a verdict is remembered. It is bounded, since peers' endpoints change; it is needed, since
 /// searching 10,000 peers takes some 100 µs.
 const MEMORY_LIFE: Duration = Duration::from_secs(1);
+/// Number of peers that may be searched in one [`MEMORY_LIFE`] before a further search is put off to the next: some 10 ms.
+const SEARCHED: usize = 1_000_000;
 
 /// A WireGuard message on its way through the tunnel, of this device or of a host behind it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,21 +54,53 @@ impl Outer {
 
 /// The verdicts of the last moments.
 #[derive(Default)]
-pub(super) struct Loops([Option<(Outer, Instant, bool)>; MEMORY]);
+pub(super) struct Loops {
+    verdicts: [Option<(Outer, Instant, bool)>; MEMORY],
+    /// Number of peers searched since [`Self::counted_from`].
+    searched: usize,
+    counted_from: Instant,
+}
 
 impl Loops {
-    /// Where the packet goes, if it is one of this device's. `is_ours` searches all peers.
+    /// Where the packet goes, if it is one of this device's. A message of which there was no time to say it passes.
+    #[inline]
     pub(super) fn find(
         &mut self,
         packet: &[u8],
         destination: IpAddr,
         now: Instant,
-        is_ours: impl FnOnce(&Outer) -> bool,
+        peers: &PeerDirectory,
     ) -> Option<SocketAddr> {
         let outer = Outer::parse(packet, destination)?;
-        let place = &mut self.0[outer.index as usize % MEMORY];
-        let known = place.filter(|(other, at, _)| *other == outer && now.since(*at) < MEMORY_LIFE);
-        let (.., ours) = *place.insert(known.unwrap_or_else(|| (outer, now, is_ours(&outer))));
-        ours.then_some(outer.to)
+        self.is_ours(outer, now, peers).then_some(outer.to)
     }
+
+    fn is_ours(&mut self, outer: Outer, now: Instant, peers: &PeerDirectory) -> bool {
+        let place = &mut self.verdicts[outer.index as usize % MEMORY];
+        if let Some((.., verdict)) =
+            place.filter(|(other, at, _)| *other == outer && now.since(*at) < MEMORY_LIFE)
+        {
+            return verdict;
+        }
+        if now.since(self.counted_from) >= MEMORY_LIFE {
+            (self.searched, self.counted_from) = (0, now);
+        }
+        if self.searched >= SEARCHED {
+            return false;
+        }
+        let verdict = peers.iter().inspect(|_| self.searched += 1).any(|peer| is_sent_to(peer, &outer, now));
+        *place = Some((outer, now, verdict));
+        verdict
+    }
+}
+
+/// Whether this device itself sends this message to the peer.
+fn is_sent_to(peer: &PeerShared, outer: &Outer, now: Instant) -> bool {
+    let published = peer.sending.load();
+    let to = published.endpoint().map(|endpoint| (endpoint.addr.ip(), endpoint.addr.port()));
+    to == Some((outer.to.ip(), outer.to.port()))
+        && match outer.data {
+            true => published.session(now).is_some_and(|session| session.remote_index() == outer.index),
+            false => peer.handshake_index.load(Relaxed) == outer.index,
+        }
 }

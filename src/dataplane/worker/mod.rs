@@ -11,12 +11,14 @@
 //! All of it runs on one thread, to completion: at the end of a turn nothing is half done but what is staged.
 
 mod control;
+mod hash;
 mod loops;
 mod outbox;
 mod padding;
 mod patience;
 mod peers;
 mod rx;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod trains;
@@ -26,7 +28,7 @@ mod unreachable;
 use crate::crypto::stack;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
-use crate::io::{Endpoint, Io};
+use crate::io::Io;
 use crate::offload::coalesce::CoalesceOptions;
 use crate::time::Instant;
 use outbox::WorkerOutbox;
@@ -35,6 +37,7 @@ use patience::{Done, Patience};
 use peers::Peers;
 use rx::{Receiver, Rx};
 use std::sync::Arc;
+use trains::OpenTrains;
 use tx::Sender;
 use unreachable::UnreachableSender;
 
@@ -215,13 +218,14 @@ impl Worker {
     fn take_notices<I: Io>(&mut self, io: &mut I) {
         self.rx.give_up(io.tun_refuses());
         while let Some(gone) = io.take_source_gone() {
-            for peer in self.peers.iter_mut().filter(|peer| peer.endpoint == Some(gone)) {
-                // Where the event finds no room, the source stays: the next send that fails to use it notices it again.
-                if self.outbox.emit(Event::SourceGone(peer.shared.id)) {
-                    peer.endpoint = Some(Endpoint { from: None, ..gone });
-                    peer.heard = None;
-                    add(&self.outbox.stats.tx_source_gone, 1);
-                }
+            let peer = self.peers.directory.get(gone.peer);
+            let Some(peer) = peer.filter(|peer| peer.sending.load().endpoint() == Some(gone.endpoint)) else {
+                continue;
+            };
+            // Where the event finds no room, the source stays: the next send that fails to use it notices it again.
+            if self.outbox.emit(Event::SourceGone(peer.id)) {
+                peer.sending.loosen(gone.endpoint);
+                add(&self.outbox.stats.tx_source_gone, 1);
             }
         }
         while let Some(notice) = io.take_notice() {
@@ -230,12 +234,24 @@ impl Worker {
     }
 
     fn sender<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Sender<'a, I> {
-        Sender::new(io, &mut self.peers, &mut self.outbox, &mut self.unreachable, &self.padding, now)
+        let Peers { directory, routes, staged, loops } = &mut self.peers;
+        Sender {
+            io,
+            directory,
+            routes,
+            staged,
+            loops,
+            outbox: &mut self.outbox,
+            unreachable: &mut self.unreachable,
+            padding: &self.padding,
+            now,
+            open: OpenTrains::default(),
+        }
     }
 
     fn receiver<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Receiver<'a, I> {
         let Worker { id, peers, outbox, rx, .. } = self;
-        Receiver { id: *id, io, peers, outbox, rx, now }
+        Receiver { id: *id, io, routes: &peers.routes, outbox, rx, now }
     }
 }
 

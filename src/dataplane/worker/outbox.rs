@@ -1,12 +1,10 @@
 //! What a worker sends to other threads: events and handshake messages to the slow path, misdirected datagrams to
 //! other workers. Each of them is woken at most once a turn.
 
-use super::peers::WorkerPeer;
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::{
-    Event, HANDSHAKE_ASK_INTERVAL, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox,
-    UNDER_LOAD,
+    Event, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox, UNDER_LOAD,
 };
 use crate::io::Notice;
 use crate::time::Instant;
@@ -59,16 +57,14 @@ impl WorkerOutbox {
     }
 
     /// Asks the slow path for a handshake, unless this or another worker did so just now.
-    pub(super) fn need_handshake(&mut self, peer: &mut WorkerPeer, now: Instant) {
-        if peer.asked.is_some_and(|at| now.since(at) < HANDSHAKE_ASK_INTERVAL)
-            || peer.shared.handshake_wanted.swap(true, Relaxed)
-        {
+    pub(super) fn need_handshake(&mut self, peer: &PeerShared, now: Instant) {
+        if !peer.may_ask(now) || peer.handshake_wanted.swap(true, Relaxed) {
             return;
         }
-        if self.emit(Event::NeedHandshake(peer.shared.id)) {
-            peer.asked = Some(now);
+        if self.emit(Event::NeedHandshake(peer.id)) {
+            peer.note_asked(now);
         } else {
-            peer.shared.handshake_wanted.store(false, Relaxed);
+            peer.handshake_wanted.store(false, Relaxed);
         }
     }
 

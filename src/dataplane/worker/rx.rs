@@ -3,8 +3,8 @@
 //! The kernel's GRO merges by address and port alone, so one train may mix message types and receiver indices. It is
 //! therefore cut into runs of data messages for one index. Nearly every train is one run.
 
+use super::hash::IndexHasher;
 use super::outbox::WorkerOutbox;
-use super::peers::{Peers, WorkerPeer};
 use super::tx::alloc;
 use crate::crypto::aead::MAX_SEGMENTS;
 use crate::dataplane::misdirected::Misdirected;
@@ -16,11 +16,13 @@ use crate::io::{Endpoint, Io, LocalAddr, SendTrain, UdpTrain};
 use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{Received, RecvSession, SendSession};
 use crate::offload::coalesce::{CoalesceOptions, Coalescer, REFUSALS};
+use crate::routing::RouteTable;
 use crate::time::Instant;
 use crate::wire::ip;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, classify};
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasherDefault;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,24 +42,52 @@ pub(super) struct Rx {
 
 /// A session that is received on.
 pub(super) struct Receiving {
-    peer: PeerId,
+    peer: Arc<PeerShared>,
     session: Box<RecvSession>,
     /// The sending half, held until the session takes effect.
     send: Option<Arc<SendSession>>,
     /// Whether the slow path was notified that the session took effect.
     reported: bool,
+    /// Where the peer last spoke from, and to, as it was reported to the slow path, and the endpoint's revision then.
+    heard: Option<(Endpoint, u32)>,
 }
 
 impl Receiving {
     /// Makes the session take effect, since the other end is known to have it: publishes its sending half, and
     /// notifies the slow path for the packets of all workers.
-    pub(super) fn take_effect(&mut self, peer: &PeerShared, outbox: &mut WorkerOutbox) {
+    pub(super) fn take_effect(&mut self, outbox: &mut WorkerOutbox) {
         if let Some(send) = self.send.take() {
-            peer.sending.publish(&send);
+            self.peer.sending.publish(&send);
         }
         if !self.reported {
             // Where the event finds no room, the slow path is notified with the next packet.
-            self.reported = outbox.emit(Event::Confirmed(self.peer, self.session.local_index()));
+            self.reported = outbox.emit(Event::Confirmed(self.peer.id, self.session.local_index()));
+        }
+    }
+
+    /// Notes that the peer spoke authentically from `origin`, so that this is where it is now (rule 7; kernel
+    /// `wg_socket_set_endpoint_from_skb`).
+    ///
+    /// All workers send there from now on, and the slow path is notified. It also decides whether the local address may be
+    /// pinned: where none was pinned so far, none is until it says so.
+    fn roam(&mut self, outbox: &mut WorkerOutbox, origin: Origin) {
+        let published = self.peer.sending.load();
+        let known = published.endpoint().filter(|known| same_address(known.addr, origin.from));
+        let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };
+        let revision = published.revision();
+        let is_reported = |(heard, then): (Endpoint, u32)| {
+            then == revision && same_address(heard.addr, seen.addr) && heard.from == seen.from
+        };
+        if known.is_some_and(|known| known.from == seen.from) || self.heard.is_some_and(is_reported) {
+            return;
+        }
+        // Where the event finds no room, both are done with the next packet.
+        if outbox.emit(Event::Roamed(self.peer.id, seen)) {
+            self.heard = Some((seen, revision));
+            add(&outbox.stats.rx_roamed, 1);
+            if known.is_none_or(|known| known.from.is_some()) {
+                self.peer.sending.follow(seen, revision);
+            }
         }
     }
 }
@@ -70,27 +100,23 @@ impl Rx {
     /// Adds a session of `peer`, which has not taken effect yet.
     pub(super) fn install(
         &mut self,
-        peer: &mut WorkerPeer,
+        peer: &Arc<PeerShared>,
         session: Box<RecvSession>,
         send: Arc<SendSession>,
     ) -> &mut Receiving {
         let index = session.local_index();
-        if !peer.receiving.contains(&index) {
-            peer.receiving.push(index);
-        }
-        let receiving = Receiving { peer: peer.shared.id, session, send: Some(send), reported: false };
+        let peer = Arc::clone(peer);
+        let receiving = Receiving { peer, session, send: Some(send), reported: false, heard: None };
         self.sessions.entry(index).insert_entry(receiving).into_mut()
     }
 
-    /// The peer whose session has this index.
-    pub(super) fn owner(&self, index: u32) -> Option<PeerId> {
-        self.sessions.get(&index).map(|receiving| receiving.peer)
-    }
-
-    /// Removes the session with this index, if it is `peer`'s.
+    /// Removes both halves of the session with this index, if it is the peer's.
     pub(super) fn remove(&mut self, index: u32, peer: PeerId) {
-        if self.owner(index) == Some(peer) {
-            self.sessions.remove(&index);
+        if let Entry::Occupied(entry) = self.sessions.entry(index)
+            && entry.get().peer.id == peer
+        {
+            entry.get().peer.sending.withdraw(index);
+            entry.remove();
         }
     }
 
@@ -106,26 +132,6 @@ impl Rx {
     }
 }
 
-/// Hashes a receiver index. It is random except for the low byte, which is the same in all indices of a worker. The
-/// multiplication spreads the random bits, and the shift brings the best of them to where the table reads first.
-#[derive(Default)]
-struct IndexHasher(u64);
-
-impl Hasher for IndexHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(u32::from(byte) << 8 ^ self.0 as u32);
-        }
-    }
-    fn write_u32(&mut self, index: u32) {
-        let spread = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = spread ^ (spread >> 32);
-    }
-}
-
 /// Where a train came from, and how.
 #[derive(Clone, Copy)]
 struct Origin {
@@ -138,7 +144,7 @@ struct Origin {
 pub(super) struct Receiver<'a, I: Io> {
     pub(super) id: u8,
     pub(super) io: &'a mut I,
-    pub(super) peers: &'a mut Peers,
+    pub(super) routes: &'a RouteTable,
     pub(super) outbox: &'a mut WorkerOutbox,
     pub(super) rx: &'a mut Rx,
     pub(super) now: Instant,
@@ -220,7 +226,8 @@ impl<I: Io> Receiver<'_, I> {
         buf[..reply.len()].copy_from_slice(reply);
         let to = Endpoint { addr: origin.from, from: origin.to };
         // Kernel `wg_socket_send_buffer_as_reply_to_skb`: an ordinary packet, unlike other handshake messages.
-        self.io.send_udp(SendTrain { buf, len: reply.len(), stride: reply.len(), to, tos: 0 });
+        let (len, stride) = (reply.len(), reply.len());
+        self.io.send_udp(SendTrain { buf, len, stride, to, peer: None, tos: 0 });
         add(&self.outbox.stats.tx_cookies, 1);
     }
 
@@ -251,7 +258,7 @@ impl<I: Io> Receiver<'_, I> {
             add(&stats.rx_expired, count);
             return 0;
         }
-        let slot = receiving.peer.slot;
+        let slot = receiving.peer.id.slot;
         let received = receiving.session.open_train(&mut buf[run.clone()], stride);
         let opened = self.accept(slot, buf, run, stride, received, origin.ecn);
         if opened.bytes > 0 {
@@ -291,7 +298,7 @@ impl<I: Io> Receiver<'_, I> {
                 continue;
             };
             // Device-wide longest prefix: a peer cannot speak from a subnet of another's (rule 9).
-            if self.peers.route(info.source) != Some(slot) {
+            if self.routes.lookup(info.source) != Some(slot) {
                 add(&stats.rx_bad_source, 1);
                 continue;
             }
@@ -308,17 +315,17 @@ impl<I: Io> Receiver<'_, I> {
     /// Notes that authentic and fresh messages arrived: stamps, counters, confirmation, roaming, rekeying.
     fn note(&mut self, receiver: u32, opened: &RunOutcome, origin: Origin) {
         let Some(receiving) = self.rx.sessions.get_mut(&receiver) else { return };
-        let Some(peer) = self.peers.find(receiving.peer) else { return };
-        peer.shared.rx_bytes.fetch_add(opened.bytes as u64, Relaxed);
+        let peer: &PeerShared = &receiving.peer;
+        peer.rx_bytes.fetch_add(opened.bytes as u64, Relaxed);
         match opened.data {
-            true => peer.shared.data_received(self.now),
-            false => peer.shared.authenticated_received(self.now),
+            true => peer.data_received(self.now),
+            false => peer.authenticated_received(self.now),
         }
-        self.outbox.activity(&peer.shared);
-        receiving.take_effect(&peer.shared, self.outbox);
-        roam(peer, self.outbox, origin);
+        self.outbox.activity(peer);
+        receiving.take_effect(self.outbox);
+        receiving.roam(self.outbox, origin);
         if receiving.session.wants_rekey(self.now) {
-            self.outbox.need_handshake(peer, self.now);
+            self.outbox.need_handshake(&receiving.peer, self.now);
         }
     }
 
@@ -347,26 +354,6 @@ struct RunOutcome {
     data: bool,
     /// Inner packets handed to the coalescer.
     accepted: usize,
-}
-
-/// Notes that the peer spoke authentically from `origin`, so that this is where it is now (rule 7; kernel
-/// `wg_socket_set_endpoint_from_skb`).
-///
-/// This worker uses the new endpoint at once; the others get it from the slow path. The slow path also decides
-/// whether the local address may be pinned. Where none was pinned so far, none is until it says so.
-fn roam(peer: &mut WorkerPeer, outbox: &mut WorkerOutbox, origin: Origin) {
-    let known = peer.endpoint.filter(|known| same_address(known.addr, origin.from));
-    let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };
-    let heard = peer.heard.is_some_and(|last| same_address(last.addr, seen.addr) && last.from == seen.from);
-    if !heard {
-        if known.is_none_or(|known| known.from.is_some()) {
-            peer.endpoint = Some(seen);
-        }
-        if outbox.emit(Event::Roamed(peer.shared.id, seen)) {
-            peer.heard = Some(seen);
-            add(&outbox.stats.rx_roamed, 1);
-        }
-    }
 }
 
 /// Whether both have the same address and port. An IPv6 flow label does not count (kernel `endpoint_eq`).

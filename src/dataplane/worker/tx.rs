@@ -3,18 +3,21 @@
 //! Packets of one flow leave in the order in which they came (rule 3; [`super::trains`] says how), and what a peer
 //! has staged is sent before anything newer. A [`Sender`] lives for part of one turn and leaves no train open.
 
+use super::loops::Loops;
 use super::outbox::WorkerOutbox;
 use super::padding::Padding;
-use super::peers::Peers;
+use super::staged::StagedFrames;
 use super::trains::{OpenTrain, OpenTrains, Ticket, TrainChoice};
 use super::unreachable::UnreachableSender;
+use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::stats::add;
-use crate::dataplane::{HandshakeDatagram, PeerId};
+use crate::dataplane::{HandshakeDatagram, PeerShared};
 use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, SendTrain};
 use crate::noise::session::SendSession;
 use crate::offload::split::{Progress, Splitter};
 use crate::offload::train::TrainLimits;
+use crate::routing::RouteTable;
 use crate::time::Instant;
 use crate::wire::icmp::Unreachable;
 use crate::wire::ip;
@@ -30,26 +33,18 @@ const PURGE_ICMP: usize = 4;
 /// The sending side of a turn.
 pub(super) struct Sender<'a, I: Io> {
     pub(super) io: &'a mut I,
-    pub(super) peers: &'a mut Peers,
+    pub(super) directory: &'a PeerDirectory,
+    pub(super) routes: &'a RouteTable,
+    pub(super) staged: &'a mut StagedFrames,
+    pub(super) loops: &'a mut Loops,
     pub(super) outbox: &'a mut WorkerOutbox,
     pub(super) unreachable: &'a mut UnreachableSender,
     pub(super) padding: &'a Padding,
     pub(super) now: Instant,
-    open: OpenTrains,
+    pub(super) open: OpenTrains,
 }
 
 impl<'a, I: Io> Sender<'a, I> {
-    pub(super) fn new(
-        io: &'a mut I,
-        peers: &'a mut Peers,
-        outbox: &'a mut WorkerOutbox,
-        unreachable: &'a mut UnreachableSender,
-        padding: &'a Padding,
-        now: Instant,
-    ) -> Self {
-        Sender { io, peers, outbox, unreachable, padding, now, open: OpenTrains::default() }
-    }
-
     /// Sends, stages or refuses one TUN frame.
     pub(super) fn frame(&mut self, frame: &[u8]) {
         add(&self.outbox.stats.tx_frames, 1);
@@ -61,22 +56,20 @@ impl<'a, I: Io> Sender<'a, I> {
             add(&self.outbox.stats.tx_super_packets, 1);
         }
         let destination = splitter.info().destination;
-        if let Some(to) = self.peers.find_loop(splitter.packet(), destination, self.now) {
+        if let Some(to) = self.loops.find(splitter.packet(), destination, self.now, self.directory) {
             add(&self.outbox.stats.tx_looped, splitter.remaining());
             return self.outbox.routing_loop(to, self.now);
         }
-        let Some(slot) = self.peers.route(destination) else {
-            add(&self.outbox.stats.tx_no_peer, 1);
-            return self.refuse(frame);
-        };
-        let Some(peer) = self.peers.at(slot) else {
+        let Some(peer) = self.routes.lookup(destination).and_then(|slot| self.peer(slot)) else {
             add(&self.outbox.stats.tx_no_peer, 1);
             return self.refuse(frame);
         };
         let stats = &self.outbox.stats;
-        let own = peer.shared.owner == self.outbox.id;
+        let own = peer.owner == self.outbox.id;
         add(if own { &stats.tx_frames_own } else { &stats.tx_frames_other }, 1);
-        if peer.endpoint.is_none() {
+        let slot = peer.id.slot;
+        let (has_endpoint, has_session) = self.has_path(peer);
+        if !has_endpoint {
             add(&self.outbox.stats.tx_no_endpoint, 1);
             return self.refuse(frame);
         }
@@ -85,13 +78,27 @@ impl<'a, I: Io> Sender<'a, I> {
             add(&self.outbox.stats.tx_oversized, splitter.remaining());
             return self.refuse_for(frame, Unreachable::TooBig(MAX_INNER_LEN as u32));
         }
-        // A train that is open found a session in this turn, and will look for one again as it closes.
-        if !peer.has_staged() && (self.open.first_of(slot).is_some() || peer.reachable(self.now)) {
+        if has_session && !self.staged.has(slot) {
             self.pack(slot, &mut splitter);
         } else {
-            self.stage(slot, frame);
+            self.stage(peer, frame);
             self.flush_staged(slot);
         }
+    }
+
+    /// The peer in this slot. It outlives the borrow of the sender.
+    fn peer(&self, slot: u32) -> Option<&'a PeerShared> {
+        self.directory.get(slot).map(|peer| &**peer)
+    }
+
+    /// Whether the peer has an endpoint, and whether there is a session to send with. A train that is open found both in this
+    /// turn, and will look for them again as it closes.
+    fn has_path(&self, peer: &PeerShared) -> (bool, bool) {
+        if self.open.first_of(peer.id.slot).is_some() {
+            return (true, true);
+        }
+        let published = peer.sending.load();
+        (published.endpoint().is_some(), published.session(self.now).is_some())
     }
 
     /// Closes and queues all open trains, and so ends the sender.
@@ -99,14 +106,18 @@ impl<'a, I: Io> Sender<'a, I> {
         self.close_all();
     }
 
-    /// Sends in order what the peer has staged. Where it has no session, asks for a handshake instead.
+    /// Sends in order what the peer has staged. Where it cannot be sent to, asks for a handshake instead.
     pub(super) fn flush_staged(&mut self, slot: u32) {
-        let Some(peer) = self.peers.at(slot).filter(|peer| peer.has_staged()) else { return };
-        if !peer.reachable(self.now) {
-            return self.outbox.need_handshake(peer, self.now);
+        let Some(peer) = self.peer(slot).filter(|_| self.staged.has(slot)) else { return };
+        if !self.is_ready(peer) {
+            // What is published after this note makes the slow path have this worker try again.
+            peer.note_staged(self.outbox.id);
+            if !self.is_ready(peer) {
+                return self.outbox.need_handshake(peer, self.now);
+            }
         }
-        while self.peers.at(slot).is_some_and(|peer| peer.reachable(self.now)) {
-            let Some(frame) = self.peers.unstage(slot) else { break };
+        while self.is_ready(peer) {
+            let Some(frame) = self.staged.pop(slot) else { break };
             // The frame was split before it was staged, so it will be split again without an error.
             if let Ok(mut splitter) = Splitter::new(&frame) {
                 self.pack(slot, &mut splitter);
@@ -117,14 +128,19 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
+    /// Whether there is now a session and an endpoint to send with.
+    fn is_ready(&self, peer: &PeerShared) -> bool {
+        peer.sending.load().ready(self.now).is_some()
+    }
+
     /// Sends a keepalive to the peer. Staged frames go instead, if there are any.
-    pub(super) fn keepalive(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.find(id) else { return };
-        if peer.has_staged() {
-            return self.flush_staged(id.slot);
+    pub(super) fn keepalive(&mut self, peer: &PeerShared) {
+        let slot = peer.id.slot;
+        if self.staged.has(slot) {
+            return self.flush_staged(slot);
         }
-        let published = peer.shared.sending.load();
-        let Some((session, to)) = published.usable(self.now).zip(peer.endpoint) else {
+        let published = peer.sending.load();
+        let Some((session, to)) = published.ready(self.now) else {
             return self.outbox.need_handshake(peer, self.now);
         };
         let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
@@ -132,41 +148,39 @@ impl<'a, I: Io> Sender<'a, I> {
             return self.outbox.need_handshake(peer, self.now);
         };
         session.seal_train(first, &mut buf[..DATA_OVERHEAD], DATA_OVERHEAD);
-        let rekey = session.wants_rekey(self.now);
-        self.io.send_udp(SendTrain { buf, len: DATA_OVERHEAD, stride: DATA_OVERHEAD, to, tos: 0 });
+        let (len, stride) = (DATA_OVERHEAD, DATA_OVERHEAD);
+        self.io.send_udp(SendTrain { buf, len, stride, to, peer: Some(slot), tos: 0 });
         add(&self.outbox.stats.tx_keepalives, 1);
-        peer.shared.tx_bytes.fetch_add(DATA_OVERHEAD as u64, Relaxed);
-        peer.shared.authenticated_sent(self.now);
-        self.outbox.activity(&peer.shared);
-        if rekey {
+        peer.tx_bytes.fetch_add(DATA_OVERHEAD as u64, Relaxed);
+        peer.authenticated_sent(self.now);
+        self.outbox.activity(peer);
+        if session.wants_rekey(self.now) {
             self.outbox.need_handshake(peer, self.now);
         }
     }
 
     /// Sends a keepalive on a session that nothing was sent with yet, so that its responder may use it.
-    pub(super) fn confirm(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.find(id) else { return };
-        if peer.has_staged() || !peer.shared.sending.load().usable(self.now).is_some_and(SendSession::is_used)
-        {
-            self.keepalive(id);
+    pub(super) fn confirm(&mut self, peer: &PeerShared) {
+        let is_used = peer.sending.load().session(self.now).is_some_and(SendSession::is_used);
+        if self.staged.has(peer.id.slot) || !is_used {
+            self.keepalive(peer);
         }
     }
 
-    /// Sends a handshake message.
-    pub(super) fn handshake(&mut self, to: Endpoint, datagram: &HandshakeDatagram) {
+    /// Sends a handshake message to the peer in `slot`.
+    pub(super) fn handshake(&mut self, slot: u32, to: Endpoint, datagram: &HandshakeDatagram) {
         let Some(mut buf) = alloc(self.io) else { return add(&self.outbox.stats.tx_no_buffer, 1) };
         let bytes = datagram.bytes();
-        buf[..bytes.len()].copy_from_slice(bytes);
-        self.io.send_udp(SendTrain { buf, len: bytes.len(), stride: bytes.len(), to, tos: HANDSHAKE_TOS });
+        let (len, stride) = (bytes.len(), bytes.len());
+        buf[..len].copy_from_slice(bytes);
+        self.io.send_udp(SendTrain { buf, len, stride, to, peer: Some(slot), tos: HANDSHAKE_TOS });
         add(&self.outbox.stats.tx_handshakes, 1);
     }
 
-    /// Drops what the peer has staged, and answers the first few senders with ICMP.
-    pub(super) fn purge(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.find(id) else { return };
-        peer.asked = None;
+    /// Drops what the peer in `slot` has staged, and answers the first few senders with ICMP.
+    pub(super) fn purge(&mut self, slot: u32) {
         let mut dropped = 0;
-        while let Some(frame) = self.peers.unstage(id.slot) {
+        while let Some(frame) = self.staged.pop(slot) {
             if dropped < PURGE_ICMP {
                 self.refuse(&frame);
             }
@@ -175,9 +189,9 @@ impl<'a, I: Io> Sender<'a, I> {
         add(&self.outbox.stats.tx_staged_dropped, dropped);
     }
 
-    fn stage(&mut self, slot: u32, frame: &[u8]) {
+    fn stage(&mut self, peer: &PeerShared, frame: &[u8]) {
         add(&self.outbox.stats.tx_staged, 1);
-        add(&self.outbox.stats.tx_staged_dropped, self.peers.stage(slot, frame));
+        add(&self.outbox.stats.tx_staged_dropped, self.staged.push(peer, frame));
     }
 
     fn refuse(&mut self, frame: &[u8]) {
@@ -238,27 +252,27 @@ impl<'a, I: Io> Sender<'a, I> {
     fn close(&mut self, index: usize) {
         let Some(OpenTrain { ticket, train, mut buf }) = self.open.take(index) else { return };
         let (len, stride, count) = (train.len(), train.stride(), train.count());
-        let Some(peer) = self.peers.at(ticket.slot) else { return };
+        let Some(peer) = self.peer(ticket.slot) else { return };
         if count == 0 {
             return;
         }
-        let published = peer.shared.sending.load();
-        let path = published.usable(self.now).zip(peer.endpoint);
+        let published = peer.sending.load();
         // The counters go in one step, so that the train's are consecutive and no other worker has any of them.
-        let reserved = path.and_then(|(session, to)| Some((session, to, session.reserve(count as u64)?)));
+        let reserved = published
+            .ready(self.now)
+            .and_then(|(session, to)| Some((session, to, session.reserve(count as u64)?)));
         let Some((session, to, first)) = reserved else {
             add(&self.outbox.stats.tx_no_session, count);
             return self.outbox.need_handshake(peer, self.now);
         };
         session.seal_train(first, &mut buf[..len], stride);
-        let rekey = session.wants_rekey(self.now);
-        self.io.send_udp(SendTrain { buf, len, stride, to, tos: ticket.ecn });
+        self.io.send_udp(SendTrain { buf, len, stride, to, peer: Some(ticket.slot), tos: ticket.ecn });
         add(&self.outbox.stats.tx_trains, 1);
         add(&self.outbox.stats.tx_packets, count);
-        peer.shared.tx_bytes.fetch_add(len as u64, Relaxed);
-        peer.shared.data_sent(self.now);
-        self.outbox.activity(&peer.shared);
-        if rekey {
+        peer.tx_bytes.fetch_add(len as u64, Relaxed);
+        peer.data_sent(self.now);
+        self.outbox.activity(peer);
+        if session.wants_rekey(self.now) {
             self.outbox.need_handshake(peer, self.now);
         }
     }

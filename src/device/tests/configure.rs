@@ -72,11 +72,14 @@ fn replaced_prefixes_are_gone_and_unchanged_ones_are_not_steered_anew() {
 }
 
 #[test]
-fn a_transaction_without_prefixes_publishes_no_routes() {
+fn a_transaction_publishes_only_what_changed() {
     let mut side = Side::new(1);
     side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8"])]));
-    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8"]), peer(3, &[])]));
-    assert_eq!(side.routes.len(), 1);
+    side.apply(NOW, &set(vec![peer(2, &["10.0.0.0/8"])]));
+    assert_eq!(side.routes.len(), 1, "nothing");
+    side.apply(NOW, &set(vec![peer(3, &[])]));
+    assert_eq!((side.routes.len(), side.peers.len()), (2, 2), "another peer");
+    assert!(Arc::ptr_eq(&side.routes[0], &side.routes[1]), "the same routes");
 }
 
 #[test]

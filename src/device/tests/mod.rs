@@ -16,7 +16,7 @@ use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{RecvSession, Role, SendSession};
 use crate::routing::RouteTable;
 use crate::wire::message::{DATA_OVERHEAD, MessageKind, classify};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 pub(super) const WORKERS: u8 = 3;
@@ -80,10 +80,8 @@ pub(super) struct Side {
     pub(super) sends: VecDeque<(Endpoint, HandshakeDatagram)>,
     pub(super) keepalives: VecDeque<PeerId>,
     pub(super) peers: HashMap<PeerId, Arc<PeerShared>>,
-    slots: HashSet<u32>,
     pub(super) send: HashMap<PeerId, Arc<SendSession>>,
     pub(super) receive: HashMap<u32, Receiving>,
-    pub(super) endpoints: HashMap<PeerId, Option<Endpoint>>,
     pub(super) routes: Vec<Arc<RouteTable>>,
     pub(super) steer: Vec<(Prefix, Option<Target>)>,
     pub(super) binds: Vec<Option<BindRequest>>,
@@ -105,10 +103,8 @@ impl Side {
             sends: VecDeque::new(),
             keepalives: VecDeque::new(),
             peers: HashMap::new(),
-            slots: HashSet::new(),
             send: HashMap::new(),
             receive: HashMap::new(),
-            endpoints: HashMap::new(),
             routes: Vec::new(),
             steer: Vec::new(),
             binds: Vec::new(),
@@ -144,7 +140,7 @@ impl Side {
     }
 
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
-        self.endpoints.get(&self.peer()).copied().flatten()
+        self.peers[&self.peer()].sending.load().endpoint()
     }
 
     pub(super) fn drain(&mut self) {
@@ -158,7 +154,7 @@ impl Side {
             };
             match control {
                 Control::Install(peer, session, send) => {
-                    let index = session.local_index();
+                    let (index, peer) = (session.local_index(), peer.id);
                     assert_eq!((worker, index as u8), (self.peers[&peer].owner, worker));
                     self.log.push("Install");
                     let begun = session.role() == Role::Initiator;
@@ -166,12 +162,23 @@ impl Side {
                     assert!(self.receive.insert(index, receiving).is_none());
                     confirmed.extend(begun.then_some(index));
                 }
-                Control::Keepalive(id) | Control::Confirm(id) => {
+                Control::Drop(id, index) => {
                     assert_eq!(worker, self.peers[&id].owner);
-                    self.log.push("Keepalive");
-                    self.keepalives.push_back(id);
+                    self.log.push("Drop");
+                    let receiving = self.receive.remove(&index);
+                    assert!(
+                        receiving.is_some_and(|receiving| receiving.peer == id),
+                        "dropped what it never had"
+                    );
+                    self.send.retain(|_, send| send.local_index() != index);
                 }
-                Control::Send(endpoint, datagram) => {
+                Control::Keepalive(peer) | Control::Confirm(peer) => {
+                    assert_eq!(worker, peer.owner);
+                    self.log.push("Keepalive");
+                    self.keepalives.push_back(peer.id);
+                }
+                Control::Send(slot, endpoint, datagram) => {
+                    assert!(self.peers.values().any(|peer| (peer.id.slot, peer.owner) == (slot, worker)));
                     self.log.push("Send");
                     self.sends.push_back((endpoint, datagram));
                 }
@@ -186,7 +193,15 @@ impl Side {
             }
         }
         assert_eq!(next_worker, 0);
+        self.note_staged();
         confirmed.into_iter().for_each(|index| self.take_effect(index));
+    }
+
+    /// Every worker has frames staged for every peer.
+    fn note_staged(&self) {
+        for peer in self.peers.values() {
+            (0..WORKERS).for_each(|worker| peer.note_staged(worker));
+        }
     }
 
     /// A session takes effect as in the worker, which reports it.
@@ -206,35 +221,19 @@ impl Side {
                 self.gate = keys.map(|keys| Gate::new(*keys, 0));
                 "Identity"
             }
-            Control::Routes(table) => {
+            Control::Routes(table, directory) => {
                 self.routes.push(table);
+                self.peers = directory.iter().map(|peer| (peer.id, Arc::clone(peer))).collect();
+                let left = self.receive.values().find(|receiving| !self.peers.contains_key(&receiving.peer));
+                assert!(left.is_none(), "a session outlived its peer");
                 "Routes"
             }
-            Control::AddPeer(shared) => {
-                assert!(self.slots.insert(shared.id.slot), "slot taken");
-                self.peers.insert(shared.id, shared);
-                "AddPeer"
-            }
-            Control::RemovePeer(id) => {
-                self.peers.remove(&id).unwrap();
-                self.slots.remove(&id.slot);
-                self.endpoints.remove(&id);
-                self.send.remove(&id);
-                self.receive.retain(|_, receiving| receiving.peer != id);
-                "RemovePeer"
-            }
-            Control::Endpoint(id, endpoint) => {
-                self.endpoints.insert(id, endpoint);
-                "Endpoint"
-            }
-            Control::Drop(id, index) => {
-                let receiving = self.receive.remove(&index);
-                assert!(receiving.is_some_and(|receiving| receiving.peer == id), "dropped what it never had");
-                self.send.retain(|_, send| send.local_index() != index);
-                "Drop"
-            }
             Control::SendStaged(id) => {
-                assert!(self.send.contains_key(&id), "a session to send with");
+                let endpoint = self.peers[&id].sending.load().endpoint();
+                assert!(
+                    self.send.contains_key(&id) || endpoint.is_some(),
+                    "something to send with, or to ask"
+                );
                 "SendStaged"
             }
             Control::PurgeStaged(id) => {

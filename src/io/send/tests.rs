@@ -6,7 +6,7 @@ fn queue_of(trains: &[(usize, usize, Endpoint)]) -> (SendQueue, IoStats) {
     let (pool, mut stats) = (Pool::new(SEND_QUEUE + 8).unwrap(), IoStats::default());
     let mut queue = SendQueue::new();
     for &(len, stride, to) in trains {
-        let train = SendTrain { buf: pool.take().unwrap(), len, stride, to, tos: 0 };
+        let train = SendTrain { buf: pool.take().unwrap(), len, stride, to, peer: Some(0), tos: 0 };
         queue.push(train, &UdpSockets::default(), &mut stats);
     }
     (queue, stats)
@@ -75,7 +75,7 @@ fn a_refused_source_is_tried_once_without_and_reported_only_if_that_helps() {
     assert!(queue.refused(libc::ENETUNREACH, Family::Ipv4, &mut stats).is_continue());
     assert_eq!(queue.take_gone(), None);
     queue.sent(1, Family::Ipv4, &mut stats);
-    assert_eq!(queue.take_gone(), Some(sticky(1)));
+    assert_eq!(queue.take_gone(), Some(SourceGone { peer: 0, endpoint: sticky(1) }));
     assert_eq!(queue.lanes[0].queue.iter().map(|out| out.train.to).collect::<Vec<_>>(), [peer(1), sticky(2)]);
     queue.sent(1, Family::Ipv4, &mut stats);
     // The other destination is unreachable from anywhere.
@@ -112,7 +112,14 @@ fn a_full_queue_drops_the_newest_and_counts_its_datagrams() {
     assert!(queue.refused(libc::EAGAIN, Family::Ipv4, &mut stats).is_break());
     let pool = Pool::new(SEND_QUEUE).unwrap();
     for _ in 0..SEND_QUEUE {
-        let train = SendTrain { buf: pool.take().unwrap(), len: 300, stride: 100, to: peer(1), tos: 0 };
+        let train = SendTrain {
+            buf: pool.take().unwrap(),
+            len: 300,
+            stride: 100,
+            to: peer(1),
+            peer: Some(0),
+            tos: 0,
+        };
         queue.push(train, &UdpSockets::default(), &mut stats);
     }
     assert_eq!((queue.lanes[0].queue.len(), stats.udp_send_errors), (SEND_QUEUE, 3));
@@ -156,7 +163,7 @@ fn a_full_socket_holds_up_the_other_family_for_a_moment_and_only_if_that_is_in_u
     assert!(!queue.holds_up(now));
     let pool = Pool::new(SEND_QUEUE).unwrap();
     let mut push = |queue: &mut SendQueue, to| {
-        let train = SendTrain { buf: pool.take().unwrap(), len: 100, stride: 100, to, tos: 0 };
+        let train = SendTrain { buf: pool.take().unwrap(), len: 100, stride: 100, to, peer: Some(0), tos: 0 };
         queue.push(train, &UdpSockets::default(), &mut stats);
     };
     for _ in 0..2 * STUCK_QUEUE {

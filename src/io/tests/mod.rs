@@ -168,7 +168,7 @@ impl Bench {
     fn send(&mut self, bytes: &[u8], stride: usize, to: Endpoint, ecn: u8) {
         let mut buf = self.io.alloc().unwrap();
         buf[..bytes.len()].copy_from_slice(bytes);
-        self.io.send_udp(SendTrain { buf, len: bytes.len(), stride, to, tos: ecn });
+        self.io.send_udp(SendTrain { buf, len: bytes.len(), stride, to, peer: Some(3), tos: ecn });
     }
 
     /// Receives datagrams, however they come in trains, until there are `count` or none comes within a second.

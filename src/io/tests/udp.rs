@@ -1,4 +1,5 @@
 use super::*;
+use crate::io::SourceGone;
 use std::net::IpAddr;
 
 #[test]
@@ -118,7 +119,7 @@ fn a_sticky_source_is_kept_and_one_that_is_gone_is_reported_once() {
                 let len = peer.recv(&mut bytes).unwrap();
                 assert_eq!(bytes[..len], pattern(3000, n / 3)[n % 3 * 1000..][..1000]);
             }
-            assert_eq!(bench.io.take_source_gone(), Some(endpoint));
+            assert_eq!(bench.io.take_source_gone(), Some(SourceGone { peer: 3, endpoint }));
             assert_eq!(bench.io.take_source_gone(), None);
         }
         assert_eq!(bench.io.stats().offload_fallbacks, 0);

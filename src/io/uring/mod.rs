@@ -13,7 +13,7 @@ mod writes;
 use crate::io::edge::Edge;
 use crate::io::slab::{Buf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::io::{Endpoint, Io, IoStats, Notice, SendTrain, TunFrame, UdpTrain};
+use crate::io::{Io, IoStats, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
@@ -350,7 +350,7 @@ impl Io for Uring {
         self.edge.stats
     }
 
-    fn take_source_gone(&mut self) -> Option<Endpoint> {
+    fn take_source_gone(&mut self) -> Option<SourceGone> {
         self.edge.out.take_gone()
     }
 

@@ -19,7 +19,7 @@ fn rig_with_everything(count: u32) -> Rig {
     let mut rig = Rig::with_peers(count);
     let routes = (0..count).map(|slot| (prefix(&format!("10.{slot}.0.0"), 16), slot));
     let routes = routes.chain([(prefix("0.0.0.0", 0), 0)]);
-    rig.control(Control::Routes(Arc::new(RouteTable::build(routes))));
+    rig.route(routes);
     rig.turn();
     rig
 }
@@ -65,6 +65,7 @@ fn own_handshake_messages_are_dropped_too() {
     let initiation = [&[1, 0, 0, 0, 9, 9, 9, 9][..], &[7; 140]].concat();
     rig.peers[0].handshake_index.store(0x0909_0909, Relaxed);
     rig.control(Control::Send(
+        0,
         Endpoint { addr: outer(0), from: None },
         HandshakeDatagram::new(&initiation).unwrap(),
     ));
@@ -112,7 +113,7 @@ fn an_endpoint_that_moves_is_seen_within_a_second() {
         rig.sent().len()
     };
     assert_eq!(turn_with_it(&mut rig), 1, "nobody is there");
-    rig.control(Control::Endpoint(id(0), Some(Endpoint { addr: outer(9), from: None })));
+    rig.set_endpoint(0, Some(Endpoint { addr: outer(9), from: None }));
     rig.pass(Duration::from_secs(1));
     assert_eq!(turn_with_it(&mut rig), 0);
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::crypto::testing::Seeded;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::{CONTROL_QUEUE, HANDSHAKE_QUEUE, HandshakeDatagram, NOTICE_QUEUE, UNDER_LOAD};
-use crate::io::Notice;
+use crate::io::{Notice, SourceGone};
 use crate::noise::cookie::{CookieJar, GateKeys};
 use crate::wire::message::{COOKIE_REPLY_LEN, CookieReply, INITIATION_LEN, RESPONSE_LEN};
 
@@ -155,7 +155,7 @@ fn handshake_messages_of_the_slow_path_are_sent_as_they_are() {
     let mut rig = Rig::new();
     let message = handshake(1, INITIATION_LEN);
     let to = Endpoint { addr: outer(3), from: Some(LOCAL) };
-    rig.control(Control::Send(to, HandshakeDatagram::new(&message).unwrap()));
+    rig.control(Control::Send(3, to, HandshakeDatagram::new(&message).unwrap()));
     rig.turn();
     let sent = rig.sent();
     assert_eq!(sent[0].buf[..sent[0].len], message);
@@ -166,11 +166,11 @@ fn handshake_messages_of_the_slow_path_are_sent_as_they_are() {
 #[test]
 fn a_keepalive_is_an_empty_message_and_staged_packets_go_instead() {
     let mut rig = Rig::with_peers(1);
-    rig.control(Control::Keepalive(id(0)));
+    rig.keepalive(0);
     rig.turn();
     assert!(rig.sent().is_empty());
     let mut remote = rig.connect(0);
-    rig.control(Control::Keepalive(id(0)));
+    rig.keepalive(0);
     rig.turn();
     let sent = rig.sent();
     assert_eq!((sent.len(), sent[0].len), (1, 32));
@@ -183,7 +183,7 @@ fn a_keepalive_is_an_empty_message_and_staged_packets_go_instead() {
     rig.push_frame(&frame(ME, "10.0.0.1", 8, 16, 0));
     rig.turn();
     let mut remote = rig.connect(0);
-    rig.control(Control::Keepalive(id(0)));
+    rig.keepalive(0);
     rig.turn();
     let sent = rig.sent();
     assert_eq!(tag(&remote.open(&sent[0])[0]), 8);
@@ -227,12 +227,12 @@ fn a_source_address_that_went_away_is_released_and_told() {
     let mut rig = Rig::with_peers(2);
     let mut remote = rig.connect(0);
     let sticky = Endpoint { addr: outer(0), from: Some(LOCAL) };
-    rig.control(Control::Endpoint(id(0), Some(sticky)));
+    rig.set_endpoint(0, Some(sticky));
     while rig.links.slow.events.push(Event::Activity(id(7))).is_ok() {}
-    rig.io.sources_gone.push_back(sticky);
+    rig.io.sources_gone.push_back(SourceGone { peer: 0, endpoint: sticky });
     rig.turn();
     rig.events();
-    rig.io.sources_gone.push_back(sticky);
+    rig.io.sources_gone.push_back(SourceGone { peer: 0, endpoint: sticky });
     rig.push_frame(&frame(ME, "10.0.0.1", 1, 16, 0));
     rig.turn();
     let sent = rig.sent();
@@ -341,7 +341,7 @@ fn stop_ends_the_run_after_what_came_before_it() {
     let Rig { worker, mut io, links, .. } = rig;
     let message = HandshakeDatagram::new(&[1, 2, 3]).unwrap();
     let inbox = &links.workers[0].controls;
-    assert!(inbox.push(Control::Send(Endpoint { addr: outer(1), from: None }, message)).is_ok());
+    assert!(inbox.push(Control::Send(0, Endpoint { addr: outer(1), from: None }, message)).is_ok());
     assert!(inbox.push(Control::Stop).is_ok());
     assert!(worker.run(&mut io).is_ok());
     assert!(io.take_sent().is_some());

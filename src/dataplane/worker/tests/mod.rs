@@ -6,6 +6,7 @@ mod rx;
 mod tx;
 
 use super::{Turn, Worker, WorkerConfig};
+use crate::dataplane::directory::DirectoryWriter;
 use crate::dataplane::{Control, Event, Links, PeerId, PeerShared};
 use crate::io::{Endpoint, LocalAddr, SendTrain};
 use crate::noise::session::{RecvSession, Role, SendSession, SessionKeys};
@@ -148,6 +149,7 @@ struct Rig {
     now: Instant,
     me: u8,
     peers: Vec<Arc<PeerShared>>,
+    directory: DirectoryWriter,
 }
 
 impl Rig {
@@ -165,6 +167,7 @@ impl Rig {
             now: START,
             me,
             peers: Vec::new(),
+            directory: DirectoryWriter::default(),
         }
     }
 
@@ -183,14 +186,33 @@ impl Rig {
     fn share_peers(&mut self, peers: Vec<Arc<PeerShared>>) {
         let count = peers.len() as u32;
         for (slot, shared) in (0..count).zip(peers) {
-            self.peers.push(shared.clone());
-            self.control(Control::AddPeer(shared));
-            let endpoint = Endpoint { addr: outer(slot as u8), from: None };
-            self.control(Control::Endpoint(id(slot), Some(endpoint)));
+            self.directory.insert(shared.clone());
+            self.peers.push(shared);
+            self.set_endpoint(slot, Some(Endpoint { addr: outer(slot as u8), from: None }));
         }
-        let routes = (0..count).map(|slot| (prefix(&format!("10.{slot}.0.0"), 16), slot));
-        self.control(Control::Routes(Arc::new(RouteTable::build(routes))));
+        self.route((0..count).map(|slot| (prefix(&format!("10.{slot}.0.0"), 16), slot)));
         self.turn();
+    }
+
+    /// Publishes routes, and the peers as they are now.
+    fn route(&mut self, routes: impl IntoIterator<Item = (Prefix, u32)>) {
+        let directory = self.directory.publish();
+        self.control(Control::Routes(Arc::new(RouteTable::build(routes)), directory));
+    }
+
+    /// Sets a peer's endpoint, as the slow path does.
+    fn set_endpoint(&self, slot: u32, endpoint: Option<Endpoint>) {
+        self.peers[slot as usize].sending.set_endpoint(endpoint);
+        self.control(Control::SendStaged(id(slot)));
+    }
+
+    /// Installs a session with the peer in `slot`.
+    fn install(&self, slot: u32, receive: Box<RecvSession>, send: Arc<SendSession>) {
+        self.control(Control::Install(Arc::clone(&self.peers[slot as usize]), receive, send));
+    }
+
+    fn keepalive(&self, slot: u32) {
+        self.control(Control::Keepalive(Arc::clone(&self.peers[slot as usize])));
     }
 
     fn control(&self, control: Control) {
@@ -200,7 +222,7 @@ impl Rig {
     /// A session with the peer in `slot`, both halves installed.
     fn connect(&mut self, slot: u32) -> Remote {
         let (send, receive, remote) = self.session(slot, Role::Initiator);
-        self.control(Control::Install(id(slot), receive, send));
+        self.install(slot, receive, send);
         self.turn();
         remote
     }

@@ -113,10 +113,10 @@ fn our_address_is_pinned_only_where_it_was_or_the_peer_moved() {
     answered_to(&mut rig, outer(0));
     assert!(rig.events().is_empty(), "told once");
     let old = LocalAddr { interface: 9, ..LOCAL };
-    rig.control(Control::Endpoint(id(0), Some(Endpoint { from: Some(old), ..loose })));
+    rig.set_endpoint(0, Some(Endpoint { from: Some(old), ..loose }));
     assert_eq!(answered_to(&mut rig, outer(0)).from, Some(LOCAL), "a pin follows at once");
     assert_eq!(answered_to(&mut rig, outer(5)), Endpoint { addr: outer(5), from: Some(LOCAL) });
-    rig.control(Control::Endpoint(id(0), Some(Endpoint { addr: outer(6), from: None })));
+    rig.set_endpoint(0, Some(Endpoint { addr: outer(6), from: None }));
     assert_eq!(answered_to(&mut rig, outer(5)).addr, outer(5), "where it speaks from, whatever was set");
 }
 
@@ -142,7 +142,7 @@ fn a_peer_cannot_speak_from_a_subnet_of_anothers() {
     let mut rig = Rig::with_peers(2);
     let remote = rig.connect(0);
     let routes = [(prefix("10.0.0.0", 16), 0), (prefix("10.0.7.0", 24), 1), (prefix("10.0.7.8", 32), 0)];
-    rig.control(Control::Routes(Arc::new(RouteTable::build(routes))));
+    rig.route(routes);
     for (source, allowed) in [("10.0.7.1", 0), ("10.0.7.8", 1), ("10.0.8.1", 1), ("172.16.0.1", 0)] {
         let train = remote.seal(&[&packet(source, ME, 1, 64)]);
         rig.push_train(train, outer(0));
@@ -195,7 +195,7 @@ fn an_old_session_of_ours_asks_for_a_rekey_when_it_receives() {
 fn the_initiators_first_packet_confirms_the_session_once() {
     let mut rig = Rig::with_peers(1);
     let (send, receive, remote) = rig.session(0, Role::Responder);
-    rig.control(Control::Install(id(0), receive, send));
+    rig.install(0, receive, send);
     rig.turn();
     let confirmed = |rig: &mut Rig, text: &[u8]| {
         let train = remote.seal(&[text]);
@@ -218,7 +218,7 @@ fn two_workers_with_an_answered_session() -> ([Rig; 2], Remote) {
     let peers = rigs[0].peers.clone();
     rigs[1].share_peers(peers);
     let (send, receive, remote) = rigs[0].session(0, Role::Responder);
-    rigs[0].control(Control::Install(id(0), receive, send));
+    rigs[0].install(0, receive, send);
     rigs[0].turn();
     (rigs, remote)
 }
@@ -262,12 +262,12 @@ fn a_session_that_is_received_on_no_more_is_sent_with_no_more_on_any_worker() {
 fn a_late_packet_of_an_older_session_is_delivered_but_the_younger_one_goes_on_sending() {
     let mut rig = Rig::with_peers(1);
     let (send, receive, older) = rig.session(0, Role::Responder);
-    rig.control(Control::Install(id(0), receive, send));
+    rig.install(0, receive, send);
     rig.pass(Duration::from_secs(1));
     let (local_index, remote_index, role) = (0x1234_5600, 4, Role::Initiator);
     let younger = SessionKeys { send: [5; 32], receive: [6; 32], local_index, remote_index, role };
     let (send, receive) = younger.into_halves(rig.now);
-    rig.control(Control::Install(id(0), receive, send));
+    rig.install(0, receive, send);
     let train = older.seal(&[&tagged(1)]);
     rig.push_train(train, outer(0));
     rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
@@ -421,7 +421,9 @@ fn a_removed_peer_neither_receives_nor_leaves_anything_behind() {
     let during = remote.seal(&[&tagged(2)]);
     rig.turn();
     rig.io.discard_written();
-    rig.control(Control::RemovePeer(id(0)));
+    rig.directory.remove(0);
+    rig.control(Control::Drop(id(0), index_of(0, 0)));
+    rig.route([(prefix("10.1.0.0", 16), 1)]);
     rig.push_train(during, outer(0));
     rig.push_frame(&frame(ME, "10.0.0.1", 1, 16, 0));
     let train = stays.seal(&[&packet("10.1.0.1", ME, 5, 16)]);
@@ -433,11 +435,9 @@ fn a_removed_peer_neither_receives_nor_leaves_anything_behind() {
     assert_eq!(rig.written().iter().filter(|packet| packet[9] == 17).count(), 1, "the other peer's");
 
     // The slot's next owner gets nothing that was meant for the first.
-    let (send, receive, _) = rig.session(0, Role::Initiator);
-    rig.control(Control::AddPeer(Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 2 }, 0))));
-    rig.control(Control::Endpoint(id(0), Some(Endpoint { addr: outer(0), from: None })));
-    rig.control(Control::Install(id(0), receive, send));
-    rig.control(Control::Keepalive(id(0)));
+    rig.directory.insert(Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 2 }, 0)));
+    rig.route([(prefix("10.0.0.0", 16), 0), (prefix("10.1.0.0", 16), 1)]);
+    rig.control(Control::SendStaged(id(0)));
     rig.push_frame(&frame(ME, "10.0.0.1", 1, 16, 0));
     let train = remote.seal(&[&tagged(3)]);
     rig.push_train(train, outer(0));

@@ -33,9 +33,9 @@ fn frames_of_own_peers_and_of_other_workers_are_counted_apart() {
     let mut rig = Rig::of(&Links::new(2).unwrap(), 0);
     rig.add_peers(1);
     let theirs = Arc::new(PeerShared::new(id(1), 1));
-    rig.control(Control::AddPeer(theirs));
+    rig.directory.insert(theirs);
     let routes = (0..2).map(|slot| (prefix(&format!("10.{slot}.0.0"), 16), slot));
-    rig.control(Control::Routes(Arc::new(RouteTable::build(routes))));
+    rig.route(routes);
     for to in ["10.0.0.1", "10.1.0.1", "10.1.0.2", "10.9.0.1"] {
         rig.push_frame(&frame(ME, to, 1, 16, 0));
     }
@@ -160,7 +160,7 @@ fn staged_packets_leave_first_and_in_order_once_there_is_a_session() {
     assert!(rig.sent().is_empty());
     assert_eq!(rig.events(), [Event::NeedHandshake(id(0))], "asked once, not ten times");
     let (send, receive, mut remote) = rig.session(0, Role::Initiator);
-    rig.control(Control::Install(id(0), receive, send));
+    rig.install(0, receive, send);
     for i in 10..20 {
         rig.push_frame(&frame(ME, "10.0.0.1", i, 16, 0));
     }
@@ -241,7 +241,7 @@ fn the_sender_hears_of_it_when_there_is_no_peer_or_no_endpoint_within_a_rate() {
     assert_eq!(answers[0][16..20], ip4(ME).octets());
     assert_eq!(rig.count(|stats| &stats.tx_no_peer), 1);
 
-    rig.control(Control::Endpoint(id(0), None));
+    rig.set_endpoint(0, None);
     rig.push_frame(&frame(ME, "10.0.0.1", 0, 16, 0));
     rig.turn();
     assert_eq!(rig.written().len(), 1);
