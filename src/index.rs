@@ -11,6 +11,9 @@ pub const MAX_WORKERS: usize = 256;
 pub struct WorkerCount(u16);
 
 impl WorkerCount {
+    /// One worker.
+    pub const ONE: WorkerCount = WorkerCount(1);
+
     /// The possible number of workers that is nearest to `count`.
     pub const fn nearest(count: usize) -> WorkerCount {
         WorkerCount(match count {

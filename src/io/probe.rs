@@ -1,5 +1,6 @@
 //! The abilities of TUN devices on this host, probed where nobody is disturbed.
 
+use crate::index::WorkerCount;
 use crate::io::steer::TunSteering;
 use crate::io::tun::{Tun, TunConfig, TunOffloads};
 use crate::sys::namespace::in_new_network;
@@ -23,9 +24,10 @@ pub struct TunFeatures {
 /// Where the process lacks CAP_SYS_ADMIN or CAP_NET_ADMIN, or there can be no such device.
 pub fn tun_features() -> Result<TunFeatures> {
     in_new_network("ringtun-probe", || {
-        let config = TunConfig { name: "ringtun-probe".into(), queues: 1, mtu: 1420, offloads: true };
+        let config =
+            TunConfig { name: "ringtun-probe".into(), queues: WorkerCount::ONE, mtu: 1420, offloads: true };
         let tun = Tun::create(&config)?;
-        let steering = TunSteering::attach(tun.queues[0].as_fd(), 1).map(drop);
+        let steering = TunSteering::attach(tun.queues[0].as_fd(), WorkerCount::ONE).map(drop);
         Ok(TunFeatures { offloads: tun.offloads, steering })
     })
 }

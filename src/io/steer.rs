@@ -6,7 +6,7 @@
 
 mod program;
 
-use crate::index::MAX_WORKERS;
+use crate::index::WorkerCount;
 use crate::routing::Prefix;
 use crate::sys::error::{explain, invalid};
 use crate::sys::{bpf, ioctl, sockopt};
@@ -20,10 +20,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 ///
 /// # Errors
 ///
-/// Where `workers` is out of range, or the kernel refuses the program. Then its hash of addresses and ports stays.
-pub fn attach_udp(socket: BorrowedFd<'_>, workers: usize) -> io::Result<()> {
-    check_workers(workers)?;
-    sockopt::attach_reuseport_filter(socket, &mut udp_program(workers as u32))
+/// Where the kernel refuses the program. Then its hash of addresses and ports stays.
+pub fn attach_udp(socket: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<()> {
+    sockopt::attach_reuseport_filter(socket, &mut udp_program(workers.get() as u32))
 }
 
 /// The answer of the program that names no member of the group, upon which the kernel uses its hash of addresses and ports
@@ -104,7 +103,7 @@ pub struct TunSteering {
     v4: OwnedFd,
     v6: OwnedFd,
     queue: OwnedFd,
-    workers: usize,
+    workers: WorkerCount,
 }
 
 impl TunSteering {
@@ -114,8 +113,7 @@ impl TunSteering {
     /// # Errors
     ///
     /// Where the kernel refuses any of it. Then there is no steering, and the kernel's flow hash stays.
-    pub fn attach(queue: BorrowedFd<'_>, workers: usize) -> io::Result<TunSteering> {
-        check_workers(workers)?;
+    pub fn attach(queue: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<TunSteering> {
         let map_error = |error| explain(error, "cannot create a BPF map (CAP_BPF, RLIMIT_MEMLOCK)");
         let v4 = bpf::create_lpm_map::<Key4, u32>(MAX_PREFIXES).map_err(map_error)?;
         let v6 = bpf::create_lpm_map::<Key6, u32>(MAX_PREFIXES).map_err(map_error)?;
@@ -135,8 +133,8 @@ impl TunSteering {
     /// ENOSPC where the family has [`MAX_PREFIXES`] already, another error where there is no such worker.
     pub fn set(&mut self, prefix: Prefix, target: Target) -> io::Result<()> {
         let value = match target {
-            Target::Worker(worker) if usize::from(worker) >= self.workers => {
-                return Err(invalid(format!("no worker {worker} among {}", self.workers)));
+            Target::Worker(worker) if usize::from(worker) >= self.workers.get() => {
+                return Err(invalid(format!("no worker {worker} among {}", self.workers.get())));
             }
             Target::Worker(worker) => u32::from(worker),
             Target::Spread => program::SPREAD,
@@ -170,13 +168,6 @@ impl Drop for TunSteering {
     fn drop(&mut self) {
         // This fails only where the device is gone, and the program with it.
         let _ = ioctl::set_steering(self.queue.as_fd(), None);
-    }
-}
-
-fn check_workers(workers: usize) -> io::Result<()> {
-    match workers {
-        1..=MAX_WORKERS => Ok(()),
-        _ => Err(invalid(format!("{workers} workers: a receiver index names 1 to {MAX_WORKERS}"))),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A queue is one open `/dev/net/tun`. One read yields one packet or super-packet behind a virtio-net header of ten bytes,
 //! and one write takes one. Closing a queue moves the last one into its slot, so the number of queues never changes.
 
-use crate::index::MAX_WORKERS;
+use crate::index::WorkerCount;
 use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::error::{errno, explain, invalid};
 use crate::sys::{ioctl, link};
@@ -69,7 +69,7 @@ pub struct TunConfig {
     /// Interface name, 1 to 15 bytes.
     pub name: String,
     /// Number of queues: one for each worker.
-    pub queues: usize,
+    pub queues: WorkerCount,
     /// The MTU at first, in bytes.
     pub mtu: u32,
     /// Whether offloads are asked for.
@@ -89,15 +89,12 @@ impl Tun {
     /// Where the device cannot be created. The error names the remedy (no /dev/net/tun, no CAP_NET_ADMIN, name in use).
     pub fn create(config: &TunConfig) -> io::Result<Tun> {
         check_name(&config.name)?;
-        if !(1..=MAX_WORKERS).contains(&config.queues) {
-            return Err(invalid(format!("{} queues: a TUN device has 1 to {MAX_WORKERS}", config.queues)));
-        }
-        let mut queues = Vec::with_capacity(config.queues);
+        let mut queues = Vec::with_capacity(config.queues.get());
         // Without IFF_TUN_EXCL the first queue would join a device of this name that another process holds.
         let first = open_queue()?;
         let name = attach(first.as_fd(), &config.name, QUEUE_FLAGS | libc::IFF_TUN_EXCL)?;
         queues.push(first);
-        while queues.len() < config.queues {
+        while queues.len() < config.queues.get() {
             let queue = open_queue()?;
             attach(queue.as_fd(), &name, QUEUE_FLAGS)?;
             queues.push(queue);
@@ -206,7 +203,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     fn config(name: &str, queues: usize) -> TunConfig {
-        TunConfig { name: name.into(), queues, mtu: 1420, offloads: true }
+        TunConfig { name: name.into(), queues: WorkerCount::nearest(queues), mtu: 1420, offloads: true }
     }
 
     /// The words after `key` in `text`.
@@ -323,10 +320,6 @@ mod tests {
             assert_eq!(check_name(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
         }
         assert_eq!(Tun::create(&config("wg%d", 1)).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        for queues in [0, MAX_WORKERS + 1] {
-            let error = Tun::create(&config("rt-tun0", queues)).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        }
     }
 
     #[test]

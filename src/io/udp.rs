@@ -4,9 +4,9 @@
 //! returns. Closing one member would renumber the last, so all are closed together: [`UdpGroup`] holds duplicates, and
 //! the group stays whole until it and every worker have let go. Only then is the port free again.
 
-use crate::index::MAX_WORKERS;
+use crate::index::WorkerCount;
 use crate::io::steer;
-use crate::sys::error::{errno, explain, invalid};
+use crate::sys::error::{errno, explain};
 use crate::sys::sockopt;
 use crate::wire::family::Family;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -53,7 +53,7 @@ pub struct UdpConfig {
     /// The firewall mark. 0 is none.
     pub mark: u32,
     /// Number of sockets of each family: one for each worker.
-    pub workers: usize,
+    pub workers: WorkerCount,
     /// Whether the sockets ask for UDP_GRO.
     pub gro: bool,
 }
@@ -76,9 +76,6 @@ pub struct UdpGroup {
 ///
 /// `AddrInUse`, which names the port, and other refusals of the kernel. [`errno`] returns the number.
 pub fn bind(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> {
-    if !(1..=MAX_WORKERS).contains(&config.workers) {
-        return Err(invalid(format!("{} workers: 1 to {MAX_WORKERS} can have sockets", config.workers)));
-    }
     let mut attempts = if config.port == 0 { PORT_ATTEMPTS } else { 1 };
     loop {
         attempts -= 1;
@@ -147,7 +144,7 @@ fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> 
     let sockets = Arc::new(all.map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
     let mut v4 = v4.into_iter().flat_map(|bound| bound.sockets);
     let mut v6 = v6.into_iter().flat_map(|bound| bound.sockets);
-    let pairs = (0..config.workers).map(|_| UdpSockets { v4: v4.next(), v6: v6.next(), port }).collect();
+    let pairs = config.workers.iter().map(|_| UdpSockets { v4: v4.next(), v6: v6.next(), port }).collect();
     Ok((UdpGroup { port, steered, sockets }, pairs))
 }
 
@@ -168,8 +165,8 @@ fn host_has<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// with one worker there is no group and no such opening.
 fn bind_group(family: Family, config: &UdpConfig) -> io::Result<Bound> {
     let mut port = config.port;
-    let mut sockets = Vec::with_capacity(config.workers);
-    for worker in 0..config.workers {
+    let mut sockets = Vec::with_capacity(config.workers.get());
+    for worker in config.workers.iter() {
         let socket = open(family, config)?;
         if worker > 0 {
             socket.set_reuse_port(true)?;
@@ -177,7 +174,7 @@ fn bind_group(family: Family, config: &UdpConfig) -> io::Result<Bound> {
         socket.bind(&wildcard(family, port)).map_err(|error| explain_bind(error, port))?;
         if worker == 0 {
             port = socket.local_addr()?.as_socket().map_or(port, |address| address.port());
-            socket.set_reuse_port(config.workers > 1)?;
+            socket.set_reuse_port(config.workers != WorkerCount::ONE)?;
         }
         sockets.push(OwnedFd::from(socket));
     }

@@ -5,6 +5,7 @@ use crate::dataplane::{Control, Event, Links};
 use crate::device::status::Status;
 use crate::device::uapi::SetRequest;
 use crate::device::{BindRequest, ConfigureError, Device, Now, Output, Transaction};
+use crate::index::WorkerCount;
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
@@ -209,6 +210,10 @@ impl Driver {
         self.commands.is_stopped()
     }
 
+    fn worker_count(&self) -> WorkerCount {
+        WorkerCount::nearest(self.links.workers.len())
+    }
+
     fn running(&self) -> Running {
         Running {
             uring: self.uring,
@@ -232,7 +237,7 @@ impl Driver {
     /// Begins a transaction. New sockets, if the request needs some, are bound while it begins and handed out after it;
     /// sockets that stay on their port get the request's mark.
     fn begin(&mut self, now: Now, request: SetRequest) -> Result<Transaction, ConfigureError> {
-        let (gro, workers, group) = (self.gro, self.links.workers.len(), self.group.as_ref());
+        let (gro, workers, group) = (self.gro, self.worker_count(), self.group.as_ref());
         let mut bound = None;
         let begun = self.device.begin(now, request, &mut |wanted| {
             if let Some(group) = group.filter(|group| group.port == wanted.port) {
@@ -253,7 +258,7 @@ impl Driver {
     fn is_left(&self, now: Instant, request: &SetRequest) -> bool {
         let Some((port, until)) = self.left else { return false };
         let is_asked_for = request.listen_port == Some(port) && now < until;
-        let probe = UdpConfig { port, mark: 0, workers: 1, gro: false };
+        let probe = UdpConfig { port, mark: 0, workers: WorkerCount::ONE, gro: false };
         is_asked_for && udp::bind(&probe).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
     }
 
@@ -284,7 +289,7 @@ impl Driver {
             self.send_all(|| Control::Rebind(None));
             return;
         };
-        match bind(wanted, self.links.workers.len(), self.gro) {
+        match bind(wanted, self.worker_count(), self.gro) {
             Ok((group, sockets)) => {
                 self.device.bound(Ok(group.port));
                 self.hand_out(group, sockets);
@@ -370,6 +375,6 @@ impl Driver {
 }
 
 /// Binds one pair of sockets for each worker.
-fn bind(wanted: BindRequest, workers: usize, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>)> {
+fn bind(wanted: BindRequest, workers: WorkerCount, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>)> {
     udp::bind(&UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro })
 }

@@ -71,7 +71,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
         Some(fd) => Tun::from_fd(fd),
         None => create_tun(&TunConfig {
             name: name.clone(),
-            queues: workers,
+            queues: count,
             mtu: settings.mtu,
             offloads: settings.tun_offloads,
         }),
@@ -80,8 +80,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     // A device that was handed in has the name that its maker gave it.
     let name = tun.name;
     let socket = Socket::open(&name, settings.control).map_err(Error::control_socket(&name))?;
-    let steering =
-        if settings.steering && workers > 1 { attach_steering(&tun.queues, workers) } else { None };
+    let steering = if settings.steering && workers > 1 { attach_steering(&tun.queues, count) } else { None };
     let queue = tun.queues[0].try_clone().map_err(Error::worker(&name))?;
     let plan = WorkerPlan {
         uring,
@@ -200,7 +199,7 @@ fn create_tun(config: &TunConfig) -> io::Result<Tun> {
     }
 }
 
-fn attach_steering(queues: &[OwnedFd], workers: usize) -> Option<TunSteering> {
+fn attach_steering(queues: &[OwnedFd], workers: WorkerCount) -> Option<TunSteering> {
     TunSteering::attach(queues[0].as_fd(), workers)
         .inspect_err(|error| {
             log::warn!("no eBPF steering of the TUN queues ({error}): the kernel's flow hash chooses a packet's queue")

@@ -3,6 +3,7 @@
 use crate::implementation::stand_in;
 use crate::lab::{Host, Process, eventually, join, ready, serial, skip};
 use crate::pair::key_pair;
+use ringtun::index::WorkerCount;
 use ringtun::io::tun::{Tun, TunConfig};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::io::IoSlice;
@@ -119,7 +120,7 @@ fn a_process_without_rights_carries_a_tunnel_over_files_that_were_handed_in() {
     let listener = UnixListener::bind(&place).unwrap();
     open_to_all(&place, 0o777);
     let control_listener = UnixListener::bind(&control).unwrap();
-    let config = TunConfig { name: names[0].clone(), queues: 1, mtu: 1420, offloads: true };
+    let config = TunConfig { name: names[0].clone(), queues: WorkerCount::ONE, mtu: 1420, offloads: true };
     let mut made = a.within(|| Tun::create(&config)).unwrap();
     let device = made.queues.remove(0);
     let (program, path) = (program.display().to_string(), place.display().to_string());
