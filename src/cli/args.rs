@@ -108,7 +108,7 @@ pub(super) struct TunnelArgs {
     /// Stay in the foreground
     #[arg(short, long)]
     pub(super) foreground: bool,
-    /// Number of workers, each with its TUN queue, UDP sockets and core [default: one per core]
+    /// Number of workers, each with its TUN queue, UDP sockets and core [default: one for each core that affinity and CPU quota allow]
     #[arg(long, value_name = "N", env = "RINGTUN_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
     /// How workers exchange packets with the kernel
@@ -132,7 +132,7 @@ pub(super) struct TunnelArgs {
     /// Configuration whose endpoints' names and paths are looked after while the tunnel runs
     #[arg(long, value_name = "FILE", hide = true)]
     pub(super) config: Option<PathBuf>,
-    /// Do not pin workers to cores
+    /// Do not pin workers to cores [default: pinned, unless the CPU quota is below the number of cores]
     #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
     no_pin: bool,
 }

@@ -12,6 +12,7 @@ use crate::routing::Prefix;
 use crate::slowpath::handle::{Commands, Running};
 use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
 use crate::slowpath::listening::{LinkEvent, LinkState};
+use crate::slowpath::pinning::Pinning;
 use crate::sys::clock::Clock;
 use crate::sys::source::RoutingTables;
 use crate::time::Instant;
@@ -48,6 +49,7 @@ pub(super) struct Driver {
     /// A transaction that asks for the port in `left`, and waits for the workers to close their sockets.
     postponed: Option<Box<SetRequest>>,
     steering: Option<TunSteering>,
+    pinning: Option<Pinning>,
     gro: bool,
     uring: bool,
     commands: Commands,
@@ -64,6 +66,7 @@ impl Driver {
         mut device: Device,
         links: Links,
         steering: Option<TunSteering>,
+        pinning: Option<Pinning>,
         gro: bool,
         uring: bool,
         commands: Commands,
@@ -88,6 +91,7 @@ impl Driver {
             left: None,
             postponed: None,
             steering,
+            pinning,
             gro,
             uring,
             commands,
@@ -122,6 +126,9 @@ impl Driver {
         }
         self.device.check_sources();
         self.work();
+        if let Some(pinning) = &mut self.pinning {
+            pinning.look(now.mono);
+        }
         if self.tidy_at.is_some_and(|due| due <= now.mono) {
             self.tidy();
         }

@@ -14,6 +14,7 @@ pub mod handle;
 mod jobs;
 mod listening;
 mod netlink;
+pub mod pinning;
 mod routes;
 pub mod runtime;
 mod stream;

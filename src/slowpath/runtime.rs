@@ -10,6 +10,7 @@ use crate::io::steer::TunSteering;
 use crate::slowpath::driver::Driver;
 use crate::slowpath::handle::Commands;
 use crate::slowpath::listening::LinkEvent;
+use crate::slowpath::pinning::Pinning;
 use crate::slowpath::{connections, netlink};
 use crate::sys::clock::{Alarm, Clock};
 use crate::time::Instant;
@@ -41,6 +42,8 @@ pub struct SlowPath {
     pub queue: Option<OwnedFd>,
     /// Steering of the TUN queues, where the kernel accepted it.
     pub steering: Option<TunSteering>,
+    /// The workers' cores, unless the scheduler chooses them.
+    pub pinning: Option<Pinning>,
     /// Whether sockets ask for UDP_GRO.
     pub gro: bool,
     /// Whether io_uring may be used.
@@ -84,7 +87,8 @@ fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<()>
 
 /// Serves the device until its end. `streams` says that this runtime has a ring, which reads and writes connections.
 async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams: bool) -> Result<()> {
-    let SlowPath { device, links, commands, uapi, mut socket_removed, steering, gro, uring, .. } = parts;
+    let SlowPath { device, links, commands, uapi, mut socket_removed, steering, pinning, gro, uring, .. } =
+        parts;
     let (requests, mut requested) = mpsc::channel(connections::MAX_CONNECTIONS);
     let answer_read = Rc::new(Notify::new());
     if let Some(uapi) = uapi {
@@ -94,7 +98,7 @@ async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams:
         tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
     }
     let ring = links.slow.waker.register()?;
-    let mut driver = Driver::new(device, links, steering, gro, uring, commands);
+    let mut driver = Driver::new(device, links, steering, pinning, gro, uring, commands);
     let mut alarm = Alarm::new()?;
     loop {
         let wake_at = stack::leaving_nothing(|| driver.pump());

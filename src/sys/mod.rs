@@ -8,6 +8,7 @@ pub(crate) mod calls;
 pub mod clock;
 pub(crate) mod cmsg;
 pub mod error;
+pub mod group;
 pub mod gso;
 pub mod icmp;
 #[cfg(feature = "cli")]

@@ -45,7 +45,7 @@ impl Builder {
     }
 
     /// Sets how many workers there are, 1 to 256. Each is a thread with a queue of the device and sockets of its own. By
-    /// default there is one for each core.
+    /// default there is one for each core that affinity and CPU quota allow.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.settings.workers = Some(workers);
         self
@@ -63,7 +63,9 @@ impl Builder {
         self
     }
 
-    /// Says whether each worker is pinned to one of the cores that the calling thread may use. By default they are pinned.
+    /// Says whether each worker is pinned to one of the cores that the calling thread may use. By default they are, unless the
+    /// CPU quota of the control group is below the number of these cores. They stay pinned when the cores change that may be
+    /// used.
     pub fn pin(mut self, pin: bool) -> Builder {
         self.settings.pin = pin;
         self

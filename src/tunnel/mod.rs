@@ -9,6 +9,7 @@
 
 mod builder;
 mod change;
+pub mod cores;
 mod end;
 mod error;
 pub mod leaving;

@@ -7,15 +7,16 @@ use crate::index::WorkerCount;
 use crate::io::steer::TunSteering;
 use crate::io::tun::{self, Tun, TunConfig, TunOffloads};
 use crate::slowpath::handle::{self, Handle};
+use crate::slowpath::pinning::Pinning;
 use crate::slowpath::runtime::{self, SlowPath};
 use crate::sys::error::errno;
-use crate::sys::{gso, link};
+use crate::sys::{group, gso, link};
 use crate::tunnel::end::{End, Ending, Outcome};
 use crate::tunnel::error::Error;
 use crate::tunnel::plural::counted;
 use crate::tunnel::socket::UapiSocket;
 use crate::tunnel::workers::{self, Backend, WorkerPlan, WorkerThreads};
-use crate::tunnel::{leaving, limits};
+use crate::tunnel::{cores, leaving, limits};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -27,7 +28,7 @@ use tokio::sync::mpsc;
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) name: String,
-    /// How many workers there are. `None` is one for each core.
+    /// How many workers there are. `None` is one for each core that affinity and CPU quota leave.
     pub(super) workers: Option<usize>,
     pub(super) backend: Backend,
     pub(super) mtu: u32,
@@ -85,16 +86,23 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     let plan = WorkerPlan {
         uring,
         gso: settings.gso && !is_gso_mangled(),
-        pin: settings.pin,
-        first_core: name.bytes().map(usize::from).sum(),
         mtu: settings.mtu,
         coalesce: tun.offloads.coalesce(),
     };
-    let threads = workers::start(tun.queues, plan, backend).map_err(Error::worker(&name))?;
+    let first = |allowed: &[usize]| cores::first_place(allowed, workers, &name);
+    let pinning = settings.pin.then(|| Pinning::new(workers, first));
+    let threads =
+        workers::start(tun.queues, plan, pinning.as_ref(), backend).map_err(Error::worker(&name))?;
     let backend = if threads.uring { "io_uring" } else { "plain syscalls" };
     log::info!("{name}: {}, {backend}, TUN offloads: {}", counted(workers, "worker"), listed(tun.offloads));
     let device = Device::new(count, Box::new(SystemEntropy));
-    run(name, device, threads, socket, |parts| SlowPath { queue: Some(queue), steering, gro, ..parts })
+    run(name, device, threads, socket, |parts| SlowPath {
+        queue: Some(queue),
+        steering,
+        pinning,
+        gro,
+        ..parts
+    })
 }
 
 /// The offloads that the device has, for a person.
@@ -127,6 +135,7 @@ fn run(
         socket_removed: socket.removed,
         queue: None,
         steering: None,
+        pinning: None,
         gro: false,
         uring,
     });
@@ -181,8 +190,11 @@ fn is_gso_mangled() -> bool {
 
 /// How many workers there will be.
 fn workers_of(wanted: Option<usize>, is_handed_in: bool) -> WorkerCount {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    WorkerCount::nearest(if is_handed_in { 1 } else { wanted.unwrap_or_else(cores) })
+    match wanted {
+        _ if is_handed_in => WorkerCount::ONE,
+        Some(count) => WorkerCount::nearest(count),
+        None => cores::default_workers(cores::core_count(), group::cpu_quota()),
+    }
 }
 
 /// Creates the device. The interface of a process that was killed a moment ago may still exist: the kernel takes down the

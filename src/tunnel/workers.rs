@@ -7,7 +7,9 @@ use crate::io::mmsg::Mmsg;
 use crate::io::slab::Pool;
 use crate::io::uring::Uring;
 use crate::offload::coalesce::CoalesceOptions;
-use crate::sys::memory;
+use crate::slowpath::pinning::Pinning;
+use crate::sys::group;
+use crate::tunnel::cores::THREAD_PREFIX;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -58,20 +60,21 @@ pub(super) struct WorkerThreads {
 pub(super) fn start(
     queues: Vec<OwnedFd>,
     plan: WorkerPlan,
+    pinning: Option<&Pinning>,
     choice: Backend,
 ) -> std::io::Result<WorkerThreads> {
     if plan.uring {
         let handles = queues.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
-        let links = Links::new(queues.len())?.within(memory::group_limit());
-        match start_workers(handles, &links, &plan) {
+        let links = Links::new(queues.len())?.within(group::memory_limit());
+        match start_workers(handles, &links, &plan, pinning) {
             Ok(threads) => return Ok(WorkerThreads { links, threads, uring: true }),
             Err(error) if choice == Backend::Auto => tell_no_uring(&error),
             Err(error) => return Err(error),
         }
     }
     // The queues are new ones, as those of the first attempt hold the word that ended its workers.
-    let links = Links::new(queues.len())?.within(memory::group_limit());
-    let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan })?;
+    let links = Links::new(queues.len())?.within(group::memory_limit());
+    let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan }, pinning)?;
     Ok(WorkerThreads { links, threads, uring: false })
 }
 
@@ -80,9 +83,6 @@ pub(super) fn start(
 pub(super) struct WorkerPlan {
     pub(super) uring: bool,
     pub(super) gso: bool,
-    pub(super) pin: bool,
-    /// Core of worker 0. Tunnels of one host start on different cores, as the first peer of each goes to its worker 0.
-    pub(super) first_core: usize,
     pub(super) mtu: u32,
     pub(super) coalesce: CoalesceOptions,
 }
@@ -91,24 +91,24 @@ fn start_workers(
     queues: Vec<OwnedFd>,
     links: &Links,
     plan: &WorkerPlan,
+    pinning: Option<&Pinning>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let cores = if plan.pin { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
     let (started, starts) = mpsc::channel();
     let mut threads = Vec::with_capacity(queues.len());
     for (id, queue) in queues.into_iter().enumerate() {
-        let core = (!cores.is_empty()).then(|| cores[(id + plan.first_core) % cores.len()]);
-        let (links, plan, started) = (links.clone(), *plan, started.clone());
+        let (links, plan, pinning, started) = (links.clone(), *plan, pinning.cloned(), started.clone());
         let work = move || {
-            if let Some(core) = core
-                && !core_affinity::set_for_current(core)
-            {
-                log::warn!("worker {id} cannot be pinned to core {}, and runs on any", core.id);
+            let work = || {
+                run_worker(id as u8, queue, &links, &plan, |outcome| {
+                    let _ = started.send(outcome); // the starter waits for exactly one word a worker
+                });
+            };
+            match pinning {
+                Some(pinning) => pinning.run(id, work),
+                None => work(),
             }
-            run_worker(id as u8, queue, &links, &plan, |outcome| {
-                let _ = started.send(outcome); // the starter waits for exactly one word a worker
-            });
         };
-        threads.push(std::thread::Builder::new().name(format!("ringtun-{id}")).spawn(work)?);
+        threads.push(std::thread::Builder::new().name(format!("{THREAD_PREFIX}{id}")).spawn(work)?);
     }
     drop(started);
     let workers = threads.len();

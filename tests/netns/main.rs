@@ -13,6 +13,7 @@ mod common;
 
 mod bulk;
 mod container;
+mod cores;
 mod damage;
 mod dns;
 mod failures;

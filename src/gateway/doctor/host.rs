@@ -5,8 +5,10 @@ use super::Level::{Fatal, Missing, Ok as Good, Unknown, Warn};
 use super::parse::version;
 use crate::crypto::lanes::Kernel;
 use crate::gateway::rights::NetAdmin;
+use crate::index::WorkerCount;
 use crate::io::probe::{TunFeatures, tun_features};
 use crate::io::udp::UdpFeatures;
+use crate::sys::group::CpuQuota;
 use crate::sys::gso;
 use rustix::process::{Resource, getrlimit};
 use std::fs::OpenOptions;
@@ -23,10 +25,6 @@ const LOCKED_MEMORY: u64 = 64 << 20;
 /// Bytes of locked memory that one ring with its ring of buffers needs, on kernels that charge these again (from 6.14
 /// on).
 const LOCKED_MEMORY_OF_RING: u64 = 64 << 10;
-
-pub(super) fn core_count() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
 
 pub(super) fn kernel() -> Finding {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -177,20 +175,27 @@ pub(super) fn cpu() -> Finding {
     }
 }
 
-pub(super) fn cores() -> Finding {
-    match core_count() {
-        1 => Finding::new("cores", Warn, "1", "with more cores there are more workers"),
-        cores => Finding::ok("cores", cores.to_string()),
+pub(super) fn cores(cores: usize, quota: Option<CpuQuota>, workers: WorkerCount) -> Finding {
+    let found = match quota.filter(|quota| quota.is_below(cores)) {
+        Some(quota) => format!("{cores}, with a CPU quota of {quota}: workers are not pinned"),
+        None => cores.to_string(),
+    };
+    match (cores, workers) {
+        (1, _) => Finding::new("cores", Warn, found, "with more cores there are more workers"),
+        (_, WorkerCount::ONE) => {
+            Finding::new("cores", Warn, found, "with a larger quota there are more workers")
+        }
+        _ => Finding::ok("cores", found),
     }
 }
 
-pub(super) fn locked_memory() -> Finding {
+pub(super) fn locked_memory(workers: WorkerCount) -> Finding {
     let Some(limit) = getrlimit(Resource::Memlock).current else {
         return Finding::ok("locked memory", "unlimited");
     };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let found = format!("{} KiB", limit >> 10);
-    match locked_memory_needed(version(&release)) {
+    match locked_memory_needed(version(&release), workers) {
         0 => Finding::ok("locked memory", format!("{found} (this kernel charges rings to the memory group)")),
         needed if limit >= needed => Finding::ok("locked memory", found),
         _ => {
@@ -201,10 +206,10 @@ pub(super) fn locked_memory() -> Finding {
 }
 
 /// Bytes of locked memory that the rings of all workers and of the slow path need.
-fn locked_memory_needed(kernel: Option<(u32, u32)>) -> u64 {
+fn locked_memory_needed(kernel: Option<(u32, u32)>, workers: WorkerCount) -> u64 {
     match kernel {
         Some(version) if version < (5, 12) => LOCKED_MEMORY,
-        Some(version) if version >= (6, 14) => (core_count() as u64 + 1) * LOCKED_MEMORY_OF_RING,
+        Some(version) if version >= (6, 14) => (workers.get() as u64 + 1) * LOCKED_MEMORY_OF_RING,
         _ => 0,
     }
 }

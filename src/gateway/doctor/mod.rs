@@ -8,10 +8,11 @@ mod parse;
 mod tunnels;
 
 use crate::gateway::rights::{NetAdmin, net_admin};
-use crate::index::MAX_WORKERS;
 use crate::io::slab::BUF_SIZE;
 use crate::io::uring::Uring;
+use crate::sys::group;
 use crate::tunnel::BUFFERS;
+use crate::tunnel::cores::{core_count, default_workers};
 use crate::tunnel::plural::counted;
 use serde::Serialize;
 use std::fmt::Write;
@@ -76,13 +77,15 @@ pub struct Report {
 /// Looks at everything that concerns a tunnel.
 pub fn examine() -> Report {
     let (uring, net_admin) = (Uring::probe(), net_admin());
+    let (cores, quota) = (core_count(), group::cpu_quota());
+    let workers = default_workers(cores, quota);
     let mut findings = vec![host::kernel(), host::rights(net_admin)];
     findings.push(host::io_uring(&uring));
     findings.extend(host::tun());
     findings.push(host::udp());
     findings.push(host::cpu());
-    findings.push(host::cores());
-    findings.push(host::locked_memory());
+    findings.push(host::cores(cores, quota, workers));
+    findings.push(host::locked_memory(workers));
     findings.extend(network::socket_buffers(net_admin));
     findings.extend(network::cards());
     findings.extend(network::forwarding());
@@ -92,7 +95,7 @@ pub fn examine() -> Report {
         can_run,
         as_root: net_admin != NetAdmin::Held,
         io: if uring.is_ok() { "io_uring" } else { "syscalls" },
-        workers: if can_run { host::core_count().clamp(1, MAX_WORKERS) } else { 0 },
+        workers: if can_run { workers.get() } else { 0 },
         buffer_bytes_per_worker: BUFFERS * BUF_SIZE,
         findings,
     }
