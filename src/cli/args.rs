@@ -10,9 +10,11 @@ use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
 use crate::gateway::Failure;
+use crate::io::slab::MAX_BUFFERS;
 use crate::io::tun;
+use crate::io::udp::{MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, SOCKET_BUFFER};
 use crate::sys::inherit;
-use crate::tunnel::{Backend, Builder, Tunnel};
+use crate::tunnel::{BUFFERS, Backend, Builder, MIN_BUFFERS, Tunnel};
 use crate::wire::message::MAX_INNER_LEN;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -111,6 +113,12 @@ pub(super) struct TunnelArgs {
     /// Number of workers, each with its TUN queue, UDP sockets and core [default: one for each core that affinity and CPU quota allow]
     #[arg(long, value_name = "N", env = "RINGTUN_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
+    /// Packet buffers of each worker, 68 KiB each: fewer need less memory, more take longer bursts
+    #[arg(long, value_name = "N", env = "RINGTUN_BUFFERS", default_value_t = BUFFERS as u32, value_parser = clap::value_parser!(u32).range(MIN_BUFFERS as i64..=MAX_BUFFERS as i64))]
+    buffers: u32,
+    /// Send buffer and receive buffer of each UDP socket, in bytes
+    #[arg(long, value_name = "BYTES", env = "RINGTUN_SOCKET_BUFFER", default_value_t = SOCKET_BUFFER as u32, value_parser = clap::value_parser!(u32).range(MIN_SOCKET_BUFFER as i64..=MAX_SOCKET_BUFFER as i64))]
+    socket_buffer: u32,
     /// How workers exchange packets with the kernel
     #[arg(long, value_name = "BACKEND", env = "RINGTUN_IO", default_value = "auto")]
     io: IoArg,
@@ -168,6 +176,8 @@ impl TunnelArgs {
                 IoArg::Uring => Backend::Uring,
                 IoArg::Syscalls => Backend::Syscalls,
             })
+            .buffers(self.buffers as usize)
+            .socket_buffer(self.socket_buffer as usize)
             .mtu(self.mtu)
             .tun_offloads(!self.no_tun_offload)
             .gso(!self.no_gso)

@@ -19,6 +19,9 @@ const DEVICE: &str = "/dev/net/tun";
 /// many as wireguard in the kernel lets wait for a peer (MAX_QUEUED_PACKETS). At worst 1024 × 64 KiB = 64 MiB a queue, of
 /// the kernel's memory.
 pub const TX_QUEUE_LEN: u32 = 1024;
+/// Bytes of the kernel's memory that wait in one queue at worst.
+#[cfg(feature = "cli")]
+pub const QUEUE_BYTES: usize = TX_QUEUE_LEN as usize * (64 << 10);
 
 /// Flags of every queue. IFF_MULTI_QUEUE is set also where there is one queue. Then there is one form of device to test, and
 /// the kernel compares the flag when a queue is added.

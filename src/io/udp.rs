@@ -15,9 +15,19 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Bytes asked for as each socket's send and receive buffer. The kernel doubles it for its own bookkeeping: at worst 14 MiB
-/// wait in each direction of each socket.
+/// Bytes asked for as each socket's send and receive buffer, unless somebody chose another number. The kernel doubles it for
+/// its own bookkeeping: at worst 14 MiB wait in each direction of each socket.
 pub const SOCKET_BUFFER: usize = 7 << 20;
+/// Fewest bytes that a socket's buffers may have: a few trains of 64 KiB.
+pub const MIN_SOCKET_BUFFER: usize = 256 << 10;
+/// Most bytes that a socket's buffers may have: the kernel's own limit, as it doubles them (`__sock_set_rcvbuf`).
+pub const MAX_SOCKET_BUFFER: usize = (i32::MAX / 2) as usize;
+
+/// Bytes of the kernel's memory that wait in a worker's sockets at worst: two directions of two families, doubled.
+#[cfg(feature = "cli")]
+pub const fn socket_bytes(buffer: usize) -> usize {
+    2 * 2 * 2 * buffer
+}
 
 /// How many ports are tried where any will do, until one is free in both families.
 const PORT_ATTEMPTS: usize = 32;
@@ -54,8 +64,23 @@ pub struct UdpConfig {
     pub mark: u32,
     /// Number of sockets of each family: one for each worker.
     pub workers: WorkerCount,
-    /// Whether the sockets ask for UDP_GRO.
+    /// What each of them asks for.
+    pub options: SocketOptions,
+}
+
+/// What every socket of a tunnel asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Whether it asks for UDP_GRO.
     pub gro: bool,
+    /// Bytes of its send buffer, and of its receive buffer.
+    pub buffer: usize,
+}
+
+impl Default for SocketOptions {
+    fn default() -> SocketOptions {
+        SocketOptions { gro: true, buffer: SOCKET_BUFFER }
+    }
 }
 
 /// The slow path's handle on the whole group, for changes of the firewall mark.
@@ -210,11 +235,11 @@ fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
         Family::Ipv6 => Domain::IPV6,
     };
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-    set_buffers(&socket);
+    set_buffers(&socket, config.options.buffer);
     if config.mark != 0 {
         set_mark(&SockRef::from(&socket), config.mark)?;
     }
-    if config.gro {
+    if config.options.gro {
         // Kernels before 5.0 lack this, and deliver datagrams one by one.
         let _ = sockopt::set(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
     }
@@ -239,10 +264,10 @@ fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
 
 /// Sets the socket's buffers past the limits of `net.core.{r,w}mem_max` where the process may (CAP_NET_ADMIN), and up to them
 /// where it may not. Small buffers are no error.
-fn set_buffers(socket: &Socket) {
-    let force = |name| sockopt::set(socket.as_fd(), libc::SOL_SOCKET, name, SOCKET_BUFFER as libc::c_int);
-    let _ = force(libc::SO_RCVBUFFORCE).or_else(|_| socket.set_recv_buffer_size(SOCKET_BUFFER));
-    let _ = force(libc::SO_SNDBUFFORCE).or_else(|_| socket.set_send_buffer_size(SOCKET_BUFFER));
+fn set_buffers(socket: &Socket, bytes: usize) {
+    let force = |name| sockopt::set(socket.as_fd(), libc::SOL_SOCKET, name, bytes as libc::c_int);
+    let _ = force(libc::SO_RCVBUFFORCE).or_else(|_| socket.set_recv_buffer_size(bytes));
+    let _ = force(libc::SO_SNDBUFFORCE).or_else(|_| socket.set_send_buffer_size(bytes));
 }
 
 fn set_mark(socket: &SockRef<'_>, mark: u32) -> io::Result<()> {

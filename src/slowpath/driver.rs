@@ -7,7 +7,7 @@ use crate::device::uapi::SetRequest;
 use crate::device::{BindRequest, ConfigureError, Device, Now, Output, Transaction};
 use crate::index::WorkerCount;
 use crate::io::steer::{Target, TunSteering};
-use crate::io::udp::{self, UdpConfig, UdpGroup, UdpSockets};
+use crate::io::udp::{self, SocketOptions, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
 use crate::slowpath::handle::{Commands, Running};
 use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
@@ -50,7 +50,7 @@ pub(super) struct Driver {
     postponed: Option<Box<SetRequest>>,
     steering: Option<TunSteering>,
     pinning: Option<Pinning>,
-    gro: bool,
+    sockets: SocketOptions,
     uring: bool,
     commands: Commands,
     pub(super) work_pending: bool,
@@ -67,7 +67,7 @@ impl Driver {
         links: Links,
         steering: Option<TunSteering>,
         pinning: Option<Pinning>,
-        gro: bool,
+        sockets: SocketOptions,
         uring: bool,
         commands: Commands,
     ) -> Driver {
@@ -92,7 +92,7 @@ impl Driver {
             postponed: None,
             steering,
             pinning,
-            gro,
+            sockets,
             uring,
             commands,
             work_pending: false,
@@ -226,7 +226,7 @@ impl Driver {
             uring: self.uring,
             tun_steering: self.steering.is_some(),
             udp_steering: self.group.as_ref().map(|group| group.steered),
-            gro: self.gro,
+            gro: self.sockets.gro,
         }
     }
 
@@ -244,13 +244,13 @@ impl Driver {
     /// Begins a transaction. New sockets, if the request needs some, are bound while it begins and handed out after it;
     /// sockets that stay on their port get the request's mark.
     fn begin(&mut self, now: Now, request: SetRequest) -> Result<Transaction, ConfigureError> {
-        let (gro, workers, group) = (self.gro, self.worker_count(), self.group.as_ref());
+        let (options, workers, group) = (self.sockets, self.worker_count(), self.group.as_ref());
         let mut bound = None;
         let begun = self.device.begin(now, request, &mut |wanted| {
             if let Some(group) = group.filter(|group| group.port == wanted.port) {
                 return group.set_mark(wanted.mark).map(|()| group.port);
             }
-            let (group, sockets) = bind(wanted, workers, gro)?;
+            let (group, sockets) = bind(wanted, workers, options)?;
             let port = group.port;
             bound = Some((group, sockets));
             Ok(port)
@@ -265,7 +265,7 @@ impl Driver {
     fn is_left(&self, now: Instant, request: &SetRequest) -> bool {
         let Some((port, until)) = self.left else { return false };
         let is_asked_for = request.listen_port == Some(port) && now < until;
-        let probe = UdpConfig { port, mark: 0, workers: WorkerCount::ONE, gro: false };
+        let probe = UdpConfig { port, mark: 0, workers: WorkerCount::ONE, options: SocketOptions::default() };
         is_asked_for && udp::bind(&probe).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
     }
 
@@ -296,7 +296,7 @@ impl Driver {
             self.send_all(|| Control::Rebind(None));
             return;
         };
-        match bind(wanted, self.worker_count(), self.gro) {
+        match bind(wanted, self.worker_count(), self.sockets) {
             Ok((group, sockets)) => {
                 self.device.bound(Ok(group.port));
                 self.hand_out(group, sockets);
@@ -382,6 +382,10 @@ impl Driver {
 }
 
 /// Binds one pair of sockets for each worker.
-fn bind(wanted: BindRequest, workers: WorkerCount, gro: bool) -> Result<(UdpGroup, Vec<UdpSockets>)> {
-    udp::bind(&UdpConfig { port: wanted.port, mark: wanted.mark, workers, gro })
+fn bind(
+    wanted: BindRequest,
+    workers: WorkerCount,
+    options: SocketOptions,
+) -> Result<(UdpGroup, Vec<UdpSockets>)> {
+    udp::bind(&UdpConfig { port: wanted.port, mark: wanted.mark, workers, options })
 }

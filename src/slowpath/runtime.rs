@@ -7,6 +7,7 @@ use crate::crypto::stack;
 use crate::dataplane::Links;
 use crate::device::Device;
 use crate::io::steer::TunSteering;
+use crate::io::udp::SocketOptions;
 use crate::slowpath::driver::Driver;
 use crate::slowpath::handle::Commands;
 use crate::slowpath::listening::LinkEvent;
@@ -44,8 +45,8 @@ pub struct SlowPath {
     pub steering: Option<TunSteering>,
     /// The workers' cores, unless the scheduler chooses them.
     pub pinning: Option<Pinning>,
-    /// Whether sockets ask for UDP_GRO.
-    pub gro: bool,
+    /// What the UDP sockets ask for.
+    pub sockets: SocketOptions,
     /// Whether io_uring may be used.
     pub uring: bool,
 }
@@ -87,8 +88,9 @@ fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<()>
 
 /// Serves the device until its end. `streams` says that this runtime has a ring, which reads and writes connections.
 async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams: bool) -> Result<()> {
-    let SlowPath { device, links, commands, uapi, mut socket_removed, steering, pinning, gro, uring, .. } =
-        parts;
+    let SlowPath {
+        device, links, commands, uapi, mut socket_removed, steering, pinning, sockets, uring, ..
+    } = parts;
     let (requests, mut requested) = mpsc::channel(connections::MAX_CONNECTIONS);
     let answer_read = Rc::new(Notify::new());
     if let Some(uapi) = uapi {
@@ -98,7 +100,7 @@ async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams:
         tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
     }
     let ring = links.slow.waker.register()?;
-    let mut driver = Driver::new(device, links, steering, pinning, gro, uring, commands);
+    let mut driver = Driver::new(device, links, steering, pinning, sockets, uring, commands);
     let mut alarm = Alarm::new()?;
     loop {
         let wake_at = stack::leaving_nothing(|| driver.pump());

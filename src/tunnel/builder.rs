@@ -1,10 +1,11 @@
 //! The builder of a tunnel: what it is to be, said before it starts.
 
 use super::Tunnel;
+use crate::io::udp::SocketOptions;
 use crate::tunnel::change::Change;
 use crate::tunnel::error::Error;
 use crate::tunnel::start::{self, Settings, SocketChoice};
-use crate::tunnel::workers::Backend;
+use crate::tunnel::workers::{BUFFERS, Backend};
 use std::os::fd::OwnedFd;
 
 /// MTU in bytes of a new interface: what a path of 1,500 bytes leaves after IPv6's and WireGuard's headers.
@@ -24,11 +25,12 @@ impl Builder {
             settings: Settings {
                 name,
                 workers: None,
+                buffers: BUFFERS,
                 backend: Backend::Auto,
                 mtu: MTU,
                 tun_offloads: true,
                 gso: true,
-                gro: true,
+                sockets: SocketOptions::default(),
                 steering: true,
                 pin: true,
                 tun_fd: None,
@@ -48,6 +50,21 @@ impl Builder {
     /// default there is one for each core that affinity and CPU quota allow.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.settings.workers = Some(workers);
+        self
+    }
+
+    /// Sets how many packet buffers of 68 KiB each worker has, 16 to 32,768. They are what a worker's memory is made of, as far as
+    /// it uses them. The default is 192, which is 12.75 MiB.
+    pub fn buffers(mut self, buffers: usize) -> Builder {
+        self.settings.buffers = buffers;
+        self
+    }
+
+    /// Sets how many bytes the send buffer of each UDP socket has, and its receive buffer: 256 KiB to 1 GiB. A worker has a
+    /// socket for IPv4 and one for IPv6, and the kernel may use twice as much. The default is 7 MiB. Without CAP_NET_ADMIN
+    /// `net.core.rmem_max` and `net.core.wmem_max` bound it.
+    pub fn socket_buffer(mut self, bytes: usize) -> Builder {
+        self.settings.sockets.buffer = bytes;
         self
     }
 
@@ -85,7 +102,7 @@ impl Builder {
 
     /// Says whether many datagrams are received at once (UDP_GRO). By default they are, where the kernel can.
     pub fn gro(mut self, gro: bool) -> Builder {
-        self.settings.gro = gro;
+        self.settings.sockets.gro = gro;
         self
     }
 

@@ -31,6 +31,13 @@ pub enum Error {
         /// How many files the process may have open.
         allowed: u64,
     },
+    /// A worker cannot have as few or as many packet buffers, or its sockets as small or as large ones.
+    Memory {
+        /// The name of the interface.
+        name: String,
+        /// What is possible.
+        source: Arc<io::Error>,
+    },
     /// io_uring was demanded, and the kernel or a filter of system calls refuses it.
     IoUring {
         /// The name of the interface.
@@ -97,6 +104,10 @@ impl Error {
         caused(name, |name, source| Error::Name { name, source })
     }
 
+    pub(super) fn memory(name: &str) -> impl FnOnce(io::Error) -> Error {
+        caused(name, |name, source| Error::Memory { name, source })
+    }
+
     pub(super) fn io_uring(name: &str) -> impl FnOnce(io::Error) -> Error {
         caused(name, |name, source| Error::IoUring { name, source })
     }
@@ -130,6 +141,7 @@ impl Error {
     fn system(&self) -> Option<&io::Error> {
         match self {
             Error::Name { source, .. }
+            | Error::Memory { source, .. }
             | Error::IoUring { source, .. }
             | Error::Interface { source, .. }
             | Error::ControlSocket { source, .. }
@@ -158,6 +170,7 @@ impl fmt::Display for Error {
                  raise the limit (ulimit -Hn, or LimitNOFILE= of the service), or take fewer workers",
                 counted(*workers, "worker")
             ),
+            Error::Memory { name, .. } => write!(f, "{name}: the workers cannot have these buffers"),
             Error::IoUring { name, .. } => write!(f, "{name}: io_uring cannot be used here"),
             Error::Interface { name, .. } => write!(f, "{name}: cannot create the interface"),
             Error::ControlSocket { name, .. } => write!(f, "{name}: cannot listen for configuration"),

@@ -27,9 +27,9 @@ pub use builder::Builder;
 pub use change::{Change, PeerChange};
 pub use error::Error;
 pub use status::{PeerStatus, TunnelStatus};
-#[cfg(feature = "cli")]
-pub use workers::BUFFERS;
 pub use workers::Backend;
+#[cfg(feature = "cli")]
+pub use workers::{BUFFERS, MIN_BUFFERS};
 
 use crate::slowpath::handle::{Gone, Handle};
 use end::{End, Outcome};

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::index::WorkerCount;
 use crate::io::steer::TunSteering;
 use crate::io::tun::{self, Tun, TunConfig, TunOffloads};
+use crate::io::udp::SocketOptions;
 use crate::slowpath::handle::{self, Handle};
 use crate::slowpath::pinning::Pinning;
 use crate::slowpath::runtime::{self, SlowPath};
@@ -30,11 +31,13 @@ pub(super) struct Settings {
     pub(super) name: String,
     /// How many workers there are. `None` is one for each core that affinity and CPU quota leave.
     pub(super) workers: Option<usize>,
+    /// How many packet buffers each worker has.
+    pub(super) buffers: usize,
     pub(super) backend: Backend,
     pub(super) mtu: u32,
     pub(super) tun_offloads: bool,
     pub(super) gso: bool,
-    pub(super) gro: bool,
+    pub(super) sockets: SocketOptions,
     pub(super) steering: bool,
     pub(super) pin: bool,
     /// An open TUN file to take over. With it there is one worker.
@@ -60,7 +63,8 @@ pub(super) struct Started {
 }
 
 pub(super) fn start(settings: Settings) -> Result<Started, Error> {
-    let Settings { name, backend, gro, .. } = settings;
+    let Settings { name, backend, sockets, .. } = settings;
+    limits::check_memory(settings.buffers, sockets.buffer).map_err(Error::memory(&name))?;
     let count = workers_of(settings.workers, settings.tun_fd.is_some());
     let workers = count.get();
     if settings.tun_fd.is_none() {
@@ -85,6 +89,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
     let queue = tun.queues[0].try_clone().map_err(Error::worker(&name))?;
     let plan = WorkerPlan {
         uring,
+        buffers: settings.buffers,
         gso: settings.gso && !is_gso_mangled(),
         mtu: settings.mtu,
         coalesce: tun.offloads.coalesce(),
@@ -100,7 +105,7 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
         queue: Some(queue),
         steering,
         pinning,
-        gro,
+        sockets,
         ..parts
     })
 }
@@ -136,7 +141,7 @@ fn run(
         queue: None,
         steering: None,
         pinning: None,
-        gro: false,
+        sockets: SocketOptions::default(),
         uring,
     });
     let end = Arc::new(End::default());

@@ -14,9 +14,12 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-/// How many buffers a worker has: 64 in its receive ring, the rest for frames read, trains built and trains that wait for a
-/// full socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
+/// How many buffers a worker has, unless somebody chose another number: 64 in its receive ring, the rest for frames read, trains
+/// built and trains that wait for a full socket. Worst case 192 × 68 KiB = 12.75 MiB a worker, touched only as far as used.
 pub const BUFFERS: usize = 192;
+/// Fewest buffers of a worker, 1.06 MiB. Half of them wait for datagrams. Of the others a turn needs one for the frame that it
+/// reads, and one for each train that it builds; with fewer, its trains leave early.
+pub const MIN_BUFFERS: usize = 16;
 
 /// The way in which workers speak to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -82,6 +85,8 @@ pub(super) fn start(
 #[derive(Clone, Copy)]
 pub(super) struct WorkerPlan {
     pub(super) uring: bool,
+    /// How many packet buffers each of them has.
+    pub(super) buffers: usize,
     pub(super) gso: bool,
     pub(super) mtu: u32,
     pub(super) coalesce: CoalesceOptions,
@@ -132,10 +137,10 @@ fn run_worker(
     let worker = Worker::new(WorkerConfig { id, mtu: plan.mtu, coalesce: plan.coalesce }, links);
     let waker = links.workers[usize::from(id)].waker.clone();
     if plan.uring {
-        let backend = Pool::new(BUFFERS).and_then(|pool| Uring::new(queue, pool, waker));
+        let backend = Pool::new(plan.buffers).and_then(|pool| Uring::new(queue, pool, waker));
         turn(worker, backend.map(|io| if plan.gso { io } else { io.without_gso() }), report);
     } else {
-        let backend = Pool::new(BUFFERS).and_then(|pool| Mmsg::new(queue, pool, waker));
+        let backend = Pool::new(plan.buffers).and_then(|pool| Mmsg::new(queue, pool, waker));
         turn(worker, backend.map(|io| if plan.gso { io } else { io.without_gso() }), report);
     }
 }

@@ -109,7 +109,9 @@ fn wrong_usage_is_exit_code_2_and_makes_nothing() {
     for arguments in wrong {
         fails(host.start(&program, arguments), 2, &[]);
     }
-    for options in [["--workers", "none"], ["--io", "magic"]] {
+    let wrong =
+        [["--workers", "none"], ["--io", "magic"], ["--buffers", "15"], ["--socket-buffer", "262143"]];
+    for options in wrong {
         let arguments = ["-f", options[0], options[1], "wg0"];
         fails(host.start(&program, &arguments), 2, &[options[0]]);
     }

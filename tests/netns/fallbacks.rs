@@ -237,6 +237,24 @@ fn without_gro_in_the_kernel_datagrams_come_one_by_one() {
 }
 
 #[test]
+fn with_the_least_memory_all_passes_over_io_uring() {
+    static HINDRANCE: Hindrance = Hindrance {
+        behind: &INFO,
+        options: &["--workers", "2", "--buffers", "16", "--socket-buffer", "262144"],
+    };
+    works_without(&HINDRANCE);
+}
+
+#[test]
+fn with_the_least_memory_all_passes_over_plain_calls() {
+    static HINDRANCE: Hindrance = Hindrance {
+        behind: &INFO,
+        options: &["--workers", "2", "--buffers", "16", "--socket-buffer", "262144", "--io", "syscalls"],
+    };
+    works_without(&HINDRANCE);
+}
+
+#[test]
 fn with_every_offload_refused_at_once_it_works_on_plain_packets_and_plain_calls() {
     static HINDRANCE: Hindrance = Hindrance {
         behind: &["python3", "-c", REFUSE, NO_UDP_GRO, "python3", "-c", REFUSE, NO_TUN_OFFLOADS],

@@ -7,9 +7,13 @@ use crate::crypto::lanes::Kernel;
 use crate::gateway::rights::NetAdmin;
 use crate::index::WorkerCount;
 use crate::io::probe::{TunFeatures, tun_features};
-use crate::io::udp::UdpFeatures;
+use crate::io::slab::BUF_SIZE;
+use crate::io::tun::QUEUE_BYTES;
+use crate::io::udp::{SOCKET_BUFFER, UdpFeatures, socket_bytes};
 use crate::sys::group::CpuQuota;
 use crate::sys::gso;
+use crate::tunnel::plural::counted;
+use crate::tunnel::{BUFFERS, MIN_BUFFERS};
 use rustix::process::{Resource, getrlimit};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Result};
@@ -189,6 +193,32 @@ pub(super) fn cores(cores: usize, quota: Option<CpuQuota>, workers: WorkerCount)
     }
 }
 
+/// A finding about the memory that the workers of a tunnel take at most. Without options they take the usual.
+pub(super) fn memory(workers: WorkerCount, limit: Option<u64>) -> Finding {
+    let mebibytes = |bytes: usize| format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20));
+    let packets = BUFFERS * BUF_SIZE;
+    let found = format!(
+        "{} × at most ({} of packet buffers + {} of ring + {} of socket buffers + {} of TUN queue)",
+        counted(workers.get(), "worker"),
+        mebibytes(packets),
+        mebibytes(LOCKED_MEMORY_OF_RING as usize),
+        mebibytes(socket_bytes(SOCKET_BUFFER)),
+        mebibytes(QUEUE_BYTES)
+    );
+    match limit {
+        Some(limit) if (workers.get() * packets) as u64 > limit => Finding::new(
+            "memory",
+            Warn,
+            format!("{found}; the memory group allows {}", mebibytes(limit as usize)),
+            &format!(
+                "fewer packet buffers or workers: --buffers N ({MIN_BUFFERS} or more), --workers N, or \
+                 RINGTUN_BUFFERS and RINGTUN_WORKERS"
+            ),
+        ),
+        _ => Finding::ok("memory", found),
+    }
+}
+
 pub(super) fn locked_memory(workers: WorkerCount) -> Finding {
     let Some(limit) = getrlimit(Resource::Memlock).current else {
         return Finding::ok("locked memory", "unlimited");
@@ -211,5 +241,40 @@ fn locked_memory_needed(kernel: Option<(u32, u32)>, workers: WorkerCount) -> u64
         Some(version) if version < (5, 12) => LOCKED_MEMORY,
         Some(version) if version >= (6, 14) => (workers.get() as u64 + 1) * LOCKED_MEMORY_OF_RING,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_all_workers_is_stated_and_a_group_that_has_less_is_told() {
+        let two = WorkerCount::nearest(2);
+        let finding = memory(two, None);
+        assert_eq!(
+            (finding.level, finding.found.as_str()),
+            (
+                Good,
+                "2 workers × at most (12.75 MiB of packet buffers + 0.06 MiB of ring + 56.00 MiB of socket buffers + 64.00 MiB of TUN queue)"
+            )
+        );
+        assert_eq!(memory(two, Some(26 << 20)).level, Good);
+        let finding = memory(two, Some(25 << 20));
+        assert!(finding.level == Warn && finding.found.contains("allows 25.00 MiB"), "{finding:?}");
+        assert!(finding.remedy.is_some_and(|remedy| remedy.contains("--buffers N (16 or more)")));
+    }
+
+    #[test]
+    fn a_quota_that_is_smaller_than_the_cores_is_told() {
+        let quota = CpuQuota::new(150_000, 100_000);
+        let told = |cores, quota, workers| {
+            let finding = super::cores(cores, quota, WorkerCount::nearest(workers));
+            (finding.level, finding.found)
+        };
+        assert_eq!(told(4, None, 4), (Good, "4".into()));
+        assert_eq!(told(4, quota, 2), (Good, "4, with a CPU quota of 1.50: workers are not pinned".into()));
+        assert_eq!(told(1, quota, 1), (Warn, "1".into()));
+        assert_eq!(told(4, CpuQuota::new(1, 2), 1).0, Warn);
     }
 }

@@ -9,6 +9,8 @@ mod tunnels;
 
 use crate::gateway::rights::{NetAdmin, net_admin};
 use crate::io::slab::BUF_SIZE;
+use crate::io::tun::QUEUE_BYTES;
+use crate::io::udp::{SOCKET_BUFFER, socket_bytes};
 use crate::io::uring::Uring;
 use crate::sys::group;
 use crate::tunnel::BUFFERS;
@@ -70,6 +72,10 @@ pub struct Report {
     pub workers: usize,
     /// The most bytes that the packet buffers of one worker take.
     pub buffer_bytes_per_worker: usize,
+    /// The most bytes of the kernel's memory that wait in the sockets of one worker.
+    pub socket_bytes_per_worker: usize,
+    /// The most bytes of the kernel's memory that wait in the TUN queue of one worker.
+    pub queue_bytes_per_worker: usize,
     /// The findings, in the order in which they are best read.
     pub findings: Vec<Finding>,
 }
@@ -85,6 +91,7 @@ pub fn examine() -> Report {
     findings.push(host::udp());
     findings.push(host::cpu());
     findings.push(host::cores(cores, quota, workers));
+    findings.push(host::memory(workers, group::memory_limit()));
     findings.push(host::locked_memory(workers));
     findings.extend(network::socket_buffers(net_admin));
     findings.extend(network::cards());
@@ -97,6 +104,8 @@ pub fn examine() -> Report {
         io: if uring.is_ok() { "io_uring" } else { "syscalls" },
         workers: if can_run { workers.get() } else { 0 },
         buffer_bytes_per_worker: BUFFERS * BUF_SIZE,
+        socket_bytes_per_worker: socket_bytes(SOCKET_BUFFER),
+        queue_bytes_per_worker: QUEUE_BYTES,
         findings,
     }
 }
@@ -141,9 +150,16 @@ mod tests {
     #[test]
     fn looking_finds_something_about_everything_and_ends() {
         let report = examine();
-        for what in
-            ["kernel", "io_uring", "UDP offloads", "SIMD", "cores", "locked memory", "IPv4 forwarding"]
-        {
+        for what in [
+            "kernel",
+            "io_uring",
+            "UDP offloads",
+            "SIMD",
+            "cores",
+            "memory",
+            "locked memory",
+            "IPv4 forwarding",
+        ] {
             assert!(report.findings.iter().any(|finding| finding.what == what), "{what}: {report:?}");
         }
         assert!(report.workers >= 1 && report.buffer_bytes_per_worker > 1 << 20);
@@ -161,6 +177,8 @@ mod tests {
             io: "syscalls",
             workers: 1,
             buffer_bytes_per_worker: 0,
+            socket_bytes_per_worker: 0,
+            queue_bytes_per_worker: 0,
             findings: vec![fatal],
         };
         assert!(report.text().contains("FATAL"), "{}", report.text());

@@ -1,6 +1,6 @@
 use super::*;
 use crate::io::tun::{Tun, TunConfig, TunOffloads};
-use crate::io::udp::{UdpConfig, UdpSockets, bind};
+use crate::io::udp::{SocketOptions, UdpConfig, UdpSockets, bind};
 use crate::sys::netns::{eventually, in_netns, ip};
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::fs::File;
@@ -24,7 +24,13 @@ struct Group {
 }
 
 fn groups(gro: bool) -> [Group; 2] {
-    let (group, pairs) = bind(&UdpConfig { port: 0, mark: 0, workers: COUNT, gro }).unwrap();
+    let (group, pairs) = bind(&UdpConfig {
+        port: 0,
+        mark: 0,
+        workers: COUNT,
+        options: SocketOptions { gro, ..SocketOptions::default() },
+    })
+    .unwrap();
     assert!(group.steered);
     let take = |pick: fn(&UdpSockets) -> &Option<OwnedFd>| {
         pairs.iter().map(|pair| UdpSocket::from(pick(pair).as_ref().unwrap().try_clone().unwrap())).collect()

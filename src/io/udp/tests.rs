@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::process::Command;
 
 fn config(port: u16, workers: usize) -> UdpConfig {
-    UdpConfig { port, mark: 0, workers: WorkerCount::nearest(workers), gro: true }
+    UdpConfig { port, mark: 0, workers: WorkerCount::nearest(workers), options: SocketOptions::default() }
 }
 
 fn option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> libc::c_int {
@@ -107,17 +107,21 @@ fn the_port_is_free_again_when_group_and_workers_have_let_go() {
 #[test]
 fn sockets_have_the_options_that_the_backends_rely_on() {
     in_netns(|| {
-        for gro in [true, false] {
-            let (_, pairs) = bind(&UdpConfig { gro, ..config(0, 2) }).unwrap();
+        for options in [
+            SocketOptions::default(),
+            SocketOptions { gro: false, buffer: MIN_SOCKET_BUFFER },
+            SocketOptions { buffer: MAX_SOCKET_BUFFER, ..SocketOptions::default() },
+        ] {
+            let (_, pairs) = bind(&UdpConfig { options, ..config(0, 2) }).unwrap();
             for pair in &pairs {
                 let (v4, v6) = (pair.v4.as_ref().unwrap().as_fd(), pair.v6.as_ref().unwrap().as_fd());
                 for socket in [v4, v6] {
                     assert!(SockRef::from(&socket).nonblocking().unwrap());
-                    assert_eq!(option(socket, libc::SOL_UDP, libc::UDP_GRO), libc::c_int::from(gro));
+                    assert_eq!(option(socket, libc::SOL_UDP, libc::UDP_GRO), libc::c_int::from(options.gro));
                     for buffer in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
                         assert_eq!(
                             option(socket, libc::SOL_SOCKET, buffer),
-                            2 * SOCKET_BUFFER as libc::c_int
+                            2 * options.buffer as libc::c_int
                         );
                     }
                 }
