@@ -72,10 +72,8 @@ pub struct PeerShared {
     pub id: PeerId,
     /// The worker that opens the peer's packets.
     pub owner: u8,
-    /// Bytes received in authenticated messages, counted as the payload of outer UDP.
-    pub rx_bytes: AtomicU64,
-    /// Bytes sent, counted as the payload of outer UDP.
-    pub tx_bytes: AtomicU64,
+    /// What the workers write with each train.
+    pub traffic: Traffic,
     /// The endpoint, and the session to send with.
     pub sending: Sending,
     /// The sender index of the last handshake message sent to the peer.
@@ -84,10 +82,6 @@ pub struct PeerShared {
     staged_by: AtomicU64,
     /// When a worker last asked for a handshake; 0 is never, or that the next may ask at once.
     asked_at: AtomicU64,
-    unanswered_since: AtomicU64,
-    unacknowledged_since: AtomicU64,
-    last_data_received: AtomicU64,
-    last_authenticated: AtomicU64,
     /// Whether the slow path watches the peer's time stamps: an [`Event::Activity`] is under way, or its timer is
     /// armed. No further event is needed then.
     ///
@@ -103,22 +97,32 @@ pub struct PeerShared {
     pub handshake_wanted: AtomicBool,
 }
 
+/// What workers write of a peer with each train. It has a cache line of its own: what they only read of the peer, all of them
+/// can keep in their caches.
+#[derive(Default, Debug)]
+#[repr(align(64))]
+pub struct Traffic {
+    /// Bytes received in authenticated messages, counted as the payload of outer UDP.
+    pub rx_bytes: AtomicU64,
+    /// Bytes sent, counted as the payload of outer UDP.
+    pub tx_bytes: AtomicU64,
+    unanswered_since: AtomicU64,
+    unacknowledged_since: AtomicU64,
+    last_data_received: AtomicU64,
+    last_authenticated: AtomicU64,
+}
+
 impl PeerShared {
     /// The shared state of a peer from which nothing was heard yet.
     pub fn new(id: PeerId, owner: u8) -> PeerShared {
         PeerShared {
             id,
             owner,
-            rx_bytes: AtomicU64::new(0),
-            tx_bytes: AtomicU64::new(0),
+            traffic: Traffic::default(),
             sending: Sending::default(),
             handshake_index: AtomicU32::new(0),
             staged_by: AtomicU64::new(0),
             asked_at: AtomicU64::new(0),
-            unanswered_since: AtomicU64::new(0),
-            unacknowledged_since: AtomicU64::new(0),
-            last_data_received: AtomicU64::new(0),
-            last_authenticated: AtomicU64::new(0),
             armed: AtomicBool::new(false),
             handshake_wanted: AtomicBool::new(false),
         }
@@ -126,8 +130,8 @@ impl PeerShared {
 
     /// Notes that data (not a keepalive) was sent.
     pub fn data_sent(&self, now: Instant) {
-        if self.unanswered_since.load(Relaxed) == 0 {
-            self.unanswered_since.store(now.as_nanos(), Relaxed);
+        if self.traffic.unanswered_since.load(Relaxed) == 0 {
+            self.traffic.unanswered_since.store(now.as_nanos(), Relaxed);
         }
         self.authenticated_sent(now);
     }
@@ -136,28 +140,28 @@ impl PeerShared {
     /// (kernel `wg_timers_data_sent` arms `timer_new_handshake` wherever it is not pending). Where a message was
     /// received meanwhile, or data was sent after it, the newer stamp stays.
     pub fn unanswered_handled(&self, stamp: Instant) {
-        let _ = self.unanswered_since.compare_exchange(stamp.as_nanos(), 0, Relaxed, Relaxed);
+        let _ = self.traffic.unanswered_since.compare_exchange(stamp.as_nanos(), 0, Relaxed, Relaxed);
     }
 
     /// Notes that an authenticated message was sent: data, keepalive or handshake.
     pub fn authenticated_sent(&self, now: Instant) {
-        self.unacknowledged_since.store(0, Relaxed);
-        self.last_authenticated.store(now.as_nanos(), Relaxed);
+        self.traffic.unacknowledged_since.store(0, Relaxed);
+        self.traffic.last_authenticated.store(now.as_nanos(), Relaxed);
     }
 
     /// Notes that data (not a keepalive) was received.
     pub fn data_received(&self, now: Instant) {
-        if self.unacknowledged_since.load(Relaxed) == 0 {
-            self.unacknowledged_since.store(now.as_nanos(), Relaxed);
+        if self.traffic.unacknowledged_since.load(Relaxed) == 0 {
+            self.traffic.unacknowledged_since.store(now.as_nanos(), Relaxed);
         }
-        self.last_data_received.store(now.as_nanos(), Relaxed);
+        self.traffic.last_data_received.store(now.as_nanos(), Relaxed);
         self.authenticated_received(now);
     }
 
     /// Notes that an authenticated message was received.
     pub fn authenticated_received(&self, now: Instant) {
-        self.unanswered_since.store(0, Relaxed);
-        self.last_authenticated.store(now.as_nanos(), Relaxed);
+        self.traffic.unanswered_since.store(0, Relaxed);
+        self.traffic.last_authenticated.store(now.as_nanos(), Relaxed);
     }
 
     /// Whether the calling worker, which has just moved a stamp, has to queue an [`Event::Activity`]. Where the queue
@@ -210,10 +214,10 @@ impl PeerShared {
             nanos => Some(Instant::from_nanos(nanos)),
         };
         Activity {
-            unanswered_since: read(&self.unanswered_since),
-            unacknowledged_since: read(&self.unacknowledged_since),
-            last_data_received: read(&self.last_data_received),
-            last_authenticated: read(&self.last_authenticated),
+            unanswered_since: read(&self.traffic.unanswered_since),
+            unacknowledged_since: read(&self.traffic.unacknowledged_since),
+            last_data_received: read(&self.traffic.last_data_received),
+            last_authenticated: read(&self.traffic.last_authenticated),
         }
     }
 }

@@ -285,7 +285,7 @@ impl Device {
     fn peer_loads(&mut self, passed: u64) -> Vec<PeerLoad> {
         let load = |peer: &mut super::peer::Peer| {
             let shared = &peer.shared;
-            let total = (shared.tx_bytes.load(Relaxed), shared.rx_bytes.load(Relaxed));
+            let total = (shared.traffic.tx_bytes.load(Relaxed), shared.traffic.rx_bytes.load(Relaxed));
             let seen = std::mem::replace(&mut peer.sampled, total);
             if seen == total {
                 return None;

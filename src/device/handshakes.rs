@@ -127,7 +127,7 @@ impl Device {
     /// Notes that an authentic handshake message arrived.
     fn count_received(&mut self, now: Now, id: PeerId, message: &IncomingHandshake) {
         if let Some(peer) = self.peers.by_id(id) {
-            peer.shared.rx_bytes.fetch_add(message.datagram.bytes().len() as u64, Relaxed);
+            peer.shared.traffic.rx_bytes.fetch_add(message.datagram.bytes().len() as u64, Relaxed);
             peer.shared.authenticated_received(now.mono);
         }
         self.heard_from(id, Endpoint { addr: message.from, from: message.to });
@@ -195,7 +195,7 @@ impl Device {
         };
         peer.shared.handshake_index.store(index(message).unwrap_or_default(), Relaxed);
         peer.shared.authenticated_sent(now.mono);
-        peer.shared.tx_bytes.fetch_add(message.len() as u64, Relaxed);
+        peer.shared.traffic.tx_bytes.fetch_add(message.len() as u64, Relaxed);
         self.out.one(peer.shared.owner, Control::Send(id.slot, endpoint, datagram));
     }
 }

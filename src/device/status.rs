@@ -125,8 +125,8 @@ impl Device {
             Summary {
                 peers: sum.peers + 1,
                 alive: sum.alive + usize::from(alive),
-                rx_bytes: sum.rx_bytes.wrapping_add(peer.shared.rx_bytes.load(Relaxed)),
-                tx_bytes: sum.tx_bytes.wrapping_add(peer.shared.tx_bytes.load(Relaxed)),
+                rx_bytes: sum.rx_bytes.wrapping_add(peer.shared.traffic.rx_bytes.load(Relaxed)),
+                tx_bytes: sum.tx_bytes.wrapping_add(peer.shared.traffic.tx_bytes.load(Relaxed)),
             }
         })
     }

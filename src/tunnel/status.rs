@@ -85,8 +85,8 @@ impl PeerStatus {
             last_handshake: peer.last_handshake.map(|at| UNIX_EPOCH + at),
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: peer.allowed_ips.to_vec(),
-            rx_bytes: peer.shared.rx_bytes.load(Relaxed),
-            tx_bytes: peer.shared.tx_bytes.load(Relaxed),
+            rx_bytes: peer.shared.traffic.rx_bytes.load(Relaxed),
+            tx_bytes: peer.shared.traffic.tx_bytes.load(Relaxed),
         }
     }
 }

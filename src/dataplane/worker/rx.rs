@@ -316,7 +316,7 @@ impl<I: Io> Receiver<'_, I> {
     fn note(&mut self, receiver: u32, opened: &RunOutcome, origin: Origin) {
         let Some(receiving) = self.rx.sessions.get_mut(&receiver) else { return };
         let peer: &PeerShared = &receiving.peer;
-        peer.rx_bytes.fetch_add(opened.bytes as u64, Relaxed);
+        peer.traffic.rx_bytes.fetch_add(opened.bytes as u64, Relaxed);
         match opened.data {
             true => peer.data_received(self.now),
             false => peer.authenticated_received(self.now),

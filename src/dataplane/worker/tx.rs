@@ -151,7 +151,7 @@ impl<'a, I: Io> Sender<'a, I> {
         let (len, stride) = (DATA_OVERHEAD, DATA_OVERHEAD);
         self.io.send_udp(SendTrain { buf, len, stride, to, peer: Some(slot), tos: 0 });
         add(&self.outbox.stats.tx_keepalives, 1);
-        peer.tx_bytes.fetch_add(DATA_OVERHEAD as u64, Relaxed);
+        peer.traffic.tx_bytes.fetch_add(DATA_OVERHEAD as u64, Relaxed);
         peer.authenticated_sent(self.now);
         self.outbox.activity(peer);
         if session.wants_rekey(self.now) {
@@ -269,7 +269,7 @@ impl<'a, I: Io> Sender<'a, I> {
         self.io.send_udp(SendTrain { buf, len, stride, to, peer: Some(ticket.slot), tos: ticket.ecn });
         add(&self.outbox.stats.tx_trains, 1);
         add(&self.outbox.stats.tx_packets, count);
-        peer.tx_bytes.fetch_add(len as u64, Relaxed);
+        peer.traffic.tx_bytes.fetch_add(len as u64, Relaxed);
         peer.data_sent(self.now);
         self.outbox.activity(peer);
         if session.wants_rekey(self.now) {

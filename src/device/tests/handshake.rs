@@ -25,7 +25,7 @@ fn a_handshake_message_counts_as_traffic() {
     let pair = Pair::connected();
     let bytes = |side: &Side| {
         let shared = &side.peers[&side.peer()];
-        (shared.tx_bytes.load(Relaxed), shared.rx_bytes.load(Relaxed))
+        (shared.traffic.tx_bytes.load(Relaxed), shared.traffic.rx_bytes.load(Relaxed))
     };
     assert_eq!((bytes(&pair.a), bytes(&pair.b)), ((148, 92), (92, 148)));
 }

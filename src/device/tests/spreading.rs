@@ -41,7 +41,7 @@ impl Bench {
             if let Some(owner) = self.workers.get(usize::from(shared.owner)) {
                 owner.io_awake_nanos.fetch_add(busy * 1_000_000, Relaxed);
             }
-            shared.tx_bytes.fetch_add(megabytes * MEGABYTE, Relaxed);
+            shared.traffic.tx_bytes.fetch_add(megabytes * MEGABYTE, Relaxed);
             if megabytes > 0 {
                 shared.authenticated_received(now);
                 if !shared.armed.swap(true, Relaxed) {

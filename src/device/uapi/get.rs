@@ -103,8 +103,8 @@ fn peer_lines(text: &mut String, peer: &Peer, order: u32, from: usize) -> Positi
         let handshake = peer.last_handshake.unwrap_or_default();
         line(text, "last_handshake_time_sec", handshake.as_secs());
         line(text, "last_handshake_time_nsec", handshake.subsec_nanos());
-        line(text, "tx_bytes", peer.shared.tx_bytes.load(Relaxed));
-        line(text, "rx_bytes", peer.shared.rx_bytes.load(Relaxed));
+        line(text, "tx_bytes", peer.shared.traffic.tx_bytes.load(Relaxed));
+        line(text, "rx_bytes", peer.shared.traffic.rx_bytes.load(Relaxed));
         line(text, "persistent_keepalive_interval", peer.timers.persistent_keepalive());
     }
     for prefix in peer.allowed.iter().skip(from).take(PIECE) {

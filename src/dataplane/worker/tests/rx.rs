@@ -34,7 +34,7 @@ fn a_train_reaches_the_tun_device_as_one_super_packet() {
     }
     assert_eq!(rig.count(|stats| &stats.rx_packets), 10);
     assert_eq!(rig.count(|stats| &stats.rx_super_packets), 1);
-    assert_eq!(rig.peers[0].rx_bytes.load(Relaxed), bytes);
+    assert_eq!(rig.peers[0].traffic.rx_bytes.load(Relaxed), bytes);
     assert_eq!(rig.peers[0].activity().last_data_received, Some(START));
 }
 
@@ -322,7 +322,7 @@ fn a_train_at_the_wrong_worker_is_handed_on_and_opened_as_one() {
     assert_eq!(rigs[1].count(|stats| &stats.misdirected_in), 40);
     assert_eq!(rigs[1].count(|stats| &stats.rx_packets), 40);
     assert_eq!(rigs[1].written().len(), 1, "one write for all of them");
-    assert_eq!(rigs[1].peers[0].rx_bytes.load(Relaxed), 40 * (1404_u64.next_multiple_of(16) + 32));
+    assert_eq!(rigs[1].peers[0].traffic.rx_bytes.load(Relaxed), 40 * (1404_u64.next_multiple_of(16) + 32));
 }
 
 #[test]

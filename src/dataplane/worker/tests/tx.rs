@@ -24,7 +24,7 @@ fn a_packet_reaches_the_peer_that_its_destination_belongs_to() {
     let inner = remotes[2].open(&trains[0]);
     assert_eq!(inner[0][..sent.len() - VNET_HDR_LEN], sent[VNET_HDR_LEN..]);
     assert_eq!(inner[0].len() % 16, 0);
-    assert_eq!(rig.peers[2].tx_bytes.load(Relaxed), trains[0].len as u64);
+    assert_eq!(rig.peers[2].traffic.tx_bytes.load(Relaxed), trains[0].len as u64);
     assert_eq!(rig.peers[2].activity().unanswered_since, Some(START));
 }
 
