@@ -1,13 +1,14 @@
 //! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
 
+use super::work::{Arrival, HandshakeResult, HandshakeWork, WorkOutcome};
 use super::{Device, Now};
 use crate::crypto::stack;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
 use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
-use crate::noise::handshake::{HandshakeError, IncomingInitiation};
-use crate::noise::session::{RecvSession, SendSession};
-use crate::wire::message::{CookieReply, Initiation, MessageKind, RESPONSE_LEN, Response, classify, index};
+use crate::noise::handshake::{Answered, HandshakeError, Identity, IncomingInitiation};
+use crate::noise::session::{RecvSession, SendSession, SessionKeys};
+use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify, index};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -15,89 +16,156 @@ use std::sync::atomic::Ordering::Relaxed;
 type SessionHalves = (Arc<SendSession>, Box<RecvSession>);
 
 impl Device {
-    /// Takes one handshake message. The worker has verified MAC1 of types 1 and 2, and under load MAC2, too.
-    pub(super) fn receive_handshake(&mut self, now: Now, message: &IncomingHandshake) {
-        if !self.is_up() || self.identity.is_none() {
+    /// Takes one handshake message. The worker has verified MAC1 of types 1 and 2, and under load MAC2, too. Returns the work
+    /// that it makes, if it makes any.
+    pub(super) fn take_handshake(&mut self, now: Now, message: &IncomingHandshake) -> Option<HandshakeWork> {
+        let Some(identity) = self.identity.clone().filter(|_| self.is_up()) else {
             self.stats.dropped_not_ready += 1;
-            return;
-        }
+            return None;
+        };
         // A sender that has a cookie receives at its address, and that address has a budget.
         if message.proven && !self.limiter.allow(message.from.ip(), now.mono) {
             self.stats.dropped_rate_limited += 1;
-            return;
+            return None;
         }
-        match classify(message.datagram.bytes()) {
-            Some(MessageKind::Initiation) => self.receive_initiation(now, message),
-            Some(MessageKind::Response) => self.receive_response(now, message),
-            Some(MessageKind::CookieReply) => self.receive_cookie(now, message),
+        let bytes = message.datagram.bytes();
+        let arrival = Arrival { from: message.from, to: message.to, len: bytes.len() };
+        match classify(bytes) {
+            Some(MessageKind::Initiation) => match Initiation::parse(bytes) {
+                Some(initiation) => return Some(HandshakeWork::open(identity, initiation, arrival)),
+                None => self.stats.dropped_malformed += 1,
+            },
+            Some(MessageKind::Response) => return self.take_response(&identity, bytes, arrival),
+            Some(MessageKind::CookieReply) => self.take_cookie(now, message),
             Some(MessageKind::Data) | None => self.stats.dropped_malformed += 1,
         }
+        None
     }
 
-    fn receive_initiation(&mut self, now: Now, message: &IncomingHandshake) {
-        let answer = stack::leaving_nothing(|| self.answer(now, message.datagram.bytes()));
-        let Some((id, response, session)) = answer else { return };
-        self.stats.initiations_accepted += 1;
-        self.count_received(now, id, message);
-        self.install(now, id, session);
-        // The owner's worker sends it, after it has taken the receiving half: order within one queue.
-        self.send(now, id, &response);
-        self.check_timers(now, id.slot);
+    /// Goes on with a handshake message after some of its work was done. What waited for the interface or for the identity of
+    /// then is dropped.
+    pub(super) fn go_on_with_handshake(
+        &mut self,
+        now: Now,
+        result: HandshakeResult,
+    ) -> Option<HandshakeWork> {
+        let identity = self.identity.clone().filter(|_| self.is_up());
+        if identity.is_none() {
+            self.stats.dropped_not_ready += 1;
+        }
+        let (outcome, arrival) = result.into_parts();
+        match outcome {
+            WorkOutcome::Opened(opened) => {
+                let incoming = opened.map_err(|error| self.stats.refuse(error)).ok()?;
+                return self.begin_answer(now, &*identity?, incoming, arrival);
+            }
+            WorkOutcome::Answered(id, index, answered) => {
+                let taken =
+                    identity.and_then(|identity| self.take_answer(now, id, &identity, answered, &arrival));
+                if taken.is_none() {
+                    self.indices.free(index);
+                }
+            }
+            WorkOutcome::Completed(id, index, keys) => {
+                identity?;
+                self.take_completion(now, id, index, keys, &arrival);
+            }
+        }
+        None
     }
 
-    /// Whose initiation it is, the response to it, and the session that comes of it. `None` where it was refused,
-    /// which is counted.
-    fn answer(&mut self, now: Now, message: &[u8]) -> Option<(PeerId, [u8; RESPONSE_LEN], SessionHalves)> {
-        let identity = self.identity.as_ref()?;
-        let opened = Initiation::parse(message)
-            .ok_or(HandshakeError::Decrypt)
-            .and_then(|initiation| IncomingInitiation::open(identity, &initiation));
-        let incoming = opened.map_err(|error| self.stats.refuse(error)).ok()?;
+    /// Finds whose initiation it is, and begins the answer. A refused one is counted.
+    fn begin_answer(
+        &mut self,
+        now: Now,
+        identity: &Identity,
+        incoming: IncomingInitiation,
+        arrival: Arrival,
+    ) -> Option<HandshakeWork> {
         let Some(peer) = self.peers.find(&incoming.remote).and_then(|slot| self.peers.get_mut(slot)) else {
             self.stats.dropped_unknown_peer += 1;
             return None;
         };
         let id = peer.shared.id;
-        let outstanding = peer.handshake.pending_index();
         let index = self.indices.allocate(peer.shared.owner, id.slot, &mut *self.entropy);
-        let answer = peer.handshake.respond(identity, incoming, index, now.mono, &mut *self.entropy);
-        let (mut response, keys) = match answer {
-            Ok(answer) => answer,
+        match peer.handshake.begin_answer(identity, incoming, index, now.mono, &mut *self.entropy) {
+            Ok(answering) => Some(HandshakeWork::answer(id, answering, arrival)),
             Err(error) => {
                 self.indices.free(index);
                 self.stats.refuse(error);
-                return None;
+                None
             }
-        };
+        }
+    }
+
+    /// Takes in an answer, and sends it. `None` where it is refused, which is counted.
+    fn take_answer(
+        &mut self,
+        now: Now,
+        id: PeerId,
+        identity: &Identity,
+        answered: Result<Answered, HandshakeError>,
+        arrival: &Arrival,
+    ) -> Option<()> {
+        let peer = self.peers.by_id(id)?;
+        let outstanding = peer.handshake.pending_index();
+        let taken = answered.and_then(|answered| {
+            peer.handshake.answered(identity, &answered, now.mono)?;
+            Ok(answered)
+        });
+        let Answered { mut response, keys, .. } = taken.map_err(|error| self.stats.refuse(error)).ok()?;
         // An initiation of ours may have given way to the peer's.
         if let Some(outstanding) = outstanding.filter(|_| peer.handshake.pending_index() != outstanding) {
             self.indices.free(outstanding);
         }
         peer.jar.seal(&mut response, now.mono);
-        Some((id, response, keys.into_halves(peer.sessions.birth(now.mono))))
+        let session = keys.into_halves(peer.sessions.birth(now.mono));
+        self.stats.initiations_accepted += 1;
+        self.count_received(now, id, arrival);
+        self.install(now, id, session);
+        // The owner's worker sends it, after it has taken the receiving half: order within one queue.
+        self.send(now, id, &response);
+        self.check_timers(now, id.slot);
+        Some(())
     }
 
-    fn receive_response(&mut self, now: Now, message: &IncomingHandshake) {
-        let (Some(identity), Some(response)) = (&self.identity, Response::parse(message.datagram.bytes()))
-        else {
+    fn take_response(
+        &mut self,
+        identity: &Arc<Identity>,
+        bytes: &[u8],
+        arrival: Arrival,
+    ) -> Option<HandshakeWork> {
+        let Some(response) = Response::parse(bytes) else {
             self.stats.dropped_malformed += 1;
-            return;
+            return None;
         };
         let peer = self.indices.slot(response.receiver).and_then(|slot| self.peers.get_mut(slot));
-        let Some(peer) = peer.filter(|peer| peer.handshake.pending_index() == Some(response.receiver)) else {
-            return self.stats.refuse(HandshakeError::Unexpected);
-        };
-        let birth = peer.sessions.birth(now.mono);
-        let completed = stack::leaving_nothing(|| {
-            peer.handshake.complete(identity, &response).map(|keys| keys.into_halves(birth))
+        let begun = peer
+            .ok_or(HandshakeError::Unexpected)
+            .and_then(|peer| Ok((peer.shared.id, peer.handshake.begin_completion(identity, &response)?)));
+        let (id, completing) = begun.map_err(|error| self.stats.refuse(error)).ok()?;
+        Some(HandshakeWork::complete(id, completing, arrival))
+    }
+
+    fn take_completion(
+        &mut self,
+        now: Now,
+        id: PeerId,
+        index: u32,
+        keys: Result<SessionKeys, HandshakeError>,
+        arrival: &Arrival,
+    ) {
+        let Some(peer) = self.peers.by_id(id) else { return };
+        let completed = keys.and_then(|keys| {
+            peer.handshake.completed(index)?;
+            Ok(keys.into_halves(peer.sessions.birth(now.mono)))
         });
         let session = match completed {
             Ok(session) => session,
             Err(error) => return self.stats.refuse(error),
         };
-        let id = peer.shared.id;
         self.stats.responses_accepted += 1;
-        self.count_received(now, id, message);
+        self.count_received(now, id, arrival);
         self.install(now, id, session);
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
@@ -111,7 +179,7 @@ impl Device {
 
     /// Takes a cookie reply. It is not authenticated by a handshake, so it moves no endpoint and no timer (kernel:
     /// `wg_cookie_message_consume`). The next retry carries the cookie.
-    fn receive_cookie(&mut self, now: Now, message: &IncomingHandshake) {
+    fn take_cookie(&mut self, now: Now, message: &IncomingHandshake) {
         let Some(reply) = CookieReply::parse(message.datagram.bytes()) else {
             self.stats.dropped_malformed += 1;
             return;
@@ -125,12 +193,12 @@ impl Device {
     }
 
     /// Notes that an authentic handshake message arrived.
-    fn count_received(&mut self, now: Now, id: PeerId, message: &IncomingHandshake) {
+    fn count_received(&mut self, now: Now, id: PeerId, arrival: &Arrival) {
         if let Some(peer) = self.peers.by_id(id) {
-            peer.shared.traffic.rx_bytes.fetch_add(message.datagram.bytes().len() as u64, Relaxed);
+            peer.shared.traffic.rx_bytes.fetch_add(arrival.len as u64, Relaxed);
             peer.shared.authenticated_received(now.mono);
         }
-        self.heard_from(id, Endpoint { addr: message.from, from: message.to });
+        self.heard_from(id, Endpoint { addr: arrival.from, from: arrival.to });
     }
 
     /// Hands both halves of a new session to their owner, and frees what it replaced.

@@ -126,8 +126,8 @@ impl Device {
     /// timestamps accepted from peers stay, so that no old initiation can be replayed if the key comes back.
     pub(super) fn set_private_key(&mut self, now: Now, key: Option<PrivateKey>) {
         let (identity, is_same) = stack::leaving_nothing(|| {
-            let identity = key.map(Identity::new);
-            let is_same = same_key(self.identity.as_ref(), identity.as_ref());
+            let identity = key.map(|key| Arc::new(Identity::new(key)));
+            let is_same = same_key(self.identity.as_deref(), identity.as_deref());
             (identity, is_same)
         });
         // The device is no peer of its own (kernel: `wg_set_device`).

@@ -29,14 +29,17 @@ mod table;
 mod timers;
 mod transaction;
 pub mod uapi;
+mod work;
 
 #[cfg(test)]
 mod tests;
 
 pub use stats::DeviceStats;
 pub use transaction::{ConfigureError, More, Transaction};
+pub use work::{HandshakeResult, HandshakeWork};
 
 use crate::crypto::random::Entropy;
+use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::directory::DirectoryWriter;
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
@@ -130,7 +133,7 @@ fn info(peer: &Peer) -> PeerInfo<'_> {
 /// The state of a device, and what it wants done.
 pub struct Device {
     entropy: Box<dyn Entropy + Send>,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
     limiter: Limiter,
     clock: Tai64NClock,
     peers: PeerTable,
@@ -181,9 +184,27 @@ impl Device {
         self.may_depart = oracle;
     }
 
-    /// Handles a handshake message from a worker.
+    /// Handles a handshake message from a worker, with all the work that it makes.
+    #[cfg(feature = "internals")]
     pub fn handle_handshake(&mut self, now: Now, message: IncomingHandshake) {
-        self.receive_handshake(now, &message);
+        let mut work = self.begin_handshake(now, &message);
+        while let Some(some) = work {
+            work = self.continue_handshake(now, some.run());
+        }
+    }
+
+    /// Begins to handle a handshake message from a worker. Where that takes work, any thread may do it, and
+    /// [`Self::continue_handshake`] takes the result.
+    pub fn begin_handshake(&mut self, now: Now, message: &IncomingHandshake) -> Option<HandshakeWork> {
+        self.take_handshake(now, message)
+    }
+
+    /// Goes on with a handshake message, after its work was done. There may be more work, and then this is called again.
+    ///
+    /// Results may come at any time after their work was given out. Those of one peer's messages should come in the order in
+    /// which these arrived, or a later one may make an earlier one worthless.
+    pub fn continue_handshake(&mut self, now: Now, result: HandshakeResult) -> Option<HandshakeWork> {
+        stack::leaving_nothing(|| self.go_on_with_handshake(now, result))
     }
 
     /// Handles an event from a worker.
@@ -259,7 +280,7 @@ impl Device {
 
     /// The local public key, where there is a private one.
     pub fn public_key(&self) -> Option<&PublicKey> {
-        self.identity.as_ref().map(Identity::public)
+        self.identity.as_deref().map(Identity::public)
     }
 
     /// The UDP port: the configured one while the interface is down, the bound one while it is up. 0 where any will do, or

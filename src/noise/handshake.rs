@@ -10,18 +10,29 @@
 //! at a time. Where both ends start at once, that would end both handshakes, and the next attempt would follow five
 //! seconds later. So the end with the smaller public key keeps its own initiation where both may have started at
 //! once, and one session comes of it.
+//!
+//! Most of the time goes into Diffie-Hellman. So answering and completing take three steps: a [`Handshake`] begins them, which
+//! yields a value that any thread can [work out](Answering::work), and the handshake takes the result in. Only the first and
+//! the last step change its state, and the last checks once more what may have changed meanwhile.
 
+mod agreement;
 mod transcript;
+
+pub use agreement::{Answered, Answering, Completing};
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
-use crate::noise::session::{Role, SessionKeys};
+#[cfg(feature = "internals")]
+use crate::noise::session::SessionKeys;
 use crate::noise::tai64n::Tai64N;
 use crate::noise::{INITIATION_INTERVAL, REKEY_TIMEOUT};
 use crate::time::Instant;
-use crate::wire::message::{INITIATION_LEN, Initiation, RESPONSE_LEN, Response, TAG_LEN};
+#[cfg(feature = "internals")]
+use crate::wire::message::RESPONSE_LEN;
+use crate::wire::message::{INITIATION_LEN, Initiation, Response, TAG_LEN};
+use std::sync::Arc;
 use transcript::Transcript;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// The local static key pair.
 #[derive(Clone)]
@@ -96,7 +107,7 @@ pub struct Handshake {
     psk: SharedSecret,
     last_accepted: Option<Accepted>,
     /// On the heap, since an idle peer has none.
-    outstanding: Option<Box<Outstanding>>,
+    outstanding: Option<Arc<Outstanding>>,
 }
 
 /// What the two static keys agree on. It is worked out when it is first needed, so that a thousand peers can be added
@@ -185,14 +196,14 @@ impl Handshake {
         entropy: &mut dyn Entropy,
     ) -> Result<[u8; INITIATION_LEN], HandshakeError> {
         let mut transcript = Transcript::new(&self.remote);
-        let ephemeral = generate(entropy);
+        let ephemeral = PrivateKey::from_bytes(*random(entropy));
         let public = ephemeral.public();
         transcript.mix_ephemeral(&public);
         let key = transcript.mix_agreement_for_key(ephemeral.agree(&self.remote))?;
         let static_sealed = transcript.seal(&key, local.public.0);
         let key = transcript.mix_agreement_for_key(self.static_static(local))?;
         let timestamp_sealed = transcript.seal(&key, timestamp.0);
-        self.outstanding = Some(Box::new(Outstanding { transcript, ephemeral, index, sent: now }));
+        self.outstanding = Some(Arc::new(Outstanding { transcript, ephemeral, index, sent: now }));
         let message = Initiation {
             sender: index,
             ephemeral: public.0,
@@ -204,22 +215,20 @@ impl Handshake {
         Ok(message.to_bytes())
     }
 
-    /// Checks an opened initiation (static key, timestamp, rate) and answers it with the local index `index`.
-    ///
-    /// State changes only on success. An outstanding initiation is then given up, unless it crossed this one and
-    /// takes precedence.
+    /// Checks an opened initiation (static key, timestamp, rate), and begins to answer it with the local index `index`. Give
+    /// the result of the work to [`Self::answered`].
     ///
     /// # Errors
     ///
     /// Why the initiation was refused.
-    pub fn respond(
+    pub fn begin_answer(
         &mut self,
         local: &Identity,
         incoming: IncomingInitiation,
         index: u32,
         now: Instant,
         entropy: &mut dyn Entropy,
-    ) -> Result<([u8; RESPONSE_LEN], SessionKeys), HandshakeError> {
+    ) -> Result<Answering, HandshakeError> {
         if incoming.remote != self.remote || incoming.opener != local.public {
             return Err(HandshakeError::Unexpected);
         }
@@ -227,28 +236,42 @@ impl Handshake {
         let key = transcript.mix_agreement_for_key(self.static_static(local))?;
         let timestamp = Tai64N(transcript.open(&key, &incoming.timestamp_sealed)?);
         self.check(timestamp, now)?;
-        let ephemeral = generate(entropy);
-        let public = ephemeral.public();
-        transcript.mix_ephemeral(&public);
-        transcript.mix_agreement(ephemeral.agree(&remote_ephemeral))?;
-        transcript.mix_agreement(ephemeral.agree(&self.remote))?;
-        let key = transcript.mix_psk(&self.psk);
-        let empty_sealed = transcript.seal(&key, []);
-        self.last_accepted = Some(Accepted { timestamp, at: now });
+        Ok(Answering {
+            transcript,
+            ephemeral: random(entropy),
+            psk: self.psk.clone(),
+            local: local.public,
+            remote: self.remote,
+            remote_ephemeral,
+            timestamp,
+            index,
+            sender,
+        })
+    }
+
+    /// Takes in that an initiation was answered, before the response is sent and the session used. An outstanding initiation
+    /// is then given up, unless it crossed this one and takes precedence.
+    ///
+    /// # Errors
+    ///
+    /// Why the answer is worth nothing: meanwhile the local identity changed, or a later initiation was answered.
+    pub fn answered(
+        &mut self,
+        local: &Identity,
+        answered: &Answered,
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        if answered.local != local.public {
+            return Err(HandshakeError::Unexpected);
+        }
+        self.check(answered.timestamp, now)?;
+        self.last_accepted = Some(Accepted { timestamp: answered.timestamp, at: now });
         if self.outstanding.as_ref().is_some_and(|own| local.public.0 > self.remote.0 || !own.may_cross(now))
         {
             // Taken out of its place instead, it would leave a copy there.
             self.clear();
         }
-        let message = Response {
-            sender: index,
-            receiver: sender,
-            ephemeral: public.0,
-            empty_sealed,
-            mac1: [0; 16],
-            mac2: [0; 16],
-        };
-        Ok((message.to_bytes(), transcript.into_keys(Role::Responder, index, sender)))
+        Ok(())
     }
 
     /// Replay and flood checks of the kernel's `wg_noise_handshake_consume_initiation`.
@@ -260,36 +283,79 @@ impl Handshake {
         }
     }
 
-    /// Completes the outstanding initiation.
+    /// Begins to complete the outstanding initiation. Give the result of the work to [`Self::completed`].
+    ///
+    /// # Errors
+    ///
+    /// Where the response answers no outstanding initiation.
+    pub fn begin_completion(
+        &self,
+        local: &Arc<Identity>,
+        message: &Response,
+    ) -> Result<Completing, HandshakeError> {
+        let outstanding = Arc::clone(self.outstanding_of(message.receiver)?);
+        let (local, psk) = (Arc::clone(local), self.psk.clone());
+        Ok(Completing { outstanding, local, psk, message: message.clone() })
+    }
+
+    /// Takes in that the outstanding initiation with this index is complete. Where the response was refused instead, it
+    /// stays outstanding.
+    ///
+    /// # Errors
+    ///
+    /// Where it is no longer outstanding.
+    pub fn completed(&mut self, index: u32) -> Result<(), HandshakeError> {
+        self.outstanding_of(index)?;
+        self.clear();
+        Ok(())
+    }
+
+    /// Answers an opened initiation, in all three steps.
+    ///
+    /// # Errors
+    ///
+    /// Why the initiation was refused.
+    #[cfg(feature = "internals")]
+    pub fn respond(
+        &mut self,
+        local: &Identity,
+        incoming: IncomingInitiation,
+        index: u32,
+        now: Instant,
+        entropy: &mut dyn Entropy,
+    ) -> Result<([u8; RESPONSE_LEN], SessionKeys), HandshakeError> {
+        let answered = self.begin_answer(local, incoming, index, now, entropy)?.work()?;
+        self.answered(local, &answered, now)?;
+        Ok((answered.response, answered.keys))
+    }
+
+    /// Completes the outstanding initiation, in all three steps.
     ///
     /// # Errors
     ///
     /// Why the response was refused. The initiation then stays outstanding.
-    pub fn complete(&mut self, local: &Identity, message: &Response) -> Result<SessionKeys, HandshakeError> {
-        let outstanding = self
-            .outstanding
-            .as_ref()
-            .filter(|outstanding| outstanding.index == message.receiver)
-            .ok_or(HandshakeError::Unexpected)?;
-        let mut transcript = outstanding.transcript.clone();
-        let ephemeral = PublicKey(message.ephemeral);
-        transcript.mix_ephemeral(&ephemeral);
-        transcript.mix_agreement(outstanding.ephemeral.agree(&ephemeral))?;
-        transcript.mix_agreement(local.private.agree(&ephemeral))?;
-        let key = transcript.mix_psk(&self.psk);
-        let [] = transcript.open(&key, &message.empty_sealed)?;
-        self.clear();
-        Ok(transcript.into_keys(Role::Initiator, message.receiver, message.sender))
+    #[cfg(feature = "internals")]
+    pub fn complete(
+        &mut self,
+        local: &Arc<Identity>,
+        message: &Response,
+    ) -> Result<SessionKeys, HandshakeError> {
+        let keys = self.begin_completion(local, message)?.work()?;
+        self.completed(message.receiver)?;
+        Ok(keys)
+    }
+
+    fn outstanding_of(&self, index: u32) -> Result<&Arc<Outstanding>, HandshakeError> {
+        let outstanding = self.outstanding.as_ref().filter(|outstanding| outstanding.index == index);
+        outstanding.ok_or(HandshakeError::Unexpected)
     }
 }
 
-/// A fresh ephemeral key.
-fn generate(entropy: &mut dyn Entropy) -> PrivateKey {
-    let mut bytes = [0; 32];
-    entropy.fill(&mut bytes);
-    let key = PrivateKey::from_bytes(bytes);
-    bytes.zeroize();
-    key
+/// Bytes of a fresh ephemeral key.
+fn random(entropy: &mut dyn Entropy) -> Zeroizing<[u8; 32]> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    entropy.fill(&mut *bytes);
+    bytes
 }
 
 #[cfg(test)]

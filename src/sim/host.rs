@@ -3,7 +3,7 @@
 use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
 use crate::dataplane::{Control, Links, PeerId};
 use crate::device::uapi::SetRequest;
-use crate::device::{BindRequest, Device, Now, Output};
+use crate::device::{BindRequest, Device, HandshakeWork, Now, Output};
 use crate::index::{ReceiverIndex, WorkerCount};
 use crate::io::SourceGone;
 use crate::io::steer::Target;
@@ -23,6 +23,9 @@ use std::time::Duration;
 
 /// Most rounds of turns at one instant, after which the device counts as spinning. It is far above what full queues need.
 const MAX_ROUNDS: usize = 100_000;
+
+/// Most handshake messages whose work is under way, as if helpers did it.
+const WORK_AHEAD: usize = 8;
 
 /// The port on which a host that echoes listens (RFC 862).
 pub const ECHO_PORT: u16 = 7;
@@ -81,6 +84,8 @@ pub struct SimHost {
     pub bind_error: Option<i32>,
     /// Whether the slow path does nothing, as if a flood kept it busy for good.
     pub slow_path_stalled: bool,
+    /// The work that handshake messages made, in their order.
+    handshakes: VecDeque<HandshakeWork>,
     /// Whether the TUN steering program is attached; otherwise the flow's hash picks the queue.
     pub steer_tun: bool,
     /// Whether the host answers what comes to port [`ECHO_PORT`], as its kernel would: at once, before any thread of the
@@ -125,6 +130,7 @@ impl SimHost {
             wall_behind: Duration::ZERO,
             bind_error: None,
             slow_path_stalled: false,
+            handshakes: VecDeque::new(),
             steer_tun: true,
             echo: false,
             device: Device::new(WorkerCount::nearest(config.workers.into()), Box::new(rng.fork())),
@@ -322,7 +328,9 @@ impl SimHost {
                 if self.slow_path_stalled {
                     return false;
                 }
-                let queues = !self.links.slow.events.is_empty() || !self.links.slow.handshakes.is_empty();
+                let slow = &self.links.slow;
+                let queues =
+                    !slow.events.is_empty() || !slow.handshakes.is_empty() || !self.handshakes.is_empty();
                 queues || self.device.poll_timeout().is_some_and(|at| at <= now)
             }
         }
@@ -392,7 +400,9 @@ impl SimHost {
         }
         let slow = &self.links.slow;
         let due = self.device.poll_timeout().is_some_and(|at| at <= now.mono);
-        let mut waiting = [(!slow.events.is_empty(), 0), (!slow.handshakes.is_empty(), 1), (due, 2)];
+        let handshakes = !slow.handshakes.is_empty() && self.handshakes.len() < WORK_AHEAD;
+        let mut waiting =
+            [(!slow.events.is_empty(), 0), (handshakes, 1), (due, 2), (!self.handshakes.is_empty(), 3)];
         self.rng.shuffle(&mut waiting);
         match waiting.iter().find(|(waits, _)| *waits) {
             Some((_, 0)) => {
@@ -402,7 +412,12 @@ impl SimHost {
             }
             Some((_, 1)) => {
                 if let Some(message) = slow.handshakes.pop() {
-                    self.device.handle_handshake(now, message);
+                    self.handshakes.extend(self.device.begin_handshake(now, &message));
+                }
+            }
+            Some((_, 3)) => {
+                if let Some(work) = self.handshakes.pop_front() {
+                    self.handshakes.extend(self.device.continue_handshake(now, work.run()));
                 }
             }
             Some(_) => self.device.handle_timeout(now),

@@ -10,6 +10,7 @@ use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, SocketOptions, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
 use crate::slowpath::handle::{Commands, Running};
+use crate::slowpath::helpers::{self, Helpers};
 use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
 use crate::slowpath::listening::{LinkEvent, LinkState};
 use crate::slowpath::pinning::Pinning;
@@ -53,6 +54,7 @@ pub(super) struct Driver {
     sockets: SocketOptions,
     uring: bool,
     commands: Commands,
+    helpers: Helpers,
     pub(super) work_pending: bool,
     jobs: Jobs,
     /// When memory is given back, after a large transaction.
@@ -72,7 +74,10 @@ impl Driver {
         commands: Commands,
     ) -> Driver {
         let backlog = links.workers.iter().map(|_| VecDeque::new()).collect();
-        device.follow_workers(links.workers.iter().map(|inbox| Arc::clone(&inbox.stats)).collect());
+        let stats: Vec<_> = links.workers.iter().map(|inbox| Arc::clone(&inbox.stats)).collect();
+        device.follow_workers(stats.clone());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let helpers = Helpers::new(stats, cores, links.slow.waker.clone());
         match RoutingTables::open() {
             Ok(mut routes) => {
                 device.set_source_oracle(Box::new(move |departure| routes.may_depart(departure)));
@@ -95,6 +100,7 @@ impl Driver {
             sockets,
             uring,
             commands,
+            helpers,
             work_pending: false,
             jobs: Jobs::default(),
             tidy_at: None,
@@ -196,11 +202,29 @@ impl Driver {
         Ok(())
     }
 
+    /// Works on handshake messages for a slice. Where many wait, helpers take part.
     fn take_handshakes(&mut self) {
         let until = Clock.now() + SLICE;
         while Clock.now() < until {
-            let Some(message) = self.links.slow.handshakes.pop() else { return };
-            self.device.handle_handshake(self.now(), message);
+            if self.links.slow.handshakes.len() >= helpers::BUSY {
+                self.helpers.follow_load(Clock.now());
+            }
+            let now = self.now();
+            if let Some(result) = self.helpers.next() {
+                let work = self.device.continue_handshake(now, result);
+                work.into_iter().for_each(|work| self.helpers.give(work));
+                continue;
+            }
+            let message = if self.helpers.has_room() { self.links.slow.handshakes.pop() } else { None };
+            match message {
+                Some(message) => {
+                    let work = self.device.begin_handshake(now, &message);
+                    work.into_iter().for_each(|work| self.helpers.give(work));
+                }
+                // A helper that has the last piece of work rings when it is done.
+                None if !self.helpers.work() => return,
+                None => {}
+            }
         }
         self.work_pending = true;
     }

@@ -11,6 +11,7 @@ mod addrgen;
 mod connections;
 mod driver;
 pub mod handle;
+mod helpers;
 mod jobs;
 mod listening;
 mod netlink;

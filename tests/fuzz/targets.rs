@@ -18,6 +18,7 @@ use ringtun::wire::icmp::{self, Unreachable};
 use ringtun::wire::ip;
 use ringtun::wire::message::{self, CookieReply, DataHeader, Initiation, Response};
 use ringtun::wire::vnet::VnetHeader;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A name, which is also its corpus folder's, and what to run.
@@ -70,7 +71,7 @@ pub(crate) fn message(data: &[u8]) {
 pub(crate) fn handshake(data: &[u8]) {
     let now = Instant::START + Duration::from_secs(1);
     let from = "192.0.2.1:4500".parse().expect("an address");
-    let local = Identity::new(PrivateKey::from_bytes([7; 32]));
+    let local = Arc::new(Identity::new(PrivateKey::from_bytes([7; 32])));
     let remote = *Identity::new(PrivateKey::from_bytes([9; 32])).public();
     let mut entropy = Counting(data.first().copied().unwrap_or_default());
     let mut peer = Handshake::new(remote, SharedSecret([0; 32]));

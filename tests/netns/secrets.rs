@@ -60,7 +60,7 @@ struct Session {
 /// The device's peer.
 struct Puppet {
     socket: UdpSocket,
-    identity: Identity,
+    identity: Arc<Identity>,
     device: PublicKey,
     handshake: Handshake,
     jar: CookieJar,
@@ -77,7 +77,7 @@ impl Puppet {
         socket.set_read_timeout(Some(SOON)).expect("a timeout");
         Puppet {
             socket,
-            identity: Identity::new(private_key()),
+            identity: Arc::new(Identity::new(private_key())),
             device,
             handshake: Handshake::new(device, SharedSecret(psk)),
             jar: CookieJar::new(&device),

@@ -22,7 +22,7 @@ pub(crate) fn puppet_inner() -> IpAddr {
 /// A peer of site 0.
 pub(crate) struct Puppet {
     pub(crate) addr: SocketAddr,
-    pub(crate) identity: Identity,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) jar: CookieJar,
     pub(crate) handshake: Handshake,
     clock: Tai64NClock,
@@ -46,7 +46,7 @@ impl Puppet {
     /// Someone who is no peer (yet).
     pub(crate) fn stranger(lab: &mut Lab, addr: SocketAddr) -> Puppet {
         lab.world.play(addr);
-        let identity = Identity::new(random_key(&mut lab.world));
+        let identity = Arc::new(Identity::new(random_key(&mut lab.world)));
         let remote = lab.public(0);
         Puppet {
             addr,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::crypto::testing::Seeded;
+use crate::noise::session::Role;
 use crate::noise::tai64n::Tai64NClock;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -12,14 +13,14 @@ fn stamp(seconds: u64) -> Tai64N {
     Tai64NClock::default().stamp(Duration::from_secs(seconds))
 }
 
-fn identity(seed: u8) -> Identity {
-    Identity::new(PrivateKey::from_bytes([seed; 32]))
+fn identity(seed: u8) -> Arc<Identity> {
+    Arc::new(Identity::new(PrivateKey::from_bytes([seed; 32])))
 }
 
 /// Two peers that know each other; `a` starts.
 struct Pair {
-    a: Identity,
-    b: Identity,
+    a: Arc<Identity>,
+    b: Arc<Identity>,
     at_a: Handshake,
     at_b: Handshake,
     entropy: Seeded,
@@ -336,6 +337,32 @@ fn an_initiation_that_cannot_be_answered_leaves_no_trace() {
     let refused = pair.at_b.respond(&pair.b, incoming, 2, at(0), &mut pair.entropy).err();
     assert_eq!(refused, Some(HandshakeError::LowOrder));
     assert!(pair.respond(&initiation, 2, 0).is_ok(), "the timestamp was not used up");
+}
+
+#[test]
+fn what_changed_while_an_answer_was_worked_out_counts() {
+    let mut pair = Pair::new([0; 32]);
+    let [first, second] = [1, 2].map(|seconds| pair.initiate(1, seconds));
+    let begin = |pair: &mut Pair, initiation: &Initiation| {
+        let incoming = pair.open(initiation).unwrap();
+        pair.at_b.begin_answer(&pair.b, incoming, 2, at(0), &mut pair.entropy).unwrap().work().unwrap()
+    };
+    let (older, younger) = (begin(&mut pair, &first), begin(&mut pair, &second));
+    assert_eq!(pair.at_b.answered(&identity(9), &younger, at(0)), Err(HandshakeError::Unexpected));
+    assert_eq!(pair.at_b.answered(&pair.b, &younger, at(0)), Ok(()));
+    assert_eq!(pair.at_b.answered(&pair.b, &older, at(1000)), Err(HandshakeError::Replay));
+    assert_eq!(pair.at_b.answered(&pair.b, &younger, at(1000)), Err(HandshakeError::Replay), "twice");
+}
+
+#[test]
+fn an_initiation_that_was_given_up_while_its_response_was_worked_out_stays_given_up() {
+    let mut pair = Pair::new([0; 32]);
+    let initiation = pair.initiate(1, 1);
+    let (response, _) = pair.respond(&initiation, 2, 0).unwrap();
+    let begun = [(); 2].map(|()| pair.at_a.begin_completion(&pair.a, &response).unwrap());
+    let [first, second] = begun.map(|completing| completing.work().is_ok());
+    assert_eq!((first, pair.at_a.completed(1)), (true, Ok(())));
+    assert_eq!((second, pair.at_a.completed(1)), (true, Err(HandshakeError::Unexpected)));
 }
 
 #[test]
