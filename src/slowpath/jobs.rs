@@ -94,6 +94,7 @@ impl Jobs {
                 return self.waiting.push_back((wanted, Requester::Connection(to)));
             }
             Operation::Get => Answer::Dump(Dump::default()),
+            Operation::GetPeers(named) => Answer::Dump(Dump::of(named)),
             Operation::Status => Answer::Listing(Listing::new(&status())),
         };
         self.replies.push_back(Reply { answer, to, begun: false });

@@ -1,6 +1,7 @@
 //! Cuts a connection's bytes into operations. Each ends with an empty line, and several may follow each other.
 
-use super::{E2BIG, EINVAL, UapiError};
+use super::{E2BIG, EINVAL, UapiError, parse};
+use crate::crypto::x25519::PublicKey;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Most bytes of an operation: room for 2^20 allowed IPs at up to 55 bytes a line, or for 200,000 peers with all their keys.
@@ -8,16 +9,27 @@ pub const MAX_OPERATION: usize = 64 << 20;
 
 /// Most bytes of the next operation that may come with the end of one.
 const SLACK: usize = 64 * 1024;
-/// The first lines of operations: of a question, which has no other lines, or of a transaction.
+/// Most peers that one question may name. Its text is at most 304 KiB, and the keys are 128 KiB.
+pub const MAX_NAMED: usize = 4096;
+/// Bytes of a question's line that names a peer.
+const NAME_LINE: usize = "public_key=".len() + 64 + 1;
+/// The first lines of operations: of a question, or of a transaction. Only the first question may have other lines.
 const GET: &[u8] = b"get=1\n";
 const STATUS: &[u8] = b"status=1\n";
 const SET: &[u8] = b"set=1\n";
+/// The second line of a question about no peer.
+const NO_PEERS: &[u8] = b"peers=none\n";
+/// How the lines of a question about some peers begin.
+const NAME: &[u8] = b"public_key=";
 
 /// An operation that a client asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Operation {
     /// The configuration is asked for (`get=1`).
     Get,
+    /// The configuration of the interface and of these peers is asked for (`get=1`, and either a line `public_key=` for
+    /// each peer or the line `peers=none`). This is this program's own operation, which other clients never send.
+    GetPeers(Vec<PublicKey>),
     /// The status is asked for (`status=1`), which is this program's own operation; see [`crate::device::status`].
     Status,
     /// A transaction (`set=1`): its lines with the first and without the empty one, for [`super::SetRequest::parse`].
@@ -87,7 +99,7 @@ impl Framer {
 
     fn cut(&mut self) -> Option<Result<Operation, UapiError>> {
         if self.buffer.starts_with(GET) {
-            return self.cut_question(GET, Operation::Get);
+            return self.cut_get();
         }
         if self.buffer.starts_with(STATUS) {
             return self.cut_question(STATUS, Operation::Status);
@@ -96,16 +108,9 @@ impl Framer {
             let may_become_one = [GET, STATUS, SET].iter().any(|line| line.starts_with(&self.buffer));
             return (!may_become_one).then(|| Err(error(EINVAL, 1, "neither get=1 nor set=1")));
         }
-        // The end is an empty line: a newline after the one of the line before.
-        let from = self.scanned.max(SET.len() - 1);
-        let end = empty_line(&self.buffer, from);
-        let held = end.unwrap_or(self.buffer.len());
-        if held > MAX_OPERATION {
-            return Some(Err(error(E2BIG, 1, "an operation of more than 64 MiB")));
-        }
-        let Some(end) = end else {
-            self.scanned = self.buffer.len() - 1;
-            return None;
+        let end = match self.find_end(MAX_OPERATION)? {
+            Ok(end) => end,
+            Err(TooLong) => return Some(Err(error(E2BIG, 1, "an operation of more than 64 MiB"))),
         };
         let rest = Zeroizing::new(self.buffer[end + 1..].to_vec());
         let mut body = std::mem::replace(&mut self.buffer, rest);
@@ -114,7 +119,45 @@ impl Framer {
         Some(Ok(Operation::Set(body)))
     }
 
-    /// Takes a question off, which is its first line and the empty one.
+    /// Looks for the empty line that ends an operation: a newline after the one of the line before. It must come within
+    /// `most` bytes.
+    fn find_end(&mut self, most: usize) -> Option<Result<usize, TooLong>> {
+        let end = empty_line(&self.buffer, self.scanned.max(GET.len() - 1));
+        if end.unwrap_or(self.buffer.len()) > most {
+            return Some(Err(TooLong));
+        }
+        if end.is_none() {
+            self.scanned = self.buffer.len() - 1;
+        }
+        end.map(Ok)
+    }
+
+    /// Takes a question for the configuration off: of all, of the interface alone, or of it and some peers.
+    fn cut_get(&mut self) -> Option<Result<Operation, UapiError>> {
+        let lines = self.buffer.get(GET.len()..).filter(|lines| !lines.is_empty())?;
+        if lines.starts_with(b"\n") {
+            return self.cut_question(GET, Operation::Get);
+        }
+        if lines.starts_with(NO_PEERS) {
+            return self.cut_question(&[GET, NO_PEERS].concat(), Operation::GetPeers(Vec::new()));
+        }
+        if NO_PEERS.starts_with(lines) {
+            return None;
+        }
+        let name = lines.get(..NAME.len()).unwrap_or(lines);
+        if !NAME.starts_with(name) {
+            return Some(Err(error(EINVAL, 2, "a question names peers, or has no lines")));
+        }
+        let end = match self.find_end(GET.len() + MAX_NAMED * NAME_LINE)? {
+            Ok(end) => end,
+            Err(TooLong) => return Some(Err(error(E2BIG, 1, "a question names too many peers"))),
+        };
+        let named = parse::named_peers(&self.buffer[GET.len()..end], 2);
+        self.consume(end + 1);
+        Some(named.map(Operation::GetPeers))
+    }
+
+    /// Takes a question off, which is `line` and the empty one.
     fn cut_question(&mut self, line: &[u8], operation: Operation) -> Option<Result<Operation, UapiError>> {
         match self.buffer.get(line.len())? {
             b'\n' => {
@@ -133,6 +176,9 @@ impl Framer {
         self.scanned = 0;
     }
 }
+
+/// The end of an operation is further away than it may be.
+struct TooLong;
 
 /// The first newline at or after `from` that follows another one.
 fn empty_line(bytes: &[u8], from: usize) -> Option<usize> {

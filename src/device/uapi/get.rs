@@ -1,6 +1,7 @@
 //! The answer to `get=1`, in wireguard-go's order. It is made in slices, as for 100,000 peers it takes a quarter of a
 //! second and 40 MB.
 
+use crate::crypto::x25519::PublicKey;
 use crate::device::More;
 use crate::device::{Device, peer::Peer};
 use std::fmt::Write;
@@ -28,14 +29,26 @@ pub fn chunk() -> Zeroizing<String> {
 
 /// An answer under way. It states of each peer what holds when its turn comes, and a peer added meanwhile is the last.
 #[derive(Default)]
-pub struct Dump(Position);
+pub struct Dump {
+    /// The peers that it is about, in this order. `None` is all of them.
+    named: Option<Vec<PublicKey>>,
+    position: Position,
+}
 
 #[derive(Default)]
 enum Position {
     #[default]
     Interface,
-    /// Next is the first peer at or after place `order`, with its allowed IPs from number `allowed` on.
+    /// Next is the first peer at or after place `order`, in the order of addition or among those named, with its allowed
+    /// IPs from number `allowed` on.
     Peer { order: u32, allowed: usize },
+}
+
+impl Dump {
+    /// Makes an answer about these peers and the interface.
+    pub fn of(named: Vec<PublicKey>) -> Dump {
+        Dump { named: Some(named), position: Position::default() }
+    }
 }
 
 impl Device {
@@ -43,13 +56,13 @@ impl Device {
     /// `errno=0` and the empty line.
     pub fn dump(&self, dump: &mut Dump, chunk: &mut Zeroizing<String>, more: More<'_>) -> bool {
         while CHUNK - chunk.len() >= STEP_ROOM {
-            dump.0 = match dump.0 {
+            dump.position = match dump.position {
                 Position::Interface => {
                     self.interface_lines(chunk);
                     Position::Peer { order: 0, allowed: 0 }
                 }
                 Position::Peer { order, allowed } => {
-                    let Some((at, peer)) = self.peers.added_from(order) else {
+                    let Some((at, peer)) = self.peer_of_dump(dump.named.as_deref(), order) else {
                         chunk.push_str("errno=0\n\n");
                         return true;
                     };
@@ -64,10 +77,28 @@ impl Device {
         false
     }
 
+    /// The peer whose turn it is, and its place.
+    fn peer_of_dump(&self, named: Option<&[PublicKey]>, order: u32) -> Option<(u32, &Peer)> {
+        let Some(named) = named else { return self.peers.added_from(order) };
+        let rest = named.get(order as usize..)?;
+        (order..).zip(rest).find_map(|(at, key)| Some((at, self.peers.get(self.peers.find(key)?)?)))
+    }
+
     /// Makes the whole answer at once.
     #[cfg(feature = "internals")]
     pub fn uapi_get(&self) -> Zeroizing<String> {
-        let (mut whole, mut dump) = (Zeroizing::new(String::new()), Dump::default());
+        self.whole(Dump::default())
+    }
+
+    /// Makes the whole answer about these peers at once.
+    #[cfg(feature = "internals")]
+    pub fn uapi_get_peers(&self, named: Vec<PublicKey>) -> Zeroizing<String> {
+        self.whole(Dump::of(named))
+    }
+
+    #[cfg(feature = "internals")]
+    fn whole(&self, mut dump: Dump) -> Zeroizing<String> {
+        let mut whole = Zeroizing::new(String::new());
         loop {
             let mut next = chunk();
             let done = self.dump(&mut dump, &mut next, &mut || true);

@@ -1,6 +1,9 @@
 //! The cross-platform configuration protocol's text: `get=1` and `set=1` (<https://www.wireguard.com/xplatform/>).
 //!
-//! One more operation, `status=1`, is this program's own: see [`crate::device::status`].
+//! Two more operations are this program's own. `status=1` asks for the [`crate::device::status`]. `get=1` asks for a part
+//! of the configuration where lines follow it: `public_key=` and a key for each of at most [`MAX_NAMED`] peers, in
+//! hexadecimal, or `peers=none`. It is answered as ever, with the lines of the interface and those of the named peers in
+//! the order in which they are named; of a peer that there is not, nothing is said.
 //!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
 //! [`Device::dump`](super::Device::dump). `set` is parsed whole by a [`SetParser`] into a [`SetRequest`], which
@@ -11,7 +14,7 @@ mod framer;
 mod get;
 mod parse;
 
-pub use framer::{Framer, MAX_OPERATION, Operation};
+pub use framer::{Framer, MAX_NAMED, MAX_OPERATION, Operation};
 pub use get::{CHUNK, Dump, chunk};
 pub use parse::SetParser;
 

@@ -154,6 +154,18 @@ fn only(expected: &str, key: &str, value: &str) -> Result<(), What> {
     if value == expected { Ok(()) } else { Err((EINVAL, format!("{key} must be {expected}"))) }
 }
 
+/// Reads the lines of a question that names peers, of which the first has number `first`.
+pub(super) fn named_peers(lines: &[u8], first: usize) -> Result<Vec<PublicKey>, UapiError> {
+    let name = |line: &[u8]| match str::from_utf8(line).ok().and_then(|line| line.split_once('=')) {
+        Some(("public_key", value)) => key32("public_key", value).map(|bytes| PublicKey(*bytes)),
+        Some(_) => Err((EINVAL, "a question has no such line".to_owned())),
+        None => Err((EPROTO, "not key=value".to_owned())),
+    };
+    let lines = lines.strip_suffix(b"\n").unwrap_or(lines).split(|&byte| byte == b'\n');
+    let numbered = lines.zip(first..);
+    numbered.map(|(at, line)| name(at).map_err(|(errno, what)| UapiError { errno, line, what })).collect()
+}
+
 /// Reads 32 bytes in hexadecimal. The error does not quote the value, which may be a secret with a typing error.
 fn key32(key: &str, value: &str) -> Result<Zeroizing<[u8; 32]>, What> {
     let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);

@@ -211,6 +211,42 @@ fn operations_are_cut_wherever_the_reads_end() {
 }
 
 #[test]
+fn a_question_about_some_peers_is_cut_wherever_the_reads_end() {
+    let name = |seed: u8| format!("public_key={}\n", format!("{seed:02x}").repeat(32));
+    let stream = format!("get=1\n{}{}\nget=1\npeers=none\n\nget=1\n\nget=1\n{}", name(9), name(7), name(1));
+    let keys = vec![PublicKey([9; 32]), PublicKey([7; 32])];
+    let expected =
+        vec![Ok(Operation::GetPeers(keys)), Ok(Operation::GetPeers(Vec::new())), Ok(Operation::Get)];
+    for piece in 1..=stream.len() {
+        assert_eq!(frame(stream.as_bytes(), piece), expected, "{piece}");
+    }
+}
+
+#[test]
+fn a_question_about_peers_that_is_wrong_or_too_long_is_refused() {
+    let name = |digits: usize| format!("public_key={}\n", "0".repeat(digits));
+    for (lines, errno, line) in [
+        (name(63) + "\n", EINVAL, 2),
+        (name(64) + &name(65) + "\n", EINVAL, 3),
+        (name(64) + "peers=none\n\n", EINVAL, 3),
+        (name(64) + "what\n\n", EPROTO, 3),
+        ("peers=none\npublic_key=".to_owned(), EINVAL, 2),
+        ("peers=all".to_owned(), EINVAL, 2),
+        ("private_key=".to_owned(), EINVAL, 2),
+        (name(64).repeat(MAX_NAMED + 1), E2BIG, 1),
+    ] {
+        let operations = frame(format!("get=1\n{lines}").as_bytes(), 1000);
+        let refused =
+            operations.first().and_then(|first| first.as_ref().err()).map(|error| (error.errno, error.line));
+        assert_eq!((operations.len(), refused), (1, Some((errno, line))), "{:.40}", lines);
+    }
+    let most = format!("get=1\n{}\n", name(64).repeat(MAX_NAMED));
+    assert!(
+        matches!(&frame(most.as_bytes(), 4096)[..], [Ok(Operation::GetPeers(named))] if named.len() == MAX_NAMED)
+    );
+}
+
+#[test]
 fn an_unknown_operation_ends_the_connection() {
     for stream in [
         "put=1\n\nget=1\n\n",
@@ -304,11 +340,61 @@ proptest! {
         let _ = SetRequest::parse(&[b"set=1\n", &bytes[..]].concat());
         frame(&bytes, piece);
         frame(&[b"set=1\n", &bytes[..]].concat(), piece);
+        frame(&[b"get=1\npublic_key=", &bytes[..]].concat(), piece);
     }
+}
+
+/// An answer in slices of one step each.
+fn dump_in_slices(device: &Device, mut dump: Dump) -> String {
+    let mut whole = String::new();
+    loop {
+        let mut piece = chunk();
+        let done = device.dump(&mut dump, &mut piece, &mut || false);
+        whole.push_str(&piece);
+        if done {
+            return whole;
+        }
+    }
+}
+
+/// The interface's part of an answer, and those of the peers by key.
+fn parts(answer: &str) -> (&str, std::collections::HashMap<PublicKey, &str>) {
+    let all = answer.strip_suffix("errno=0\n\n").unwrap();
+    let starts: Vec<usize> = all.match_indices("public_key=").map(|(at, _)| at).chain([all.len()]).collect();
+    let peer = |ends: &[usize]| {
+        let text = &all[ends[0]..ends[1]];
+        (super::parse::named_peers(text.lines().next().unwrap().as_bytes(), 1).unwrap()[0], text)
+    };
+    (&all[..starts[0]], starts.windows(2).map(peer).collect())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn an_answer_about_some_peers_has_of_each_what_the_whole_answer_has(
+        text in any_set(), asked in proptest::collection::vec(prop_oneof![
+            any::<proptest::sample::Index>().prop_map(Ok), any::<[u8; 32]>().prop_map(Err),
+        ], 0..8),
+    ) {
+        let mut device = device();
+        device.apply(now(), &parse(&text).unwrap(), &mut no_bind).unwrap();
+        let whole = device.uapi_get();
+        let (interface, peers) = parts(&whole);
+        let known: Vec<PublicKey> = peers.keys().copied().collect();
+        let key = |one: Result<proptest::sample::Index, [u8; 32]>| match one {
+            Ok(index) if !known.is_empty() => *index.get(&known),
+            Ok(_) => PublicKey([0; 32]),
+            Err(bytes) => PublicKey(bytes),
+        };
+        let named: Vec<PublicKey> = asked.into_iter().map(key).collect();
+        let expected = named.iter().filter_map(|key| peers.get(key).copied());
+        let expected = format!("{interface}{}errno=0\n\n", expected.collect::<String>());
+        let at_once = device.uapi_get_peers(named.clone());
+        prop_assert_eq!(&*at_once, &expected);
+        prop_assert_eq!(&dump_in_slices(&device, Dump::of(named)), &expected);
+        prop_assert_eq!(&dump_in_slices(&device, Dump::default()), &*whole);
+    }
 
     #[test]
     fn what_is_parsed_in_slices_is_what_is_parsed_at_once(text in any_set(), spoilt in any::<Option<proptest::sample::Index>>()) {
