@@ -127,7 +127,7 @@ fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result
 /// The running device, if it belongs to this file. A device that only shares the interface's name has another key.
 fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, Failure> {
     let Some(control) = ControlSocket::find(&loaded.place.interface) else { return Ok(None) };
-    let device = control.get().map_err(unanswered(loaded))?;
+    let device = control.get_interface().map_err(unanswered(loaded))?;
     let key = loaded.config.interface.private_key.as_ref();
     if key.is_some() && key != device.private_key.as_ref() {
         let (interface, file) = (&loaded.place.interface, loaded.place.file.display());

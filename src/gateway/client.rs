@@ -84,6 +84,15 @@ pub fn get(name: &str) -> Result<DeviceState, Failure> {
     open(name)?.get().map_err(Failure::of(name))
 }
 
+/// What a device says of its interface. Its peers are left out, unless it is another implementation.
+///
+/// # Errors
+///
+/// Where the device does not run or does not answer.
+pub fn interface(name: &str) -> Result<DeviceState, Failure> {
+    open(name)?.get_interface().map_err(Failure::of(name))
+}
+
 /// What a device says beyond the protocol. `Ok(None)` where the device is another implementation, which does not know
 /// the question.
 ///

@@ -13,7 +13,7 @@ use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::gateway::up::apply::Resolved;
 use crate::gateway::up::host::Host;
 use crate::gateway::up::{self, apply};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -66,8 +66,14 @@ struct Upkeep {
 impl Upkeep {
     fn check(&mut self) {
         self.reread();
+        let known_mtu = self.known_mtu();
+        let watched = watched(&self.config, known_mtu.is_some());
+        if watched.is_empty() && known_mtu.is_none() {
+            self.backoffs = Backoffs::default();
+            return;
+        }
         let Some(control) = ControlSocket::find(&self.interface) else { return };
-        let Ok(device) = control.get() else { return };
+        let Ok(device) = control.get_peers(&watched) else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for (key, endpoint) in self.backoffs.due(&self.config, &device, now) {
             let held = device.peers.iter().find(|peer| peer.public_key == key).and_then(|peer| peer.endpoint);
@@ -77,7 +83,9 @@ impl Upkeep {
                 Err(error) => log::info!("cannot resolve the endpoint {endpoint}: {error}"),
             }
         }
-        if let Err(error) = self.follow_path(&device) {
+        if let Some(known) = known_mtu
+            && let Err(error) = self.follow_path(&device, known)
+        {
             log::debug!("cannot follow the MTU of the paths to the endpoints: {error}");
         }
     }
@@ -105,20 +113,22 @@ impl Upkeep {
         }
     }
 
+    /// The MTU in bytes that the paths gave when last asked. `None` where it is not to be followed: where the file says what it
+    /// is, or another than `up` brought the tunnel up.
+    fn known_mtu(&self) -> Option<u32> {
+        let is_fixed = self.read.is_none() || matches!(self.config.interface.mtu, Some(Mtu::Bytes(_)));
+        if is_fixed { None } else { self.path.or_else(|| up::noted_mtu(&self.interface)) }
+    }
+
     /// Sets the interface's MTU when that of the paths to the file's endpoints changed. What somebody set by hand stays
     /// until then. The MTU does not fall from above to below what IPv6 needs, since the kernel would take the
     /// interface's IPv6 addresses away.
-    fn follow_path(&mut self, device: &DeviceState) -> std::io::Result<()> {
-        if self.read.is_none() || matches!(self.config.interface.mtu, Some(Mtu::Bytes(_))) {
-            return Ok(());
-        }
-        let Some(known) = self.path.or_else(|| up::noted_mtu(&self.interface)) else { return Ok(()) };
+    fn follow_path(&mut self, device: &DeviceState, known: u32) -> std::io::Result<()> {
         let host = Host::new()?;
         let Some(link) = host.link(&self.interface)? else { return Ok(()) };
-        let has_endpoint = |key: PublicKey| {
-            self.config.peers.iter().any(|peer| peer.public_key == key && peer.endpoint.is_some())
-        };
-        let endpoints = device.peers.iter().filter(|peer| has_endpoint(peer.public_key));
+        let given = self.config.peers.iter().filter(|peer| peer.endpoint.is_some());
+        let given: HashSet<PublicKey> = given.map(|peer| peer.public_key).collect();
+        let endpoints = device.peers.iter().filter(|peer| given.contains(&peer.public_key));
         let current: Resolved =
             endpoints.filter_map(|peer| peer.endpoint.map(|at| (HostPort::from(at), at))).collect();
         let mark = device.fwmark;
@@ -141,6 +151,13 @@ impl Upkeep {
     }
 }
 
+/// The peers to ask for: those given by name, and where the MTU of the paths is followed, all with an endpoint.
+fn watched(config: &Config, follows_paths: bool) -> Vec<PublicKey> {
+    let is_watched = |endpoint: &HostPort| follows_paths || endpoint.address().is_none();
+    let peers = config.peers.iter().filter(|peer| peer.endpoint.as_ref().is_some_and(is_watched));
+    peers.map(|peer| peer.public_key).collect()
+}
+
 fn modified(file: &Path) -> Option<SystemTime> {
     std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
 }
@@ -160,11 +177,13 @@ struct Backoff {
 impl Backoffs {
     /// The peers, given by name, that are silent though something was sent to them, and whose pause is over.
     fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, HostPort)> {
-        self.0.retain(|key, _| device.peers.iter().any(|peer| peer.public_key == *key));
+        let held: HashMap<PublicKey, &PeerState> =
+            device.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+        self.0.retain(|key, _| held.contains_key(key));
         let named = config.peers.iter().filter_map(|peer| Some((peer.public_key, peer.endpoint.as_ref()?)));
         let mut due = Vec::new();
         for (key, endpoint) in named.filter(|(_, endpoint)| endpoint.address().is_none()) {
-            let Some(peer) = device.peers.iter().find(|peer| peer.public_key == key) else { continue };
+            let Some(peer) = held.get(&key) else { continue };
             if self.is_due(peer, now) {
                 due.push((key, endpoint.clone()));
             }
@@ -231,6 +250,18 @@ mod tests {
     fn a_peer_given_by_address_is_left_alone() {
         let (config, mut device) = world("192.0.2.1");
         assert!(resolutions(&config, &mut device, 600).is_empty());
+    }
+
+    #[test]
+    fn only_peers_by_name_are_asked_for_unless_the_paths_are_followed() {
+        let (mut config, _) = world("gateway.example.org");
+        let endpoint = Some(HostPort { host: "192.0.2.1".into(), port: 51820 });
+        config.peers.push(PeerConfig { endpoint, ..PeerConfig::new(PublicKey([8; 32])) });
+        config.peers.push(PeerConfig::new(PublicKey([9; 32])));
+        assert_eq!(watched(&config, false), [PublicKey([7; 32])]);
+        assert_eq!(watched(&config, true), [PublicKey([7; 32]), PublicKey([8; 32])]);
+        config.peers.remove(0);
+        assert!(watched(&config, false).is_empty());
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use edit::Runtime;
 pub use error::{ConfigError, ConfigErrors, Warning};
 pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
 pub use parse::Salvage;
-pub use request::{allowed_ips, difference, set_text};
+pub use request::{allowed_ips, difference, get_text, set_text};
 pub use value::ValueError;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};

@@ -161,6 +161,15 @@ pub fn set_text(request: &SetRequest) -> Zeroizing<String> {
     text
 }
 
+/// The question for the configuration of the interface and of these peers as text, to the empty line. It is this program's
+/// own; see [`crate::device::uapi`].
+pub fn get_text(keys: &[PublicKey]) -> String {
+    let mut text = "get=1\n".to_owned();
+    keys.iter().for_each(|key| key_line(&mut text, "public_key", &key.0));
+    text.push_str(if keys.is_empty() { "peers=none\n\n" } else { "\n" });
+    text
+}
+
 fn peer_lines(text: &mut String, peer: &PeerRequest) {
     key_line(text, "public_key", &peer.public_key.0);
     if peer.update_only {

@@ -39,7 +39,7 @@ pub(super) fn tunnels() -> Vec<KnownTunnel> {
             let port = match read {
                 // Any port will do for a file that names none.
                 Some(Interface { listen_port: None | Some(0), .. }) => None,
-                _ => client::get(&name).ok().map(|device| device.listen_port).filter(|port| *port != 0),
+                _ => client::interface(&name).ok().map(|device| device.listen_port).filter(|port| *port != 0),
             };
             KnownTunnel { name, port, hooks: Vec::new() }
         })

@@ -44,7 +44,9 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     if let Some(loaded) = loaded.filter(|_| interface.save_config) {
         save_to(&mut session, &control, loaded)?;
     }
-    let device = control.get().map_err(Failure::of(control.path().display()))?;
+    // The prefixes of the peers tell what wg-quick did. Where `up` brought the tunnel up, it noted that.
+    let device = if session.journal.is_of_up() { control.get_interface() } else { control.get() };
+    let device = device.map_err(Failure::of(control.path().display()))?;
     for trace in remains(&session, &device, interface.table) {
         match trace {
             // Without the interface there is no tunnel any more. No other failure is a reason to keep it.

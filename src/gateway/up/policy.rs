@@ -90,7 +90,7 @@ pub(super) fn guard(session: &mut Session<'_>, index: u32, v6: bool, table: u32)
 /// empty.
 fn table(session: &mut Session<'_>, control: &ControlSocket) -> Result<u32> {
     let failed = || Failure::of("looking for a routing table");
-    let mark = control.get().map_err(failed())?.fwmark;
+    let mark = control.get_interface().map_err(failed())?.fwmark;
     if mark != 0 {
         return Ok(mark);
     }

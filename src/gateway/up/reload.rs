@@ -252,7 +252,7 @@ impl<'a> Reload<'a> {
     }
 
     pub(super) fn mark_now(&self) -> Result<u32> {
-        let device = self.control.get().map_err(Failure::of(self.control.path().display()))?;
+        let device = self.control.get_interface().map_err(Failure::of(self.control.path().display()))?;
         Ok(device.fwmark)
     }
 
