@@ -39,7 +39,12 @@ struct Session {
 }
 
 fn session(owner: u8) -> Session {
-    let index = 0x1234_5600 | u32::from(owner);
+    session_of(0, owner)
+}
+
+/// A session of the peer in `slot`.
+fn session_of(slot: u32, owner: u8) -> Session {
+    let index = 0x1200_0000 + (slot << 8) + u32::from(owner);
     let keys = |send, receive, local_index, remote_index, role| {
         SessionKeys { send, receive, local_index, remote_index, role }.into_halves(NOW)
     };
@@ -49,19 +54,26 @@ fn session(owner: u8) -> Session {
 }
 
 fn rig(links: &Links, id: u8, shared: Arc<PeerShared>, session: Session) -> Rig {
+    let worker = worker(links, id, std::slice::from_ref(&shared));
+    let install = Control::Install(shared, session.receive, session.send);
+    assert!(links.workers[usize::from(id)].controls.push(install).is_ok());
+    Rig { worker, io: Memory::new(256).expect("a slab"), remote: session.remote }
+}
+
+/// A worker of a device with these peers, whose address is each [`far`] of its slot.
+fn worker(links: &Links, id: u8, peers: &[Arc<PeerShared>]) -> Worker {
     let config = WorkerConfig { id, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true } };
     let worker = Worker::new(config, links);
-    let routes = Prefix::new(IpAddr::from([10, 0, 0, 0]), 8).map(|prefix| (prefix, shared.id.slot));
-    shared.sending.set_endpoint(Some(Endpoint { addr: outer(), from: None }));
     let mut directory = DirectoryWriter::default();
-    directory.insert(Arc::clone(&shared));
-    for control in [
-        Control::Routes(Arc::new(RouteTable::build(routes)), directory.publish()),
-        Control::Install(shared, session.receive, session.send),
-    ] {
-        assert!(links.workers[usize::from(id)].controls.push(control).is_ok());
+    for peer in peers {
+        peer.sending.set_endpoint(Some(Endpoint { addr: outer(), from: None }));
+        directory.insert(Arc::clone(peer));
     }
-    Rig { worker, io: Memory::new(256).expect("a slab"), remote: session.remote }
+    let prefix = |slot| Prefix::new(IpAddr::from(far(slot)), 32).expect("a prefix");
+    let routes = peers.iter().map(|peer| (prefix(peer.id.slot), peer.id.slot));
+    let control = Control::Routes(Arc::new(RouteTable::build(routes)), directory.publish());
+    assert!(links.workers[usize::from(id)].controls.push(control).is_ok());
+    worker
 }
 
 fn lone_rig() -> Rig {
@@ -116,13 +128,19 @@ fn udp(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
 const NEAR: [u8; 4] = [192, 168, 0, 1];
 const FAR: [u8; 4] = [10, 0, 0, 1];
 
+/// The address of the peer in `slot`; [`FAR`] is the first's.
+fn far(slot: u32) -> [u8; 4] {
+    let [_, high, middle, low] = (slot + 1).to_be_bytes();
+    [10, high, middle, low]
+}
+
 /// Makes a TSO super-packet of [`SEGMENTS`] full segments behind its virtio-net header.
-fn super_frame() -> Vec<u8> {
+fn super_frame(destination: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![1, 1];
     for field in [52, MSS as u16, 20, 16] {
         frame.extend(u16::to_ne_bytes(field));
     }
-    frame.extend(tcp(NEAR, FAR, 1, SEGMENTS * MSS));
+    frame.extend(tcp(NEAR, destination, 1, SEGMENTS * MSS));
     frame
 }
 
@@ -182,7 +200,7 @@ fn one_worker(c: &mut Criterion) {
         let total: Duration = (0..turns).map(|_| turn()).sum();
         total.mul_f64(iterations as f64 / (turns * packets as u64) as f64)
     };
-    let (mut rig, frame) = (lone_rig(), super_frame());
+    let (mut rig, frame) = (lone_rig(), super_frame(FAR));
     group.bench_function("tx/tso-45x1420", |b| {
         b.iter_custom(|n| per_packet(n, SEGMENTS, &mut || rig.transmit(&frame, 1)));
     });
@@ -191,7 +209,7 @@ fn one_worker(c: &mut Criterion) {
         b.iter_custom(|n| per_packet(n, SMALL, &mut || rig.transmit(&frame, SMALL)));
     });
     let mut rig = lone_rig();
-    let packets: Vec<_> = (0..SEGMENTS).map(|i| padded(tcp(FAR, NEAR, 1 + (i * MSS) as u32, MSS))).collect();
+    let packets = segments(FAR);
     group.bench_function("rx/train-45x1420", |b| {
         b.iter_custom(|n| per_packet(n, SEGMENTS, &mut || rig.receive(&packets)));
     });
@@ -200,6 +218,73 @@ fn one_worker(c: &mut Criterion) {
     group.bench_function("rx/udp-16", |b| {
         b.iter_custom(|n| per_packet(n, SMALL, &mut || rig.receive(&packets)));
     });
+    group.finish();
+}
+
+/// The full segments of a train from `source`.
+fn segments(source: [u8; 4]) -> Vec<Vec<u8>> {
+    (0..SEGMENTS).map(|i| padded(tcp(source, NEAR, 1 + (i * MSS) as u32, MSS))).collect()
+}
+
+/// A worker with so many peers, all of them active in turn.
+struct Crowd {
+    rig: Rig,
+    remotes: Vec<Arc<SendSession>>,
+    next: usize,
+}
+
+impl Crowd {
+    fn new(count: u32) -> Crowd {
+        let links = Links::new(1).expect("links");
+        let shared = |slot| Arc::new(PeerShared::new(PeerId { slot, epoch: 1 }, 0));
+        let peers: Vec<_> = (0..count).map(shared).collect();
+        let (worker, mut remotes) = (worker(&links, 0, &peers), Vec::new());
+        let mut rig = Rig { worker, io: Memory::new(256).expect("a slab"), remote: session(0).remote };
+        for (slot, peer) in (0..).zip(peers) {
+            let Session { send, receive, remote } = session_of(slot, 0);
+            remotes.push(remote);
+            assert!(links.workers[0].controls.push(Control::Install(peer, receive, send)).is_ok());
+            rig.worker.turn(&mut rig.io, NOW);
+            while rig.io.take_sent().is_some() {}
+        }
+        Crowd { rig, remotes, next: 0 }
+    }
+
+    /// The next peer's slot; it is the rig's remote from now on.
+    fn next(&mut self) -> u32 {
+        self.next = (self.next + 1) % self.remotes.len();
+        self.rig.remote = Arc::clone(&self.remotes[self.next]);
+        self.next as u32
+    }
+}
+
+/// Turns of one train each, of one peer again and again, and of a thousand peers one after the other.
+fn crowds(c: &mut Criterion) {
+    let mut group = c.benchmark_group("peers");
+    group.throughput(Throughput::Elements(SEGMENTS as u64));
+    for count in [1, 1000] {
+        let mut crowd = Crowd::new(count);
+        group.bench_function(format!("tx/tso-45x1420/{count}-active"), |b| {
+            b.iter_custom(|turns| {
+                (0..turns)
+                    .map(|_| {
+                        let frame = super_frame(far(crowd.next()));
+                        crowd.rig.transmit(&frame, 1)
+                    })
+                    .sum()
+            });
+        });
+        group.bench_function(format!("rx/train-45x1420/{count}-active"), |b| {
+            b.iter_custom(|turns| {
+                (0..turns)
+                    .map(|_| {
+                        let packets = segments(far(crowd.next()));
+                        crowd.rig.receive(&packets)
+                    })
+                    .sum()
+            });
+        });
+    }
     group.finish();
 }
 
@@ -215,7 +300,7 @@ fn side_by_side(workers: usize, turns: u64) -> Duration {
             let (links, shared, send, start) = (&links, shared.clone(), send.clone(), &start);
             scope.spawn(move || {
                 let halves = Session { send, ..session(id) };
-                let (mut rig, frame) = (rig(links, id, shared, halves), super_frame());
+                let (mut rig, frame) = (rig(links, id, shared, halves), super_frame(FAR));
                 rig.transmit(&frame, 1);
                 start.wait();
                 (0..turns).map(|_| rig.transmit(&frame, 1)).sum::<Duration>()
@@ -239,5 +324,5 @@ fn scaling(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, one_worker, scaling);
+criterion_group!(benches, one_worker, crowds, scaling);
 criterion_main!(benches);

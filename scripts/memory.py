@@ -16,7 +16,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from lab import Implementation, Lab, LabError, Tunnel, absent_peer, main_guard, process_status_kib  # noqa: E402
 
-PEER_BOUND_BYTES, PEAK_BOUND_MIB = 2048, 40
+PEER_BOUND_BYTES, PEAK_BOUND_MIB = 1600, 40
 SETTLE_SECONDS, SETTLED_AFTER = 0.5, 3
 
 
