@@ -15,11 +15,14 @@
 //! them slept now and then, which they do only once their queues are empty.
 
 use super::Device;
+use super::peer::{Peer, Watch};
+use super::table::next_batch;
 use crate::dataplane::PeerId;
 use crate::dataplane::stats::WorkerStats;
 use crate::io::steer::Target;
 use crate::time::Instant;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -40,6 +43,9 @@ const CALM_TICKS: u8 = 5;
 /// Most peers that are spread at a time. Each sent most of what a worker sent and has not calmed down since, so more
 /// than a few are not to be expected.
 const MAX_SPREAD: usize = 256;
+
+/// Number of peers that are looked at in one call, in some 0.1 ms.
+const WEIGHED: u32 = 2048;
 
 /// What one peer moved in a tick, in bytes a second.
 #[derive(Clone, Copy, Debug)]
@@ -100,9 +106,9 @@ impl Policy {
     }
 
     /// What to change after a tick, given what the peers moved in it. Peers that moved nothing may be left out.
-    fn decide(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
-        let mut changes = self.draw_back(busy, peers);
-        let shares = self.shares(busy.len(), peers);
+    fn decide(&mut self, busy: &[u16], loads: Loads) -> Vec<Decision> {
+        let mut changes = self.draw_back(busy, &loads.spread);
+        let shares = self.shares(busy.len(), loads);
         for (worker, share) in shares.iter().enumerate() {
             let Some(peer) = share.heaviest else { continue };
             let long_hot = self.hot.get(worker).is_some_and(|&streak| streak >= HOT_TICKS);
@@ -116,10 +122,7 @@ impl Policy {
     }
 
     fn draw_back(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
-        let moved: HashMap<PeerId, u64> = match self.spread.is_empty() {
-            true => HashMap::new(),
-            false => peers.iter().map(|peer| (peer.id, peer.sent)).collect(),
-        };
+        let moved: HashMap<PeerId, u64> = peers.iter().map(|peer| (peer.id, peer.sent)).collect();
         let any_hot = busy.iter().any(|&busy| busy >= HOT);
         let mut changes = Vec::new();
         self.spread.retain(|id, spread| {
@@ -135,23 +138,50 @@ impl Policy {
     }
 
     /// What each worker does. A spread peer's packets leave from all workers, and still arrive at its owner.
-    fn shares(&self, workers: usize, peers: &[PeerLoad]) -> Vec<Share> {
-        let mut shares = vec![Share::default(); workers];
+    fn shares(&self, workers: usize, loads: Loads) -> Vec<Share> {
+        let Loads { mut shares, spread } = loads;
+        shares.resize(workers, Share::default());
         let mut everywhere = 0;
-        for peer in peers {
+        for peer in spread {
             let Some(share) = shares.get_mut(usize::from(peer.owner)) else { continue };
-            share.received += peer.received;
             if self.spread.contains_key(&peer.id) {
+                share.received += peer.received;
                 everywhere += peer.sent / workers as u64;
-                continue;
-            }
-            share.sent += peer.sent;
-            if share.heaviest.is_none_or(|heaviest| heaviest.sent < peer.sent) {
-                share.heaviest = Some(*peer);
+            } else {
+                share.add(&peer);
             }
         }
         shares.iter_mut().for_each(|share| share.sent += everywhere);
         shares
+    }
+
+    /// Takes in what a peer moved in a tick.
+    fn weigh(&self, loads: &mut Loads, peer: PeerLoad) {
+        if self.spread.contains_key(&peer.id) {
+            return loads.spread.push(peer);
+        }
+        let owner = usize::from(peer.owner);
+        if loads.shares.len() <= owner {
+            loads.shares.resize(owner + 1, Share::default());
+        }
+        loads.shares[owner].add(&peer);
+    }
+}
+
+/// What the peers moved in a tick: those that are spread, and the sums of the others by owner.
+#[derive(Default)]
+struct Loads {
+    shares: Vec<Share>,
+    spread: Vec<PeerLoad>,
+}
+
+impl Share {
+    fn add(&mut self, peer: &PeerLoad) {
+        self.received += peer.received;
+        self.sent += peer.sent;
+        if self.heaviest.is_none_or(|heaviest| heaviest.sent < peer.sent) {
+            self.heaviest = Some(*peer);
+        }
     }
 }
 
@@ -179,12 +209,27 @@ pub(super) struct Balancer {
     sampled: Instant,
     next: Option<Instant>,
     policy: Policy,
+    /// The peers' part of the present tick, while some are still to be looked at.
+    weighing: Option<Weighing>,
+}
+
+/// What the peers moved in a tick, as far as that is known.
+struct Weighing {
+    /// Nanoseconds that the tick covers.
+    passed: u64,
+    left: Range<u32>,
+    loads: Loads,
 }
 
 impl Balancer {
     /// When [`Device::balance`] is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
+    }
+
+    /// Whether [`Device::balance`] has peers to look at.
+    pub(super) fn is_weighing(&self) -> bool {
+        self.weighing.is_some()
     }
 
     /// Takes a sample, and returns the nanoseconds since the last one. A worker counts its time awake turn by turn,
@@ -228,7 +273,7 @@ impl Device {
     /// Called at each timer check of an active peer: decides whether the workers are busy enough to measure them.
     pub(super) fn glance(&mut self, now: Instant, slot: u32) {
         let balancer = &mut self.balancer;
-        let active = self.peers.get(slot).is_some_and(|peer| peer.watch == super::peer::Watch::On);
+        let active = self.peers.get(slot).is_some_and(|peer| peer.watch == Watch::On);
         let idle = balancer.workers.len() < 2 || balancer.next.is_some();
         if !active || idle || now.since(balancer.sampled) < TICK {
             return;
@@ -237,23 +282,39 @@ impl Device {
         balancer.next = balancer.engaged().then(|| now + TICK);
     }
 
-    /// Carries out one tick, where it is due.
+    /// Carries out one tick, where it is due: the workers' part, then that of some peers a call, and at the end what follows.
     pub(super) fn balance(&mut self, now: Instant) {
+        if let Some(weighing) = self.balancer.weighing.take() {
+            return self.weigh(now, weighing);
+        }
         if self.balancer.next.is_none_or(|due| due > now) {
             return;
         }
         let passed = self.balancer.sample(now);
-        let busy = std::mem::take(&mut self.balancer.busy);
-        let changes = match self.balancer.policy.observe(&busy) {
-            true => {
-                let peers = self.peer_loads(passed);
-                self.balancer.policy.decide(&busy, &peers)
-            }
-            false => Vec::new(),
-        };
-        self.balancer.busy = busy;
-        for change in changes {
+        let Balancer { policy, busy, .. } = &mut self.balancer;
+        let (left, loads) = (self.peers.slots(), Loads::default());
+        match policy.observe(busy) {
+            true => self.weigh(now, Weighing { passed, left, loads }),
+            false => self.end_tick(now),
+        }
+    }
+
+    /// Takes in what some peers moved. The first tick after a while covers too long a time, but that is never used: the policy
+    /// spreads after two consecutive hot ticks and draws back what is spread, and looks at the peers in all of these.
+    fn weigh(&mut self, now: Instant, mut weighing: Weighing) {
+        for slot in next_batch(&mut weighing.left, WEIGHED) {
+            let load = self.peers.get_mut(slot).and_then(|peer| load(peer, weighing.passed));
+            load.into_iter().for_each(|load| self.balancer.policy.weigh(&mut weighing.loads, load));
+        }
+        if !weighing.left.is_empty() {
+            self.balancer.weighing = Some(weighing);
+            return;
+        }
+        let Balancer { policy, busy, .. } = &mut self.balancer;
+        for change in policy.decide(busy, weighing.loads) {
             match change {
+                // It was removed since it was looked at.
+                Decision::Spread(id) if self.peers.by_id(id).is_none() => self.forget_load(id),
                 Decision::Spread(id) => {
                     self.stats.peers_spread += 1;
                     self.steer_peer(id, true);
@@ -264,6 +325,10 @@ impl Device {
                 }
             }
         }
+        self.end_tick(now);
+    }
+
+    fn end_tick(&mut self, now: Instant) {
         let spread = self.balancer.policy.spread.len();
         self.stats.peers_spread_now = spread as u64;
         let goes_on = self.balancer.engaged() || spread > 0;
@@ -279,24 +344,6 @@ impl Device {
         self.stats.peers_spread_now = self.balancer.policy.spread.len() as u64;
     }
 
-    /// What the peers moved since the last call. The first call after a while covers too long a time, but that is
-    /// never used: the policy spreads after two consecutive hot ticks and draws back what is spread, and calls in all
-    /// of these.
-    fn peer_loads(&mut self, passed: u64) -> Vec<PeerLoad> {
-        let load = |peer: &mut super::peer::Peer| {
-            let shared = &peer.shared;
-            let total = (shared.traffic.tx_bytes.load(Relaxed), shared.traffic.rx_bytes.load(Relaxed));
-            let seen = std::mem::replace(&mut peer.sampled, total);
-            if seen == total {
-                return None;
-            }
-            let rate = |now: u64, before: u64| per_second(now.wrapping_sub(before), passed, 1_000_000_000);
-            let (sent, received) = (rate(total.0, seen.0), rate(total.1, seen.1));
-            Some(PeerLoad { id: shared.id, owner: shared.owner, sent, received })
-        };
-        self.peers.iter_mut().filter_map(load).collect()
-    }
-
     fn steer_peer(&mut self, id: PeerId, spread: bool) {
         let Some(peer) = self.peers.by_id(id) else { return };
         peer.spread = spread;
@@ -306,6 +353,19 @@ impl Device {
         }
         log::debug!("peer {}: {}", id.slot, if target == Target::Spread { "spread" } else { "drawn back" });
     }
+}
+
+/// What a peer moved since the last tick, which was `passed` nanoseconds ago. `None` where that is nothing.
+fn load(peer: &mut Peer, passed: u64) -> Option<PeerLoad> {
+    let shared = &peer.shared;
+    let total = (shared.traffic.tx_bytes.load(Relaxed), shared.traffic.rx_bytes.load(Relaxed));
+    let seen = std::mem::replace(&mut peer.sampled, total);
+    if seen == total {
+        return None;
+    }
+    let rate = |now: u64, before: u64| per_second(now.wrapping_sub(before), passed, 1_000_000_000);
+    let (sent, received) = (rate(total.0, seen.0), rate(total.1, seen.1));
+    Some(PeerLoad { id: shared.id, owner: shared.owner, sent, received })
 }
 
 #[cfg(test)]
@@ -322,7 +382,12 @@ mod tests {
     }
 
     fn tick(policy: &mut Policy, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
-        if policy.observe(busy) { policy.decide(busy, peers) } else { Vec::new() }
+        if !policy.observe(busy) {
+            return Vec::new();
+        }
+        let mut loads = Loads::default();
+        peers.iter().for_each(|&peer| policy.weigh(&mut loads, peer));
+        policy.decide(busy, loads)
     }
 
     #[test]

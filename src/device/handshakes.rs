@@ -35,7 +35,7 @@ impl Device {
                 Some(initiation) => return Some(HandshakeWork::open(identity, initiation, arrival)),
                 None => self.stats.dropped_malformed += 1,
             },
-            Some(MessageKind::Response) => return self.take_response(&identity, bytes, arrival),
+            Some(MessageKind::Response) => return self.take_response(now, &identity, bytes, arrival),
             Some(MessageKind::CookieReply) => self.take_cookie(now, message),
             Some(MessageKind::Data) | None => self.stats.dropped_malformed += 1,
         }
@@ -82,7 +82,9 @@ impl Device {
         incoming: IncomingInitiation,
         arrival: Arrival,
     ) -> Option<HandshakeWork> {
-        let Some(peer) = self.peers.find(&incoming.remote).and_then(|slot| self.peers.get_mut(slot)) else {
+        let slot = self.peers.find(&incoming.remote);
+        slot.into_iter().for_each(|slot| self.renew(now, slot));
+        let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) else {
             self.stats.dropped_unknown_peer += 1;
             return None;
         };
@@ -107,6 +109,7 @@ impl Device {
         answered: Result<Answered, HandshakeError>,
         arrival: &Arrival,
     ) -> Option<()> {
+        self.renew(now, id.slot);
         let peer = self.peers.by_id(id)?;
         let outstanding = peer.handshake.pending_index();
         let taken = answered.and_then(|answered| {
@@ -131,6 +134,7 @@ impl Device {
 
     fn take_response(
         &mut self,
+        now: Now,
         identity: &Arc<Identity>,
         bytes: &[u8],
         arrival: Arrival,
@@ -139,7 +143,9 @@ impl Device {
             self.stats.dropped_malformed += 1;
             return None;
         };
-        let peer = self.indices.slot(response.receiver).and_then(|slot| self.peers.get_mut(slot));
+        let slot = self.indices.slot(response.receiver);
+        slot.into_iter().for_each(|slot| self.renew(now, slot));
+        let peer = slot.and_then(|slot| self.peers.get_mut(slot));
         let begun = peer
             .ok_or(HandshakeError::Unexpected)
             .and_then(|peer| Ok((peer.shared.id, peer.handshake.begin_completion(identity, &response)?)));
@@ -155,6 +161,7 @@ impl Device {
         keys: Result<SessionKeys, HandshakeError>,
         arrival: &Arrival,
     ) {
+        self.renew(now, id.slot);
         let Some(peer) = self.peers.by_id(id) else { return };
         let completed = keys.and_then(|keys| {
             peer.handshake.completed(index)?;
@@ -214,6 +221,7 @@ impl Device {
     /// Begins a handshake that a packet, a rekey or a keepalive needs. Without a key or an endpoint, what waits for
     /// it is dropped, so that its senders get ICMP unreachable at once.
     pub(super) fn want_handshake(&mut self, now: Now, slot: u32) {
+        self.renew(now, slot);
         let ready = self.is_up() && self.identity.is_some();
         let Some(peer) = self.peers.get_mut(slot) else { return };
         if !ready || peer.endpoint.is_none() {
@@ -230,6 +238,7 @@ impl Device {
 
     /// Sends an initiation.
     pub(super) fn initiate(&mut self, now: Now, slot: u32) {
+        self.renew(now, slot);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let id = peer.shared.id;
         let (Some(identity), Some(_)) = (&self.identity, peer.endpoint) else {

@@ -3,6 +3,7 @@
 use super::attempts::Attempts;
 use super::outputs::Broadcast;
 use super::peer::{Peer, Watch};
+use super::table::next_batch;
 use super::{BindRequest, Device, Now};
 use crate::crypto::stack;
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
@@ -11,8 +12,18 @@ use crate::noise::cookie::{CookieJar, GateKeys};
 use crate::noise::handshake::{Handshake, Identity};
 use crate::time::Instant;
 use std::io::Error;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Number of peers that are taken up or down in one call, in about a quarter of a millisecond.
+pub(super) const SWEPT: u32 = 256;
+
+/// The peers that are not taken up or down yet after the interface was.
+pub(super) struct InterfaceSweep {
+    up: bool,
+    left: Range<u32>,
+}
 
 /// The state of the interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +42,7 @@ impl Device {
     pub fn set_up(&mut self, now: Now, up: bool) {
         match (self.link, up) {
             (InterfaceState::Down, true) => self.bind(now, Attempts::new(now.mono)),
-            (InterfaceState::Binding(..) | InterfaceState::Up, false) => self.stop(),
+            (InterfaceState::Binding(..) | InterfaceState::Up, false) => self.stop(now),
             (InterfaceState::Unbound(_), false) => self.link = InterfaceState::Down,
             (InterfaceState::Binding(..) | InterfaceState::Unbound(_) | InterfaceState::Up, true)
             | (InterfaceState::Down, false) => {}
@@ -82,35 +93,65 @@ impl Device {
     /// The kernel drops sessions, too, and begins no handshake (`wg_open` sends what is staged). Then the other end
     /// sends on a dead session until 15 s have passed without an answer.
     pub(super) fn start(&mut self, now: Now, port: u16) {
+        self.begin_sweep(now, true);
         self.link = InterfaceState::Up;
         self.port = port;
-        for slot in self.peers.slots() {
-            if let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.interrupted) {
-                peer.interrupted = false;
-                peer.timers.start_with_handshake(now.mono);
-                self.check_timers_soon(now, slot);
-            } else {
-                self.restart_timers(now, slot);
+        self.sweep(now);
+    }
+
+    /// Closes the sockets. From now on no handshake is answered and no timer runs, so the sessions, which nothing can use
+    /// without sockets, may go in batches.
+    fn stop(&mut self, now: Now) {
+        self.begin_sweep(now, false);
+        self.link = InterfaceState::Down;
+        self.sweep(now);
+        self.out.bind(None);
+    }
+
+    /// Begins to take all peers up or down. What is left of an earlier change is carried out at once.
+    fn begin_sweep(&mut self, now: Now, up: bool) {
+        while self.sweep.is_some() {
+            self.sweep(now);
+        }
+        self.sweep = Some(InterfaceSweep { up, left: self.peers.slots() });
+    }
+
+    /// Takes some peers up or down, where the interface was and this is not done for all.
+    pub(super) fn sweep(&mut self, now: Now) {
+        let Some(InterfaceSweep { up, left }) = &mut self.sweep else { return };
+        let (up, batch) = (*up, next_batch(left, SWEPT));
+        if left.start >= left.end {
+            self.sweep = None;
+        }
+        for slot in batch {
+            match up {
+                true => self.take_up(now, slot),
+                false => self.take_down(slot),
             }
         }
     }
 
-    fn stop(&mut self) {
-        self.link = InterfaceState::Down;
-        for slot in self.peers.slots() {
-            if let Some(peer) = self.peers.get_mut(slot) {
-                peer.interrupted |= peer.sessions.current().is_some();
-            }
-            self.forget_secrets(slot);
-            if let Some(peer) = self.peers.get_mut(slot) {
-                self.out.purge_staged(&peer.shared);
-                peer.watch = Watch::Off;
-                peer.shared.armed.store(false, Relaxed);
-            }
-            self.schedule.set(&mut self.peers, slot, None);
+    fn take_up(&mut self, now: Now, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        // The peer itself may have been faster.
+        if std::mem::take(&mut peer.interrupted) && peer.sessions.current().is_none() {
+            peer.timers.start_with_handshake(now.mono);
+            self.check_timers_soon(now, slot);
+        } else {
+            self.restart_timers(now, slot);
         }
-        self.schedule.clear();
-        self.out.bind(None);
+    }
+
+    fn take_down(&mut self, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        peer.interrupted |= peer.sessions.current().is_some();
+        self.forget_secrets(slot);
+        if let Some(peer) = self.peers.get_mut(slot) {
+            self.out.purge_staged(&peer.shared);
+            peer.watch = Watch::Off;
+            peer.shared.armed.store(false, Relaxed);
+        }
+        self.schedule.set(&mut self.peers, slot, None);
     }
 
     /// Makes a peer's timers run. If it has a persistent keepalive, the first is due now.
@@ -122,9 +163,8 @@ impl Device {
         }
     }
 
-    /// Sets another private key, or none. Sessions are dropped, and made anew with the next packet or keepalive. The
-    /// timestamps accepted from peers stay, so that no old initiation can be replayed if the key comes back.
-    pub(super) fn set_private_key(&mut self, now: Now, key: Option<PrivateKey>) {
+    /// Sets another private key, or none. True where it is another: then [`Self::renew`] is to be called for all peers.
+    pub(super) fn set_private_key(&mut self, key: Option<PrivateKey>) -> bool {
         let (identity, is_same) = stack::leaving_nothing(|| {
             let identity = key.map(|key| Arc::new(Identity::new(key)));
             let is_same = same_key(self.identity.as_deref(), identity.as_deref());
@@ -135,21 +175,32 @@ impl Device {
             self.remove_peer(slot);
         }
         if is_same {
-            return;
+            return false;
         }
         let keys = identity.as_ref().map(|identity| GateKeys::new(identity.public(), &mut *self.entropy));
         self.identity = identity;
         self.out.all(Broadcast::Identity(keys.map(Box::new)));
-        for slot in self.peers.slots() {
-            self.forget_secrets(slot);
-            if let Some(peer) = self.peers.get_mut(slot) {
-                peer.handshake.identity_changed();
-                // Packets that waited for a key may now ask for a handshake again at once.
-                peer.shared.forget_asked();
-            }
-            if self.is_up() {
-                self.restart_timers(now, slot);
-            }
+        self.identity_number = self.identity_number.wrapping_add(1);
+        true
+    }
+
+    /// Drops what a peer has of an earlier private key. Sessions are made anew with the next packet or keepalive. The
+    /// timestamp accepted from the peer stays, so that no old initiation can be replayed if the key comes back.
+    ///
+    /// Among many peers this takes a while, and who needs a handshake meanwhile has this done first.
+    pub(super) fn renew(&mut self, now: Now, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if std::mem::replace(&mut peer.identity, self.identity_number) == self.identity_number {
+            return;
+        }
+        self.forget_secrets(slot);
+        if let Some(peer) = self.peers.get_mut(slot) {
+            peer.handshake.identity_changed();
+            // Packets that waited for a key may now ask for a handshake again at once.
+            peer.shared.forget_asked();
+        }
+        if self.is_up() {
+            self.restart_timers(now, slot);
         }
     }
 
@@ -162,7 +213,8 @@ impl Device {
                 Peer::new(key, Arc::new(PeerShared::new(id, owner)), handshake, CookieJar::new(&key))
             })
         });
-        if let Some(peer) = self.peers.get(id.slot) {
+        if let Some(peer) = self.peers.get_mut(id.slot) {
+            peer.identity = self.identity_number;
             self.directory.insert(Arc::clone(&peer.shared));
         }
         id.slot
@@ -172,6 +224,7 @@ impl Device {
     pub(super) fn remove_peer(&mut self, slot: u32) {
         self.allowed.remove_some(&mut self.peers, slot, usize::MAX);
         let Some(mut peer) = self.peers.remove(slot) else { return };
+        self.schedule.forget(slot, peer.scheduled);
         self.forget_load(peer.shared.id);
         self.directory.remove(slot);
         peer.handshake.pending_index().into_iter().for_each(|index| self.indices.free(index));

@@ -56,11 +56,12 @@ use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
 use balance::Balancer;
 use indices::IndexTable;
-use lifecycle::InterfaceState;
+use lifecycle::{InterfaceState, InterfaceSweep};
 use outputs::{Broadcast, OutputQueue};
 use peer::Peer;
 use status::Unbound;
 use std::io::Error;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -148,7 +149,11 @@ pub struct Device {
     mtu: Option<u32>,
     may_depart: SourceOracle,
     /// Slots of peers whose sources are to be checked, since the routes changed.
-    unchecked: Vec<u32>,
+    unchecked: Range<u32>,
+    /// What is left to do for the peers after the interface went up or down.
+    sweep: Option<InterfaceSweep>,
+    /// Grows with each change of the identity.
+    identity_number: u32,
     balancer: Balancer,
     stats: DeviceStats,
 }
@@ -172,7 +177,9 @@ impl Device {
             mark: 0,
             mtu: None,
             may_depart: Box::new(|_| true),
-            unchecked: Vec::new(),
+            unchecked: 0..0,
+            sweep: None,
+            identity_number: 0,
             balancer: Balancer::default(),
             stats: DeviceStats::default(),
         }
@@ -229,6 +236,9 @@ impl Device {
 
     /// When to call [`Self::handle_timeout`] next, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.sweep.is_some() || self.directory.has_garbage() || self.balancer.is_weighing() {
+            return Some(Instant::START);
+        }
         [self.schedule.next(), self.balancer.next(), self.next_attempt()].into_iter().flatten().min()
     }
 

@@ -28,11 +28,13 @@ pub(super) struct Peer {
     pub(super) allowed: Vec<Prefix>,
     /// Wall-clock time of the last completed handshake.
     pub(super) last_handshake: Option<Duration>,
-    /// When [`super::Device::check_timers`] is due; entries of the schedule with another time are stale.
+    /// When [`super::Device::check_timers`] is due, as the schedule has it.
     pub(super) scheduled: Option<Instant>,
     pub(super) watch: Watch,
     /// [`crate::noise::timers::Activity::last_authenticated`] at the last timer check.
     pub(super) seen: Option<Instant>,
+    /// The number of the device's identity that its handshake and sessions are of.
+    pub(super) identity: u32,
     /// Whether it had a session as the interface went down. If so, coming up begins another.
     pub(super) interrupted: bool,
     /// Whether its packets are steered by flow, and no longer to its owner.
@@ -72,6 +74,7 @@ impl Peer {
             scheduled: None,
             watch: Watch::Off,
             seen: None,
+            identity: 0,
             interrupted: false,
             spread: false,
             sampled: (0, 0),

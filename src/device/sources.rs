@@ -1,12 +1,13 @@
 //! Where peers are, and from which local addresses they are spoken to (kernel `socket.c`).
 
+use super::table::next_batch;
 use super::{Departure, Device};
 use crate::dataplane::PeerId;
 use crate::io::Endpoint;
 
 /// Number of peers whose sources are checked in one call. Each takes two questions to the kernel, so all take about 2
 /// ms.
-const BATCH: usize = 256;
+const BATCH: u32 = 256;
 
 impl Device {
     /// Notes that an authentic message came from `heard.addr` to `heard.from`, so that this is where the peer is.
@@ -59,8 +60,7 @@ impl Device {
     /// Checks the sources of some peers after the routes changed. A source that was let go is taken again where its
     /// way is there again.
     pub fn check_sources(&mut self) {
-        for _ in 0..BATCH {
-            let Some(slot) = self.unchecked.pop() else { return };
+        for slot in next_batch(&mut self.unchecked, BATCH) {
             let heard = self.peers.get_mut(slot).and_then(|peer| Some((peer.shared.id, peer.heard?)));
             if let Some((id, heard)) = heard {
                 self.pin(id, heard);

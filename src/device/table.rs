@@ -6,6 +6,7 @@ use crate::dataplane::PeerId;
 use crate::index::WorkerCount;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::ops::Range;
 
 /// Most peers that a device may have (kernel: MAX_PEERS_PER_DEVICE).
 pub(super) const MAX_PEERS: usize = 1 << 20;
@@ -59,19 +60,9 @@ impl PeerTable {
         self.get_mut(id.slot).filter(|peer| peer.shared.id == id)
     }
 
-    /// The slots in use, ascending.
-    pub(super) fn slots(&self) -> Vec<u32> {
-        self.iter().map(|peer| peer.shared.id.slot).collect()
-    }
-
-    /// Peers by slot.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
-        self.slots.iter().flatten().map(|peer| &**peer)
-    }
-
-    /// Peers by slot, to be changed.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
-        self.slots.iter_mut().flatten().map(|peer| &mut **peer)
+    /// All slots, those that are free among them, for [`next_batch`].
+    pub(super) fn slots(&self) -> Range<u32> {
+        0..self.slots.len() as u32
     }
 
     /// Peers in the order they were added.
@@ -83,6 +74,11 @@ impl PeerTable {
     pub(super) fn added_from(&self, order: u32) -> Option<(u32, &Peer)> {
         let (&at, &slot) = self.by_epoch.range(order..).next()?;
         Some((at, self.get(slot)?))
+    }
+
+    /// Makes room for `count` peers in all, as a table that grew while they came would stop for milliseconds.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.by_key.reserve(count.saturating_sub(self.by_key.len()));
     }
 
     /// Adds the peer that `make` builds for a new identity and its owner: the worker with the fewest peers.
@@ -124,6 +120,14 @@ impl PeerTable {
         }
         give_back_room(&mut self.by_key);
     }
+}
+
+/// Takes the next `most` slots off those that are left. So what concerns all peers is done for a few at a time. A peer that
+/// was added meanwhile may be among them or not.
+pub(super) fn next_batch(left: &mut Range<u32>, most: u32) -> Range<u32> {
+    let batch = left.start..left.end.min(left.start.saturating_add(most));
+    left.start = batch.end;
+    batch
 }
 
 /// Number of entries whose room a table keeps though it is nearly empty.

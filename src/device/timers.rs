@@ -1,4 +1,4 @@
-//! Drives the peers' timers: a heap of deadlines, and the timer checks that read what the workers stamped.
+//! Drives the peers' timers: the deadlines in order, and the timer checks that read what the workers stamped.
 //!
 //! A worker that finds [`PeerShared::armed`] clear sets it and sends [`Event::Activity`]; from then on the slow path checks by
 //! itself at least every [`KEEPALIVE_TIMEOUT`]. That is often enough: a stamp made after a check asks for nothing sooner than
@@ -15,8 +15,7 @@ use crate::dataplane::{Control, PeerId, PeerShared};
 use crate::noise::KEEPALIVE_TIMEOUT;
 use crate::noise::timers::Due;
 use crate::time::Instant;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::fence;
@@ -26,20 +25,16 @@ use std::time::Duration;
 const CHECKS_PER_CALL: usize = 32;
 /// Shortest pause between two timer checks of one peer: an action that a worker has not carried out yet stays due until then.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-/// Number of stale heap entries that are tolerated besides twice the number of peers, before the heap is rebuilt (24
-/// bytes each).
-const STALE_SLACK: usize = 64;
-
-/// Deadlines of peers, the earliest first. An entry is valid if the peer's own `scheduled` agrees with it.
+/// Deadlines of peers, the earliest first.
 #[derive(Default)]
 pub(super) struct Schedule {
-    heap: BinaryHeap<Reverse<(Instant, u32)>>,
+    deadlines: BTreeSet<(Instant, u32)>,
 }
 
 impl Schedule {
-    /// The earliest entry. A stale one wakes the driver in vain, once.
+    /// The earliest deadline.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.deadlines.first().map(|(at, _)| *at)
     }
 
     /// Moves a peer's deadline.
@@ -48,36 +43,35 @@ impl Schedule {
         if peer.scheduled == at {
             return;
         }
+        self.forget(slot, peer.scheduled);
         peer.scheduled = at;
         if let Some(at) = at {
-            self.heap.push(Reverse((at, slot)));
-        }
-        if self.heap.len() > 2 * peers.len() + STALE_SLACK {
-            let valid = peers.iter().filter_map(|peer| Some(Reverse((peer.scheduled?, peer.shared.id.slot))));
-            self.heap = valid.collect();
+            self.deadlines.insert((at, slot));
         }
     }
 
-    /// Forgets all entries; no peer is scheduled any more.
-    pub(super) fn clear(&mut self) {
-        self.heap.clear();
+    /// Forgets the deadline of a peer that is about to go.
+    pub(super) fn forget(&mut self, slot: u32, scheduled: Option<Instant>) {
+        if let Some(at) = scheduled {
+            self.deadlines.remove(&(at, slot));
+        }
     }
 
     /// Takes the next peer whose deadline has passed. The deadline is used up.
     fn pop(&mut self, peers: &mut PeerTable, now: Instant) -> Option<u32> {
-        while self.next().is_some_and(|at| at <= now) {
-            let Reverse((at, slot)) = self.heap.pop()?;
-            if let Some(peer) = peers.get_mut(slot).filter(|peer| peer.scheduled == Some(at)) {
-                peer.scheduled = None;
-                return Some(slot);
-            }
+        if self.next()? > now {
+            return None;
         }
-        None
+        let (_, slot) = self.deadlines.pop_first()?;
+        if let Some(peer) = peers.get_mut(slot) {
+            peer.scheduled = None;
+        }
+        Some(slot)
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.heap.len()
+        self.deadlines.len()
     }
 }
 
@@ -85,6 +79,8 @@ impl Device {
     /// Checks the timers of the peers whose deadlines have passed.
     pub(super) fn run_timers(&mut self, now: Now) {
         self.balance(now.mono);
+        self.sweep(now);
+        self.directory.free_some();
         for _ in 0..CHECKS_PER_CALL {
             let Some(slot) = self.schedule.pop(&mut self.peers, now.mono) else { return };
             self.check_timers(now, slot);

@@ -3,7 +3,7 @@
 
 use super::lifecycle::InterfaceState;
 use super::outputs::Broadcast;
-use super::table::MAX_PEERS;
+use super::table::{MAX_PEERS, next_batch};
 use super::uapi::{AllowedIp, EIO, ENOMEM, PeerRequest, SetRequest};
 use super::{BindRequest, Device, Now};
 use crate::crypto::stack;
@@ -15,10 +15,13 @@ use crate::sys::error::errno;
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::vec::IntoIter;
 
 /// Number of prefixes given or taken in one step, which takes some 10 µs.
 const PIECE: usize = 64;
+/// Number of peers looked at in one step where something concerns all of them, which takes as long.
+const BATCH: u32 = 16;
 /// Number of prefixes steered in one slice. Each costs the driver a system call afterwards.
 const STEERED_A_SLICE: usize = 256;
 
@@ -67,9 +70,15 @@ impl std::error::Error for ConfigureError {
 
 /// A transaction under way. Nothing that is left of it can fail.
 pub struct Transaction {
-    /// The peers that `replace_peers` removes, by slot.
-    replaced: IntoIter<u32>,
+    /// Number of peers that it names or removes.
+    size: usize,
+    /// The slots whose peers' sources are to be chosen anew, since the port or the mark changed.
+    unpinned: Range<u32>,
+    /// The slots whose peers `replace_peers` removes.
+    replaced: Range<u32>,
     private_key: Option<Option<PrivateKey>>,
+    /// The slots whose peers have sessions of another private key.
+    outdated: Range<u32>,
     peers: IntoIter<PeerRequest>,
     /// What is left to do for the peer at hand.
     step: Option<Step>,
@@ -81,7 +90,7 @@ pub struct Transaction {
 impl Transaction {
     /// Number of peers that it names or removes.
     pub fn peers(&self) -> usize {
-        self.replaced.len() + self.peers.len()
+        self.size
     }
 }
 
@@ -121,11 +130,15 @@ impl Device {
         if self.peers_after(&request) > MAX_PEERS {
             return Err(ConfigureError::TooManyPeers);
         }
-        self.apply_socket(now, &request, bind).map_err(ConfigureError::Socket)?;
-        let replaced = if request.replace_peers { self.peers.slots() } else { Vec::new() };
+        let moved = self.apply_socket(now, &request, bind).map_err(ConfigureError::Socket)?;
+        self.peers.reserve(request.peers.len());
+        let (unpinned, replaced) = (moved.then(|| self.peers.slots()), request.replace_peers);
         Ok(Transaction {
-            replaced: replaced.into_iter(),
+            size: if replaced { self.peers.len() } else { 0 } + request.peers.len(),
+            unpinned: unpinned.unwrap_or_default(),
+            replaced: if replaced { self.peers.slots() } else { 0..0 },
             private_key: request.private_key,
+            outdated: 0..0,
             peers: request.peers.into_iter(),
             step: None,
             steering: None,
@@ -147,10 +160,20 @@ impl Device {
     fn step(&mut self, now: Now, transaction: &mut Transaction) -> bool {
         if let Some(step) = transaction.step.take() {
             transaction.step = self.continue_step(now, step);
+        } else if !transaction.unpinned.is_empty() {
+            for slot in next_batch(&mut transaction.unpinned, BATCH) {
+                if let Some(id) = self.peers.get(slot).map(|peer| peer.shared.id) {
+                    self.clear_source(id);
+                }
+            }
         } else if let Some(slot) = transaction.replaced.next() {
             transaction.step = Some(Step::Remove(slot));
         } else if let Some(key) = transaction.private_key.take() {
-            self.set_private_key(now, key);
+            if self.set_private_key(key) {
+                transaction.outdated = self.peers.slots();
+            }
+        } else if !transaction.outdated.is_empty() {
+            next_batch(&mut transaction.outdated, BATCH).for_each(|slot| self.renew(now, slot));
         } else if let Some(request) = transaction.peers.next() {
             transaction.step = self.apply_peer(request);
         } else if let Some(steering) = &mut transaction.steering {
@@ -223,8 +246,9 @@ impl Device {
         kept + request.peers.iter().filter(may_add).count()
     }
 
-    /// Sets port and mark. A change of either may alter the route to every peer, so sources are chosen anew.
-    fn apply_socket(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> io::Result<()> {
+    /// Sets port and mark. True where either is another: that may alter the route to every peer, so sources are to be chosen
+    /// anew.
+    fn apply_socket(&mut self, now: Now, request: &SetRequest, bind: Bind<'_>) -> io::Result<bool> {
         let mark = request.fwmark.unwrap_or(self.mark);
         let port = request.listen_port.unwrap_or(self.port);
         let moves = match self.link {
@@ -233,22 +257,13 @@ impl Device {
             InterfaceState::Down | InterfaceState::Binding(..) => false,
         };
         let bound = if moves { bind(BindRequest { port, mark })? } else { port };
-        if (bound, mark) != (self.port, self.mark) {
-            self.clear_sources();
-        }
+        let moved = (bound, mark) != (self.port, self.mark);
         self.mark = mark;
         self.port = bound;
         if moves && matches!(self.link, InterfaceState::Unbound(_)) {
             self.start(now, bound);
         }
-        Ok(())
-    }
-
-    fn clear_sources(&mut self) {
-        let ids: Vec<_> = self.peers.iter().map(|peer| peer.shared.id).collect();
-        for id in ids {
-            self.clear_source(id);
-        }
+        Ok(moved)
     }
 
     /// Adds or finds a peer, and sets what is one value. Returns what is left to do for it.

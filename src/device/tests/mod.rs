@@ -5,6 +5,7 @@ mod configure;
 mod handshake;
 mod lifecycle;
 mod spreading;
+mod sweeping;
 mod timing;
 
 use super::uapi::{AllowedIp, PeerRequest, SetRequest};
@@ -92,6 +93,8 @@ pub(super) struct Side {
     confirmed: Vec<(PeerId, u32)>,
     /// Names of the outputs in order, those for all workers once.
     pub(super) log: Vec<&'static str>,
+    /// The slot of the peer in question, where there are more.
+    pub(super) only: Option<u32>,
 }
 
 impl Side {
@@ -113,6 +116,7 @@ impl Side {
             gate: None,
             confirmed: Vec::new(),
             log: Vec::new(),
+            only: None,
         }
     }
 
@@ -133,14 +137,25 @@ impl Side {
         }
     }
 
-    /// The only peer.
+    /// The only peer, or that of [`Self::only`].
     pub(super) fn peer(&self) -> PeerId {
+        if let Some(slot) = self.only {
+            return *self.peers.keys().find(|id| id.slot == slot).unwrap();
+        }
         assert_eq!(self.peers.len(), 1);
         *self.peers.keys().next().unwrap()
     }
 
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         self.peers[&self.peer()].sending.load().endpoint()
+    }
+
+    /// Goes on with what is done for a few peers at a time, until it is done for all.
+    pub(super) fn settle(&mut self, now: Instant) {
+        while self.device.poll_timeout().is_some_and(|due| due <= now) {
+            self.device.handle_timeout(at(now));
+            self.drain();
+        }
     }
 
     pub(super) fn drain(&mut self) {
@@ -383,6 +398,7 @@ impl Pair {
     /// Lets time pass, doing what falls due.
     pub(super) fn advance(&mut self, by: Duration) {
         let end = self.now + by;
+        self.exchange();
         loop {
             let next = [&self.a, &self.b].into_iter().filter_map(|side| side.device.poll_timeout()).min();
             self.now = next.unwrap_or(end).clamp(self.now, end);

@@ -105,7 +105,7 @@ fn a_persistent_keepalive_starts_the_handshake_and_goes_on() {
 }
 
 #[test]
-fn stale_deadlines_do_not_pile_up() {
+fn deadlines_do_not_pile_up() {
     let mut pair = Pair::connected();
     for _ in 0..200 {
         pair.a.apply(pair.now, &keepalive(65535, 2));
@@ -129,6 +129,7 @@ fn ten_thousand_idle_peers_have_no_deadline() {
     side.apply(now, &SetRequest { peers: peers.collect(), ..SetRequest::default() });
     side.device.set_up(at(now), true);
     side.drain();
+    side.settle(now);
     assert_eq!((side.peers.len(), side.device.poll_timeout()), (10_000, None));
     let size = size_of::<crate::device::peer::Peer>() + size_of::<PeerShared>();
     assert!(size <= 1024, "{size} bytes a peer");
