@@ -124,7 +124,8 @@ impl Device {
         peer.jar.seal(&mut response, now.mono);
         let session = keys.into_halves(peer.sessions.birth(now.mono));
         self.stats.initiations_accepted += 1;
-        self.count_received(now, id, arrival);
+        let heard = self.count_received(now, id, arrival);
+        self.heard_from(id, heard);
         self.install(now, id, session);
         // The owner's worker sends it, after it has taken the receiving half: order within one queue.
         self.send(now, id, &response);
@@ -172,7 +173,9 @@ impl Device {
             Err(error) => return self.stats.refuse(error),
         };
         self.stats.responses_accepted += 1;
-        self.count_received(now, id, arrival);
+        let heard = self.count_received(now, id, arrival);
+        // What is staged goes when the session has taken effect, which is soon.
+        self.take_heard(id, heard);
         self.install(now, id, session);
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
@@ -199,13 +202,13 @@ impl Device {
         }
     }
 
-    /// Notes that an authentic handshake message arrived.
-    fn count_received(&mut self, now: Now, id: PeerId, arrival: &Arrival) {
+    /// Notes that an authentic handshake message arrived. Returns where the peer is.
+    fn count_received(&mut self, now: Now, id: PeerId, arrival: &Arrival) -> Endpoint {
         if let Some(peer) = self.peers.by_id(id) {
             peer.shared.traffic.rx_bytes.fetch_add(arrival.len as u64, Relaxed);
             peer.shared.authenticated_received(now.mono);
         }
-        self.heard_from(id, Endpoint { addr: arrival.from, from: arrival.to });
+        Endpoint { addr: arrival.from, from: arrival.to }
     }
 
     /// Hands both halves of a new session to their owner, and frees what it replaced.

@@ -12,27 +12,44 @@ const BATCH: u32 = 256;
 impl Device {
     /// Notes that an authentic message came from `heard.addr` to `heard.from`, so that this is where the peer is.
     pub(super) fn heard_from(&mut self, id: PeerId, heard: Endpoint) {
-        let Some(peer) = self.peers.by_id(id) else { return };
-        if peer.heard == Some(heard) {
-            return;
+        if self.take_heard(id, heard) {
+            self.send_staged(id);
         }
-        peer.heard = Some(heard);
-        self.pin(id, heard);
+    }
+
+    /// Does as [`Self::heard_from`] where what is staged for the peer is about to be sent anyway. True where the endpoint is
+    /// another one now.
+    pub(super) fn take_heard(&mut self, id: PeerId, heard: Endpoint) -> bool {
+        let Some(peer) = self.peers.by_id(id) else { return false };
+        peer.heard.replace(heard) != Some(heard) && self.pin(id, heard)
     }
 
     /// Sets the endpoint by which to speak to the peer. It has the local address that the peer spoke to, as long as the
     /// route leaves by the interface on which it did (kernel `send4`). Otherwise the route chooses the source.
-    fn pin(&mut self, id: PeerId, heard: Endpoint) {
+    fn pin(&mut self, id: PeerId, heard: Endpoint) -> bool {
         let (to, port, mark) = (heard.addr, self.port, self.mark);
         let from = heard.from.filter(|&from| (self.may_depart)(&Departure { to, from, port, mark }));
-        self.set_endpoint(id, Endpoint { addr: to, from });
+        self.publish_endpoint(id, Endpoint { addr: to, from })
     }
 
     /// Stores an endpoint and publishes it to the workers, if it is another one.
     pub(super) fn set_endpoint(&mut self, id: PeerId, endpoint: Endpoint) {
-        let Some(peer) = self.peers.by_id(id) else { return };
-        if peer.endpoint.replace(endpoint) != Some(endpoint) {
+        if self.publish_endpoint(id, endpoint) {
+            self.send_staged(id);
+        }
+    }
+
+    fn publish_endpoint(&mut self, id: PeerId, endpoint: Endpoint) -> bool {
+        let Some(peer) = self.peers.by_id(id) else { return false };
+        let is_another = peer.endpoint.replace(endpoint) != Some(endpoint);
+        if is_another {
             peer.shared.sending.set_endpoint(Some(endpoint));
+        }
+        is_another
+    }
+
+    fn send_staged(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.by_id(id) {
             self.out.send_staged(&peer.shared);
         }
     }
@@ -62,8 +79,10 @@ impl Device {
     pub fn check_sources(&mut self) {
         for slot in next_batch(&mut self.unchecked, BATCH) {
             let heard = self.peers.get_mut(slot).and_then(|peer| Some((peer.shared.id, peer.heard?)));
-            if let Some((id, heard)) = heard {
-                self.pin(id, heard);
+            if let Some((id, heard)) = heard
+                && self.pin(id, heard)
+            {
+                self.send_staged(id);
             }
         }
     }
