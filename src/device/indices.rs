@@ -33,7 +33,7 @@ impl IndexTable {
         self.slots.remove(&index);
     }
 
-    #[cfg(test)]
+    #[cfg(feature = "internals")]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

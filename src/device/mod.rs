@@ -278,6 +278,12 @@ impl Device {
         self.peers.in_order().map(|peer| Arc::clone(&peer.shared)).collect()
     }
 
+    /// How many peers, receiver indices and deadlines there are, in this order.
+    #[cfg(feature = "internals")]
+    pub fn held(&self) -> [usize; 3] {
+        [self.peers.len(), self.indices.len(), self.schedule.len()]
+    }
+
     /// Every peer, in the order in which they were added.
     pub fn peer_infos(&self) -> impl Iterator<Item = PeerInfo<'_>> {
         self.peers.in_order().map(info)

@@ -69,7 +69,7 @@ impl Schedule {
         Some(slot)
     }
 
-    #[cfg(test)]
+    #[cfg(feature = "internals")]
     pub(super) fn len(&self) -> usize {
         self.deadlines.len()
     }

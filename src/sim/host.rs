@@ -88,6 +88,8 @@ pub struct SimHost {
     handshakes: VecDeque<HandshakeWork>,
     /// Whether the TUN steering program is attached; otherwise the flow's hash picks the queue.
     pub steer_tun: bool,
+    /// How many controls the workers were given.
+    pub controls: u64,
     /// Whether the host answers what comes to port [`ECHO_PORT`], as its kernel would: at once, before any thread of the
     /// device goes on.
     pub echo: bool,
@@ -132,6 +134,7 @@ impl SimHost {
             slow_path_stalled: false,
             handshakes: VecDeque::new(),
             steer_tun: true,
+            controls: 0,
             echo: false,
             device: Device::new(WorkerCount::nearest(config.workers.into()), Box::new(rng.fork())),
             lanes: (0..config.workers).map(lane).collect::<std::io::Result<_>>()?,
@@ -207,6 +210,11 @@ impl SimHost {
         self.config.workers
     }
 
+    /// Bytes of the frames that wait for a session.
+    pub fn staged(&self) -> usize {
+        self.links.staging.used()
+    }
+
     /// The sum of a counter over all workers, which is 0 for a counter that does not exist.
     pub fn counter(&self, name: &str) -> u64 {
         let counters = self.lanes.iter().flat_map(|lane| lane.worker.stats().snapshot());
@@ -247,8 +255,9 @@ impl SimHost {
     /// Puts a frame of `flow` on a TUN queue, as the kernel does when it routes the frame into the tunnel. False where the
     /// queue was full.
     pub fn send(&mut self, flow: &Flow, frame: Vec<u8>) -> bool {
-        let queue = match self.steered(flow.destination.ip()) {
-            Some(Target::Worker(worker)) if self.steer_tun => usize::from(worker),
+        let target = if self.steer_tun { self.steered(flow.destination.ip()) } else { None };
+        let queue = match target {
+            Some(Target::Worker(worker)) => usize::from(worker),
             _ => {
                 BuildHasherDefault::<DefaultHasher>::default().hash_one(flow) as usize
                     % self.lanes.len().max(1)
@@ -446,6 +455,7 @@ impl SimHost {
     }
 
     fn control(&mut self, worker: u8, control: Control) {
+        self.controls += 1;
         match self.lanes.get_mut(usize::from(worker)) {
             Some(lane) => {
                 match &control {
