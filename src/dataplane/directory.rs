@@ -69,6 +69,11 @@ impl DirectoryWriter {
         self.changed = true;
     }
 
+    /// The directory that was published last.
+    pub fn published(&self) -> &Arc<PeerDirectory> {
+        &self.published
+    }
+
     /// Whether the next directory is another than the last.
     pub fn is_changed(&self) -> bool {
         self.changed

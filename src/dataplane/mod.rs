@@ -82,6 +82,8 @@ pub struct PeerShared {
     staged_by: AtomicU64,
     /// When a worker last asked for a handshake; 0 is never, or that the next may ask at once.
     asked_at: AtomicU64,
+    /// When the last handshake completed, in nanoseconds since the Unix epoch; 0 is never.
+    handshake_at: AtomicU64,
     /// Whether the slow path watches the peer's time stamps: an [`Event::Activity`] is under way, or its timer is
     /// armed. No further event is needed then.
     ///
@@ -123,6 +125,7 @@ impl PeerShared {
             handshake_index: AtomicU32::new(0),
             staged_by: AtomicU64::new(0),
             asked_at: AtomicU64::new(0),
+            handshake_at: AtomicU64::new(0),
             armed: AtomicBool::new(false),
             handshake_wanted: AtomicBool::new(false),
         }
@@ -205,6 +208,18 @@ impl PeerShared {
     /// Lets workers ask for a handshake at once: what they asked for last is over.
     pub fn forget_asked(&self) {
         self.asked_at.store(0, Relaxed);
+    }
+
+    /// Notes that a handshake completed, at a time since the Unix epoch.
+    pub fn note_handshake(&self, wall: Duration) {
+        let nanos = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
+        self.handshake_at.store(nanos.max(1), Relaxed);
+    }
+
+    /// When the last handshake completed, as time since the Unix epoch. `None` where there was none.
+    pub fn last_handshake(&self) -> Option<Duration> {
+        let nanos = self.handshake_at.load(Relaxed);
+        (nanos != 0).then(|| Duration::from_nanos(nanos))
     }
 
     /// The stamps, for the timers.

@@ -179,7 +179,7 @@ impl Device {
         self.install(now, id, session);
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
-            peer.last_handshake = Some(now.wall);
+            peer.shared.note_handshake(now.wall);
             // The responder may not send before it has received something on this session: what is staged, or else
             // this keepalive.
             self.out.one(peer.shared.owner, Control::Confirm(Arc::clone(&peer.shared)));

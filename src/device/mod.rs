@@ -41,7 +41,7 @@ pub use work::{HandshakeResult, HandshakeWork};
 use crate::crypto::random::Entropy;
 use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
-use crate::dataplane::directory::DirectoryWriter;
+use crate::dataplane::directory::{DirectoryWriter, PeerDirectory};
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
 use crate::index::WorkerCount;
 use crate::io::Endpoint;
@@ -123,7 +123,7 @@ fn info(peer: &Peer) -> PeerInfo<'_> {
     PeerInfo {
         public_key: &peer.public_key,
         endpoint: peer.endpoint,
-        last_handshake: peer.last_handshake,
+        last_handshake: peer.shared.last_handshake(),
         persistent_keepalive: peer.timers.persistent_keepalive(),
         allowed_ips: &peer.allowed,
         spread: peer.spread,
@@ -285,8 +285,14 @@ impl Device {
     }
 
     /// Every peer, in the order in which they were added.
+    #[cfg(feature = "internals")]
     pub fn peer_infos(&self) -> impl Iterator<Item = PeerInfo<'_>> {
         self.peers.in_order().map(info)
+    }
+
+    /// What workers know of the peers. Whoever has it reads their counters without asking the device again.
+    pub fn directory(&self) -> Arc<PeerDirectory> {
+        Arc::clone(self.directory.published())
     }
 
     /// The first peer added at or after place `order`, and its place.
@@ -348,7 +354,7 @@ impl Device {
         let (complete, freed) = peer.sessions.confirm(index);
         if complete {
             peer.timers.handshake_complete(now.mono);
-            peer.last_handshake = Some(now.wall);
+            peer.shared.note_handshake(now.wall);
             self.clear_handshake(id.slot);
         }
         self.drop_freed(&shared, freed);

@@ -11,7 +11,6 @@ use crate::noise::timers::Timers;
 use crate::routing::Prefix;
 use crate::time::Instant;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A peer, as the slow path keeps it: below 1 KiB while it is idle.
 pub(super) struct Peer {
@@ -26,8 +25,6 @@ pub(super) struct Peer {
     pub(super) heard: Option<Endpoint>,
     /// The peer's prefixes, which [`super::allowed::AllowedIps`] maintains.
     pub(super) allowed: Vec<Prefix>,
-    /// Wall-clock time of the last completed handshake.
-    pub(super) last_handshake: Option<Duration>,
     /// When [`super::Device::check_timers`] is due, as the schedule has it.
     pub(super) scheduled: Option<Instant>,
     pub(super) watch: Watch,
@@ -70,7 +67,6 @@ impl Peer {
             endpoint: None,
             heard: None,
             allowed: Vec::new(),
-            last_handshake: None,
             scheduled: None,
             watch: Watch::Off,
             seen: None,

@@ -4,7 +4,8 @@
 
 use super::uapi::CHUNK;
 use super::{Device, More};
-use crate::dataplane::Links;
+use crate::dataplane::directory::PeerDirectory;
+use crate::dataplane::{Links, PeerShared};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -117,18 +118,22 @@ impl Device {
         }
         false
     }
+}
 
-    /// A summary of the device. `wall` is the time since the Unix epoch.
-    pub fn summary(&self, wall: Duration) -> Summary {
-        self.peer_infos().fold(Summary::default(), |sum, peer| {
-            let alive = peer.last_handshake.is_some_and(|at| wall.saturating_sub(at) < SESSION_LIFE);
-            Summary {
-                peers: sum.peers + 1,
-                alive: sum.alive + usize::from(alive),
-                rx_bytes: sum.rx_bytes.wrapping_add(peer.shared.traffic.rx_bytes.load(Relaxed)),
-                tx_bytes: sum.tx_bytes.wrapping_add(peer.shared.traffic.tx_bytes.load(Relaxed)),
-            }
-        })
+impl Summary {
+    /// The summary of these peers. `wall` is the time since the Unix epoch.
+    pub fn of(peers: &PeerDirectory, wall: Duration) -> Summary {
+        let mut summary = Summary::default();
+        peers.iter().for_each(|peer| summary.add(peer, wall));
+        summary
+    }
+
+    fn add(&mut self, peer: &PeerShared, wall: Duration) {
+        let alive = peer.last_handshake().is_some_and(|at| wall.saturating_sub(at) < SESSION_LIFE);
+        self.peers += 1;
+        self.alive += usize::from(alive);
+        self.rx_bytes = self.rx_bytes.wrapping_add(peer.traffic.rx_bytes.load(Relaxed));
+        self.tx_bytes = self.tx_bytes.wrapping_add(peer.traffic.tx_bytes.load(Relaxed));
     }
 }
 
@@ -200,6 +205,27 @@ mod tests {
             answer.strip_suffix("\nerrno=0\n\n").and_then(|line| line.strip_prefix("status=")).unwrap();
         assert!(!line.contains('\n'));
         assert_eq!(serde_json::from_str::<Status>(line).unwrap(), status);
+    }
+
+    #[test]
+    fn a_summary_is_of_the_peers_that_there_are() {
+        let mut device = Device::new(WorkerCount::nearest(2), Box::new(SystemEntropy));
+        let peers: Vec<_> = (1..=3u8).map(|seed| PeerRequest::new(PublicKey([seed; 32]))).collect();
+        let now = Now { mono: Instant::START, wall: Duration::from_secs(1000) };
+        let apply = |device: &mut Device, peers| {
+            device.apply(now, &SetRequest { peers, ..SetRequest::default() }, &mut |_| Ok(0)).unwrap();
+        };
+        apply(&mut device, peers.clone());
+        for ((peer, at), bytes) in device.peers().iter().zip([0, 821, 820]).zip([1, 2, 4]) {
+            peer.traffic.rx_bytes.store(bytes, Relaxed);
+            if at != 0 {
+                peer.note_handshake(Duration::from_secs(at));
+            }
+        }
+        let summary = |device: &Device| Summary::of(&device.directory(), now.wall);
+        assert_eq!(summary(&device), Summary { peers: 3, alive: 1, rx_bytes: 7, tx_bytes: 0 });
+        apply(&mut device, vec![PeerRequest { remove: true, ..peers[1].clone() }]);
+        assert_eq!(summary(&device), Summary { peers: 2, alive: 0, rx_bytes: 5, tx_bytes: 0 });
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl PeerTable {
     }
 
     /// Peers in the order they were added.
+    #[cfg(feature = "internals")]
     pub(super) fn in_order(&self) -> impl Iterator<Item = &Peer> {
         self.by_epoch.values().filter_map(|&slot| self.get(slot))
     }

@@ -96,7 +96,8 @@ impl Tunnel {
     ///
     /// [`Error::Stopped`] where the tunnel has ended.
     pub fn status(&self) -> Result<TunnelStatus, Error> {
-        self.inner.handle.query(TunnelStatus::of).map_err(|Gone| self.stopped())
+        let begun = self.inner.handle.query(TunnelStatus::begin).map_err(|Gone| self.stopped());
+        begun.map(|(status, directory)| status.complete(&directory))
     }
 
     /// The present state of each peer, in the order in which they were added. They are read page by page, so that among many

@@ -1,11 +1,13 @@
 //! The state of a tunnel and of its peers, as the library states it.
 
 use crate::crypto::x25519::PublicKey;
+use crate::dataplane::directory::PeerDirectory;
 use crate::device::status::Summary;
 use crate::device::{Device, PeerInfo};
 use crate::routing::Prefix;
 use crate::slowpath::handle::Running;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -57,10 +59,9 @@ pub struct PeerStatus {
 }
 
 impl TunnelStatus {
-    pub(super) fn of(device: &Device, running: Running) -> TunnelStatus {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let Summary { peers, alive, rx_bytes, tx_bytes } = device.summary(now);
-        TunnelStatus {
+    /// The state but for the peers, and where their counters are.
+    pub(super) fn begin(device: &Device, running: Running) -> (TunnelStatus, Arc<PeerDirectory>) {
+        let status = TunnelStatus {
             up: device.is_up(),
             bind_error: device
                 .unbound()
@@ -69,11 +70,19 @@ impl TunnelStatus {
             fwmark: device.fwmark(),
             public_key: device.public_key().copied(),
             io_uring: running.uring,
-            peers,
-            alive,
-            rx_bytes,
-            tx_bytes,
-        }
+            peers: 0,
+            alive: 0,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        (status, device.directory())
+    }
+
+    /// The whole state, with the peers' counters, which are read in the caller's thread.
+    pub(super) fn complete(self, directory: &PeerDirectory) -> TunnelStatus {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let Summary { peers, alive, rx_bytes, tx_bytes } = Summary::of(directory, now);
+        TunnelStatus { peers, alive, rx_bytes, tx_bytes, ..self }
     }
 }
 

@@ -131,7 +131,7 @@ fn peer_lines(text: &mut String, peer: &Peer, order: u32, from: usize) -> Positi
         if let Some(endpoint) = peer.endpoint {
             line(text, "endpoint", endpoint.addr);
         }
-        let handshake = peer.last_handshake.unwrap_or_default();
+        let handshake = peer.shared.last_handshake().unwrap_or_default();
         line(text, "last_handshake_time_sec", handshake.as_secs());
         line(text, "last_handshake_time_nsec", handshake.subsec_nanos());
         line(text, "tx_bytes", peer.shared.traffic.tx_bytes.load(Relaxed));
