@@ -41,6 +41,8 @@ pub struct Status {
     pub handshakes: Counters,
     /// The counters of each worker.
     pub workers: Vec<Counters>,
+    /// What the peers have in common. `None` where an earlier version of the program answered.
+    pub summary: Option<Summary>,
 }
 
 /// A UDP port that is tried again until it is free.
@@ -67,8 +69,8 @@ pub struct Owner {
     pub worker: u8,
 }
 
-/// A few numbers, for those who want to know how the device does without a question over the socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// A few numbers, for those who want to know how the device does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// How many peers there are.
     pub peers: usize,
@@ -103,14 +105,17 @@ impl Device {
         chunk.push_str(&std::mem::take(&mut listing.head));
         while chunk.len() + OWNER_ROOM <= CHUNK {
             let Some((at, peer)) = self.peers.added_from(listing.order) else {
-                chunk.push_str(&std::mem::take(&mut listing.tail));
+                listing.end(chunk);
                 return true;
             };
-            let owner = Owner { public_key: peer.public_key.to_base64(), worker: peer.shared.owner };
-            if !std::mem::replace(&mut listing.first, false) {
-                chunk.push(',');
+            listing.summary.add(&peer.shared, listing.wall);
+            if listing.with_owners {
+                let owner = Owner { public_key: peer.public_key.to_base64(), worker: peer.shared.owner };
+                if !std::mem::replace(&mut listing.first, false) {
+                    chunk.push(',');
+                }
+                chunk.push_str(&json(&owner));
             }
-            chunk.push_str(&json(&owner));
             listing.order = at.saturating_add(1);
             if !more() {
                 break;
@@ -141,6 +146,8 @@ impl Summary {
 const OWNER_ROOM: usize = 128;
 /// The place of the peers in the text of a status without any.
 const NO_PEERS: &str = "\"peers\":[]";
+/// The end of the text of a status without a summary, which is its last field.
+const NO_SUMMARY: &str = "null}";
 
 /// An answer to `status=1` under way. A peer added meanwhile is the last.
 pub struct Listing {
@@ -149,19 +156,34 @@ pub struct Listing {
     /// The place from which on peers are still to come.
     order: u32,
     first: bool,
+    /// Whether it lists the owners of the peers.
+    with_owners: bool,
+    /// The summary of those that came, and the time since the Unix epoch at which their sessions count.
+    summary: Summary,
+    wall: Duration,
 }
 
 impl Listing {
-    /// Begins an answer. All but the peers is stated as it is now.
-    pub fn new(status: &Status) -> Listing {
-        let text = json(&Status { peers: Vec::new(), ..status.clone() });
-        let (head, tail) = text.split_once(NO_PEERS).unwrap_or((&text, ""));
+    /// Begins an answer. All but the peers is stated as it is now. `wall` is the time since the Unix epoch.
+    pub fn new(status: &Status, wall: Duration, with_owners: bool) -> Listing {
+        let text = json(&Status { peers: Vec::new(), summary: None, ..status.clone() });
+        let text = text.strip_suffix(NO_SUMMARY).unwrap_or(&text);
+        let (head, tail) = text.split_once(NO_PEERS).unwrap_or((text, ""));
         Listing {
             head: format!("status={head}\"peers\":["),
-            tail: format!("]{tail}\nerrno=0\n\n"),
+            tail: format!("]{tail}"),
             order: 0,
             first: true,
+            with_owners,
+            summary: Summary::default(),
+            wall,
         }
+    }
+
+    fn end(&mut self, chunk: &mut String) {
+        chunk.push_str(&std::mem::take(&mut self.tail));
+        chunk.push_str(&json(&self.summary));
+        chunk.push_str("}\nerrno=0\n\n");
     }
 }
 
@@ -195,16 +217,20 @@ mod tests {
         let mut status = device.status(&workers);
         assert_eq!((status.workers.len(), status.workers[1]["rx_owned"]), (2, 7));
         assert!(status.handshakes.contains_key("initiations_sent"));
-        // In slices of one peer each.
-        let (mut listing, mut answer) = (Listing::new(&status), String::new());
-        while !device.list(&mut listing, &mut answer, &mut || false) {}
+        status.summary = Some(Summary { peers: 40, ..Summary::default() });
         let owner =
             |seed: u8| Owner { public_key: PublicKey([seed; 32]).to_base64(), worker: (seed - 1) % 2 };
-        status.peers = (1..=40).map(owner).collect();
-        let line =
-            answer.strip_suffix("\nerrno=0\n\n").and_then(|line| line.strip_prefix("status=")).unwrap();
-        assert!(!line.contains('\n'));
-        assert_eq!(serde_json::from_str::<Status>(line).unwrap(), status);
+        for with_owners in [false, true] {
+            // In slices of one peer each.
+            let (mut listing, mut answer) =
+                (Listing::new(&status, Duration::ZERO, with_owners), String::new());
+            while !device.list(&mut listing, &mut answer, &mut || false) {}
+            status.peers = (1..=40).filter(|_| with_owners).map(owner).collect();
+            let line =
+                answer.strip_suffix("\nerrno=0\n\n").and_then(|line| line.strip_prefix("status=")).unwrap();
+            assert!(!line.contains('\n'));
+            assert_eq!(serde_json::from_str::<Status>(line).unwrap(), status);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The devices that run on this host, found by their configuration sockets, and what they answer.
 
-use crate::device::status::Status;
+use crate::device::status::{SESSION_LIFE, Status, Summary};
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::{Failure, up};
@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How many interfaces are looked at. The directory is root's, but a listing should end all the same.
 const MAX_INTERFACES: usize = 4096;
@@ -103,6 +104,32 @@ pub fn status(name: &str) -> Result<Option<Status>, Failure> {
     open(name)?.status().map_err(Failure::of(name))
 }
 
+/// How a device does: its summary, which one that does not know that question lets us count.
+///
+/// # Errors
+///
+/// Where the device does not run or does not answer.
+pub fn summary(name: &str) -> Result<Summary, Failure> {
+    let control = open(name)?;
+    let told = control.short_status().map_err(Failure::of(name))?.and_then(|status| status.summary);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    match told {
+        Some(summary) => Ok(summary),
+        None => control.get().map(|device| count(&device, now)).map_err(Failure::of(name)),
+    }
+}
+
+fn count(device: &DeviceState, wall: Duration) -> Summary {
+    let never = Duration::ZERO;
+    let alive = |at: Duration| at != never && wall.saturating_sub(at) < SESSION_LIFE;
+    Summary {
+        peers: device.peers.len(),
+        alive: device.peers.iter().filter(|peer| alive(peer.last_handshake)).count(),
+        rx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.rx_bytes)),
+        tx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.tx_bytes)),
+    }
+}
+
 /// The names of peers by public key in base64, from the comments in the interface's file. There are none where the
 /// file cannot be read.
 pub fn peer_names(interface: &str) -> HashMap<String, String> {
@@ -116,7 +143,22 @@ pub fn peer_names(interface: &str) -> HashMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::x25519::PublicKey;
+    use crate::gateway::control::PeerState;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_peer_without_a_young_handshake_has_no_session() {
+        let peer = |seconds, bytes| PeerState {
+            last_handshake: Duration::from_secs(seconds),
+            rx_bytes: bytes,
+            ..PeerState::new(PublicKey([1; 32]))
+        };
+        let device =
+            DeviceState { peers: vec![peer(0, 1), peer(900, 2), peer(700, 4)], ..DeviceState::default() };
+        let summary = count(&device, Duration::from_secs(1000));
+        assert_eq!(summary, Summary { peers: 3, alive: 1, rx_bytes: 7, tx_bytes: 0 });
+    }
 
     #[test]
     fn only_sockets_that_answer_are_interfaces() {

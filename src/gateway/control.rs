@@ -201,7 +201,21 @@ impl ControlSocket {
     ///
     /// Where the device does not answer.
     pub fn status(&self) -> Result<Option<Status>> {
-        let answer = match self.exchange("status=1\n\n") {
+        self.ask_status("status=1\n\n")
+    }
+
+    /// Asks for the same without the owners of the peers, which takes little of the device's time. `Ok(None)` also where it is an
+    /// earlier version of this program.
+    ///
+    /// # Errors
+    ///
+    /// Where the device does not answer.
+    pub fn short_status(&self) -> Result<Option<Status>> {
+        self.ask_status("status=1\npeers=none\n\n")
+    }
+
+    fn ask_status(&self, question: &str) -> Result<Option<Status>> {
+        let answer = match self.exchange(question) {
             Ok(answer) => answer,
             Err(error) if error.raw_os_error().is_some() || error.kind() == ErrorKind::UnexpectedEof => {
                 return Ok(None);

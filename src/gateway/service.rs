@@ -3,14 +3,12 @@
 //! Each change of the host is a run of this very program (`up`, `reload`, `down`). What a person does by hand and what
 //! the manager does is the same, and the output of each run goes to the journal.
 
-use crate::device::status::{SESSION_LIFE, Summary};
 use crate::gateway::config::{Permissions, Place};
-use crate::gateway::control::DeviceState;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
 use crate::gateway::{Failure, client, executable};
 use rustix::process::{Pid, Signal as Kill, kill_process};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -75,9 +73,8 @@ impl Service<'_> {
                 _ = interrupt.recv() => return Ok(()),
                 _ = self.reload.recv() => self.reload_now().await?,
                 _ = tick.tick() => {
-                    let device =
-                        client::get(&self.interface).map_err(Failure::of("the tunnel ended by itself"))?;
-                    let now = summary(&device, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+                    let now =
+                        client::summary(&self.interface).map_err(Failure::of("the tunnel ended by itself"))?;
                     self.tell(|manager| manager.status(&describe(last.replace(now), now)));
                 }
             }
@@ -143,35 +140,9 @@ impl Service<'_> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stopped(bool);
 
-fn summary(device: &DeviceState, wall: Duration) -> Summary {
-    let never = Duration::ZERO;
-    let alive = |at: Duration| at != never && wall.saturating_sub(at) < SESSION_LIFE;
-    Summary {
-        peers: device.peers.len(),
-        alive: device.peers.iter().filter(|peer| alive(peer.last_handshake)).count(),
-        rx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.rx_bytes)),
-        tx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.tx_bytes)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::x25519::PublicKey;
-    use crate::gateway::control::PeerState;
-
-    #[test]
-    fn a_peer_without_a_young_handshake_has_no_session() {
-        let peer = |seconds, bytes| PeerState {
-            last_handshake: Duration::from_secs(seconds),
-            rx_bytes: bytes,
-            ..PeerState::new(PublicKey([1; 32]))
-        };
-        let device =
-            DeviceState { peers: vec![peer(0, 1), peer(900, 2), peer(700, 4)], ..DeviceState::default() };
-        let summary = summary(&device, Duration::from_secs(1000));
-        assert_eq!(summary, Summary { peers: 3, alive: 1, rx_bytes: 7, tx_bytes: 0 });
-    }
 
     #[test]
     fn a_tunnel_without_a_file_is_refused_before_anything_is_done() {

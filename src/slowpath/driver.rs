@@ -232,7 +232,7 @@ impl Driver {
     /// Takes in an operation of the control socket.
     pub(super) fn take_request(&mut self, request: Request) {
         let mut jobs = std::mem::take(&mut self.jobs);
-        jobs.add(request, || self.status());
+        jobs.add(request, self.now().wall, || self.status());
         self.jobs = jobs;
     }
 

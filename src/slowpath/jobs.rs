@@ -85,8 +85,8 @@ impl Reply {
 }
 
 impl Jobs {
-    /// Takes an operation in. `status` yields the device's status without its peers.
-    pub(super) fn add(&mut self, request: Request, status: impl FnOnce() -> Status) {
+    /// Takes an operation in at `wall`, the time since the Unix epoch. `status` yields the device's status without its peers.
+    pub(super) fn add(&mut self, request: Request, wall: Duration, status: impl FnOnce() -> Status) {
         let Request { operation, answer: to } = request;
         let answer = match operation {
             Operation::Set(body) => {
@@ -95,7 +95,8 @@ impl Jobs {
             }
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::GetPeers(named) => Answer::Dump(Dump::of(named)),
-            Operation::Status => Answer::Listing(Listing::new(&status())),
+            Operation::Status => Answer::Listing(Listing::new(&status(), wall, true)),
+            Operation::StatusOfNoPeers => Answer::Listing(Listing::new(&status(), wall, false)),
         };
         self.replies.push_back(Reply { answer, to, begun: false });
     }
@@ -147,8 +148,10 @@ impl Jobs {
                 Answer::Dump(dump) => device.dump(dump, &mut piece, &mut more),
                 Answer::Listing(listing) => device.list(listing, &mut piece, &mut more),
             };
-            // There is room, as was checked before. An asker who has gone needs no answer.
-            let _ = reply.to.try_send(piece);
+            if !piece.is_empty() {
+                // There is room, as was checked before. An asker who has gone needs no answer.
+                let _ = reply.to.try_send(piece);
+            }
             if !done {
                 self.replies.push_back(reply);
             }

@@ -32,6 +32,8 @@ pub enum Operation {
     GetPeers(Vec<PublicKey>),
     /// The status is asked for (`status=1`), which is this program's own operation; see [`crate::device::status`].
     Status,
+    /// The status without the owners of the peers is asked for (`status=1` and the line `peers=none`).
+    StatusOfNoPeers,
     /// A transaction (`set=1`): its lines with the first and without the empty one, for [`super::SetRequest::parse`].
     Set(Zeroizing<Vec<u8>>),
 }
@@ -102,7 +104,7 @@ impl Framer {
             return self.cut_get();
         }
         if self.buffer.starts_with(STATUS) {
-            return self.cut_question(STATUS, Operation::Status);
+            return self.cut_status();
         }
         if !self.buffer.starts_with(SET) {
             let may_become_one = [GET, STATUS, SET].iter().any(|line| line.starts_with(&self.buffer));
@@ -155,6 +157,18 @@ impl Framer {
         let named = parse::named_peers(&self.buffer[GET.len()..end], 2);
         self.consume(end + 1);
         Some(named.map(Operation::GetPeers))
+    }
+
+    /// Takes a question for the status off.
+    fn cut_status(&mut self) -> Option<Result<Operation, UapiError>> {
+        let lines = self.buffer.get(STATUS.len()..).filter(|lines| !lines.is_empty())?;
+        if lines.starts_with(NO_PEERS) {
+            return self.cut_question(&[STATUS, NO_PEERS].concat(), Operation::StatusOfNoPeers);
+        }
+        if NO_PEERS.starts_with(lines) {
+            return None;
+        }
+        self.cut_question(STATUS, Operation::Status)
     }
 
     /// Takes a question off, which is `line` and the empty one.

@@ -1,6 +1,7 @@
 //! The cross-platform configuration protocol's text: `get=1` and `set=1` (<https://www.wireguard.com/xplatform/>).
 //!
-//! Two more operations are this program's own. `status=1` asks for the [`crate::device::status`]. `get=1` asks for a part
+//! Two more operations are this program's own. `status=1` asks for the [`crate::device::status`], and with the
+//! line `peers=none` for all of it but the list of the peers. `get=1` asks for a part
 //! of the configuration where lines follow it: `public_key=` and a key for each of at most [`MAX_NAMED`] peers, in
 //! hexadecimal, or `peers=none`. It is answered as ever, with the lines of the interface and those of the named peers in
 //! the order in which they are named; of a peer that there is not, nothing is said.

@@ -197,12 +197,13 @@ fn frame(bytes: &[u8], piece: usize) -> Vec<Result<Operation, UapiError>> {
 #[test]
 fn operations_are_cut_wherever_the_reads_end() {
     let set = |text: &str| Ok(Operation::Set(Zeroizing::new(text.as_bytes().to_vec())));
-    let stream = b"get=1\n\nset=1\nfwmark=1\n\nset=1\n\nstatus=1\n\nget=1\n\nset=1\nunfinished=";
+    let stream = b"get=1\n\nset=1\nfwmark=1\n\nset=1\n\nstatus=1\n\nstatus=1\npeers=none\n\nget=1\n\nset=1\nunfinished=";
     let expected = vec![
         Ok(Operation::Get),
         set("set=1\nfwmark=1\n"),
         set("set=1\n"),
         Ok(Operation::Status),
+        Ok(Operation::StatusOfNoPeers),
         Ok(Operation::Get),
     ];
     for piece in 1..=stream.len() {
@@ -256,6 +257,7 @@ fn an_unknown_operation_ends_the_connection() {
         "x",
         "status=2\n\n",
         "status=1\nx\n\n",
+        "status=1\npeers=all\n\n",
     ] {
         let operations = frame(stream.as_bytes(), 3);
         assert_eq!(operations.len(), 1, "{stream:?}");
