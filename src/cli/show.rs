@@ -1,6 +1,7 @@
 //! `show`, `showconf`, `status`: running devices, on standard output.
 
 use super::config::{print_bytes, print_json};
+use crate::gateway::control::DeviceState;
 use crate::gateway::metrics::{self, Measured};
 use crate::gateway::show::{self, Field, Paint, View};
 use crate::gateway::{Failure, client};
@@ -167,7 +168,10 @@ pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), Failure> {
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let measure = |name: String| -> Result<Measured, Failure> {
-        Ok(Measured { status: client::status(&name)?, device: client::get(&name)?, name })
+        let status = client::status(&name)?;
+        // Only Prometheus is told of each peer.
+        let device = if args.prometheus { client::get(&name)? } else { DeviceState::default() };
+        Ok(Measured { status, device, name })
     };
     let measured = match &args.interface {
         Some(name) => vec![measure(name.clone())?],
