@@ -45,7 +45,7 @@ const CALM_TICKS: u8 = 5;
 const MAX_SPREAD: usize = 256;
 
 /// Number of peers that are looked at in one call, in some 0.1 ms.
-const WEIGHED: u32 = 2048;
+pub(super) const WEIGHED: u32 = 2048;
 
 /// What one peer moved in a tick, in bytes a second.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dataplane::stats::WorkerStats;
+use crate::device::balance::WEIGHED;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MEGABYTE: u64 = 1 << 20;
@@ -125,4 +126,53 @@ fn the_ticks_end_with_the_load() {
     bench.pass(10, 0, 0);
     assert_eq!(bench.counts(), (1, 1, 0));
     assert_eq!(bench.pair.a.device.balancer.next(), None);
+}
+
+/// The ticks until a peer among many is spread, and what was counted. In one of them it is removed while the others are
+/// still looked at.
+fn among_many(removed_in: Option<u32>) -> (u32, (u64, u64, u64)) {
+    let mut bench = Bench::new(WORKERS.into());
+    bench.pair.a.only = Some(bench.pair.a.peer().slot);
+    let now = bench.pair.now;
+    let strangers = (0..3 * WEIGHED).map(|n| {
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&n.to_le_bytes());
+        PeerRequest::new(PublicKey(key))
+    });
+    bench.pair.a.apply(now, &SetRequest { peers: strangers.collect(), ..SetRequest::default() });
+    let gone = PeerRequest { remove: true, ..PeerRequest::new(public(2)) };
+    let (shared, mut ticks) = (bench.shared(), 0);
+    while bench.counts().0 == 0 && ticks < 20 {
+        bench.pair.now = bench.pair.now + SECOND;
+        let now = bench.pair.now;
+        bench.workers[usize::from(shared.owner)].io_awake_nanos.fetch_add(1_000_000_000, Relaxed);
+        shared.traffic.tx_bytes.fetch_add(100 * MEGABYTE, Relaxed);
+        shared.authenticated_received(now);
+        if !shared.armed.swap(true, Relaxed) {
+            bench.pair.a.event(now, Event::Activity(shared.id));
+        }
+        let (mut calls, mut removed) = (0, false);
+        while bench.pair.a.device.poll_timeout().is_some_and(|due| due <= now) {
+            bench.pair.a.device.handle_timeout(at(now));
+            bench.pair.a.drain();
+            let is_first = calls == 0 && bench.pair.a.device.balancer.is_weighing();
+            calls += u32::from(is_first || calls > 0);
+            ticks += u32::from(is_first);
+            if is_first && removed_in == Some(ticks) {
+                bench.pair.a.apply(now, &SetRequest { peers: vec![gone.clone()], ..SetRequest::default() });
+                removed = true;
+            }
+        }
+        if removed {
+            break;
+        }
+    }
+    (ticks, bench.counts())
+}
+
+#[test]
+fn a_peer_that_is_removed_while_others_are_looked_at_is_not_spread() {
+    let (ticks, counts) = among_many(None);
+    assert_eq!(counts, (1, 0, 1), "it is spread once it is known what all others move");
+    assert_eq!(among_many(Some(ticks)), (ticks, (0, 0, 0)));
 }

@@ -2,7 +2,7 @@
 //!
 //! Two more operations are this program's own. `status=1` asks for the [`crate::device::status`], and with the
 //! line `peers=none` for all of it but the list of the peers. `get=1` asks for a part
-//! of the configuration where lines follow it: `public_key=` and a key for each of at most [`MAX_NAMED`] peers, in
+//! of the configuration where lines follow it: `public_key=` and a key for each of at most `MAX_NAMED` peers, in
 //! hexadecimal, or `peers=none`. It is answered as ever, with the lines of the interface and those of the named peers in
 //! the order in which they are named; of a peer that there is not, nothing is said.
 //!
@@ -15,7 +15,9 @@ mod framer;
 mod get;
 mod parse;
 
-pub use framer::{Framer, MAX_NAMED, MAX_OPERATION, Operation};
+#[cfg(any(feature = "cli", test))]
+pub use framer::MAX_NAMED;
+pub use framer::{Framer, MAX_OPERATION, Operation};
 pub use get::{CHUNK, Dump, chunk};
 pub use parse::SetParser;
 
