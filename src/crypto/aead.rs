@@ -48,7 +48,7 @@ impl Opened {
 pub struct AeadKey {
     single: Wiped<LessSafeKey>,
     #[cfg(target_arch = "x86_64")]
-    lanes: Option<(lanes::Kernel, lanes::Key)>,
+    lanes: Option<(lanes::Methods, lanes::Key)>,
 }
 
 impl AeadKey {
@@ -62,12 +62,22 @@ impl AeadKey {
     }
 
     /// Expands `key`.
+    #[cfg(target_arch = "x86_64")]
     pub fn new(key: &[u8; 32]) -> AeadKey {
-        AeadKey {
-            single: expand(key),
-            #[cfg(target_arch = "x86_64")]
-            lanes: lanes::Kernel::available().next().map(|kernel| (kernel, lanes::Key::new(key))),
-        }
+        AeadKey::with_kernels(key, &[lanes::Kernel::Avx512, lanes::Kernel::Avx2])
+    }
+
+    /// Expands `key`.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn new(key: &[u8; 32]) -> AeadKey {
+        AeadKey::lone(key)
+    }
+
+    /// Expands `key` for those of `kernels` that this CPU can run. The rest goes through `ring`.
+    #[cfg(target_arch = "x86_64")]
+    pub fn with_kernels(key: &[u8; 32], kernels: &[lanes::Kernel]) -> AeadKey {
+        let methods = lanes::Methods::of(kernels);
+        AeadKey { single: expand(key), lanes: methods.map(|methods| (methods, lanes::Key::new(key))) }
     }
 
     /// Seals every segment of `train` in place. Segments have `stride` bytes, the last possibly fewer, but at least
@@ -112,8 +122,8 @@ impl AeadKey {
     /// Seals segments from the front through SIMD lanes as far as that pays, and returns how many it sealed.
     fn seal_front(&self, first_counter: u64, train: &mut [u8], stride: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if let (Some((kernel, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
-            return lanes::seal(*kernel, key, first_counter, &mut train[..equal], stride);
+        if let (Some((methods, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
+            return lanes::seal(*methods, key, first_counter, &mut train[..equal], stride);
         }
         0
     }
@@ -123,8 +133,8 @@ impl AeadKey {
     fn open_front(&self, train: &mut [u8], stride: usize) -> (usize, Opened) {
         let mut opened = Opened::default();
         #[cfg(target_arch = "x86_64")]
-        if let (Some((kernel, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
-            let done = lanes::open(*kernel, key, &mut train[..equal], stride, |i, expected, found| {
+        if let (Some((methods, key)), Some(equal)) = (&self.lanes, equal_segments(train.len(), stride)) {
+            let done = lanes::open(*methods, key, &mut train[..equal], stride, |i, expected, found| {
                 if bool::from(u128::from_ne_bytes(*expected).ct_eq(&u128::from_ne_bytes(*found))) {
                     opened.mark(i);
                 }

@@ -1,7 +1,7 @@
 //! ChaCha20-Poly1305 over eight segments of one train at a time, in AVX2 lanes. It works as `avx512` does, with eight
 //! packets a vector for ChaCha20, four for Poly1305, and limbs of 26 bits for the 32-bit multiplier.
 
-use super::{BLOCK, Unit, initial_words};
+use super::{BLOCK, Key, Unit, initial_words};
 use bytemuck::must_cast;
 use std::arch::x86_64::*;
 
@@ -65,8 +65,8 @@ fn chacha20(initial: &[__m256i; 16], number: u32) -> [__m256i; 16] {
 }
 
 /// Byte shuffles that rotate each 32-bit word left by 16 and by 8.
-const ROTATE16: [u8; 32] = rotation(2);
-const ROTATE8: [u8; 32] = rotation(3);
+pub(super) const ROTATE16: [u8; 32] = rotation(2);
+pub(super) const ROTATE8: [u8; 32] = rotation(3);
 
 const fn rotation(by: usize) -> [u8; 32] {
     let mut order = [0; 32];
@@ -208,7 +208,7 @@ fn widen<const HALF: i32>(low: __m256i, high: __m256i) -> __m256i {
 
 /// Encrypts (`SEAL`) or decrypts the text of each packet of `unit` in place and returns the tags over the ciphertexts.
 #[target_feature(enable = "avx2")]
-pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
+pub(super) fn process<const SEAL: bool>(key: &Key, unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
     let initial: [__m256i; 16] = initial_words(key, &unit.counters).map(must_cast);
     let keys = chacha20(&initial, 0);
     let mut polys = [

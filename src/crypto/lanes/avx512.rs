@@ -10,7 +10,7 @@
 mod poly;
 mod rounds;
 
-use super::{BLOCK, Unit, initial_words};
+use super::{BLOCK, Key, Unit, initial_words};
 use bytemuck::must_cast;
 use poly::PolyAvx512;
 use rounds::double_round;
@@ -119,7 +119,7 @@ fn widen<const HALF: i32>(low: __m512i, high: __m512i) -> __m512i {
 
 /// Encrypts (`SEAL`) or decrypts the text of each packet of `unit` in place and returns the tags over the ciphertexts.
 #[target_feature(enable = "avx512f,avx512ifma")]
-pub(super) fn process<const SEAL: bool>(key: &[u32; 8], unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
+pub(super) fn process<const SEAL: bool>(key: &Key, unit: &mut Unit<'_, LANES>) -> [[u8; 16]; LANES] {
     let initial: [__m512i; 16] = initial_words(key, &unit.counters).map(must_cast);
     let (mut v, mut keys) = (state(&initial, 0), initial);
     rounds(&mut v);
