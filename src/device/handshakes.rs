@@ -53,22 +53,22 @@ impl Device {
         if identity.is_none() {
             self.stats.dropped_not_ready += 1;
         }
-        let (outcome, arrival) = result.into_parts();
+        let (outcome, arrival) = result.parts();
         match outcome {
             WorkOutcome::Opened(opened) => {
-                let incoming = opened.map_err(|error| self.stats.refuse(error)).ok()?;
-                return self.begin_answer(now, &*identity?, incoming, arrival);
+                let incoming = opened.as_ref().map_err(|error| self.stats.refuse(*error)).ok()?;
+                return self.begin_answer(now, &*identity?, incoming, *arrival);
             }
             WorkOutcome::Answered(id, index, answered) => {
                 let taken =
-                    identity.and_then(|identity| self.take_answer(now, id, &identity, answered, &arrival));
+                    identity.and_then(|identity| self.take_answer(now, *id, &identity, answered, arrival));
                 if taken.is_none() {
-                    self.indices.free(index);
+                    self.indices.free(*index);
                 }
             }
             WorkOutcome::Completed(id, index, keys) => {
                 identity?;
-                self.take_completion(now, id, index, keys, &arrival);
+                self.take_completion(now, *id, *index, keys, arrival);
             }
         }
         None
@@ -79,7 +79,7 @@ impl Device {
         &mut self,
         now: Now,
         identity: &Identity,
-        incoming: IncomingInitiation,
+        incoming: &IncomingInitiation,
         arrival: Arrival,
     ) -> Option<HandshakeWork> {
         let slot = self.peers.find(&incoming.remote);
@@ -106,23 +106,24 @@ impl Device {
         now: Now,
         id: PeerId,
         identity: &Identity,
-        answered: Result<Answered, HandshakeError>,
+        answered: &Result<Answered, HandshakeError>,
         arrival: &Arrival,
     ) -> Option<()> {
         self.renew(now, id.slot);
         let peer = self.peers.by_id(id)?;
         let outstanding = peer.handshake.pending_index();
-        let taken = answered.and_then(|answered| {
-            peer.handshake.answered(identity, &answered, now.mono)?;
+        let taken = answered.as_ref().map_err(|error| *error).and_then(|answered| {
+            peer.handshake.answered(identity, answered, now.mono)?;
             Ok(answered)
         });
-        let Answered { mut response, keys, .. } = taken.map_err(|error| self.stats.refuse(error)).ok()?;
+        let answered = taken.map_err(|error| self.stats.refuse(error)).ok()?;
         // An initiation of ours may have given way to the peer's.
         if let Some(outstanding) = outstanding.filter(|_| peer.handshake.pending_index() != outstanding) {
             self.indices.free(outstanding);
         }
+        let mut response = answered.response;
         peer.jar.seal(&mut response, now.mono);
-        let session = keys.into_halves(peer.sessions.birth(now.mono));
+        let session = answered.keys.halves(peer.sessions.birth(now.mono));
         self.stats.initiations_accepted += 1;
         let heard = self.count_received(now, id, arrival);
         self.heard_from(id, heard);
@@ -159,14 +160,14 @@ impl Device {
         now: Now,
         id: PeerId,
         index: u32,
-        keys: Result<SessionKeys, HandshakeError>,
+        keys: &Result<SessionKeys, HandshakeError>,
         arrival: &Arrival,
     ) {
         self.renew(now, id.slot);
         let Some(peer) = self.peers.by_id(id) else { return };
-        let completed = keys.and_then(|keys| {
+        let completed = keys.as_ref().map_err(|error| *error).and_then(|keys| {
             peer.handshake.completed(index)?;
-            Ok(keys.into_halves(peer.sessions.birth(now.mono)))
+            Ok(keys.halves(peer.sessions.birth(now.mono)))
         });
         let session = match completed {
             Ok(session) => session,

@@ -203,7 +203,7 @@ impl Device {
     /// Begins to handle a handshake message from a worker. Where that takes work, any thread may do it, and
     /// [`Self::continue_handshake`] takes the result.
     pub fn begin_handshake(&mut self, now: Now, message: &IncomingHandshake) -> Option<HandshakeWork> {
-        self.take_handshake(now, message)
+        stack::leaving_nothing(|| self.take_handshake(now, message))
     }
 
     /// Goes on with a handshake message, after its work was done. There may be more work, and then this is called again.

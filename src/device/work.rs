@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Where a handshake message came from.
+#[derive(Clone, Copy)]
 pub(super) struct Arrival {
     pub(super) from: SocketAddr,
     pub(super) to: Option<LocalAddr>,
@@ -33,7 +34,8 @@ pub(super) enum WorkOutcome {
     Completed(PeerId, u32, Result<SessionKeys, HandshakeError>),
 }
 
-/// Work to do for a handshake message: one or two Diffie-Hellmans, some 50 µs. It holds secrets, in one place on the heap.
+/// Work to do for a handshake message: one or two Diffie-Hellmans, some 50 µs. It holds secrets, in one place on the heap. They are
+/// used and dropped there, as memory that they were moved out of would keep them.
 pub struct HandshakeWork(Box<(Task, Arrival)>);
 
 /// Work that was done.
@@ -41,37 +43,46 @@ pub struct HandshakeResult(Box<(WorkOutcome, Arrival)>);
 
 impl HandshakeWork {
     pub(super) fn open(identity: Arc<Identity>, initiation: Initiation, arrival: Arrival) -> HandshakeWork {
-        HandshakeWork(Box::new((Task::Open(identity, initiation), arrival)))
+        HandshakeWork(stack::clean(move || Box::new((Task::Open(identity, initiation), arrival))))
     }
 
     pub(super) fn answer(id: PeerId, answering: Answering, arrival: Arrival) -> HandshakeWork {
-        HandshakeWork(Box::new((Task::Answer(id, answering), arrival)))
+        HandshakeWork(stack::clean(move || Box::new((Task::Answer(id, answering), arrival))))
     }
 
     pub(super) fn complete(id: PeerId, completing: Completing, arrival: Arrival) -> HandshakeWork {
-        HandshakeWork(Box::new((Task::Complete(id, completing), arrival)))
+        HandshakeWork(stack::clean(move || Box::new((Task::Complete(id, completing), arrival))))
     }
 
     /// Does the work. It leaves no secret on the stack.
     pub fn run(self) -> HandshakeResult {
         stack::leaving_nothing(|| {
-            let (task, arrival) = *self.0;
-            let outcome = match task {
+            let (task, arrival) = &*self.0;
+            match task {
                 Task::Open(identity, initiation) => {
-                    WorkOutcome::Opened(IncomingInitiation::open(&identity, &initiation))
+                    let opened = IncomingInitiation::open(identity, initiation);
+                    HandshakeResult::new(*arrival, || WorkOutcome::Opened(opened))
                 }
-                Task::Answer(id, answering) => WorkOutcome::Answered(id, answering.index(), answering.work()),
+                Task::Answer(id, answering) => {
+                    let answered = answering.work();
+                    HandshakeResult::new(*arrival, || WorkOutcome::Answered(*id, answering.index(), answered))
+                }
                 Task::Complete(id, completing) => {
-                    WorkOutcome::Completed(id, completing.index(), completing.work())
+                    let keys = completing.work();
+                    HandshakeResult::new(*arrival, || WorkOutcome::Completed(*id, completing.index(), keys))
                 }
-            };
-            HandshakeResult(Box::new((outcome, arrival)))
+            }
         })
     }
 }
 
 impl HandshakeResult {
-    pub(super) fn into_parts(self) -> (WorkOutcome, Arrival) {
-        *self.0
+    /// The outcome is made where nothing lies that its unused bytes could take along.
+    fn new(arrival: Arrival, outcome: impl FnOnce() -> WorkOutcome) -> HandshakeResult {
+        HandshakeResult(stack::clean(|| Box::new((outcome(), arrival))))
+    }
+
+    pub(super) fn parts(&self) -> &(WorkOutcome, Arrival) {
+        &self.0
     }
 }

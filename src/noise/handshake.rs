@@ -224,7 +224,7 @@ impl Handshake {
     pub fn begin_answer(
         &mut self,
         local: &Identity,
-        incoming: IncomingInitiation,
+        incoming: &IncomingInitiation,
         index: u32,
         now: Instant,
         entropy: &mut dyn Entropy,
@@ -232,7 +232,7 @@ impl Handshake {
         if incoming.remote != self.remote || incoming.opener != local.public {
             return Err(HandshakeError::Unexpected);
         }
-        let IncomingInitiation { mut transcript, ephemeral: remote_ephemeral, sender, .. } = incoming;
+        let mut transcript = incoming.transcript.clone();
         let key = transcript.mix_agreement_for_key(self.static_static(local))?;
         let timestamp = Tai64N(transcript.open(&key, &incoming.timestamp_sealed)?);
         self.check(timestamp, now)?;
@@ -242,10 +242,10 @@ impl Handshake {
             psk: self.psk.clone(),
             local: local.public,
             remote: self.remote,
-            remote_ephemeral,
+            remote_ephemeral: incoming.ephemeral,
             timestamp,
             index,
-            sender,
+            sender: incoming.sender,
         })
     }
 
@@ -324,7 +324,7 @@ impl Handshake {
         now: Instant,
         entropy: &mut dyn Entropy,
     ) -> Result<([u8; RESPONSE_LEN], SessionKeys), HandshakeError> {
-        let answered = self.begin_answer(local, incoming, index, now, entropy)?.work()?;
+        let answered = self.begin_answer(local, &incoming, index, now, entropy)?.work()?;
         self.answered(local, &answered, now)?;
         Ok((answered.response, answered.keys))
     }

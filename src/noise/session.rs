@@ -49,8 +49,14 @@ pub struct SessionKeys {
 impl SessionKeys {
     /// Expands the keys into both halves, born `now`. Each half is allocated by itself: it lives for a time of its
     /// own, and holds nothing of the other.
-    pub fn into_halves(self, now: Instant) -> (Arc<SendSession>, Box<RecvSession>) {
+    pub fn halves(&self, now: Instant) -> (Arc<SendSession>, Box<RecvSession>) {
         (stack::clean(|| self.sending(now)), stack::clean(|| self.receiving(now)))
+    }
+
+    /// Expands the keys into both halves, and drops them.
+    #[cfg(feature = "internals")]
+    pub fn into_halves(self, now: Instant) -> (Arc<SendSession>, Box<RecvSession>) {
+        self.halves(now)
     }
 
     fn sending(&self, now: Instant) -> Arc<SendSession> {

@@ -44,8 +44,8 @@ impl Answering {
     /// # Errors
     ///
     /// Where a key of the remote is of low order.
-    pub fn work(mut self) -> Result<Answered, HandshakeError> {
-        let transcript = &mut self.transcript;
+    pub fn work(&self) -> Result<Answered, HandshakeError> {
+        let mut transcript = self.transcript.clone();
         let ephemeral = PrivateKey::from_bytes(*self.ephemeral);
         let public = ephemeral.public();
         transcript.mix_ephemeral(&public);
@@ -61,7 +61,7 @@ impl Answering {
             mac1: [0; 16],
             mac2: [0; 16],
         };
-        let keys = self.transcript.into_keys(Role::Responder, self.index, self.sender);
+        let keys = transcript.into_keys(Role::Responder, self.index, self.sender);
         let (local, timestamp) = (self.local, self.timestamp);
         Ok(Answered { local, timestamp, response: message.to_bytes(), keys })
     }
@@ -86,14 +86,14 @@ impl Completing {
     /// # Errors
     ///
     /// Why the response was refused.
-    pub fn work(self) -> Result<SessionKeys, HandshakeError> {
+    pub fn work(&self) -> Result<SessionKeys, HandshakeError> {
         let Completing { outstanding, local, psk, message } = self;
         let mut transcript = outstanding.transcript.clone();
         let ephemeral = PublicKey(message.ephemeral);
         transcript.mix_ephemeral(&ephemeral);
         transcript.mix_agreement(outstanding.ephemeral.agree(&ephemeral))?;
         transcript.mix_agreement(local.private.agree(&ephemeral))?;
-        let key = transcript.mix_psk(&psk);
+        let key = transcript.mix_psk(psk);
         let [] = transcript.open(&key, &message.empty_sealed)?;
         Ok(transcript.into_keys(Role::Initiator, message.receiver, message.sender))
     }

@@ -345,7 +345,7 @@ fn what_changed_while_an_answer_was_worked_out_counts() {
     let [first, second] = [1, 2].map(|seconds| pair.initiate(1, seconds));
     let begin = |pair: &mut Pair, initiation: &Initiation| {
         let incoming = pair.open(initiation).unwrap();
-        pair.at_b.begin_answer(&pair.b, incoming, 2, at(0), &mut pair.entropy).unwrap().work().unwrap()
+        pair.at_b.begin_answer(&pair.b, &incoming, 2, at(0), &mut pair.entropy).unwrap().work().unwrap()
     };
     let (older, younger) = (begin(&mut pair, &first), begin(&mut pair, &second));
     assert_eq!(pair.at_b.answered(&identity(9), &younger, at(0)), Err(HandshakeError::Unexpected));
