@@ -1,7 +1,7 @@
 //! What both system-call backends have in common: everything except how they wait and how they receive UDP.
 
 use crate::io::send::SendQueue;
-use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::tunqueue::TunQueue;
 use crate::io::udp::UdpSockets;
 use crate::io::{IoStats, Notice, SendTrain, TunFrame, UdpTrain};
@@ -81,6 +81,11 @@ impl Edge {
             return None;
         }
         self.pool.take()
+    }
+
+    /// Takes back a buffer that was lent.
+    pub(super) fn restore(&self, lent: LentBuf) -> Buf {
+        self.pool.restore(lent)
     }
 
     /// Whether [`Self::recv_tun`] might yield something.

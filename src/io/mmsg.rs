@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // memory that the kernel reads and writes: each block carries its SAFETY line
 
 use crate::io::edge::{Edge, ReceiveInfo, shape};
-use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Io, IoStats, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
@@ -284,6 +284,10 @@ impl Io for Mmsg {
 
     fn alloc(&mut self) -> Option<Buf> {
         self.edge.alloc(self.inbox.lacking)
+    }
+
+    fn restore(&mut self, lent: LentBuf) -> Buf {
+        self.edge.restore(lent)
     }
 
     fn send_udp(&mut self, train: SendTrain) {

@@ -21,7 +21,7 @@ pub mod tun;
 pub mod udp;
 pub mod uring;
 
-use crate::io::slab::{Buf, SharedBuf};
+use crate::io::slab::{Buf, LentBuf, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::offload::coalesce::CoalesceOptions;
 pub use crate::sys::cmsg::LocalAddr;
@@ -237,6 +237,9 @@ pub trait Io {
 
     /// An empty buffer to build a train or packet in. `None` where the pool is exhausted.
     fn alloc(&mut self) -> Option<Buf>;
+
+    /// Takes back one of this backend's buffers that was lent to another thread.
+    fn restore(&mut self, lent: LentBuf) -> Buf;
 
     /// Queues a train.
     fn send_udp(&mut self, train: SendTrain);

@@ -11,21 +11,44 @@ use std::cell::{Cell, RefCell};
 use std::io::{Error, ErrorKind};
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Bytes of a buffer: a 64 KiB super-packet or train, with room for headers, control data and headroom before it.
 pub const BUF_SIZE: usize = 68 * 1024;
 /// Most buffers of a pool: io_uring names a provided buffer, and sizes their ring, within 15 bits. 2.2 GiB of address space.
 pub const MAX_BUFFERS: usize = 32_768;
 
+/// The number of holders of a buffer that is lent.
+const LENT: u32 = u32::MAX;
+
 /// Hands out buffers. It is not `Send`, as it belongs to one worker's thread.
 #[derive(Clone)]
 pub struct Pool(Rc<Slab>);
 
 struct Slab {
-    base: NonNull<u8>,
+    mapping: Arc<Mapping>,
     free: RefCell<Vec<u32>>,
     /// How many handles each buffer has.
     holders: Box<[Cell<u32>]>,
+}
+
+/// The memory of a slab. It lives as long as the slab and each buffer that is lent.
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it is an address range, of which a thread reaches only the buffers whose handles it has.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; a shared reference gives access to nothing.
+unsafe impl Sync for Mapping {}
+
+/// A buffer that another thread has for a while: its only handle, but not its place in the pool. It dereferences to the bytes.
+///
+/// Invariant: its slot has no handle, and is not free.
+pub struct LentBuf {
+    mapping: Arc<Mapping>,
+    slot: u32,
 }
 
 /// A buffer of [`BUF_SIZE`] bytes with a single handle. It dereferences to its bytes, and returns to its pool on drop.
@@ -66,7 +89,7 @@ impl Pool {
         }
         let base = NonNull::new(base.cast()).ok_or(ErrorKind::OutOfMemory)?;
         Ok(Pool(Rc::new(Slab {
-            base,
+            mapping: Arc::new(Mapping { base, len: count * BUF_SIZE }),
             free: RefCell::new((0..count as u32).rev().collect()),
             holders: vec![Cell::new(0); count].into_boxed_slice(),
         })))
@@ -77,6 +100,17 @@ impl Pool {
         let slot = self.0.free.borrow_mut().pop()?;
         self.0.holders[slot as usize].set(1);
         Some(Buf(SharedBuf { slab: Rc::clone(&self.0), slot }))
+    }
+
+    /// Takes back a buffer that was lent.
+    ///
+    /// # Panics
+    ///
+    /// Where it is another pool's.
+    pub fn restore(&self, lent: LentBuf) -> Buf {
+        assert!(Arc::ptr_eq(&self.0.mapping, &lent.mapping), "a lent buffer returns to its own pool");
+        self.0.holders[lent.slot as usize].set(1);
+        Buf(SharedBuf { slab: Rc::clone(&self.0), slot: lent.slot })
     }
 
     /// How many buffers are free.
@@ -90,10 +124,18 @@ impl Pool {
     }
 }
 
-impl Drop for Slab {
+impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `base` is the mapping of `new`, of this length; every handle holds the slab, so none is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.holders.len() * BUF_SIZE) };
+        // SAFETY: `base` is the mapping of `Pool::new`, of this length; every handle holds it, so none is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+impl Mapping {
+    /// The first byte of a slot, which must be one of the slab's.
+    fn start(&self, slot: u32) -> *mut u8 {
+        // SAFETY: a handle's slot came from the free list, so it is below the count, and the offset lies within the mapping.
+        unsafe { self.base.as_ptr().add(slot as usize * BUF_SIZE) }
     }
 }
 
@@ -101,6 +143,12 @@ impl Buf {
     /// Gives up writing, so that several writes to the kernel may refer to the buffer.
     pub fn share(self) -> SharedBuf {
         self.0
+    }
+
+    /// Lets another thread have the buffer. [`Pool::restore`] takes it back; without that it is lost to the pool.
+    pub fn lend(self) -> LentBuf {
+        self.0.holders().set(LENT);
+        LentBuf { mapping: Arc::clone(&self.0.slab.mapping), slot: self.0.slot }
     }
 
     /// The buffer's number in the pool, below [`MAX_BUFFERS`].
@@ -111,8 +159,7 @@ impl Buf {
 
 impl SharedBuf {
     fn start(&self) -> *mut u8 {
-        // SAFETY: `slot` came from the free list, so it is below the count, and the offset lies within the mapping.
-        unsafe { self.slab.base.as_ptr().add(self.slot as usize * BUF_SIZE) }
+        self.slab.mapping.start(self.slot)
     }
 
     fn holders(&self) -> &Cell<u32> {
@@ -123,14 +170,17 @@ impl SharedBuf {
 impl Clone for SharedBuf {
     fn clone(&self) -> SharedBuf {
         // 2^32 clones of a 16-byte handle do not fit in memory; `mem::forget` in a loop could still count there.
-        self.holders()
-            .set(self.holders().get().checked_add(1).expect("fewer handles than memory has room for"));
+        let more = self.holders().get().checked_add(1).filter(|&more| more != LENT);
+        self.holders().set(more.expect("fewer handles than memory has room for"));
         SharedBuf { slab: Rc::clone(&self.slab), slot: self.slot }
     }
 }
 
 impl Drop for SharedBuf {
     fn drop(&mut self) {
+        if self.holders().get() == LENT {
+            return;
+        }
         let left = self.holders().get() - 1;
         self.holders().set(left);
         if left == 0 {
@@ -159,6 +209,20 @@ impl std::ops::Deref for SharedBuf {
         // SAFETY: the slot's BUF_SIZE bytes are mapped and initialized; nobody writes them while a shared handle exists,
         // and a `Buf` is written through an exclusive borrow of itself only.
         unsafe { std::slice::from_raw_parts(self.start(), BUF_SIZE) }
+    }
+}
+impl std::ops::Deref for LentBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: as in `DerefMut`; shared borrows of it exclude exclusive ones.
+        unsafe { std::slice::from_raw_parts(self.mapping.start(self.slot), BUF_SIZE) }
+    }
+}
+impl std::ops::DerefMut for LentBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the slot's BUF_SIZE bytes are mapped and initialized, and by the invariant of `LentBuf` nobody else reaches
+        // them while this exclusive borrow lasts.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.start(self.slot), BUF_SIZE) }
     }
 }
 impl std::fmt::Debug for Buf {
@@ -207,6 +271,38 @@ mod tests {
         let mut buf = Pool::new(2).unwrap().take().unwrap();
         buf[BUF_SIZE - 1] = 9;
         assert_eq!(buf.share()[BUF_SIZE - 1], 9);
+    }
+
+    #[test]
+    fn a_lent_buffer_is_written_elsewhere_and_comes_back() {
+        let pool = Pool::new(1).unwrap();
+        let mut lent = pool.take().unwrap().lend();
+        assert_eq!(pool.free(), 0);
+        let writer = std::thread::spawn(move || {
+            lent[5] = 77;
+            lent
+        });
+        let buf = pool.restore(writer.join().unwrap());
+        assert_eq!(buf[5], 77);
+        drop(buf);
+        assert_eq!(pool.free(), 1);
+    }
+
+    #[test]
+    fn memory_that_is_lent_outlives_its_pool_and_is_lost_where_it_never_returns() {
+        let pool = Pool::new(2).unwrap();
+        drop(pool.take().unwrap().lend());
+        assert_eq!(pool.free(), 1);
+        let lent = pool.take().unwrap().lend();
+        drop(pool);
+        assert_eq!(lent[BUF_SIZE - 1], 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "its own pool")]
+    fn a_lent_buffer_returns_to_no_other_pool() {
+        let lent = Pool::new(1).unwrap().take().unwrap().lend();
+        Pool::new(1).unwrap().restore(lent);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl SessionKeys {
 
     fn receiving(&self, now: Instant) -> Box<RecvSession> {
         Box::new(RecvSession {
-            key: AeadKey::new(&self.receive),
+            key: Arc::new(AeadKey::new(&self.receive)),
             window: ReplayWindow::default(),
             local_index: self.local_index,
             born: now,
@@ -166,7 +166,7 @@ impl SendSession {
 
 /// The opening half of a session, owned by the worker that the low byte of its index names.
 pub struct RecvSession {
-    key: AeadKey,
+    key: Arc<AeadKey>,
     window: ReplayWindow,
     local_index: u32,
     born: Instant,
@@ -211,6 +211,16 @@ impl RecvSession {
     /// authenticated.
     pub fn open_train(&mut self, train: &mut [u8], stride: usize) -> Received {
         let opened = self.key.open_train(train, stride);
+        self.admit(train, stride, opened)
+    }
+
+    /// The key, for a thread that opens trains while their owner does other things. The owner then [admits](Self::admit) them.
+    pub fn key(&self) -> &Arc<AeadKey> {
+        &self.key
+    }
+
+    /// Runs the segments that [opened](AeadKey::open_train) under this session's key through the replay window, in order.
+    pub fn admit(&mut self, train: &[u8], stride: usize, opened: Opened) -> Received {
         let mut received = Received::default();
         for (i, segment) in train.chunks(stride.max(1)).enumerate().filter(|(i, _)| opened.is_ok(*i)) {
             let fresh = counter(segment).is_some_and(|counter| self.window.accept(counter));

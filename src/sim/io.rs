@@ -3,7 +3,7 @@
 //! It is stricter than a kernel where that finds faults. What is queued leaves only on [`Io::flush`]. A full socket holds
 //! back trains and TUN frames alike for as long as the test wants. Received datagrams come as GRO trains.
 
-use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::sim::net::Datagram;
@@ -257,6 +257,10 @@ impl Io for SimIo {
 
     fn alloc(&mut self) -> Option<Buf> {
         self.pool.take()
+    }
+
+    fn restore(&mut self, lent: LentBuf) -> Buf {
+        self.pool.restore(lent)
     }
 
     fn send_udp(&mut self, train: SendTrain) {

@@ -1,7 +1,7 @@
 //! An [`Io`] made of queues in memory, which feeds one worker and keeps what it sends and writes. It is for tests and
 //! benchmarks of the worker alone, and allocates nothing once its queues have grown.
 
-use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Io, IoStats, LocalAddr, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
@@ -172,6 +172,10 @@ impl Io for Memory {
 
     fn alloc(&mut self) -> Option<Buf> {
         self.pool.take()
+    }
+
+    fn restore(&mut self, lent: LentBuf) -> Buf {
+        self.pool.restore(lent)
     }
 
     fn send_udp(&mut self, train: SendTrain) {

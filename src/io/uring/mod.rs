@@ -11,7 +11,7 @@ mod ring;
 mod writes;
 
 use crate::io::edge::Edge;
-use crate::io::slab::{Buf, Pool, SharedBuf};
+use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Io, IoStats, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
@@ -305,6 +305,10 @@ impl Io for Uring {
 
     fn alloc(&mut self) -> Option<Buf> {
         self.edge.alloc(self.lacking())
+    }
+
+    fn restore(&mut self, lent: LentBuf) -> Buf {
+        self.edge.restore(lent)
     }
 
     fn send_udp(&mut self, train: SendTrain) {
