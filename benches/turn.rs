@@ -14,6 +14,7 @@ use ringtun::time::Instant;
 use ringtun::wire::checksum;
 use std::hint::black_box;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant as Clock};
 
@@ -23,6 +24,8 @@ const MSS: usize = 1368;
 /// Small packets of a turn: the worker's budget.
 const SMALL: usize = 64;
 const HEADROOM: usize = 64;
+/// Trains that wait when several workers open those of one peer: four turns' worth.
+const TRAINS: usize = 64;
 
 /// A worker with one peer, and the peer.
 struct Rig {
@@ -161,6 +164,12 @@ impl Rig {
 
     /// Feeds one train of the given packets, sealed by the remote, and takes a turn.
     fn receive(&mut self, packets: &[Vec<u8>]) -> Duration {
+        self.push(packets);
+        self.turn()
+    }
+
+    /// Feeds one train of the given packets, sealed by the remote.
+    fn push(&mut self, packets: &[Vec<u8>]) {
         let stride = packets[0].len() + 32;
         let len = packets.len() * stride;
         let mut buf = self.io.pool().take().expect("a buffer");
@@ -171,7 +180,6 @@ impl Rig {
         let first = self.remote.reserve(packets.len() as u64).expect("counters");
         self.remote.seal_train(first, train, stride);
         self.io.push_udp(UdpTrain { buf, start: HEADROOM, len, stride, from: outer(), to: None, ecn: 0 });
-        self.turn()
     }
 
     fn turn(&mut self) -> Duration {
@@ -311,6 +319,43 @@ fn side_by_side(workers: usize, turns: u64) -> Duration {
     })
 }
 
+/// Measures how long a peer's owner takes for `turns` times 64 trains while the other workers open what they can.
+fn helped(workers: usize, turns: u64) -> Duration {
+    let links = Links::new(workers).expect("links");
+    let shared = Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 1 }, 0));
+    shared.assisted.store(workers > 1, Relaxed);
+    links.assist.engage(usize::from(workers > 1));
+    let (start, over) = (Barrier::new(workers), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for id in 1..workers as u8 {
+            let (links, start, over) = (&links, &start, &over);
+            scope.spawn(move || {
+                let (mut worker, mut io) = (worker(links, id, &[]), Memory::new(16).expect("a slab"));
+                start.wait();
+                while !over.load(Relaxed) {
+                    worker.turn(&mut io, NOW);
+                }
+            });
+        }
+        let (mut rig, packets) = (rig(&links, 0, shared, session(0)), segments(FAR));
+        rig.receive(&packets);
+        start.wait();
+        let total = (0..turns).map(|_| {
+            (0..TRAINS).for_each(|_| rig.push(&packets));
+            let begin = Clock::now();
+            while rig.io.written() < TRAINS {
+                black_box(rig.worker.turn(&mut rig.io, NOW));
+            }
+            let took = begin.elapsed();
+            rig.io.discard_written();
+            took
+        });
+        let total = total.sum();
+        over.store(true, Relaxed);
+        total
+    })
+}
+
 fn scaling(c: &mut Criterion) {
     let mut group = c.benchmark_group("scaling");
     // The shared state of one peer (counter, time stamps, bytes) is all that the workers contend for. With enough cores,
@@ -319,6 +364,10 @@ fn scaling(c: &mut Criterion) {
         group.throughput(Throughput::Elements((workers * SEGMENTS) as u64));
         group.bench_function(format!("tx/tso-45x1420/{workers}-workers"), |b| {
             b.iter_custom(|turns| side_by_side(workers, turns));
+        });
+        group.throughput(Throughput::Elements((TRAINS * SEGMENTS) as u64));
+        group.bench_function(format!("rx/one-peer-64x45x1420/{workers}-workers"), |b| {
+            b.iter_custom(|turns| helped(workers, turns));
         });
     }
     group.finish();

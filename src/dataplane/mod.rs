@@ -5,6 +5,7 @@
 //! the slow path lead a bounded queue of [`Event`]s and one of handshake datagrams. Events are never lost, as a
 //! worker tries again with the next packet; handshake datagrams are dropped when the queue is full.
 
+pub mod assist;
 pub(crate) mod counters;
 pub mod directory;
 pub mod misdirected;
@@ -13,6 +14,7 @@ pub mod staging;
 pub mod stats;
 pub mod worker;
 
+use crate::dataplane::assist::Assist;
 use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::misdirected::MisdirectedQueue;
 use crate::dataplane::sending::Sending;
@@ -76,6 +78,8 @@ pub struct PeerShared {
     pub traffic: Traffic,
     /// The endpoint, and the session to send with.
     pub sending: Sending,
+    /// Whether its owner lets other workers open its trains.
+    pub assisted: AtomicBool,
     /// The sender index of the last handshake message sent to the peer.
     pub handshake_index: AtomicU32,
     /// The workers that may have staged frames for the peer: see [`Self::note_staged`].
@@ -122,6 +126,7 @@ impl PeerShared {
             owner,
             traffic: Traffic::default(),
             sending: Sending::default(),
+            assisted: AtomicBool::new(false),
             handshake_index: AtomicU32::new(0),
             staged_by: AtomicU64::new(0),
             asked_at: AtomicU64::new(0),
@@ -377,6 +382,8 @@ pub struct Links {
     pub slow: SlowPathInbox,
     /// Room for packets without a session, of all workers together.
     pub staging: Arc<Staging>,
+    /// Trains that workers open for each other.
+    pub assist: Arc<Assist>,
 }
 
 impl Links {
@@ -401,6 +408,7 @@ impl Links {
                 waker: Waker::new()?,
             },
             staging: Arc::default(),
+            assist: Arc::new(Assist::new(workers)),
         })
     }
 

@@ -62,6 +62,12 @@ counters! {
     rx_packets,
     /// Trains received. Misdirected datagrams are not counted.
     rx_trains,
+    /// Trains that this worker let others open, and then released in their order.
+    rx_shared_out,
+    /// Trains that this worker opened for others.
+    rx_assisted,
+    /// Times that a train which another worker had begun did not return in time, so that none was shared out for a while.
+    rx_assist_stalls,
     /// Packets and super-packets written to the TUN device.
     rx_runs,
     /// Super-packets written to the TUN device.

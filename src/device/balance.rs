@@ -1,8 +1,9 @@
-//! Balance: which peers outgrow one core and are spread over all workers by flow, and which calmed down and go back.
+//! Balance: which peers outgrow one core, and which calmed down again. What is sent to one is spread over all workers by flow; of
+//! what one sends, all workers open a part for its owner (`dataplane/assist.rs`).
 //!
 //! A worker counts the time that it is awake; its share of the time that passed is how busy it is. The timer check that active peers
 //! get every few seconds anyway takes these shares, and where one is [`ENGAGED`] or more since the last time, they are taken
-//! every [`TICK`] from then on, until all are below it and no peer is spread. So a quiet device is never woken for it, and a
+//! every [`TICK`] from then on, until all are below it and no peer is shared. So a quiet device is never woken for it, and a
 //! heavy load is noticed within about ten seconds. What to do then is decided by [`Policy`], which is pure.
 //!
 //! **Order.** Spreading goes by the hash of the flow: a flow has one worker before a change and one worker after it, and each
@@ -14,14 +15,18 @@
 //! too busy does not pause. On the way back there is no hurry: it waits for a tick in which no worker was hot, so that all of
 //! them slept now and then, which they do only once their queues are empty.
 
+mod policy;
+
 use super::Device;
 use super::peer::{Peer, Watch};
 use super::table::next_batch;
 use crate::dataplane::PeerId;
+use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::WorkerStats;
 use crate::io::steer::Target;
 use crate::time::Instant;
-use std::collections::HashMap;
+use Direction::{Received, Sent};
+use policy::{Decision, Loads, PeerLoad, Policy};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -31,171 +36,16 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_secs(1);
 /// Busy share in thousandths from which the workers are sampled every tick.
 const ENGAGED: u16 = 100;
-/// Busy share in thousandths from which a worker is hot.
-const HOT: u16 = 900;
-/// Number of consecutive ticks for which a worker is hot before its heaviest peer is spread.
-const HOT_TICKS: u8 = 2;
-/// Mean busy share in thousandths of the other workers below which they have room for a part of a peer.
-const ROOM: u32 = 750;
-/// Number of ticks for which a spread peer sends less than half of what it did, before it is drawn back. They need
-/// not be consecutive, but a tick in which it sends more starts the count anew.
-const CALM_TICKS: u8 = 5;
-/// Most peers that are spread at a time. Each sent most of what a worker sent and has not calmed down since, so more
-/// than a few are not to be expected.
-const MAX_SPREAD: usize = 256;
-
 /// Number of peers that are looked at in one call, in some 0.1 ms.
 pub(super) const WEIGHED: u32 = 2048;
 
-/// What one peer moved in a tick, in bytes a second.
-#[derive(Clone, Copy, Debug)]
-struct PeerLoad {
-    id: PeerId,
-    owner: u8,
-    sent: u64,
-    received: u64,
-}
-
-/// What to do with a peer.
+/// Which way data goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Decision {
-    Spread(PeerId),
-    DrawBack(PeerId),
-}
-
-/// A peer that is spread.
-#[derive(Clone, Copy)]
-struct Spread {
-    /// What the peer sent when it was spread, in bytes a second.
-    rate: u64,
-    calm: u8,
-}
-
-/// Decides which peers are spread and drawn back. It knows neither devices nor clocks.
-///
-/// It does not oscillate under constant load, since a peer goes back only while no worker is hot. Then all that is
-/// offered is carried, and that is no less than what the hot worker carried of it before.
-#[derive(Default)]
-struct Policy {
-    /// Number of consecutive ticks for which each worker was hot.
-    hot: Vec<u8>,
-    spread: HashMap<PeerId, Spread>,
-}
-
-/// What one worker does for its peers in a tick, in bytes a second.
-#[derive(Clone, Copy, Default)]
-struct Share {
-    sent: u64,
-    received: u64,
-    heaviest: Option<PeerLoad>,
-}
-
-impl Policy {
-    /// Takes in the busy shares of a tick, in thousandths. True where [`Self::decide`] is to be called.
-    fn observe(&mut self, busy: &[u16]) -> bool {
-        self.hot.resize(busy.len(), 0);
-        for (streak, &busy) in self.hot.iter_mut().zip(busy) {
-            *streak = if busy >= HOT { streak.saturating_add(1) } else { 0 };
-        }
-        !self.spread.is_empty() || self.hot.iter().any(|&streak| streak > 0)
-    }
-
-    /// Notes that no tick follows, so that later ones do not count as consecutive with this one.
-    fn pause(&mut self) {
-        self.hot.fill(0);
-    }
-
-    /// What to change after a tick, given what the peers moved in it. Peers that moved nothing may be left out.
-    fn decide(&mut self, busy: &[u16], loads: Loads) -> Vec<Decision> {
-        let mut changes = self.draw_back(busy, &loads.spread);
-        let shares = self.shares(busy.len(), loads);
-        for (worker, share) in shares.iter().enumerate() {
-            let Some(peer) = share.heaviest else { continue };
-            let long_hot = self.hot.get(worker).is_some_and(|&streak| streak >= HOT_TICKS);
-            if long_hot && helps(share, &peer) && has_room(busy, worker) && self.spread.len() < MAX_SPREAD {
-                self.spread.insert(peer.id, Spread { rate: peer.sent, calm: 0 });
-                self.hot[worker] = 0; // the next one only once this one's effect is seen
-                changes.push(Decision::Spread(peer.id));
-            }
-        }
-        changes
-    }
-
-    fn draw_back(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
-        let moved: HashMap<PeerId, u64> = peers.iter().map(|peer| (peer.id, peer.sent)).collect();
-        let any_hot = busy.iter().any(|&busy| busy >= HOT);
-        let mut changes = Vec::new();
-        self.spread.retain(|id, spread| {
-            let sent = moved.get(id).copied().unwrap_or(0);
-            spread.calm = if sent < spread.rate / 2 { spread.calm.saturating_add(1) } else { 0 };
-            let back = spread.calm >= CALM_TICKS && !any_hot;
-            if back {
-                changes.push(Decision::DrawBack(*id));
-            }
-            !back
-        });
-        changes
-    }
-
-    /// What each worker does. A spread peer's packets leave from all workers, and still arrive at its owner.
-    fn shares(&self, workers: usize, loads: Loads) -> Vec<Share> {
-        let Loads { mut shares, spread } = loads;
-        shares.resize(workers, Share::default());
-        let mut everywhere = 0;
-        for peer in spread {
-            let Some(share) = shares.get_mut(usize::from(peer.owner)) else { continue };
-            if self.spread.contains_key(&peer.id) {
-                share.received += peer.received;
-                everywhere += peer.sent / workers as u64;
-            } else {
-                share.add(&peer);
-            }
-        }
-        shares.iter_mut().for_each(|share| share.sent += everywhere);
-        shares
-    }
-
-    /// Takes in what a peer moved in a tick.
-    fn weigh(&self, loads: &mut Loads, peer: PeerLoad) {
-        if self.spread.contains_key(&peer.id) {
-            return loads.spread.push(peer);
-        }
-        let owner = usize::from(peer.owner);
-        if loads.shares.len() <= owner {
-            loads.shares.resize(owner + 1, Share::default());
-        }
-        loads.shares[owner].add(&peer);
-    }
-}
-
-/// What the peers moved in a tick: those that are spread, and the sums of the others by owner.
-#[derive(Default)]
-struct Loads {
-    shares: Vec<Share>,
-    spread: Vec<PeerLoad>,
-}
-
-impl Share {
-    fn add(&mut self, peer: &PeerLoad) {
-        self.received += peer.received;
-        self.sent += peer.sent;
-        if self.heaviest.is_none_or(|heaviest| heaviest.sent < peer.sent) {
-            self.heaviest = Some(*peer);
-        }
-    }
-}
-
-/// Whether spreading `peer` takes enough off its worker. It has to make the larger part of what the worker sends, and
-/// no small part of all that the worker moves; a worker that is busy receiving would keep what keeps it busy.
-fn helps(share: &Share, peer: &PeerLoad) -> bool {
-    peer.sent > share.sent / 2 && share.sent >= share.received / 2
-}
-
-/// Whether the workers other than `worker` have room. There must be some.
-fn has_room(busy: &[u16], worker: usize) -> bool {
-    let others = busy.iter().enumerate().filter(|&(other, _)| other != worker);
-    let (count, sum) = others.fold((0, 0), |(count, sum), (_, &busy)| (count + 1, sum + u32::from(busy)));
-    count > 0 && sum < count * ROOM
+enum Direction {
+    /// From the TUN device to the peer. Sharing it is to spread the peer.
+    Sent,
+    /// From the peer to the TUN device. Sharing it is to have the owner assisted.
+    Received,
 }
 
 /// The samples of the workers' busy shares, and when the next is due.
@@ -209,6 +59,7 @@ pub(super) struct Balancer {
     sampled: Instant,
     next: Option<Instant>,
     policy: Policy,
+    assist: Option<Arc<Assist>>,
     /// The peers' part of the present tick, while some are still to be looked at.
     weighing: Option<Weighing>,
 }
@@ -258,14 +109,15 @@ fn per_second(count: u64, nanos: u64, unit: u64) -> u64 {
 }
 
 impl Device {
-    /// Sets the workers' counters, one a worker in order. From then on peers that outgrow one core are spread. With
-    /// fewer than two workers none ever is.
-    pub fn follow_workers(&mut self, workers: Vec<Arc<WorkerStats>>) {
+    /// Sets the workers' counters, one a worker in order, and what they share to help each other. From then on peers that
+    /// outgrow one core are shared. With fewer than two workers none ever is.
+    pub fn follow_workers(&mut self, workers: Vec<Arc<WorkerStats>>, assist: Arc<Assist>) {
         let count = workers.len();
         self.balancer = Balancer {
             awake: vec![0; count],
             busy: vec![0; count],
             workers,
+            assist: Some(assist),
             ..std::mem::take(&mut self.balancer)
         };
     }
@@ -314,24 +166,36 @@ impl Device {
         for change in policy.decide(busy, weighing.loads) {
             match change {
                 // It was removed since it was looked at.
-                Decision::Spread(id) if self.peers.by_id(id).is_none() => self.forget_load(id),
-                Decision::Spread(id) => {
-                    self.stats.peers_spread += 1;
-                    self.steer_peer(id, true);
-                }
-                Decision::DrawBack(id) => {
-                    self.stats.peers_drawn_back += 1;
-                    self.steer_peer(id, false);
-                }
+                Decision::Begin(_, id) if self.peers.by_id(id).is_none() => self.forget_load(id),
+                Decision::Begin(direction, id) => self.share_peer(direction, id, true),
+                Decision::End(direction, id) => self.share_peer(direction, id, false),
             }
         }
         self.end_tick(now);
     }
 
+    /// Begins or ends to share what a peer moves in a direction.
+    fn share_peer(&mut self, direction: Direction, id: PeerId, shared: bool) {
+        let stats = &mut self.stats;
+        match (direction, shared) {
+            (Sent, true) => stats.peers_spread += 1,
+            (Sent, false) => stats.peers_drawn_back += 1,
+            (Received, true) => stats.peers_assisted += 1,
+            (Received, false) => stats.peers_unassisted += 1,
+        }
+        match direction {
+            Sent => self.steer_peer(id, shared),
+            Received => {
+                let Some(peer) = self.peers.by_id(id) else { return };
+                peer.shared.assisted.store(shared, Relaxed);
+                log::debug!("peer {}: {}", id.slot, if shared { "assisted" } else { "assisted no more" });
+            }
+        }
+    }
+
     fn end_tick(&mut self, now: Instant) {
-        let spread = self.balancer.policy.spread.len();
-        self.stats.peers_spread_now = spread as u64;
-        let goes_on = self.balancer.engaged() || spread > 0;
+        self.count_shared();
+        let goes_on = self.balancer.engaged() || self.balancer.policy.is_engaged();
         self.balancer.next = goes_on.then(|| now + TICK);
         if !goes_on {
             self.balancer.policy.pause();
@@ -340,8 +204,17 @@ impl Device {
 
     /// Notes that a peer was removed.
     pub(super) fn forget_load(&mut self, id: PeerId) {
-        self.balancer.policy.spread.remove(&id);
-        self.stats.peers_spread_now = self.balancer.policy.spread.len() as u64;
+        self.balancer.policy.forget(id);
+        self.count_shared();
+    }
+
+    fn count_shared(&mut self) {
+        let policy = &self.balancer.policy;
+        self.stats.peers_spread_now = policy.count(Sent) as u64;
+        self.stats.peers_assisted_now = policy.count(Received) as u64;
+        if let Some(assist) = &self.balancer.assist {
+            assist.engage(policy.count(Received));
+        }
     }
 
     fn steer_peer(&mut self, id: PeerId, spread: bool) {
@@ -366,144 +239,4 @@ fn load(peer: &mut Peer, passed: u64) -> Option<PeerLoad> {
     let rate = |now: u64, before: u64| per_second(now.wrapping_sub(before), passed, 1_000_000_000);
     let (sent, received) = (rate(total.0, seen.0), rate(total.1, seen.1));
     Some(PeerLoad { id: shared.id, owner: shared.owner, sent, received })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn peer(slot: u32, owner: u8, sent: u64) -> PeerLoad {
-        PeerLoad { id: PeerId { slot, epoch: slot }, owner, sent, received: 0 }
-    }
-
-    fn id(slot: u32) -> PeerId {
-        PeerId { slot, epoch: slot }
-    }
-
-    fn tick(policy: &mut Policy, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
-        if !policy.observe(busy) {
-            return Vec::new();
-        }
-        let mut loads = Loads::default();
-        peers.iter().for_each(|&peer| policy.weigh(&mut loads, peer));
-        policy.decide(busy, loads)
-    }
-
-    #[test]
-    fn the_heaviest_peer_of_a_worker_hot_for_two_ticks_is_spread() {
-        let mut policy = Policy::default();
-        let peers = [peer(0, 0, 100), peer(1, 1, 900), peer(2, 1, 300)];
-        assert_eq!(tick(&mut policy, &[100, 900], &peers), []);
-        assert_eq!(tick(&mut policy, &[100, 899], &peers), [], "not running");
-        assert_eq!(tick(&mut policy, &[100, 950], &peers), []);
-        assert_eq!(tick(&mut policy, &[100, 950], &peers), [Decision::Spread(id(1))]);
-    }
-
-    #[test]
-    fn nothing_is_spread_where_it_would_not_help() {
-        let equals = [peer(0, 0, 500), peer(1, 0, 500)];
-        let receiving = [PeerLoad { received: 1000, ..peer(0, 0, 100) }];
-        let alone = [peer(0, 0, 1000)];
-        let cases: [(&[u16], &[PeerLoad]); 4] = [
-            (&[1000, 0], &equals),
-            (&[1000, 0], &receiving),
-            (&[1000, 800, 700], &alone), // no room elsewhere
-            (&[1000], &alone),           // no elsewhere
-        ];
-        for (busy, peers) in cases {
-            let mut policy = Policy::default();
-            for _ in 0..10 {
-                assert_eq!(tick(&mut policy, busy, peers), [], "{busy:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_peer_that_fell_below_half_for_five_ticks_is_drawn_back() {
-        let mut policy = Policy::default();
-        for _ in 0..2 {
-            tick(&mut policy, &[1000, 0], &[peer(0, 0, 1000)]);
-        }
-        for sent in [500, 499, 0, 499, 499, 500, 1, 1, 1, 1] {
-            assert_eq!(tick(&mut policy, &[500, 500], &[peer(0, 0, sent)]), []);
-        }
-        assert_eq!(tick(&mut policy, &[500, 950], &[]), [], "queues may be full");
-        assert_eq!(tick(&mut policy, &[500, 500], &[]), [Decision::DrawBack(id(0))]);
-        assert!(!policy.observe(&[500, 500]), "nothing is left to be decided");
-    }
-
-    #[test]
-    fn one_peer_at_a_time_is_taken_from_a_worker() {
-        let mut policy = Policy::default();
-        let peers = [peer(0, 0, 1000), peer(1, 0, 900), peer(2, 0, 50)];
-        let spread: Vec<_> = (0..4).map(|_| tick(&mut policy, &[1000, 0, 0, 0], &peers)).collect();
-        assert_eq!(spread, [vec![], vec![Decision::Spread(id(0))], vec![], vec![Decision::Spread(id(1))]]);
-    }
-
-    #[test]
-    fn the_spread_are_bounded() {
-        let mut policy = Policy::default();
-        for slot in 0..2 * MAX_SPREAD as u32 {
-            for _ in 0..2 {
-                tick(&mut policy, &[1000, 0], &[peer(slot, 0, 1000)]);
-            }
-        }
-        assert_eq!(policy.spread.len(), MAX_SPREAD);
-    }
-
-    /// Workers that carry 1000 each, and share it among what is offered to them.
-    fn carried(workers: usize, offered: &[PeerLoad], policy: &Policy) -> (Vec<u16>, Vec<PeerLoad>) {
-        let parts = |peer: &PeerLoad| -> Vec<u64> {
-            let spread = policy.spread.contains_key(&peer.id);
-            let part = |worker| match spread {
-                true => peer.sent / workers as u64,
-                false => peer.sent * u64::from(worker == usize::from(peer.owner)),
-            };
-            (0..workers).map(part).collect()
-        };
-        let mut load = vec![0; workers];
-        for peer in offered {
-            load.iter_mut().zip(parts(peer)).for_each(|(load, part)| *load += part);
-        }
-        let through = |peer: &PeerLoad| {
-            let shares = parts(peer).into_iter().zip(&load);
-            shares.map(|(part, &load)| part * 1000 / load.max(1000)).sum()
-        };
-        let peers = offered.iter().map(|peer| PeerLoad { sent: through(peer), ..*peer }).collect();
-        (load.into_iter().map(|load| load.min(1000) as u16).collect(), peers)
-    }
-
-    proptest! {
-        #[test]
-        fn constant_load_never_makes_a_peer_go_back_and_forth(
-            workers in 2usize..9,
-            loads in proptest::collection::vec((0usize..8, 16u64..4000), 1..20),
-        ) {
-            let offered: Vec<_> = loads
-                .iter()
-                .zip(0..)
-                .map(|(&(owner, sent), slot)| peer(slot, (owner % workers) as u8, sent))
-                .collect();
-            let mut policy = Policy::default();
-            let mut spread = std::collections::HashSet::new();
-            for _ in 0..100 {
-                let (busy, peers) = carried(workers, &offered, &policy);
-                for change in tick(&mut policy, &busy, &peers) {
-                    match change {
-                        Decision::Spread(id) => prop_assert!(spread.insert(id)),
-                        Decision::DrawBack(id) => prop_assert!(false, "{id:?} drawn back"),
-                    }
-                }
-            }
-        }
-
-        #[test]
-        fn a_lone_worker_never_spreads(ticks in proptest::collection::vec((0u16..=1000, 0u64..4000), 0..50)) {
-            let mut policy = Policy::default();
-            for (busy, sent) in ticks {
-                prop_assert_eq!(tick(&mut policy, &[busy], &[peer(0, 0, sent)]), []);
-            }
-        }
-    }
 }

@@ -41,6 +41,12 @@ counters! {
     peers_drawn_back,
     /// Not cumulative: peers that are spread now.
     peers_spread_now,
+    /// Times that other workers began to open what a peer sends.
+    peers_assisted,
+    /// Times that this was left to its owner again.
+    peers_unassisted,
+    /// Not cumulative: peers whose trains other workers open now.
+    peers_assisted_now,
 }
 
 impl DeviceStats {

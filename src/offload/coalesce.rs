@@ -129,6 +129,17 @@ impl Coalescer {
     /// no packet and is ignored.
     #[inline]
     pub fn push(&mut self, train: &mut [u8], packet: Range<usize>) {
+        self.add(train, packet, false);
+    }
+
+    /// The same for a packet that may join others as far as its checksums go, since they [verify](verifies).
+    #[inline]
+    pub fn push_verified(&mut self, train: &mut [u8], packet: Range<usize>) {
+        self.add(train, packet, true);
+    }
+
+    #[inline]
+    fn add(&mut self, train: &mut [u8], packet: Range<usize>, verified: bool) {
         if packet.start < VNET_HDR_LEN {
             return;
         }
@@ -138,7 +149,7 @@ impl Coalescer {
         }
         match headers::parse(bytes) {
             PacketClass::Joinable(headers) if self.takes(headers.flow.protocol) => {
-                self.push_joinable(train, packet, headers);
+                self.push_joinable(train, packet, Headers { verified, ..headers });
             }
             // Its flow never has an open run: the device does not take this protocol.
             PacketClass::Joinable(_) => self.push_alone(packet, Refusal::NotCoalescable),
@@ -251,6 +262,11 @@ impl Coalescer {
         run.packets = 1;
         self.states.push(OpenRun::new(packet, headers));
     }
+}
+
+/// Whether the checksums of an inner packet verify, and it is of a kind that may join others.
+pub fn verifies(packet: &[u8]) -> bool {
+    matches!(headers::parse(packet), PacketClass::Joinable(headers) if headers.verify(packet))
 }
 
 impl OpenRun {

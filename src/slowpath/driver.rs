@@ -75,7 +75,7 @@ impl Driver {
     ) -> Driver {
         let backlog = links.workers.iter().map(|_| VecDeque::new()).collect();
         let stats: Vec<_> = links.workers.iter().map(|inbox| Arc::clone(&inbox.stats)).collect();
-        device.follow_workers(stats.clone());
+        device.follow_workers(stats.clone(), Arc::clone(&links.assist));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let helpers = Helpers::new(stats, cores, links.slow.waker.clone());
         match RoutingTables::open() {

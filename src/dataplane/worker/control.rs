@@ -21,7 +21,11 @@ impl Worker {
                 (self.peers.routes, self.peers.directory) = (routes, directory);
             }
             Control::Install(peer, receive, send) => self.install(io, now, &peer, receive, send),
-            Control::Drop(id, index) => self.rx.remove(index, id),
+            Control::Drop(id, index) => {
+                // What came before is still of the session.
+                self.receiver(io, now).finish_all();
+                self.rx.remove(index, id);
+            }
             Control::SendStaged(id) => self.sender(io, now).flush_staged(id.slot),
             Control::PurgeStaged(id) => self.sender(io, now).purge(id.slot),
             Control::Keepalive(peer) => self.sender(io, now).keepalive(&peer),

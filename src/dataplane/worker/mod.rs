@@ -17,6 +17,7 @@ mod outbox;
 mod padding;
 mod patience;
 mod peers;
+mod reorder;
 mod rx;
 mod staged;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod tx;
 mod unreachable;
 
 use crate::crypto::stack;
+use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::Io;
@@ -35,8 +37,10 @@ use outbox::WorkerOutbox;
 use padding::Padding;
 use patience::{Done, Patience};
 use peers::Peers;
+use reorder::Reorder;
 use rx::{Receiver, Rx};
 use std::sync::Arc;
+use std::time::Duration;
 use trains::OpenTrains;
 use tx::Sender;
 use unreachable::UnreachableSender;
@@ -46,6 +50,10 @@ const CONTROL_BUDGET: usize = 256;
 /// What one turn may take from each of the TUN queue, the sockets and the other workers: 64 small frames or trains, or 16
 /// large ones.
 const TRAFFIC_BUDGET: usize = 64;
+/// Trains of other workers that a turn opens at most: some 80 µs.
+const HELP_BUDGET: usize = 4;
+/// How long a worker that opened trains for others goes on looking for more, instead of sleeping: to be woken takes as long.
+const HELP_PATIENCE: Duration = Duration::from_micros(100);
 /// How much of [`TRAFFIC_BUDGET`] a large frame or train costs.
 const LARGE_COST: usize = 4;
 /// Most bytes of a small frame or train.
@@ -82,6 +90,9 @@ pub struct Worker {
     peers: Peers,
     unreachable: UnreachableSender,
     rx: Rx,
+    assist: Arc<Assist>,
+    /// When it last opened trains for others.
+    helped_at: Option<Instant>,
     /// Whether a control was carried out in this turn, which may have ended the life of a key.
     had_control: bool,
 }
@@ -96,7 +107,9 @@ impl Worker {
             outbox: WorkerOutbox::new(config.id, links),
             peers: Peers::new(Arc::clone(&links.staging)),
             unreachable: UnreachableSender::default(),
-            rx: Rx::new(config.coalesce),
+            rx: Rx::new(config.coalesce, Reorder::new(config.id, Arc::clone(&links.assist))),
+            assist: Arc::clone(&links.assist),
+            helped_at: None,
             had_control: false,
         }
     }
@@ -130,7 +143,9 @@ impl Worker {
         let mut patience = Patience::default();
         let mut done = Done::by(&self.outbox.stats);
         loop {
-            let now = match io.wait(until) {
+            let waited = io.wait(until);
+            self.assist.awake(self.id);
+            let now = match waited {
                 Ok(now) => now,
                 Err(error) => {
                     self.outbox.emit(Event::WorkerEnded(self.id, error.to_string()));
@@ -147,11 +162,23 @@ impl Worker {
                 Turn::Idle => {
                     let stats = &self.outbox.stats;
                     let before = std::mem::replace(&mut done, Done::by(stats));
-                    patience.wait_until(now, done.since(before), stats)
+                    let patience = patience.wait_until(now, done.since(before), stats);
+                    if self.is_needed(now) { Some(now) } else { patience }
                 }
                 Turn::Stop => return Ok(()),
             };
         }
+    }
+
+    /// Whether an idle worker has trains of others to open, or may have in a moment. Otherwise it may sleep.
+    fn is_needed(&mut self, now: Instant) -> bool {
+        if !self.assist.is_engaged() {
+            return false;
+        }
+        if self.helped_at.is_some_and(|at| now.since(at) < HELP_PATIENCE) {
+            return true;
+        }
+        !self.assist.may_sleep(self.id)
     }
 
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
@@ -159,7 +186,8 @@ impl Worker {
         let misdirected = self.take_misdirected(io, now);
         let trains = self.take_trains(io, now);
         let frames = self.take_frames(io, now);
-        if controls || misdirected || frames || trains { Turn::Busy } else { Turn::Idle }
+        let helped = self.help(now);
+        if controls || misdirected || frames || trains || helped { Turn::Busy } else { Turn::Idle }
     }
 
     /// Carries out what the slow path asked for. Returns whether the budget was used up, and `None` where the worker must
@@ -203,14 +231,36 @@ impl Worker {
     fn take_trains<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut receiver = self.receiver(io, now);
         let mut budget = TRAFFIC_BUDGET;
-        while budget > 0 {
+        while budget > 0 && !receiver.rx.reorder.is_full() {
             let Some(train) = receiver.io.recv_udp() else { break };
             budget = budget.saturating_sub(cost(train.len));
             receiver.train(train);
         }
+        if !receiver.rx.reorder.is_empty() {
+            receiver.outbox.ring_helpers(&receiver.rx.reorder.assist);
+            receiver.release();
+        }
+        // As long as another worker is at the oldest train, this one looks for it again and again.
+        let waits = !receiver.rx.reorder.is_empty();
+        if receiver.rx.reorder.note_waiting(now) {
+            add(&receiver.outbox.stats.rx_assist_stalls, 1);
+        }
         // This comes before the frames, as what is written to the TUN device is often answered there at once.
         receiver.io.flush();
-        budget == 0
+        budget == 0 || waits
+    }
+
+    /// Opens trains for other workers. Returns whether there were any.
+    fn help(&mut self, now: Instant) -> bool {
+        if !self.assist.is_engaged() {
+            return false;
+        }
+        let helped = (0..HELP_BUDGET).take_while(|_| self.rx.reorder.work_once()).count();
+        if helped > 0 {
+            add(&self.outbox.stats.rx_assisted, helped);
+            self.helped_at = Some(now);
+        }
+        helped > 0
     }
 
     /// Takes what the backend noticed while it sent and wrote: super-packets that the TUN device refuses, source addresses that are

@@ -5,14 +5,16 @@
 
 use super::hash::IndexHasher;
 use super::outbox::WorkerOutbox;
+use super::reorder::{Origin, Reorder, TrainInfo};
 use super::tx::alloc;
-use crate::crypto::aead::MAX_SEGMENTS;
+use crate::crypto::aead::{MAX_SEGMENTS, Opened};
+use crate::dataplane::assist::OpenedTrain;
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::io::slab::Buf;
-use crate::io::{Endpoint, Io, LocalAddr, SendTrain, UdpTrain};
+use crate::io::{Endpoint, Io, SendTrain, UdpTrain};
 use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{Received, RecvSession, SendSession};
 use crate::offload::coalesce::{CoalesceOptions, Coalescer, REFUSALS};
@@ -36,6 +38,7 @@ pub(super) struct Rx {
     sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
     coalescer: Coalescer,
     coalesce: CoalesceOptions,
+    pub(super) reorder: Reorder,
     /// What checks handshake messages; `None` without a local identity.
     pub(super) gate: Option<Gate>,
 }
@@ -93,8 +96,9 @@ impl Receiving {
 }
 
 impl Rx {
-    pub(super) fn new(coalesce: CoalesceOptions) -> Rx {
-        Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, gate: None }
+    /// Nothing received yet; `reorder` keeps the order of trains that other workers open.
+    pub(super) fn new(coalesce: CoalesceOptions, reorder: Reorder) -> Rx {
+        Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, reorder, gate: None }
     }
 
     /// Adds a session of `peer`, which has not taken effect yet.
@@ -132,14 +136,6 @@ impl Rx {
     }
 }
 
-/// Where a train came from, and how.
-#[derive(Clone, Copy)]
-struct Origin {
-    from: SocketAddr,
-    to: Option<LocalAddr>,
-    ecn: u8,
-}
-
 /// The receiving side of a turn.
 pub(super) struct Receiver<'a, I: Io> {
     pub(super) id: u8,
@@ -173,13 +169,82 @@ impl<I: Io> Receiver<'_, I> {
     }
 
     fn take(&mut self, train: UdpTrain) {
-        let UdpTrain { mut buf, start, len, stride, from, to, ecn } = train;
-        let origin = Origin { from, to, ecn };
+        let UdpTrain { start, len, stride, .. } = train;
         // Below `start` the coalescer needs room for its virtio-net header.
-        let bounds = start.checked_add(len).filter(|&end| start >= DATA_HEADER_LEN && end <= buf.len());
+        let bounds = start.checked_add(len).filter(|&end| start >= DATA_HEADER_LEN && end <= train.buf.len());
         let (Some(end), 1..) = (bounds, stride.min(len)) else {
             return add(&self.outbox.stats.rx_malformed, 1);
         };
+        if self.rx.reorder.is_in_use() {
+            match self.share_out(train) {
+                Some(train) => self.open(train, end),
+                None => add(&self.outbox.stats.rx_shared_out, 1),
+            }
+        } else {
+            self.open(train, end);
+        }
+    }
+
+    /// Gives a train to whoever has time to open it, where its peer's trains are shared out, or earlier trains are under way. It
+    /// comes back where it is to be handled at once.
+    fn share_out(&mut self, train: UdpTrain) -> Option<UdpTrain> {
+        let UdpTrain { start, len, stride, from, to, ecn, .. } = train;
+        let first = &train.buf[start..start + len.min(stride)];
+        let header = DataHeader::parse(first).filter(|_| classify(first) == Some(MessageKind::Data));
+        let Some(receiving) = header.and_then(|header| self.rx.sessions.get(&header.receiver)) else {
+            // It begins with nothing for a helper.
+            self.finish_all();
+            return Some(train);
+        };
+        let shares = receiving.peer.assisted.load(Relaxed) && self.rx.reorder.may_share(self.now);
+        if self.rx.reorder.is_empty() && !shares {
+            return Some(train);
+        }
+        if self.io.alloc().is_none() {
+            // All buffers are in use, many of them by trains that wait for their release.
+            self.finish_all();
+            return Some(train);
+        }
+        let (receiver, key) = (receiving.session.local_index(), Arc::clone(receiving.session.key()));
+        while self.rx.reorder.is_full() {
+            self.release();
+        }
+        let origin = Origin { from, to, ecn };
+        self.rx.reorder.push(TrainInfo { receiver, run: start..start + len, stride, origin }, train.buf, key);
+        None
+    }
+
+    /// Releases the oldest trains that were shared out, as far as they are opened, and opens what nobody has begun.
+    pub(super) fn release(&mut self) {
+        while let Some((train, opened)) = self.rx.reorder.next() {
+            let TrainInfo { receiver, run, stride, origin } = train;
+            let OpenedTrain { buf, is_one_run, opened, verified, .. } = opened;
+            let mut buf = self.io.restore(buf);
+            if !is_one_run {
+                let (start, len, Origin { from, to, ecn }) = (run.start, run.len(), origin);
+                self.open(UdpTrain { buf, start, len, stride, from, to, ecn }, run.end);
+                continue;
+            }
+            self.rx.coalescer.start(self.rx.coalesce);
+            if self.data(&mut buf, run, stride, receiver, origin, Some([opened, verified])) > 0 {
+                self.deliver(buf);
+            }
+        }
+    }
+
+    /// Releases all trains that were shared out. Another worker that has begun one needs microseconds for it, unless the kernel
+    /// has taken its core away.
+    pub(super) fn finish_all(&mut self) {
+        while !self.rx.reorder.is_empty() {
+            self.release();
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Handles a train of checked bounds, which ends at `end`, at once.
+    fn open(&mut self, train: UdpTrain, end: usize) {
+        let UdpTrain { mut buf, start, stride, from, to, ecn, .. } = train;
+        let origin = Origin { from, to, ecn };
         self.rx.coalescer.start(self.rx.coalesce);
         let mut at = start;
         let mut accepted = 0;
@@ -188,7 +253,9 @@ impl<I: Io> Receiver<'_, I> {
             let run = at..at + len;
             at = run.end;
             match kind {
-                Run::Data(receiver) => accepted += self.data(&mut buf, run, stride, receiver, origin),
+                Run::Data(receiver) => {
+                    accepted += self.data(&mut buf, run, stride, receiver, origin, None);
+                }
                 Run::Handshake(kind) => self.handshake(kind, &buf[run], origin),
                 Run::Malformed => add(&self.outbox.stats.rx_malformed, 1),
             }
@@ -231,7 +298,8 @@ impl<I: Io> Receiver<'_, I> {
         add(&self.outbox.stats.tx_cookies, 1);
     }
 
-    /// Opens a run of data messages for one index. Returns how many inner packets went to the coalescer.
+    /// Opens a run of data messages for one index, unless another worker did. Returns how many inner packets went to the
+    /// coalescer.
     fn data(
         &mut self,
         buf: &mut Buf,
@@ -239,6 +307,7 @@ impl<I: Io> Receiver<'_, I> {
         stride: usize,
         receiver: u32,
         origin: Origin,
+        opened: Option<[Opened; 2]>,
     ) -> usize {
         let owner = ReceiverIndex(receiver).worker();
         let count = run.len().div_ceil(stride);
@@ -259,8 +328,13 @@ impl<I: Io> Receiver<'_, I> {
             return 0;
         }
         let slot = receiving.peer.id.slot;
-        let received = receiving.session.open_train(&mut buf[run.clone()], stride);
-        let opened = self.accept(slot, buf, run, stride, received, origin.ecn);
+        let train = &mut buf[run.clone()];
+        let received = match opened {
+            Some([opened, _]) => receiving.session.admit(train, stride, opened),
+            None => receiving.session.open_train(train, stride),
+        };
+        let verified = opened.map_or(Opened::default(), |[_, verified]| verified);
+        let opened = self.accept(slot, buf, run, stride, (received, verified), origin.ecn);
         if opened.bytes > 0 {
             self.note(receiver, &opened, origin);
         }
@@ -274,7 +348,7 @@ impl<I: Io> Receiver<'_, I> {
         buf: &mut Buf,
         run: Range<usize>,
         stride: usize,
-        received: Received,
+        (received, verified): (Received, Opened),
         ecn: u8,
     ) -> RunOutcome {
         let stats = &self.outbox.stats;
@@ -306,7 +380,10 @@ impl<I: Io> Receiver<'_, I> {
             if ecn == ECN_CE {
                 ip::set_ce(&mut buf[packet.clone()]);
             }
-            self.rx.coalescer.push(buf, packet);
+            match verified.is_ok(i) {
+                true => self.rx.coalescer.push_verified(buf, packet),
+                false => self.rx.coalescer.push(buf, packet),
+            }
             opened.accepted += 1;
         }
         opened

@@ -1,5 +1,6 @@
 //! The worker over queues in memory, against a remote that is two session halves.
 
+mod assist;
 mod loops;
 mod mail;
 mod rx;
