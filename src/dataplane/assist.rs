@@ -173,8 +173,11 @@ impl Assist {
         may
     }
 
-    /// Notes that a worker is awake.
+    /// Notes that a worker is awake. It writes only where the worker was noted to sleep: the notes of all share a cache line.
     pub fn awake(&self, worker: u8) {
-        self.asleep[usize::from(worker)].store(false, Relaxed);
+        let asleep = &self.asleep[usize::from(worker)];
+        if asleep.load(Relaxed) {
+            asleep.store(false, Relaxed);
+        }
     }
 }
