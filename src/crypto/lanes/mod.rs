@@ -29,6 +29,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels that this CPU can run, the fastest first.
+    #[cfg(any(feature = "cli", feature = "internals"))]
     pub fn available() -> impl Iterator<Item = Kernel> {
         let avx512 = avx512::available().then_some(Kernel::Avx512);
         avx512.into_iter().chain(avx2::available().then_some(Kernel::Avx2))
