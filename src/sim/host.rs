@@ -1,5 +1,9 @@
 //! A whole device without threads. The slow path, its workers and the links between are stepped in a seeded order.
 
+mod config;
+
+pub use config::HostConfig;
+
 use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
 use crate::dataplane::{Control, Links, PeerId};
 use crate::device::uapi::SetRequest;
@@ -8,7 +12,6 @@ use crate::index::{ReceiverIndex, WorkerCount};
 use crate::io::SourceGone;
 use crate::io::steer::Target;
 use crate::io::udp::UdpSockets;
-use crate::offload::coalesce::CoalesceOptions;
 use crate::routing::Prefix;
 use crate::sim::io::SimIo;
 use crate::sim::net::Datagram;
@@ -29,39 +32,6 @@ const WORK_AHEAD: usize = 8;
 
 /// The port on which a host that echoes listens (RFC 862).
 pub const ECHO_PORT: u16 = 7;
-
-/// The properties of a host.
-#[derive(Clone, Debug)]
-pub struct HostConfig {
-    /// Number of workers.
-    pub workers: u8,
-    /// Its outer addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The interface's MTU in bytes.
-    pub mtu: u32,
-    /// Which super-packets its TUN device accepts.
-    pub coalesce: CoalesceOptions,
-    /// Whether its sockets have UDP_GRO.
-    pub gro: bool,
-    /// Whether its sockets have UDP_SEGMENT.
-    pub gso: bool,
-    /// Whether datagrams reach the worker that their receiver index names; otherwise any worker gets them.
-    pub steer: bool,
-}
-
-impl Default for HostConfig {
-    fn default() -> HostConfig {
-        HostConfig {
-            workers: 2,
-            addresses: Vec::new(),
-            mtu: 1420,
-            coalesce: CoalesceOptions { tcp: true, udp: true },
-            gro: true,
-            gso: true,
-            steer: true,
-        }
-    }
-}
 
 struct VirtualWorker {
     worker: Worker,

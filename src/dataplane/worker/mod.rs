@@ -27,7 +27,6 @@ mod tx;
 mod unreachable;
 
 use crate::crypto::stack;
-use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::Io;
@@ -90,7 +89,6 @@ pub struct Worker {
     peers: Peers,
     unreachable: UnreachableSender,
     rx: Rx,
-    assist: Arc<Assist>,
     /// When it last opened trains for others.
     helped_at: Option<Instant>,
     /// Whether a control was carried out in this turn, which may have ended the life of a key.
@@ -108,7 +106,6 @@ impl Worker {
             peers: Peers::new(Arc::clone(&links.staging)),
             unreachable: UnreachableSender::default(),
             rx: Rx::new(config.coalesce, Reorder::new(config.id, Arc::clone(&links.assist))),
-            assist: Arc::clone(&links.assist),
             helped_at: None,
             had_control: false,
         }
@@ -144,7 +141,7 @@ impl Worker {
         let mut done = Done::by(&self.outbox.stats);
         loop {
             let waited = io.wait(until);
-            self.assist.awake(self.id);
+            self.rx.reorder.assist.awake(self.id);
             let now = match waited {
                 Ok(now) => now,
                 Err(error) => {
@@ -172,13 +169,13 @@ impl Worker {
 
     /// Whether an idle worker has trains of others to open, or may have in a moment. Otherwise it may sleep.
     fn is_needed(&mut self, now: Instant) -> bool {
-        if !self.assist.is_engaged() {
+        if !self.rx.reorder.assist.is_engaged() {
             return false;
         }
         if self.helped_at.is_some_and(|at| now.since(at) < HELP_PATIENCE) {
             return true;
         }
-        !self.assist.may_sleep(self.id)
+        !self.rx.reorder.assist.may_sleep(self.id)
     }
 
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
@@ -252,7 +249,7 @@ impl Worker {
 
     /// Opens trains for other workers. Returns whether there were any.
     fn help(&mut self, now: Instant) -> bool {
-        if !self.assist.is_engaged() {
+        if !self.rx.reorder.assist.is_engaged() {
             return false;
         }
         let helped = (0..HELP_BUDGET).take_while(|_| self.rx.reorder.work_once()).count();

@@ -192,8 +192,10 @@ impl<I: Io> Receiver<'_, I> {
         let first = &train.buf[start..start + len.min(stride)];
         let header = DataHeader::parse(first).filter(|_| classify(first) == Some(MessageKind::Data));
         let Some(receiving) = header.and_then(|header| self.rx.sessions.get(&header.receiver)) else {
-            // It begins with nothing for a helper.
-            self.finish_all();
+            // It begins with nothing for a helper. Only where more follows may that have to wait for earlier trains.
+            if len > stride {
+                self.finish_all();
+            }
             return Some(train);
         };
         let shares = receiving.peer.assisted.load(Relaxed) && self.rx.reorder.may_share(self.now);

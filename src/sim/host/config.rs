@@ -1,0 +1,37 @@
+//! What a simulated host is like.
+
+use crate::offload::coalesce::CoalesceOptions;
+use std::net::IpAddr;
+
+/// The properties of a host.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Number of workers.
+    pub workers: u8,
+    /// Its outer addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The interface's MTU in bytes.
+    pub mtu: u32,
+    /// Which super-packets its TUN device accepts.
+    pub coalesce: CoalesceOptions,
+    /// Whether its sockets have UDP_GRO.
+    pub gro: bool,
+    /// Whether its sockets have UDP_SEGMENT.
+    pub gso: bool,
+    /// Whether datagrams reach the worker that their receiver index names; otherwise any worker gets them.
+    pub steer: bool,
+}
+
+impl Default for HostConfig {
+    fn default() -> HostConfig {
+        HostConfig {
+            workers: 2,
+            addresses: Vec::new(),
+            mtu: 1420,
+            coalesce: CoalesceOptions { tcp: true, udp: true },
+            gro: true,
+            gso: true,
+            steer: true,
+        }
+    }
+}
