@@ -37,11 +37,8 @@ pub(super) struct Helpers {
     cores: usize,
     /// When the workers' time awake was last read, and what it was in nanoseconds.
     read_at: Option<(Instant, u64)>,
-    /// How many helpers the idle cores allow.
-    wanted: usize,
     threads: Vec<JoinHandle<()>>,
-    /// How many of the threads are to end.
-    surplus: Arc<AtomicUsize>,
+    crew: Arc<Crew>,
     give: Sender<Given>,
     take: Receiver<Given>,
     returned: Receiver<Returned>,
@@ -62,9 +59,8 @@ impl Helpers {
             workers,
             cores,
             read_at: None,
-            wanted: 0,
             threads: Vec::new(),
-            surplus: Arc::default(),
+            crew: Arc::default(),
             give,
             take,
             returned,
@@ -95,21 +91,20 @@ impl Helpers {
     }
 
     fn want(&mut self, helpers: usize) {
-        self.wanted = helpers;
+        self.crew.wanted.store(helpers, Relaxed);
         self.threads.retain(|thread| !thread.is_finished());
-        self.surplus.store(self.threads.len().saturating_sub(helpers), Relaxed);
-        while self.threads.len() < helpers {
+        while self.crew.running.load(Relaxed) < helpers {
             let helper = HelperThread {
                 take: self.take.clone(),
                 returns: self.returns.clone(),
                 waker: self.waker.clone(),
-                surplus: Arc::clone(&self.surplus),
+                member: Member::join(&self.crew),
             };
             match std::thread::Builder::new().name("ringtun-helper".into()).spawn(move || helper.run()) {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => {
                     log::debug!("cannot start a helper: {error}");
-                    self.wanted = self.threads.len();
+                    self.crew.wanted.store(self.crew.running.load(Relaxed), Relaxed);
                     return;
                 }
             }
@@ -118,7 +113,7 @@ impl Helpers {
 
     /// Whether more work may be given out.
     pub(super) fn has_room(&self) -> bool {
-        self.results.len() < AHEAD * (self.wanted + 1)
+        self.results.len() < AHEAD * (self.crew.wanted.load(Relaxed) + 1)
     }
 
     /// Takes work in, behind all that was given before.
@@ -174,21 +169,53 @@ impl Drop for Helpers {
     }
 }
 
+/// How many helpers there are, and how many there should be.
+#[derive(Default)]
+struct Crew {
+    /// How many helpers the idle cores allow.
+    wanted: AtomicUsize,
+    /// How many run, those included that have yet to start.
+    running: AtomicUsize,
+}
+
+/// One helper's place in the crew, which counts as running until this is dropped or the helper leaves.
+struct Member(Option<Arc<Crew>>);
+
+impl Member {
+    fn join(crew: &Arc<Crew>) -> Member {
+        crew.running.fetch_add(1, Relaxed);
+        Member(Some(Arc::clone(crew)))
+    }
+
+    /// Leaves where more run than are wanted, and says whether it did. No more leave than are too many.
+    fn leave_if_too_many(&mut self) -> bool {
+        let left = self.0.take_if(|crew| {
+            let one_less = |running: usize| (running > crew.wanted.load(Relaxed)).then(|| running - 1);
+            crew.running.fetch_update(Relaxed, Relaxed, one_less).is_ok()
+        });
+        left.is_some()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(crew) = &self.0 {
+            crew.running.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
 /// What a helper thread has.
 struct HelperThread {
     take: Receiver<Given>,
     returns: Sender<Returned>,
     waker: Waker,
-    surplus: Arc<AtomicUsize>,
+    member: Member,
 }
 
 impl HelperThread {
-    fn run(self) {
-        loop {
-            let one_less = |surplus: usize| surplus.checked_sub(1);
-            if self.surplus.fetch_update(Relaxed, Relaxed, one_less).is_ok() {
-                return;
-            }
+    fn run(mut self) {
+        while !self.member.leave_if_too_many() {
             match self.take.recv_timeout(REST) {
                 Ok((number, work)) => {
                     let mut report = Returning { number, result: None, helper: &self };
@@ -306,11 +333,21 @@ mod tests {
             now = now + SAMPLE_INTERVAL;
             stats.io_awake_nanos.fetch_add(awake_millis * 1_000_000, Relaxed);
             helpers.follow_load(now);
-            helpers.wanted
+            helpers.crew.wanted.load(Relaxed)
         };
         assert_eq!(after(&mut helpers, 0), 0, "nothing to compare with yet");
         assert_eq!([0, 20, 40, 80].map(|awake| after(&mut helpers, awake)), [3, 2, 1, 0]);
-        assert_eq!((helpers.threads.len(), helpers.surplus.load(Relaxed)), (3, 3), "all of them are to end");
+    }
+
+    #[test]
+    fn no_more_leave_than_are_too_many() {
+        let crew = Arc::<Crew>::default();
+        let mut members = [(); 3].map(|()| Member::join(&crew));
+        crew.wanted.store(1, Relaxed);
+        assert_eq!([0, 1, 2].map(|member| members[member].leave_if_too_many()), [true, true, false]);
+        assert_eq!(crew.running.load(Relaxed), 1);
+        drop(members);
+        assert_eq!(crew.running.load(Relaxed), 0, "who left is not counted twice");
     }
 
     #[test]
@@ -321,7 +358,7 @@ mod tests {
             take: helpers.take.clone(),
             returns: helpers.returns.clone(),
             waker: helpers.waker.clone(),
-            surplus: Arc::default(),
+            member: Member::join(&helpers.crew),
         };
         drop(Returning { number: 0, result: None, helper: &helper });
         assert!(helpers.next().is_none());
