@@ -34,7 +34,9 @@ use crate::wire::message::MAX_HANDSHAKE_LEN;
 use crossbeam::queue::ArrayQueue;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence,
+};
 use std::time::Duration;
 
 /// Controls that may wait for one worker. The slow path keeps what does not fit, and tries again.
@@ -72,8 +74,8 @@ pub struct PeerId {
 pub struct PeerShared {
     /// The peer's slot and epoch.
     pub id: PeerId,
-    /// The worker that opens the peer's packets.
-    pub owner: u8,
+    /// The peer's owner: see [`Self::owner`].
+    owner: AtomicU8,
     /// What the workers write with each train.
     pub traffic: Traffic,
     /// The endpoint, and the session to send with.
@@ -123,7 +125,7 @@ impl PeerShared {
     pub fn new(id: PeerId, owner: u8) -> PeerShared {
         PeerShared {
             id,
-            owner,
+            owner: AtomicU8::new(owner),
             traffic: Traffic::default(),
             sending: Sending::default(),
             assisted: AtomicBool::new(false),
@@ -134,6 +136,17 @@ impl PeerShared {
             armed: AtomicBool::new(false),
             handshake_wanted: AtomicBool::new(false),
         }
+    }
+
+    /// The worker to which the peer's packets are steered, and that will own its next session. Who owns a session, its
+    /// receiver index says.
+    pub fn owner(&self) -> u8 {
+        self.owner.load(Relaxed)
+    }
+
+    /// Gives the peer to another worker. Its present sessions stay with their owners.
+    pub fn give_to(&self, worker: u8) {
+        self.owner.store(worker, Relaxed);
     }
 
     /// Notes that data (not a keepalive) was sent.
@@ -292,21 +305,23 @@ pub enum Control {
     /// are not among these are dropped. For all workers.
     Routes(Arc<RouteTable>, Arc<PeerDirectory>),
     /// Installs a session: opens what is received for its index, and sends with it as soon as its role allows. For
-    /// the owner only.
+    /// the session's owner only.
     Install(Arc<PeerShared>, Box<RecvSession>, Arc<SendSession>),
-    /// Removes both halves of the peer's session with this index. For the owner only.
+    /// Removes both halves of the peer's session with this index. For the session's owner only.
     Drop(PeerId, u32),
     /// Sends what was staged, as there is a new session or endpoint to send with. For those who staged something.
     SendStaged(PeerId),
     /// Drops what is staged, as the handshake was given up. The inner sources get ICMP unreachable. For those who staged
     /// something.
     PurgeStaged(PeerId),
-    /// Sends a keepalive, if there is a session. Staged packets go instead, if there are any. For the owner only.
+    /// Sends a keepalive, if there is a session. Staged packets go instead, if there are any. For the session's
+    /// owner only.
     Keepalive(Arc<PeerShared>),
     /// Confirms the session that is sent with: by a keepalive, unless packets were sent with it already. For the
-    /// owner only.
+    /// session's owner only.
     Confirm(Arc<PeerShared>),
-    /// Sends a handshake message to the peer in this slot. For the owner only.
+    /// Sends a handshake message to the peer in this slot. For the owner of the session that it is about: a response leaves
+    /// after the owner has taken what it will receive with.
     Send(u32, Endpoint, HandshakeDatagram),
     /// Sets the interface's MTU in bytes, which limits padding; 0 is no limit.
     Mtu(u32),

@@ -1,5 +1,7 @@
 //! Balance: which peers outgrow one core, and which calmed down again. What is sent to one is spread over all workers by flow; of
-//! what one sends, all workers open a part for its owner (`dataplane/assist.rs`).
+//! what one sends, all workers open a part for its owner (`dataplane/assist.rs`). Where several peers are too much for one worker
+//! only together, one is given to another worker: what is sent to it at once, what it sends with its next session, within two
+//! minutes.
 //!
 //! A worker counts the time that it is awake; its share of the time that passed is how busy it is. The timer check that active peers
 //! get every few seconds anyway takes these shares, and where one is [`ENGAGED`] or more since the last time, they are taken
@@ -10,8 +12,9 @@
 //! keeps its order. The change itself is made at once, as the kernel's own `tun_flow_update` does, and not when the old
 //! queue has run empty: packets of a flow that moves and still wait in the old worker's TUN queue (1024 frames at most) can be
 //! overtaken by those that came after the change. None is lost for it, nor taken for a replay, since counters are given out
-//! when packets are sealed. It happens to a flow at most once a change, and a peer changes at most when it is spread and, seven
-//! ticks later at the earliest, when it is drawn back. Waiting for a pause would avoid it, but a peer that keeps a worker
+//! when packets are sealed. It happens to a flow at most once a change, and a peer changes when it is given to another worker,
+//! when it is spread and, seven ticks later at the earliest, when it is drawn back. What a peer sends can be overtaken in the same
+//! way as it begins to use a session of another owner. Waiting for a pause would avoid it, but a peer that keeps a worker
 //! too busy does not pause. On the way back there is no hurry: it waits for a tick in which no worker was hot, so that all of
 //! them slept now and then, which they do only once their queues are empty.
 
@@ -23,7 +26,7 @@ use super::table::next_batch;
 use crate::dataplane::PeerId;
 use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::WorkerStats;
-use crate::io::steer::Target;
+use crate::index::ReceiverIndex;
 use crate::time::Instant;
 use Direction::{Received, Sent};
 use policy::{Decision, Loads, PeerLoad, Policy};
@@ -169,6 +172,7 @@ impl Device {
                 Decision::Begin(_, id) if self.peers.by_id(id).is_none() => self.forget_load(id),
                 Decision::Begin(direction, id) => self.share_peer(direction, id, true),
                 Decision::End(direction, id) => self.share_peer(direction, id, false),
+                Decision::Give(id, worker) => self.give_peer(id, worker),
             }
         }
         self.end_tick(now);
@@ -183,13 +187,27 @@ impl Device {
             (Received, true) => stats.peers_assisted += 1,
             (Received, false) => stats.peers_unassisted += 1,
         }
+        let Some(peer) = self.peers.by_id(id) else { return };
         match direction {
-            Sent => self.steer_peer(id, shared),
+            Sent => {
+                peer.spread = shared;
+                log::debug!("peer {}: {}", id.slot, if shared { "spread" } else { "drawn back" });
+                self.steer_peer(id);
+            }
             Received => {
-                let Some(peer) = self.peers.by_id(id) else { return };
                 peer.shared.assisted.store(shared, Relaxed);
                 log::debug!("peer {}: {}", id.slot, if shared { "assisted" } else { "assisted no more" });
             }
+        }
+    }
+
+    /// Gives a peer to another worker: what is sent to it from now on, and what it sends from its next session on.
+    pub fn give_peer(&mut self, id: PeerId, worker: u8) {
+        if self.peers.by_id(id).is_some() {
+            self.stats.peers_given += 1;
+            self.peers.give(id.slot, worker);
+            self.steer_peer(id);
+            log::debug!("peer {}: given to worker {worker}", id.slot);
         }
     }
 
@@ -217,14 +235,13 @@ impl Device {
         }
     }
 
-    fn steer_peer(&mut self, id: PeerId, spread: bool) {
+    /// Steers all that is for a peer anew.
+    fn steer_peer(&mut self, id: PeerId) {
         let Some(peer) = self.peers.by_id(id) else { return };
-        peer.spread = spread;
         let target = peer.target();
         for &prefix in &peer.allowed {
             self.out.steer(prefix, Some(target));
         }
-        log::debug!("peer {}: {}", id.slot, if target == Target::Spread { "spread" } else { "drawn back" });
     }
 }
 
@@ -238,5 +255,8 @@ fn load(peer: &mut Peer, passed: u64) -> Option<PeerLoad> {
     }
     let rate = |now: u64, before: u64| per_second(now.wrapping_sub(before), passed, 1_000_000_000);
     let (sent, received) = (rate(total.0, seen.0), rate(total.1, seen.1));
-    Some(PeerLoad { id: shared.id, owner: shared.owner, sent, received })
+    let owner = shared.owner();
+    let current = peer.sessions.current();
+    let receiver = current.map_or(owner, |session| ReceiverIndex(session.local_index()).worker());
+    Some(PeerLoad { id: shared.id, owner, receiver, sent, received })
 }

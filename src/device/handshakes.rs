@@ -4,6 +4,7 @@ use super::work::{Arrival, HandshakeResult, HandshakeWork, WorkOutcome};
 use super::{Device, Now};
 use crate::crypto::stack;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
+use crate::index::ReceiverIndex;
 use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{Answered, HandshakeError, Identity, IncomingInitiation};
@@ -89,7 +90,7 @@ impl Device {
             return None;
         };
         let id = peer.shared.id;
-        let index = self.indices.allocate(peer.shared.owner, id.slot, &mut *self.entropy);
+        let index = self.indices.allocate(peer.shared.owner(), id.slot, &mut *self.entropy);
         match peer.handshake.begin_answer(identity, incoming, index, now.mono, &mut *self.entropy) {
             Ok(answering) => Some(HandshakeWork::answer(id, answering, arrival)),
             Err(error) => {
@@ -128,7 +129,7 @@ impl Device {
         let heard = self.count_received(now, id, arrival);
         self.heard_from(id, heard);
         self.install(now, id, session);
-        // The owner's worker sends it, after it has taken the receiving half: order within one queue.
+        // The session's owner sends it, after it has taken the receiving half: order within one queue.
         self.send(now, id, &response);
         self.check_timers(now, id.slot);
         Some(())
@@ -177,13 +178,14 @@ impl Device {
         let heard = self.count_received(now, id, arrival);
         // What is staged goes when the session has taken effect, which is soon.
         self.take_heard(id, heard);
+        let owner = ReceiverIndex(session.0.local_index()).worker();
         self.install(now, id, session);
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
             peer.shared.note_handshake(now.wall);
             // The responder may not send before it has received something on this session: what is staged, or else
             // this keepalive.
-            self.out.one(peer.shared.owner, Control::Confirm(Arc::clone(&peer.shared)));
+            self.out.one(owner, Control::Confirm(Arc::clone(&peer.shared)));
         }
         self.check_timers(now, id.slot);
     }
@@ -212,13 +214,14 @@ impl Device {
         Endpoint { addr: arrival.from, from: arrival.to }
     }
 
-    /// Hands both halves of a new session to their owner, and frees what it replaced.
+    /// Hands both halves of a new session to the owner that its index names, and frees what it replaced.
     fn install(&mut self, now: Now, id: PeerId, (send, receive): SessionHalves) {
         let Some(peer) = self.peers.by_id(id) else { return };
         peer.timers.session_derived(now.mono);
         let freed = peer.sessions.install(Arc::clone(&send));
         let shared = Arc::clone(&peer.shared);
-        self.out.one(shared.owner, Control::Install(Arc::clone(&shared), receive, send));
+        let owner = ReceiverIndex(send.local_index()).worker();
+        self.out.one(owner, Control::Install(Arc::clone(&shared), receive, send));
         self.drop_freed(&shared, freed);
     }
 
@@ -249,7 +252,7 @@ impl Device {
             return self.out.purge_staged(&peer.shared);
         };
         let outstanding = peer.handshake.pending_index();
-        let index = self.indices.allocate(peer.shared.owner, slot, &mut *self.entropy);
+        let index = self.indices.allocate(peer.shared.owner(), slot, &mut *self.entropy);
         let timestamp = self.clock.stamp(now.wall);
         let initiation = stack::leaving_nothing(|| {
             peer.handshake.initiate(identity, index, timestamp, now.mono, &mut *self.entropy)
@@ -268,15 +271,16 @@ impl Device {
         self.send(now, id, &message);
     }
 
-    /// Sends a sealed handshake message to the peer's endpoint through its owner.
+    /// Sends a sealed handshake message to the peer's endpoint, through the owner of the session that it is about.
     fn send(&mut self, now: Now, id: PeerId, message: &[u8]) {
         let Some(peer) = self.peers.by_id(id) else { return };
         let (Some(endpoint), Some(datagram)) = (peer.endpoint, HandshakeDatagram::new(message)) else {
             return;
         };
-        peer.shared.handshake_index.store(index(message).unwrap_or_default(), Relaxed);
+        let index = index(message).unwrap_or_default();
+        peer.shared.handshake_index.store(index, Relaxed);
         peer.shared.authenticated_sent(now.mono);
         peer.shared.traffic.tx_bytes.fetch_add(message.len() as u64, Relaxed);
-        self.out.one(peer.shared.owner, Control::Send(id.slot, endpoint, datagram));
+        self.out.one(ReceiverIndex(index).worker(), Control::Send(id.slot, endpoint, datagram));
     }
 }

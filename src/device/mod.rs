@@ -43,7 +43,7 @@ use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::directory::{DirectoryWriter, PeerDirectory};
 use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
-use crate::index::WorkerCount;
+use crate::index::{ReceiverIndex, WorkerCount};
 use crate::io::Endpoint;
 use crate::io::steer::Target;
 use crate::noise::handshake::Identity;
@@ -365,11 +365,11 @@ impl Device {
         self.check_timers(now, id.slot);
     }
 
-    /// Frees receiver indices of the peer's, and has its owner forget the sessions.
+    /// Frees receiver indices of the peer's, and has their owners forget the sessions.
     fn drop_freed(&mut self, peer: &PeerShared, freed: Vec<u32>) {
         for index in freed {
             self.indices.free(index);
-            self.out.one(peer.owner, Control::Drop(peer.id, index));
+            self.out.one(ReceiverIndex(index).worker(), Control::Drop(peer.id, index));
         }
     }
 }

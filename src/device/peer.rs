@@ -79,6 +79,6 @@ impl Peer {
 
     /// Where the TUN device's packets for this peer are steered to.
     pub(super) fn target(&self) -> Target {
-        if self.spread { Target::Spread } else { Target::Worker(self.shared.owner) }
+        if self.spread { Target::Spread } else { Target::Worker(self.shared.owner()) }
     }
 }

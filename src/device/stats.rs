@@ -41,6 +41,8 @@ counters! {
     peers_drawn_back,
     /// Not cumulative: peers that are spread now.
     peers_spread_now,
+    /// Times that a peer was given to another worker, as several were too much for one.
+    peers_given,
     /// Times that other workers began to open what a peer sends.
     peers_assisted,
     /// Times that this was left to its owner again.

@@ -110,7 +110,7 @@ impl Device {
             };
             listing.summary.add(&peer.shared, listing.wall);
             if listing.with_owners {
-                let owner = Owner { public_key: peer.public_key.to_base64(), worker: peer.shared.owner };
+                let owner = Owner { public_key: peer.public_key.to_base64(), worker: peer.shared.owner() };
                 if !std::mem::replace(&mut listing.first, false) {
                     chunk.push(',');
                 }

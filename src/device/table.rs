@@ -98,12 +98,20 @@ impl PeerTable {
         id
     }
 
+    /// Gives a peer to another worker.
+    pub(super) fn give(&mut self, slot: u32, worker: u8) {
+        let Some(peer) = self.slots.get(slot as usize).and_then(Option::as_ref) else { return };
+        self.load[usize::from(peer.shared.owner())] -= 1;
+        self.load[usize::from(worker)] += 1;
+        peer.shared.give_to(worker);
+    }
+
     /// Removes a peer. Its slot is reused after [`Self::recycle`].
     pub(super) fn remove(&mut self, slot: u32) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(slot as usize)?.take()?;
         self.by_key.remove(&peer.public_key);
         self.by_epoch.remove(&peer.shared.id.epoch);
-        self.load[usize::from(peer.shared.owner)] -= 1;
+        self.load[usize::from(peer.shared.owner())] -= 1;
         self.released.push(slot);
         Some(peer)
     }

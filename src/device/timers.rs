@@ -12,6 +12,7 @@ use super::peer::Watch;
 use super::table::PeerTable;
 use super::{Device, Now};
 use crate::dataplane::{Control, PeerId, PeerShared};
+use crate::index::ReceiverIndex;
 use crate::noise::KEEPALIVE_TIMEOUT;
 use crate::noise::timers::Due;
 use crate::time::Instant;
@@ -159,8 +160,11 @@ impl Device {
     /// Sends a keepalive, or begins the handshake that it needs first (kernel: `wg_packet_send_keepalive`).
     fn keepalive(&mut self, now: Now, slot: u32) {
         let Some(peer) = self.peers.get(slot) else { return };
-        if peer.sessions.current().is_some_and(|session| session.usable(now.mono)) {
-            self.out.one(peer.shared.owner, Control::Keepalive(Arc::clone(&peer.shared)));
+        if let Some(session) = peer.sessions.current().filter(|session| session.usable(now.mono)) {
+            self.out.one(
+                ReceiverIndex(session.local_index()).worker(),
+                Control::Keepalive(Arc::clone(&peer.shared)),
+            );
         } else {
             self.want_handshake(now, slot);
         }

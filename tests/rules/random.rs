@@ -46,6 +46,18 @@ fn traffic(lab: &mut Lab) {
     }
 }
 
+/// A peer of one of the sites is given to another worker, as the balancer does under load.
+fn give(lab: &mut Lab) {
+    let site = lab.world.rng().below(lab.sites.len() as u64) as usize;
+    let workers = u64::from(lab.host(site).workers());
+    let (peer, worker) = (lab.world.rng().next_u64(), lab.world.rng().below(workers) as u8);
+    let peers = lab.host(site).device().peers();
+    if let Some(peer) = peers.get(peer as usize % peers.len().max(1)) {
+        lab.host(site).device().give_peer(peer.id, worker);
+        lab.run(millis(0));
+    }
+}
+
 /// Something happens to one of the sites.
 fn mishap(lab: &mut Lab) {
     let site = lab.world.rng().below(lab.sites.len() as u64) as usize;
@@ -84,6 +96,9 @@ fn random_traffic_under_every_fault_is_never_false_and_recovers() {
                 lab.run(millis(pause));
                 if lab.world.rng().chance(30) {
                     mishap(&mut lab);
+                }
+                if lab.world.rng().chance(30) {
+                    give(&mut lab);
                 }
             }
             lab.world.network.faults = Faults::default();

@@ -65,7 +65,7 @@ impl<'a, I: Io> Sender<'a, I> {
             return self.refuse(frame);
         };
         let stats = &self.outbox.stats;
-        let own = peer.owner == self.outbox.id;
+        let own = peer.owner() == self.outbox.id;
         add(if own { &stats.tx_frames_own } else { &stats.tx_frames_other }, 1);
         let slot = peer.id.slot;
         let (has_endpoint, has_session) = self.has_path(peer);

@@ -13,6 +13,10 @@ const ROOM: u32 = 750;
 /// Number of ticks for which a shared peer moves less than half of what it did, before it is its owner's alone again. They
 /// need not be consecutive, but a tick in which it moves more starts the count anew.
 const CALM_TICKS: u8 = 5;
+/// Busy share in thousandths up to which a worker may come by a peer that it is given.
+const FILLED: u64 = 750;
+/// The least part of what a worker moves, as a divisor, that a peer makes which is given to another.
+const WORTH: u64 = 8;
 /// Most peers that are shared at a time, each way. Each made most of what a worker moved and has not calmed down since, so
 /// more than a few are not to be expected.
 const MAX_SHARED: usize = 256;
@@ -21,12 +25,19 @@ const MAX_SHARED: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PeerLoad {
     pub(super) id: PeerId,
+    /// The worker that seals what is sent to it, unless it is spread.
     pub(super) owner: u8,
+    /// The worker that receives what it sends: the owner of its session.
+    pub(super) receiver: u8,
     pub(super) sent: u64,
     pub(super) received: u64,
 }
 
 impl PeerLoad {
+    fn total(&self) -> u64 {
+        self.sent.saturating_add(self.received)
+    }
+
     fn moved(&self, direction: Direction) -> u64 {
         match direction {
             Sent => self.sent,
@@ -42,6 +53,8 @@ pub(super) enum Decision {
     Begin(Direction, PeerId),
     /// Leave that to its owner again.
     End(Direction, PeerId),
+    /// Give the peer to this worker.
+    Give(PeerId, u8),
 }
 
 /// A peer that is shared in one direction.
@@ -69,8 +82,12 @@ pub(super) struct Policy {
 struct Share {
     /// What it moves, by [`Direction`].
     moved: [u64; 2],
-    /// The peer that makes most of it and is not shared yet.
+    /// The peer that makes most of it and is not shared yet, by [`Direction`].
     heaviest: [Option<PeerLoad>; 2],
+    /// The two peers that make most of both directions, the heavier first, of those that are this worker's alone.
+    whole: [Option<PeerLoad>; 2],
+    /// What it receives of peers that were given away and have yet to begin another session.
+    leaving: u64,
 }
 
 impl Policy {
@@ -110,13 +127,24 @@ impl Policy {
     }
 
     /// What to change after a tick, given what the peers moved in it. Peers that moved nothing may be left out.
-    pub(super) fn decide(&mut self, busy: &[u16], loads: Loads) -> Vec<Decision> {
+    pub(super) fn decide(&mut self, busy: &[u16], mut loads: Loads) -> Vec<Decision> {
         let mut changes = self.ends(busy, &loads.engaged);
+        let coming = std::mem::take(&mut loads.coming);
         let shares = self.shares(busy.len(), loads);
+        let mut expected = expected(busy, &shares, &coming);
         for (worker, share) in shares.iter().enumerate() {
             let long_hot = self.hot.get(worker).is_some_and(|&streak| streak >= HOT_TICKS);
             if !long_hot || !has_room(busy, worker) {
                 continue;
+            }
+            if let Some((peer, part)) = share.surplus(busy[worker]) {
+                let least = (0..expected.len()).min_by_key(|&worker| expected[worker]).unwrap_or(worker);
+                if expected[least] + part <= FILLED {
+                    expected[least] += part;
+                    self.hot[worker] = 0;
+                    changes.push(Decision::Give(peer, least as u8));
+                    continue;
+                }
             }
             let useful = [Sent, Received]
                 .into_iter()
@@ -155,17 +183,18 @@ impl Policy {
 
     /// What each worker does. A spread peer's packets leave from all workers, and still arrive at its owner.
     fn shares(&self, workers: usize, loads: Loads) -> Vec<Share> {
-        let Loads { mut shares, engaged } = loads;
+        let Loads { mut shares, engaged, .. } = loads;
         shares.resize(workers, Share::default());
         let mut everywhere = 0;
         for peer in engaged {
-            let Some(share) = shares.get_mut(usize::from(peer.owner)) else { continue };
             if self.has(Sent, peer.id) {
                 everywhere += peer.sent / workers as u64;
-            } else {
+            } else if let Some(share) = shares.get_mut(usize::from(peer.owner)) {
                 share.add(Sent, &peer, true);
             }
-            share.add(Received, &peer, !self.has(Received, peer.id));
+            if let Some(share) = shares.get_mut(usize::from(peer.receiver)) {
+                share.add(Received, &peer, !self.has(Received, peer.id));
+            }
         }
         shares.iter_mut().for_each(|share| share.moved[Sent as usize] += everywhere);
         shares
@@ -176,12 +205,18 @@ impl Policy {
         if self.has(Sent, peer.id) || self.has(Received, peer.id) {
             return loads.engaged.push(peer);
         }
-        let owner = usize::from(peer.owner);
-        if loads.shares.len() <= owner {
-            loads.shares.resize(owner + 1, Share::default());
+        let (owner, receiver) = (usize::from(peer.owner), usize::from(peer.receiver));
+        if loads.shares.len() <= owner.max(receiver) {
+            loads.shares.resize(owner.max(receiver) + 1, Share::default());
         }
         loads.shares[owner].add(Sent, &peer, true);
-        loads.shares[owner].add(Received, &peer, true);
+        loads.shares[receiver].add(Received, &peer, true);
+        if owner == receiver {
+            loads.shares[owner].add_whole(peer);
+        } else {
+            loads.shares[receiver].leaving += peer.received;
+            *loads.coming.entry((peer.receiver, peer.owner)).or_default() += peer.received;
+        }
     }
 }
 
@@ -190,6 +225,8 @@ impl Policy {
 pub(super) struct Loads {
     shares: Vec<Share>,
     engaged: Vec<PeerLoad>,
+    /// What peers send that were given away and have yet to begin another session, by who receives it and who will.
+    coming: HashMap<(u8, u8), u64>,
 }
 
 impl Share {
@@ -202,12 +239,56 @@ impl Share {
         }
     }
 
+    /// Takes in a peer that is this worker's alone.
+    fn add_whole(&mut self, peer: PeerLoad) {
+        let [first, second] = &mut self.whole;
+        let is_above = |other: &Option<PeerLoad>| other.is_none_or(|other| other.total() < peer.total());
+        if is_above(first) {
+            *second = first.replace(peer);
+        } else if is_above(second) {
+            *second = Some(peer);
+        }
+    }
+
+    /// The peer to give to another worker, and the busy share that it makes of this worker's, which is `busy`. It makes no more
+    /// than half, as it would only take the trouble elsewhere otherwise. `None` also while another is on its way.
+    fn surplus(&self, busy: u16) -> Option<(PeerId, u64)> {
+        let all = self.all();
+        let peer = self.whole.iter().flatten().find(|peer| peer.total() <= all / 2)?;
+        let is_settled = self.leaving < all / WORTH;
+        (is_settled && peer.total() >= all / WORTH && all > 0)
+            .then(|| (peer.id, scaled(busy, peer.total(), all)))
+    }
+
+    fn all(&self) -> u64 {
+        self.moved.iter().sum()
+    }
+
     /// The peer whose sharing in this direction takes enough off the worker. It has to make the larger part of what the worker
     /// moves in it, and no small part of all; a worker that is busy with the other direction would keep what keeps it busy.
     fn helped(&self, direction: Direction) -> Option<PeerLoad> {
-        let (this, all) = (self.moved[direction as usize], self.moved[0] + self.moved[1]);
+        let (this, all) = (self.moved[direction as usize], self.all());
         self.heaviest[direction as usize].filter(|peer| peer.moved(direction) > this / 2 && this >= all / 3)
     }
+}
+
+/// The part of a busy share that `moved` makes, of `all` that the worker moves.
+fn scaled(busy: u16, moved: u64, all: u64) -> u64 {
+    (u128::from(busy) * u128::from(moved) / u128::from(all.max(1))) as u64
+}
+
+/// How busy the workers will be once all peers have come that were given to them, in thousandths.
+fn expected(busy: &[u16], shares: &[Share], coming: &HashMap<(u8, u8), u64>) -> Vec<u64> {
+    let mut expected: Vec<u64> = busy.iter().map(|&busy| u64::from(busy)).collect();
+    for (&(receiver, owner), &received) in coming {
+        let receiver = usize::from(receiver);
+        if let (Some(share), Some(&busy)) = (shares.get(receiver), busy.get(receiver))
+            && let Some(expected) = expected.get_mut(usize::from(owner))
+        {
+            *expected += scaled(busy, received, share.all());
+        }
+    }
+    expected
 }
 
 /// Whether the workers other than `worker` have room. There must be some.
@@ -218,168 +299,4 @@ fn has_room(busy: &[u16], worker: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn peer(slot: u32, owner: u8, sent: u64) -> PeerLoad {
-        PeerLoad { id: PeerId { slot, epoch: slot }, owner, sent, received: 0 }
-    }
-
-    fn id(slot: u32) -> PeerId {
-        PeerId { slot, epoch: slot }
-    }
-
-    fn tick(policy: &mut Policy, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
-        if !policy.observe(busy) {
-            return Vec::new();
-        }
-        let mut loads = Loads::default();
-        peers.iter().for_each(|&peer| policy.weigh(&mut loads, peer));
-        policy.decide(busy, loads)
-    }
-
-    #[test]
-    fn the_heaviest_peer_of_a_worker_hot_for_two_ticks_is_spread() {
-        let mut policy = Policy::default();
-        let peers = [peer(0, 0, 100), peer(1, 1, 900), peer(2, 1, 300)];
-        assert_eq!(tick(&mut policy, &[100, 900], &peers), []);
-        assert_eq!(tick(&mut policy, &[100, 899], &peers), [], "not running");
-        assert_eq!(tick(&mut policy, &[100, 950], &peers), []);
-        assert_eq!(tick(&mut policy, &[100, 950], &peers), [Decision::Begin(Sent, id(1))]);
-    }
-
-    #[test]
-    fn nothing_is_spread_where_it_would_not_help() {
-        let equals = [peer(0, 0, 500), peer(1, 0, 500)];
-        let alone = [peer(0, 0, 1000)];
-        let cases: [(&[u16], &[PeerLoad]); 3] = [
-            (&[1000, 0], &equals),
-            (&[1000, 800, 700], &alone), // no room elsewhere
-            (&[1000], &alone),           // no elsewhere
-        ];
-        for (busy, peers) in cases {
-            let mut policy = Policy::default();
-            for _ in 0..10 {
-                assert_eq!(tick(&mut policy, busy, peers), [], "{busy:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_peer_that_fell_below_half_for_five_ticks_is_drawn_back() {
-        let mut policy = Policy::default();
-        for _ in 0..2 {
-            tick(&mut policy, &[1000, 0], &[peer(0, 0, 1000)]);
-        }
-        for sent in [500, 499, 0, 499, 499, 500, 1, 1, 1, 1] {
-            assert_eq!(tick(&mut policy, &[500, 500], &[peer(0, 0, sent)]), []);
-        }
-        assert_eq!(tick(&mut policy, &[500, 950], &[]), [], "queues may be full");
-        assert_eq!(tick(&mut policy, &[500, 500], &[]), [Decision::End(Sent, id(0))]);
-        assert!(!policy.observe(&[500, 500]), "nothing is left to be decided");
-    }
-
-    #[test]
-    fn one_peer_at_a_time_is_taken_from_a_worker() {
-        let mut policy = Policy::default();
-        let peers = [peer(0, 0, 1000), peer(1, 0, 900), peer(2, 0, 50)];
-        let spread: Vec<_> = (0..4).map(|_| tick(&mut policy, &[1000, 0, 0, 0], &peers)).collect();
-        assert_eq!(
-            spread,
-            [vec![], vec![Decision::Begin(Sent, id(0))], vec![], vec![Decision::Begin(Sent, id(1))]]
-        );
-    }
-
-    #[test]
-    fn a_worker_that_is_hot_with_what_one_peer_sends_it_is_assisted_until_that_calms_down() {
-        let mut policy = Policy::default();
-        let receiving = |received| PeerLoad { received, ..peer(0, 0, 100) };
-        assert_eq!(tick(&mut policy, &[1000, 0], &[receiving(1000)]), []);
-        assert_eq!(tick(&mut policy, &[1000, 0], &[receiving(1000)]), [Decision::Begin(Received, id(0))]);
-        for _ in 0..10 {
-            assert_eq!(tick(&mut policy, &[1000, 500], &[receiving(1700)]), [], "it is already");
-        }
-        for _ in 1..CALM_TICKS {
-            assert_eq!(tick(&mut policy, &[500, 100], &[receiving(499)]), []);
-        }
-        assert_eq!(tick(&mut policy, &[500, 100], &[receiving(499)]), [Decision::End(Received, id(0))]);
-        assert!(!policy.observe(&[500, 100]));
-    }
-
-    #[test]
-    fn a_worker_with_two_heavy_senders_to_it_is_not_assisted() {
-        let mut policy = Policy::default();
-        let peers = [0, 1].map(|slot| PeerLoad { received: 1000, ..peer(slot, 0, 0) });
-        for _ in 0..10 {
-            assert_eq!(tick(&mut policy, &[1000, 0], &peers), []);
-        }
-    }
-
-    #[test]
-    fn the_spread_are_bounded() {
-        let mut policy = Policy::default();
-        for slot in 0..2 * MAX_SHARED as u32 {
-            for _ in 0..2 {
-                tick(&mut policy, &[1000, 0], &[peer(slot, 0, 1000)]);
-            }
-        }
-        assert_eq!(policy.engaged[Sent as usize].len(), MAX_SHARED);
-    }
-
-    /// Workers that carry 1000 each, and share it among what is offered to them.
-    fn carried(workers: usize, offered: &[PeerLoad], policy: &Policy) -> (Vec<u16>, Vec<PeerLoad>) {
-        let parts = |peer: &PeerLoad| -> Vec<u64> {
-            let spread = policy.engaged[Sent as usize].contains_key(&peer.id);
-            let part = |worker| match spread {
-                true => peer.sent / workers as u64,
-                false => peer.sent * u64::from(worker == usize::from(peer.owner)),
-            };
-            (0..workers).map(part).collect()
-        };
-        let mut load = vec![0; workers];
-        for peer in offered {
-            load.iter_mut().zip(parts(peer)).for_each(|(load, part)| *load += part);
-        }
-        let through = |peer: &PeerLoad| {
-            let shares = parts(peer).into_iter().zip(&load);
-            shares.map(|(part, &load)| part * 1000 / load.max(1000)).sum()
-        };
-        let peers = offered.iter().map(|peer| PeerLoad { sent: through(peer), ..*peer }).collect();
-        (load.into_iter().map(|load| load.min(1000) as u16).collect(), peers)
-    }
-
-    proptest! {
-        #[test]
-        fn constant_load_never_makes_a_peer_go_back_and_forth(
-            workers in 2usize..9,
-            loads in proptest::collection::vec((0usize..8, 16u64..4000), 1..20),
-        ) {
-            let offered: Vec<_> = loads
-                .iter()
-                .zip(0..)
-                .map(|(&(owner, sent), slot)| peer(slot, (owner % workers) as u8, sent))
-                .collect();
-            let mut policy = Policy::default();
-            let mut spread = std::collections::HashSet::new();
-            for _ in 0..100 {
-                let (busy, peers) = carried(workers, &offered, &policy);
-                for change in tick(&mut policy, &busy, &peers) {
-                    match change {
-                        Decision::Begin(Sent, id) => prop_assert!(spread.insert(id)),
-                        Decision::Begin(Received, id) => prop_assert!(false, "{id:?} sends nothing"),
-                        Decision::End(_, id) => prop_assert!(false, "{id:?} drawn back"),
-                    }
-                }
-            }
-        }
-
-        #[test]
-        fn a_lone_worker_never_spreads(ticks in proptest::collection::vec((0u16..=1000, 0u64..4000), 0..50)) {
-            let mut policy = Policy::default();
-            for (busy, sent) in ticks {
-                prop_assert_eq!(tick(&mut policy, &[busy], &[peer(0, 0, sent)]), []);
-            }
-        }
-    }
-}
+mod tests;

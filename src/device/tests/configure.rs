@@ -64,7 +64,7 @@ fn replaced_prefixes_are_gone_and_unchanged_ones_are_not_steered_anew() {
     let mut request = set(vec![peer(2, &["11.0.0.0/8", "12.0.0.0/8"])]);
     request.peers[0].replace_allowed_ips = true;
     side.apply(NOW, &request);
-    let worker = side.peers[&side.peer()].owner;
+    let worker = side.peers[&side.peer()].owner();
     assert_eq!(
         side.steer,
         [(prefix("10.0.0.0/8"), None), (prefix("12.0.0.0/8"), Some(Target::Worker(worker)))]
@@ -86,7 +86,7 @@ fn a_transaction_publishes_only_what_changed() {
 fn peers_are_shared_out_evenly_and_keep_their_worker() {
     let mut side = Side::new(1);
     side.apply(NOW, &set((2..11).map(|seed| peer(seed, &[])).collect()));
-    let owners = |side: &Side| side.device.peers().iter().map(|shared| shared.owner).collect::<Vec<_>>();
+    let owners = |side: &Side| side.device.peers().iter().map(|shared| shared.owner()).collect::<Vec<_>>();
     assert_eq!(owners(&side), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
     let remove = |seed| PeerRequest { remove: true, ..peer(seed, &[]) };
     side.apply(NOW, &set(vec![remove(3), remove(6), peer(20, &[]), peer(21, &[])]));
@@ -192,7 +192,7 @@ proptest! {
                 None => steered.remove(net),
             };
         }
-        let owner = |seed: u8| side.device.peer_infos().find(|peer| *peer.public_key == public(seed)).unwrap().shared.owner;
+        let owner = |seed: u8| side.device.peer_infos().find(|peer| *peer.public_key == public(seed)).unwrap().shared.owner();
         let expected: BTreeMap<_, _> =
             model.iter().map(|(net, seed)| (*net, Target::Worker(owner(*seed)))).collect();
         prop_assert_eq!(steered, expected);

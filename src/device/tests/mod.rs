@@ -16,7 +16,7 @@ use crate::io::LocalAddr;
 use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{RecvSession, Role, SendSession};
 use crate::routing::RouteTable;
-use crate::wire::message::{DATA_OVERHEAD, MessageKind, classify};
+use crate::wire::message::{self, DATA_OVERHEAD, MessageKind, classify};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
@@ -170,7 +170,7 @@ impl Side {
             match control {
                 Control::Install(peer, session, send) => {
                     let (index, peer) = (session.local_index(), peer.id);
-                    assert_eq!((worker, index as u8), (self.peers[&peer].owner, worker));
+                    assert_eq!(worker, ReceiverIndex(index).worker());
                     self.log.push("Install");
                     let begun = session.role() == Role::Initiator;
                     let receiving = Receiving { peer, session, send: Some(send) };
@@ -178,7 +178,7 @@ impl Side {
                     confirmed.extend(begun.then_some(index));
                 }
                 Control::Drop(id, index) => {
-                    assert_eq!(worker, self.peers[&id].owner);
+                    assert_eq!(worker, ReceiverIndex(index).worker());
                     self.log.push("Drop");
                     let receiving = self.receive.remove(&index);
                     assert!(
@@ -188,12 +188,17 @@ impl Side {
                     self.send.retain(|_, send| send.local_index() != index);
                 }
                 Control::Keepalive(peer) | Control::Confirm(peer) => {
-                    assert_eq!(worker, peer.owner);
+                    let owners = self.receive.iter().filter(|(_, session)| session.peer == peer.id);
+                    assert!(
+                        owners.map(|(&index, _)| ReceiverIndex(index).worker()).any(|owner| owner == worker)
+                    );
                     self.log.push("Keepalive");
                     self.keepalives.push_back(peer.id);
                 }
                 Control::Send(slot, endpoint, datagram) => {
-                    assert!(self.peers.values().any(|peer| (peer.id.slot, peer.owner) == (slot, worker)));
+                    assert!(self.peers.keys().any(|id| id.slot == slot));
+                    let index = message::index(datagram.bytes()).unwrap();
+                    assert_eq!(worker, ReceiverIndex(index).worker());
                     self.log.push("Send");
                     self.sends.push_back((endpoint, datagram));
                 }

@@ -40,7 +40,7 @@ impl Bench {
         for _ in 0..seconds {
             self.pair.now = self.pair.now + SECOND;
             let now = self.pair.now;
-            if let Some(owner) = self.workers.get(usize::from(shared.owner)) {
+            if let Some(owner) = self.workers.get(usize::from(shared.owner())) {
                 owner.io_awake_nanos.fetch_add(busy * 1_000_000, Relaxed);
             }
             shared.traffic.tx_bytes.fetch_add(megabytes * MEGABYTE, Relaxed);
@@ -74,7 +74,7 @@ fn both(target: Target) -> Vec<(Prefix, Option<Target>)> {
 #[test]
 fn a_peer_that_outgrows_its_worker_is_spread_and_drawn_back_when_it_calms() {
     let mut bench = Bench::new(WORKERS.into());
-    let owner = bench.shared().owner;
+    let owner = bench.shared().owner();
     bench.pass(20, 1000, 100);
     assert_eq!(bench.steered(), both(Target::Spread));
     assert_eq!(bench.counts(), (1, 0, 1));
@@ -103,6 +103,40 @@ fn prefixes_given_to_a_spread_peer_are_spread_and_a_removed_peer_is_forgotten() 
     let again = PeerRequest { allowed_ips: vec![allow("11.0.0.0/8")], ..PeerRequest::new(public(2)) };
     bench.pair.a.apply(now, &SetRequest { peers: vec![again], ..SetRequest::default() });
     assert!(matches!(bench.steered()[..], [(_, Some(Target::Worker(_)))]));
+}
+
+#[test]
+fn of_two_heavy_peers_one_goes_to_another_worker_at_once_and_with_its_next_session() {
+    let mut bench = Bench::new(WORKERS.into());
+    let (now, shared) = (bench.pair.now, bench.shared());
+    let other = PeerRequest { allowed_ips: vec![allow("11.0.0.0/8")], ..PeerRequest::new(public(3)) };
+    bench.pair.a.only = Some(shared.id.slot);
+    bench.pair.a.apply(now, &SetRequest { peers: vec![other], ..SetRequest::default() });
+    let other = bench.pair.a.peers.values().find(|peer| peer.id != shared.id).map(Arc::clone).unwrap();
+    let (before, index) = (shared.owner(), bench.pair.a.send[&shared.id].local_index());
+    assert_eq!(ReceiverIndex(index).worker(), before);
+    bench.pair.a.device.peers.give(other.id.slot, before);
+    bench.steered();
+    for _ in 0..20 {
+        other.traffic.tx_bytes.fetch_add(90 * MEGABYTE, Relaxed);
+        bench.pass(1, 1000, 100);
+        if bench.pair.a.device.stats().peers_given > 0 {
+            break;
+        }
+    }
+    // The heavier one makes more than half, so the other goes.
+    assert_eq!((shared.owner(), bench.pair.a.device.stats().peers_given), (before, 1));
+    assert_ne!(other.owner(), before);
+    assert_eq!(bench.steered(), [(prefix("11.0.0.0/8"), Some(Target::Worker(other.owner())))]);
+
+    bench.pair.a.device.give_peer(shared.id, other.owner());
+    bench.pair.a.drain();
+    assert_eq!(bench.steered(), both(Target::Worker(other.owner())));
+    assert_eq!(bench.pair.a.send[&shared.id].local_index(), index, "the session stays where it is");
+    bench.pair.now = bench.pair.now + Duration::from_secs(121);
+    bench.pair.handshake();
+    let renewed = bench.pair.a.send[&shared.id].local_index();
+    assert_eq!(ReceiverIndex(renewed).worker(), other.owner());
 }
 
 #[test]
@@ -146,7 +180,7 @@ fn among_many(removed_in: Option<u32>) -> (u32, (u64, u64, u64)) {
     while bench.counts().0 == 0 && ticks < 20 {
         bench.pair.now = bench.pair.now + SECOND;
         let now = bench.pair.now;
-        bench.workers[usize::from(shared.owner)].io_awake_nanos.fetch_add(1_000_000_000, Relaxed);
+        bench.workers[usize::from(shared.owner())].io_awake_nanos.fetch_add(1_000_000_000, Relaxed);
         shared.traffic.tx_bytes.fetch_add(100 * MEGABYTE, Relaxed);
         shared.authenticated_received(now);
         if !shared.armed.swap(true, Relaxed) {
