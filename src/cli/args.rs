@@ -140,6 +140,9 @@ pub(super) struct TunnelArgs {
     /// Configuration whose endpoints' names and paths are looked after while the tunnel runs
     #[arg(long, value_name = "FILE", hide = true)]
     pub(super) config: Option<PathBuf>,
+    /// Have workers share the trains of every peer, whatever the load: for tests
+    #[arg(long, hide = true)]
+    share_all: bool,
     /// Do not pin workers to cores [default: pinned, unless the CPU quota is below the number of cores]
     #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
     no_pin: bool,
@@ -184,6 +187,7 @@ impl TunnelArgs {
             .gro(!self.no_gro)
             .steering(!self.no_steering)
             .pin(!self.no_pin)
+            .share_all(self.share_all)
             .control_socket();
         if let Some(workers) = self.workers {
             builder = builder.workers(workers.into());

@@ -5,15 +5,16 @@
 //! in the order of arrival: replay window, checks, delivery (`worker/reorder.rs`).
 
 use crate::crypto::aead::{AeadKey, MAX_SEGMENTS, Opened};
-use crate::dataplane::Inbox;
+use crate::dataplane::sleepers::Sleepers;
 use crate::io::slab::LentBuf;
 use crate::offload::coalesce::verifies;
+use crate::sys::waker::Waker;
 use crate::wire::ip;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, classify};
 use crossbeam::queue::ArrayQueue;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Trains of one owner that may be under way: a quarter of its buffers.
 pub const AHEAD: usize = 64;
@@ -89,19 +90,20 @@ pub struct Assist {
     jobs: ArrayQueue<OpenJob>,
     /// The trains that others opened, by owner.
     opened: Vec<ArrayQueue<OpenedTrain>>,
-    /// Workers that sleep, or are about to, and may be rung.
-    asleep: Vec<AtomicBool>,
+    wakers: Vec<Waker>,
+    sleepers: Sleepers,
     /// Number of peers whose trains are shared out.
     peers: AtomicUsize,
 }
 
 impl Assist {
-    /// The queues of so many workers.
-    pub fn new(workers: usize) -> Assist {
+    /// The queues of the workers that `wakers` ring.
+    pub fn new(wakers: Vec<Waker>) -> Assist {
         Assist {
             jobs: ArrayQueue::new(JOBS),
-            opened: (0..workers).map(|_| ArrayQueue::new(AHEAD)).collect(),
-            asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            opened: wakers.iter().map(|_| ArrayQueue::new(AHEAD)).collect(),
+            sleepers: Sleepers::new(wakers.len()),
+            wakers,
             peers: AtomicUsize::new(0),
         }
     }
@@ -111,9 +113,12 @@ impl Assist {
         self.peers.load(Relaxed) > 0
     }
 
-    /// Sets the number of peers whose trains are shared out.
+    /// Sets the number of peers whose trains are shared out. Where there were none so far, workers may have fallen asleep without
+    /// a note of it: all are rung.
     pub fn engage(&self, peers: usize) {
-        self.peers.store(peers, Relaxed);
+        if self.peers.swap(peers, Relaxed) == 0 && peers > 0 {
+            self.wakers.iter().for_each(Waker::wake);
+        }
     }
 
     /// Offers a train to whoever has time.
@@ -144,40 +149,17 @@ impl Assist {
     }
 
     /// Rings sleeping workers, as many as there are trains besides the one that the caller begins.
-    pub fn ring(&self, caller: u8, workers: &[Inbox]) {
-        let mut waiting = self.jobs.len().saturating_sub(1);
-        // Pairs with the fence of `may_sleep`: either the sleeper sees the trains, or it is seen to sleep.
-        fence(SeqCst);
-        for (number, inbox) in workers.iter().enumerate().filter(|(number, _)| *number != usize::from(caller))
-        {
-            if waiting == 0 {
-                return;
-            }
-            let asleep = &self.asleep[number];
-            if asleep.load(Relaxed) && asleep.swap(false, Relaxed) {
-                inbox.waker.wake();
-                waiting -= 1;
-            }
-        }
+    pub fn ring(&self, caller: u8) {
+        self.sleepers.ring(caller, self.jobs.len().saturating_sub(1), |number| self.wakers[number].wake());
     }
 
     /// Notes that a worker is about to sleep. False where there are trains to open first.
     pub fn may_sleep(&self, worker: u8) -> bool {
-        let asleep = &self.asleep[usize::from(worker)];
-        asleep.store(true, Relaxed);
-        fence(SeqCst);
-        let may = self.jobs.is_empty();
-        if !may {
-            asleep.store(false, Relaxed);
-        }
-        may
+        self.sleepers.may_sleep(worker, || !self.jobs.is_empty())
     }
 
-    /// Notes that a worker is awake. It writes only where the worker was noted to sleep: the notes of all share a cache line.
+    /// Notes that a worker is awake.
     pub fn awake(&self, worker: u8) {
-        let asleep = &self.asleep[usize::from(worker)];
-        if asleep.load(Relaxed) {
-            asleep.store(false, Relaxed);
-        }
+        self.sleepers.awake(worker);
     }
 }

@@ -6,10 +6,12 @@
 //! worker tries again with the next packet; handshake datagrams are dropped when the queue is full.
 
 pub mod assist;
+mod atomic;
 pub(crate) mod counters;
 pub mod directory;
 pub mod misdirected;
 pub mod sending;
+mod sleepers;
 pub mod staging;
 pub mod stats;
 pub mod worker;
@@ -412,8 +414,10 @@ impl Links {
                 stats: Arc::default(),
             })
         };
+        let workers = (0..workers).map(|_| inbox()).collect::<std::io::Result<Vec<Inbox>>>()?;
+        let wakers = workers.iter().map(|inbox| inbox.waker.clone()).collect();
         Ok(Links {
-            workers: (0..workers).map(|_| inbox()).collect::<std::io::Result<_>>()?,
+            workers,
             slow: SlowPathInbox {
                 events: Arc::new(ArrayQueue::new(EVENT_QUEUE)),
                 handshakes: Arc::new(ArrayQueue::new(HANDSHAKE_QUEUE)),
@@ -423,7 +427,7 @@ impl Links {
                 waker: Waker::new()?,
             },
             staging: Arc::default(),
-            assist: Arc::new(Assist::new(workers)),
+            assist: Arc::new(Assist::new(wakers)),
         })
     }
 

@@ -23,9 +23,9 @@ mod policy;
 use super::Device;
 use super::peer::{Peer, Watch};
 use super::table::next_batch;
-use crate::dataplane::PeerId;
 use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::WorkerStats;
+use crate::dataplane::{PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::time::Instant;
 use Direction::{Received, Sent};
@@ -63,6 +63,8 @@ pub(super) struct Balancer {
     next: Option<Instant>,
     policy: Policy,
     assist: Option<Arc<Assist>>,
+    /// Whether all peers are assisted, whatever the load.
+    shares_all: bool,
     /// The peers' part of the present tick, while some are still to be looked at.
     weighing: Option<Weighing>,
 }
@@ -112,6 +114,19 @@ fn per_second(count: u64, nanos: u64, unit: u64) -> u64 {
 }
 
 impl Device {
+    /// Has all peers that are added from now on assisted, whatever the load.
+    pub fn share_all(&mut self) {
+        self.balancer.shares_all = true;
+    }
+
+    /// Has a peer that was just added assisted, where all are.
+    pub(super) fn share_added(&mut self, peer: &PeerShared) {
+        if self.balancer.shares_all {
+            peer.assisted.store(true, Relaxed);
+            self.count_shared();
+        }
+    }
+
     /// Sets the workers' counters, one a worker in order, and what they share to help each other. From then on peers that
     /// outgrow one core are shared. With fewer than two workers none ever is.
     pub fn follow_workers(&mut self, workers: Vec<Arc<WorkerStats>>, assist: Arc<Assist>) {
@@ -195,7 +210,7 @@ impl Device {
                 self.steer_peer(id);
             }
             Received => {
-                peer.shared.assisted.store(shared, Relaxed);
+                peer.shared.assisted.store(shared || self.balancer.shares_all, Relaxed);
                 log::debug!("peer {}: {}", id.slot, if shared { "assisted" } else { "assisted no more" });
             }
         }
@@ -230,8 +245,9 @@ impl Device {
         let policy = &self.balancer.policy;
         self.stats.peers_spread_now = policy.count(Sent) as u64;
         self.stats.peers_assisted_now = policy.count(Received) as u64;
+        let all = usize::from(self.balancer.shares_all);
         if let Some(assist) = &self.balancer.assist {
-            assist.engage(policy.count(Received));
+            assist.engage(policy.count(Received) + all);
         }
     }
 

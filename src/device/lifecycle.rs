@@ -215,7 +215,9 @@ impl Device {
         });
         if let Some(peer) = self.peers.get_mut(id.slot) {
             peer.identity = self.identity_number;
-            self.directory.insert(Arc::clone(&peer.shared));
+            let shared = Arc::clone(&peer.shared);
+            self.share_added(&shared);
+            self.directory.insert(shared);
         }
         id.slot
     }

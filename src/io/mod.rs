@@ -241,6 +241,11 @@ pub trait Io {
     /// Takes back one of this backend's buffers that was lent to another thread.
     fn restore(&mut self, lent: LentBuf) -> Buf;
 
+    /// Passes a moment in which another worker may finish something.
+    fn linger(&mut self) {
+        std::hint::spin_loop();
+    }
+
     /// Queues a train.
     fn send_udp(&mut self, train: SendTrain);
 

@@ -22,6 +22,8 @@ use crate::wire::message::MessageKind;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Most rounds of turns at one instant, after which the device counts as spinning. It is far above what full queues need.
@@ -86,16 +88,21 @@ impl SimHost {
     /// Where the system has no memory or files left for its queues.
     pub fn new(config: HostConfig, mut rng: SimRng) -> std::io::Result<SimHost> {
         let links = Links::new(config.workers.into())?;
-        let lane = |id| {
+        let mut lane = |id| {
             let worker = WorkerConfig { id, mtu: config.mtu, coalesce: config.coalesce };
+            let mut io = SimIo::new(config.gro, config.gso)?;
+            if config.assist > 0 {
+                io.help(Arc::clone(&links.assist), rng.fork());
+            }
             Ok(VirtualWorker {
                 worker: Worker::new(worker, &links),
-                io: SimIo::new(config.gro, config.gso)?,
+                io,
                 backlog: VecDeque::new(),
                 busy: true,
                 stopped: false,
             })
         };
+        let lanes = (0..config.workers).map(&mut lane).collect::<std::io::Result<_>>()?;
         Ok(SimHost {
             addresses: config.addresses.clone(),
             wall_ahead: Duration::ZERO,
@@ -107,7 +114,7 @@ impl SimHost {
             controls: 0,
             echo: false,
             device: Device::new(WorkerCount::nearest(config.workers.into()), Box::new(rng.fork())),
-            lanes: (0..config.workers).map(lane).collect::<std::io::Result<_>>()?,
+            lanes,
             links,
             config,
             rng,
@@ -276,6 +283,7 @@ impl SimHost {
         let mut sent = Vec::new();
         let mut order: Vec<usize> = (0..=self.lanes.len()).collect();
         for _ in 0..MAX_ROUNDS {
+            self.decide_on_assist();
             self.rng.shuffle(&mut order);
             let mut progress = false;
             for &actor in &order {
@@ -294,6 +302,18 @@ impl SimHost {
         }
         self.violations.push(format!("busy for {MAX_ROUNDS} rounds at {:?}", now.mono));
         sent
+    }
+
+    /// Begins or ceases to assist peers, whatever their load.
+    fn decide_on_assist(&mut self) {
+        let (chance, rng) = (self.config.assist, &mut self.rng);
+        if chance == 0 {
+            return;
+        }
+        for peer in self.device.peer_infos().filter(|_| rng.chance(chance)) {
+            peer.shared.assisted.fetch_xor(true, Relaxed);
+        }
+        self.links.assist.engage(usize::from(!rng.chance(chance)));
     }
 
     fn ready(&self, actor: usize, now: Instant) -> bool {

@@ -3,10 +3,12 @@
 //! It is stricter than a kernel where that finds faults. What is queued leaves only on [`Io::flush`]. A full socket holds
 //! back trains and TUN frames alike for as long as the test wants. Received datagrams come as GRO trains.
 
+use crate::dataplane::assist::{Assist, OpenJob};
 use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::sim::net::Datagram;
+use crate::sim::rng::SimRng;
 use crate::time::Instant;
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -26,6 +28,8 @@ const HEADROOM: usize = 64;
 /// Most datagrams and bytes in a received train (Linux UDP_GRO: `UDP_GRO_CNT_MAX`, 64 KiB with headers).
 const GRO_SEGMENTS: usize = 64;
 const GRO_BYTES: usize = 65_507;
+/// Most trains that virtual threads have at a time.
+const MAX_HELD: usize = 4;
 
 /// A datagram that a worker sent, before the host put its source on it.
 #[derive(Clone, Debug)]
@@ -68,6 +72,36 @@ pub struct SimIo {
     stats: IoStats,
     /// When the last wait ended.
     woken: Instant,
+    /// The threads that open trains for this worker amid its turns.
+    helpers: Option<SimHelpers>,
+}
+
+/// Other workers, as one sees them: between any two steps of its turn they may take a train that it gave away, and
+/// return one, in any order.
+struct SimHelpers {
+    assist: Arc<Assist>,
+    rng: SimRng,
+    held: Vec<OpenJob>,
+}
+
+impl SimHelpers {
+    /// Takes a train or returns one, or neither.
+    fn step(&mut self) {
+        if self.held.len() < MAX_HELD && self.rng.chance(300) {
+            self.held.extend(self.assist.take());
+        }
+        if self.rng.chance(300) {
+            self.give_back();
+        }
+    }
+
+    /// Returns any of the trains.
+    fn give_back(&mut self) {
+        if !self.held.is_empty() {
+            let job = self.held.swap_remove(self.rng.below(self.held.len() as u64) as usize);
+            self.assist.finish(job.owner, job.work());
+        }
+    }
 }
 
 impl SimIo {
@@ -96,7 +130,13 @@ impl SimIo {
             sources_gone: VecDeque::new(),
             stats: IoStats::default(),
             woken: Instant::START,
+            helpers: None,
         })
+    }
+
+    /// Lets virtual threads take trains out of `assist` amid the turns from now on.
+    pub fn help(&mut self, assist: Arc<Assist>, rng: SimRng) {
+        self.helpers = Some(SimHelpers { assist, rng, held: Vec::new() });
     }
 
     /// The port to which its sockets are bound, if there are any.
@@ -156,6 +196,10 @@ impl SimIo {
     /// Counts datagrams that could not be sent, as the host has no address of their family or no port.
     pub fn count_send_errors(&mut self, datagrams: u64) {
         self.stats.udp_send_errors += datagrams;
+    }
+
+    fn step_helpers(&mut self) {
+        self.helpers.iter_mut().for_each(SimHelpers::step);
     }
 
     fn push_out(&mut self) {
@@ -218,6 +262,7 @@ impl Io for SimIo {
     }
 
     fn recv_tun(&mut self) -> Option<TunFrame> {
+        self.step_helpers();
         if !self.queued_udp.is_empty() {
             return None;
         }
@@ -231,6 +276,7 @@ impl Io for SimIo {
     }
 
     fn recv_udp(&mut self) -> Option<UdpTrain> {
+        self.step_helpers();
         let count = self.mergeable();
         if count == 0 {
             return None;
@@ -259,7 +305,12 @@ impl Io for SimIo {
         self.pool.take()
     }
 
+    fn linger(&mut self) {
+        self.helpers.iter_mut().for_each(SimHelpers::give_back);
+    }
+
     fn restore(&mut self, lent: LentBuf) -> Buf {
+        self.step_helpers();
         self.pool.restore(lent)
     }
 

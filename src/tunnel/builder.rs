@@ -33,6 +33,7 @@ impl Builder {
                 sockets: SocketOptions::default(),
                 steering: true,
                 pin: true,
+                share_all: false,
                 tun_fd: None,
                 control: SocketChoice::None,
             },
@@ -110,6 +111,13 @@ impl Builder {
     /// program does, where the process may load one.
     pub fn steering(mut self, steering: bool) -> Builder {
         self.settings.steering = steering;
+        self
+    }
+
+    /// Says whether workers share the trains of every peer, whatever the load.
+    #[cfg(feature = "cli")]
+    pub(crate) fn share_all(mut self, share: bool) -> Builder {
+        self.settings.share_all = share;
         self
     }
 

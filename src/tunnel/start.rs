@@ -40,6 +40,8 @@ pub(super) struct Settings {
     pub(super) sockets: SocketOptions,
     pub(super) steering: bool,
     pub(super) pin: bool,
+    /// Whether workers share the trains of every peer, whatever the load.
+    pub(super) share_all: bool,
     /// An open TUN file to take over. With it there is one worker.
     pub(super) tun_fd: Option<OwnedFd>,
     pub(super) control: SocketChoice,
@@ -100,7 +102,10 @@ pub(super) fn start(settings: Settings) -> Result<Started, Error> {
         workers::start(tun.queues, plan, pinning.as_ref(), backend).map_err(Error::worker(&name))?;
     let backend = if threads.uring { "io_uring" } else { "plain syscalls" };
     log::info!("{name}: {}, {backend}, TUN offloads: {}", counted(workers, "worker"), listed(tun.offloads));
-    let device = Device::new(count, Box::new(SystemEntropy));
+    let mut device = Device::new(count, Box::new(SystemEntropy));
+    if settings.share_all {
+        device.share_all();
+    }
     run(name, device, threads, socket, |parts| SlowPath {
         queue: Some(queue),
         steering,

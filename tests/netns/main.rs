@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod assist;
 mod bulk;
 mod container;
 mod cores;

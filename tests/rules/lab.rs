@@ -51,9 +51,10 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Two sites of two workers.
+    /// Two sites of two workers. With every other seed, peers are assisted and not, as chance has it.
     pub(crate) fn pair(seed: u64) -> Lab {
-        Lab::mesh(seed, vec![HostConfig::default(); 2])
+        let config = HostConfig { assist: assist_of(seed), ..HostConfig::default() };
+        Lab::mesh(seed, vec![config; 2])
     }
 
     /// Sites that all know each other, up.
@@ -298,6 +299,11 @@ impl Lab {
             .filter(|tapped| tapped.datagram.is_keepalive())
             .collect()
     }
+}
+
+/// How often decisions on assist change: with every other seed now and then, else never.
+pub(crate) fn assist_of(seed: u64) -> u32 {
+    [0, 200][seed as usize % 2]
 }
 
 pub(crate) fn random_key(world: &mut World) -> PrivateKey {

@@ -1,6 +1,6 @@
 //! Rule 3: within a flow no packet overtakes one that was staged, queued or retried before it.
 
-use crate::lab::{Lab, millis, secs};
+use crate::lab::{Lab, assist_of, millis, secs};
 use ringtun::sim::packet::Inner;
 use ringtun::sim::{HostConfig, seeds};
 use ringtun::wire::message::MessageKind;
@@ -18,7 +18,7 @@ fn burst(lab: &mut Lab, flows: u16) {
 fn rule_03_order_holds_across_the_handshake() {
     for seed in seeds(60) {
         let mut lab = Lab::pair(seed);
-        lab.host(0).steer_tun = seed % 2 == 0;
+        lab.host(0).steer_tun = seed % 3 == 0;
         // 10 ms apart on a wire of 10 ms: some before the session, some while it comes, some after.
         for _ in 0..10 {
             burst(&mut lab, 2);
@@ -77,7 +77,8 @@ fn rule_03_order_holds_across_lost_handshakes_and_rekeys() {
 fn rule_03_misdirected_datagrams_reach_their_owner_and_none_is_lost() {
     for seed in seeds(20) {
         // Without steering most trains reach a worker that does not own them.
-        let config = HostConfig { workers: 3, steer: false, gro: seed % 2 == 0, ..HostConfig::default() };
+        let (gro, assist) = (seed % 3 == 0, assist_of(seed));
+        let config = HostConfig { workers: 3, steer: false, gro, assist, ..HostConfig::default() };
         let mut lab = Lab::mesh(seed, vec![config; 2]);
         lab.connect();
         let flow = lab.udp(0, 1, 5);
@@ -89,4 +90,23 @@ fn rule_03_misdirected_datagrams_reach_their_owner_and_none_is_lost() {
         assert!(lab.counter(1, "misdirected_in") > 10);
         assert_eq!(lab.counter(1, "misdirected_dropped"), 0);
     }
+}
+
+#[test]
+fn rule_03_order_holds_while_other_workers_open_trains() {
+    let (mut shared, mut all) = (0, 0);
+    for seed in seeds(40) {
+        let config = HostConfig { workers: 1 + (seed % 3) as u8, assist: 100, ..HostConfig::default() };
+        let mut lab = Lab::mesh(seed, vec![config; 2]);
+        lab.connect();
+        for _ in 0..30 {
+            burst(&mut lab, 3);
+            lab.run(millis(1));
+        }
+        lab.run(secs(1));
+        lab.assert_all_arrived_in_order();
+        shared += lab.counter(1, "rx_shared_out");
+        all += lab.counter(1, "rx_trains");
+    }
+    assert!(shared > all / 10 && shared < all, "{shared} of {all}: chance decided both ways");
 }

@@ -13,6 +13,7 @@ fn mesh(seed: u64) -> Lab {
         gro: rng.chance(800),
         gso: rng.chance(800),
         steer: rng.chance(700),
+        assist: if rng.chance(500) { 100 } else { 0 },
         ..HostConfig::default()
     };
     let count = 2 + seed as usize % 3;

@@ -1,6 +1,6 @@
 //! Rules 1, 2 and 4: counters, nonces, receiver indices.
 
-use crate::lab::{Lab, millis, secs};
+use crate::lab::{Lab, assist_of, millis, secs};
 use crate::puppet::{puppet_inner, with_puppet};
 use ringtun::crypto::random::Entropy;
 use ringtun::dataplane::{Control, Event};
@@ -115,7 +115,8 @@ fn rule_02_counter_at_the_limit_is_not_accepted() {
 #[test]
 fn rule_02_no_nonce_repeats_whatever_worker_seals() {
     for seed in seeds(20) {
-        let mut lab = Lab::mesh(seed, vec![HostConfig { workers: 4, ..HostConfig::default() }; 2]);
+        let config = HostConfig { workers: 4, assist: assist_of(seed), ..HostConfig::default() };
+        let mut lab = Lab::mesh(seed, vec![config; 2]);
         lab.connect();
         // The flow's hash spreads one peer's packets over all workers.
         lab.host(0).steer_tun = false;

@@ -234,7 +234,7 @@ impl Worker {
             receiver.train(train);
         }
         if !receiver.rx.reorder.is_empty() {
-            receiver.outbox.ring_helpers(&receiver.rx.reorder.assist);
+            receiver.rx.reorder.assist.ring(receiver.id);
             receiver.release();
         }
         // As long as another worker is at the oldest train, this one looks for it again and again.

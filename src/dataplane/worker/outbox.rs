@@ -1,7 +1,6 @@
 //! What a worker sends to other threads: events and handshake messages to the slow path, misdirected datagrams to
 //! other workers. Each of them is woken at most once a turn.
 
-use crate::dataplane::assist::Assist;
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::{
@@ -127,11 +126,6 @@ impl WorkerOutbox {
         if !is_soon && is_first(&self.slow.looped_at) {
             self.notice(self.id, Notice::RoutingLoop { to });
         }
-    }
-
-    /// Wakes sleeping workers for the trains that are shared out.
-    pub(super) fn ring_helpers(&self, assist: &Assist) {
-        assist.ring(self.id, &self.workers);
     }
 
     /// Wakes every thread for which something was queued in this turn.

@@ -209,6 +209,7 @@ impl<I: Io> Receiver<'_, I> {
         }
         let (receiver, key) = (receiving.session.local_index(), Arc::clone(receiving.session.key()));
         while self.rx.reorder.is_full() {
+            self.io.linger();
             self.release();
         }
         let origin = Origin { from, to, ecn };
@@ -238,8 +239,8 @@ impl<I: Io> Receiver<'_, I> {
     /// has taken its core away.
     pub(super) fn finish_all(&mut self) {
         while !self.rx.reorder.is_empty() {
+            self.io.linger();
             self.release();
-            std::hint::spin_loop();
         }
     }
 

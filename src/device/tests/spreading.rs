@@ -18,7 +18,7 @@ impl Bench {
     fn new(workers: usize) -> Bench {
         let mut pair = Pair::new();
         let workers: Vec<Arc<WorkerStats>> = (0..workers).map(|_| Arc::default()).collect();
-        pair.a.device.follow_workers(workers.clone(), Arc::new(Assist::new(2)));
+        pair.a.device.follow_workers(workers.clone(), Arc::new(Assist::new(Vec::new())));
         let request = PeerRequest {
             allowed_ips: vec![allow("10.0.0.0/8"), allow("fd00::/8")],
             ..PeerRequest::new(public(2))

@@ -20,6 +20,8 @@ pub struct HostConfig {
     pub gso: bool,
     /// Whether datagrams reach the worker that their receiver index names; otherwise any worker gets them.
     pub steer: bool,
+    /// How often, in thousandths, a peer is begun or ceased to be assisted wherever chance may decide on it. 0: never.
+    pub assist: u32,
 }
 
 impl Default for HostConfig {
@@ -32,6 +34,7 @@ impl Default for HostConfig {
             gro: true,
             gso: true,
             steer: true,
+            assist: 0,
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::io::Io;
+use crate::sys::calls;
 use proptest::prelude::*;
+use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 
 const ME: &str = "192.168.0.1";
@@ -149,12 +151,24 @@ fn a_worker_that_is_about_to_sleep_sees_a_train_or_is_rung() {
     for job in [second, third] {
         assert!(links.assist.give(job).is_ok());
     }
-    links.assist.ring(0, &links.workers);
+    links.assist.ring(0);
     assert!(!links.assist.may_sleep(1), "there is something to do");
     links.assist.finish(0, first.work());
     rig.turn();
     assert_eq!(tags(&mut rig), [0, 1, 2]);
     assert!(links.assist.may_sleep(1));
+}
+
+#[test]
+fn workers_that_fell_asleep_before_any_peer_was_shared_are_rung_once_one_is() {
+    let links = Links::new(2).unwrap();
+    let rung = || [0, 1].map(|id| calls::read(links.workers[id].waker.as_fd(), &mut [0; 8]).is_ok());
+    links.assist.engage(0);
+    assert_eq!(rung(), [false; 2]);
+    links.assist.engage(1);
+    assert_eq!(rung(), [true; 2], "there is no note that they sleep");
+    links.assist.engage(2);
+    assert_eq!(rung(), [false; 2], "they know");
 }
 
 /// What arrives: a train of a peer's packets, a damaged one, one of two peers, or the last one again.
