@@ -199,10 +199,10 @@ def record(lab, tunnel, arguments):
     """Loads the tunnel and samples its devices; `perf script`'s text."""
     data = lab.path("perf.data")
     pids = ",".join(str(daemon.pid) for daemon in tunnel.daemon.values())
-    with lab.iperf3_server(tunnel.namespace["b"]):
+    with lab.iperf3_server(tunnel.far):
         # Longer than the samples at both ends: neither the start of the load nor its end is in them.
         longest = arguments.seconds + 2 * LOAD_STARTS_SECONDS
-        client = lab.spawn(tunnel.namespace["a"], ["iperf3", "-c", tunnel.INNER["b"], "-t", str(longest),
+        client = lab.spawn(tunnel.namespace["a"], ["iperf3", "-c", tunnel.target, "-t", str(longest),
                                                    *LOADS[arguments.test]], lab.path("client.log"))
         await_load(tunnel, client)
         lab.host(["perf", "record", "-q", "-e", event(), "-F", str(arguments.frequency), "--call-graph",

@@ -51,13 +51,13 @@ print(max(longest, now - since) * 1e6)
 
 
 def restart_times(tunnel, seconds):
-    """Restarts `a` for a while, and connects to `b` at once: how long each connect took."""
-    listener = tunnel.lab.spawn(tunnel.namespace["b"], [sys.executable, "-c", LISTEN])
+    """Restarts `a` for a while, and connects to the far end at once: how long each connect took."""
+    listener = tunnel.lab.spawn(tunnel.far, [sys.executable, "-c", LISTEN])
     times, until = [], time.monotonic() + seconds
     try:
         while not times or time.monotonic() < until:
             tunnel.restart("a")
-            times.append(float(tunnel.lab.run(tunnel.namespace["a"], [sys.executable, "-c", CONNECT, tunnel.INNER["b"]])))
+            times.append(float(tunnel.lab.run(tunnel.namespace["a"], [sys.executable, "-c", CONNECT, tunnel.target])))
     finally:
         tunnel.lab.stop(listener)
     return times
@@ -68,14 +68,14 @@ def silence_times(tunnel, _seconds):
     lab, a, b = tunnel.lab, tunnel.namespace["a"], tunnel.namespace["b"]
     log = lab.path("silence.log")
     open(log, "wb").close()
-    with lab.iperf3_server(b):
-        stream = lab.spawn(a, ["iperf3", "-c", tunnel.INNER["b"], "-t", "12", "-b", "100M"])
+    with lab.iperf3_server(tunnel.far):
+        stream = lab.spawn(a, ["iperf3", "-c", tunnel.target, "-t", "12", "-b", "100M"])
         time.sleep(2)
         watcher = lab.spawn(b, [sys.executable, "-c", SILENCE, tunnel.device["b"], "9"], log)
         time.sleep(0.5)
         lab.run(a, ["ip", "link", "set", tunnel.device["a"], "down"])
         time.sleep(DOWN_SECONDS)
-        lab.run(a, ["ip", "link", "set", tunnel.device["a"], "up"])
+        tunnel.bring_up("a")
         watcher.wait()
         lab.stop(watcher, stream)
     with open(log, encoding="ascii") as text:
@@ -103,7 +103,7 @@ def start_pings(tunnel, seconds):
     open(log, "wb").close()
     count = int(seconds / PING_INTERVAL_SECONDS)
     process = tunnel.lab.spawn(tunnel.namespace["a"], [
-        "ping", "-i", str(PING_INTERVAL_SECONDS), "-c", str(count), "-w", str(seconds + 5), tunnel.INNER["b"]], log)
+        "ping", "-i", str(PING_INTERVAL_SECONDS), "-c", str(count), "-w", str(seconds + 5), tunnel.target], log)
 
     def collect():
         process.wait()
@@ -133,7 +133,7 @@ def measure(tunnel, test, seconds):
     pings = start_pings(tunnel, seconds) if test.pings else None
     figures = {}
     if test.options is not None:
-        with tunnel.lab.iperf3_server(tunnel.namespace["b"]):
+        with tunnel.lab.iperf3_server(tunnel.far):
             before = Cpu()
             figures = iperf3(tunnel, test, seconds)
     if pings is not None:
@@ -150,8 +150,8 @@ def measure(tunnel, test, seconds):
 
 
 def datagrams(tunnel, payload):
-    """Inner datagrams that the receiving device got so far. It counts a super-packet as one, of one header and all payloads."""
-    packets, size = tunnel.counter("b", "rx_packets"), tunnel.counter("b", "rx_bytes")
+    """Inner datagrams that the far end got so far. Its device counts a super-packet as one, of one header and all payloads."""
+    packets, size = tunnel.received()
     return (size - UDP_HEADERS * packets) / payload
 
 
@@ -161,7 +161,7 @@ def iperf3(tunnel, test, seconds):
     arrived = -datagrams(tunnel, test.payload) if test.payload is not None else 0
     began = time.monotonic()
     text = tunnel.lab.run(tunnel.namespace["a"], [
-        "iperf3", "-J", "-c", tunnel.INNER["b"], "-t", str(seconds), *test.options])
+        "iperf3", "-J", "-c", tunnel.target, "-t", str(seconds), *test.options])
     elapsed = time.monotonic() - began
     if test.payload is not None:
         arrived += datagrams(tunnel, test.payload)

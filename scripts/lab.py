@@ -231,16 +231,21 @@ WIRES = {
     "gso": "veth as it is: a train crosses as one buffer, as on a card that segments and merges in hardware",
     "segmented": "veth that segments in software and merges again on receipt (GRO)",
     "plain": "veth that segments in software; every datagram arrives alone",
+    "jumbo": "as gso, with an MTU of 9000 outside and 8920 inside",
+    "forwarded": "as gso; the load's far end is a host in a LAN behind b, which forwards",
 }
 
 
 class Tunnel:
-    """Two namespaces, `a` and `b`, joined by a wire, with a device of one implementation in each."""
+    """Two namespaces, `a` and `b`, joined by a wire, with a device of one implementation in each. What talks with `a` is at the
+    address `target` of the namespace `far`, where it comes in by the device `far_device`."""
 
-    MTU = 1420
     # Outer addresses are RFC 2544's (benchmarking), inner ones RFC 1918's.
     OUTER = {"a": "198.18.0.1", "b": "198.18.0.2"}
     INNER = {"a": "10.99.0.1", "b": "10.99.0.2"}
+    LAN = "10.98.0.0/24"
+    GATEWAY, LAN_HOST = "10.98.0.1", "10.98.0.2"
+    ETHERNET_HEADER = 14  # bytes
 
     def __init__(self, lab, implementation, wire="gso"):
         self.lab, self.implementation, self.wire = lab, implementation, wire
@@ -255,6 +260,9 @@ class Tunnel:
         for side in "ab":
             self.namespace[side] = lab.netns(side)
         self._lay_wire()
+        self.far, self.far_device, self.target = self.namespace["b"], self.device["b"], self.INNER["b"]
+        if self.wire == "forwarded":
+            self._lay_lan()
         private = {side: lab.host(["wg", "genkey"]).strip() for side in "ab"}
         public = {side: self._public_key(private[side]) for side in "ab"}
         for side, other in ("ab", "ba"):
@@ -281,12 +289,23 @@ class Tunnel:
         for side in "ab":
             namespace = self.namespace[side]
             self.lab.run(namespace, f"ip addr add {self.OUTER[side]}/24 dev wire")
-            self.lab.run(namespace, "ip link set wire up")
-            if self.wire != "gso":
+            self.lab.run(namespace, f"ip link set wire mtu {9000 if self.wire == 'jumbo' else 1500} up")
+            if self.wire in ("segmented", "plain"):
                 gro = "on" if self.wire == "segmented" else "off"
                 # Without TSO, too: what comes from a veth that has it is never merged (veth_skb_is_eligible_for_gro, drivers/net/veth.c).
                 self.lab.run(namespace, "ethtool -K wire tso off tx-udp-segmentation off")
                 self.lab.run(namespace, f"ethtool -K wire gro {gro}")
+
+    def _lay_lan(self):
+        lab, gateway, host = self.lab, self.namespace["b"], self.lab.netns("lan")
+        self.namespace["lan"] = self.far = host
+        self.far_device, self.target = "lan", self.LAN_HOST
+        lab.run(gateway, ["ip", "link", "add", "lan", "type", "veth", "peer", "name", "lan", "netns", host])
+        for namespace, address in ((gateway, self.GATEWAY), (host, self.LAN_HOST)):
+            lab.run(namespace, f"ip addr add {address}/24 dev lan")
+            lab.run(namespace, "ip link set lan up")
+        lab.run(host, f"ip route add default via {self.GATEWAY}")
+        lab.run(gateway, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
 
     def _public_key(self, private):
         return subprocess.run(["wg", "pubkey"], input=private, text=True, check=True, capture_output=True).stdout.strip()
@@ -296,18 +315,30 @@ class Tunnel:
 
     def _configure(self, side):
         private, other, public = self.keys[side]
+        allowed = ", ".join([f"{self.INNER[other]}/32", *self._behind(side)])
         path = self.lab.path("wg.conf")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as text:
             text.write(f"[Interface]\nPrivateKey = {private}\nListenPort = 51820\n[Peer]\nPublicKey = {public}\n"
-                       f"AllowedIPs = {self.INNER[other]}/32\nEndpoint = {self.OUTER[other]}:51820\n")
+                       f"AllowedIPs = {allowed}\nEndpoint = {self.OUTER[other]}:51820\n")
         namespace, device = self.namespace[side], self.device[side]
         self.lab.run(namespace, ["wg", "setconf", device, path])
         self.lab.run(namespace, f"ip addr add {self.INNER[side]}/24 dev {device}")
-        self.lab.run(namespace, f"ip link set {device} mtu {self.MTU} up")
+        self.lab.run(namespace, f"ip link set {device} mtu {8920 if self.wire == 'jumbo' else 1420}")
+        self.bring_up(side)
+
+    def _behind(self, side):
+        return [self.LAN] if self.wire == "forwarded" and side == "a" else []
+
+    def bring_up(self, side):
+        """Brings one end's device up, with the routes that went when it went down."""
+        namespace, device = self.namespace[side], self.device[side]
+        self.lab.run(namespace, f"ip link set {device} up")
+        for prefix in self._behind(side):
+            self.lab.run(namespace, f"ip route add {prefix} dev {device}")
 
     def _await_handshake(self):
         try:
-            self.lab.run(self.namespace["a"], f"ping -q -c 1 -w {READY_SECONDS} {self.INNER['b']}")
+            self.lab.run(self.namespace["a"], f"ping -q -c 1 -w {READY_SECONDS} {self.target}")
         except LabError as error:
             raise LabError(f"{self.implementation.label}: no answer through the tunnel: {error}") from error
 
@@ -315,6 +346,13 @@ class Tunnel:
         """A counter of the WireGuard device, such as rx_packets."""
         path = f"/sys/class/net/{self.device[side]}/statistics/{name}"
         return int(self.lab.run(self.namespace[side], ["cat", path]))
+
+    def received(self):
+        """Packets that the far end received so far from `a`, and their bytes without those of the link. A super-packet counts
+        as one."""
+        path = f"/sys/class/net/{self.far_device}/statistics"
+        packets, size = map(int, self.lab.run(self.far, ["cat", f"{path}/rx_packets", f"{path}/rx_bytes"]).split())
+        return packets, size - (self.ETHERNET_HEADER * packets if self.far_device == "lan" else 0)
 
 
 def main_guard(main):
