@@ -110,8 +110,9 @@ install_debian_packages() {
     with_progress "apt-get install" env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
 }
 
-# Packages to build, to make a lab of namespaces, and to test.
+# Packages to build, to count instructions, to make a lab of namespaces, and to test.
 BUILD_PACKAGES=(gcc=gcc /usr/include/stdio.h=libc6-dev)
+COUNT_PACKAGES=(valgrind=valgrind)
 LAB_PACKAGES=(ip=iproute2 wg=wireguard-tools iperf3=iperf3 ping=iputils-ping ethtool=ethtool python3=python3 setpriv=util-linux)
 TEST_PACKAGES=(nft=nftables iptables-restore=iptables systemd-analyze=systemd qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod)
 
