@@ -146,6 +146,9 @@ pub(super) struct TunnelArgs {
     /// Do not pin workers to cores [default: pinned, unless the CPU quota is below the number of cores]
     #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
     no_pin: bool,
+    /// Keep all capabilities, system calls and files within reach [default: only what a running tunnel needs]
+    #[arg(long, env = "RINGTUN_UNCONFINED", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(super) unconfined: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

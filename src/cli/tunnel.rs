@@ -8,7 +8,7 @@ use super::args::TunnelArgs;
 use super::{daemon, finish, logger};
 use crate::device::status::Summary;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
-use crate::gateway::{Failure, limits, upkeep};
+use crate::gateway::{Failure, confine, limits, upkeep};
 use crate::tunnel::plural::counted;
 use crate::tunnel::{Error, Tunnel, TunnelStatus};
 use std::io::IsTerminal;
@@ -34,6 +34,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
     logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
     let says = !daemon::is_child() && !args.is_started_by_up() && !TunnelArgs::is_handed_a_device();
     let upkeep = args.config.clone();
+    let confined = !args.unconfined;
     let builder = match args.into_builder() {
         Ok(builder) => builder,
         Err(failure) => {
@@ -42,6 +43,9 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         }
     };
     limits::raise_descriptors();
+    if confined {
+        confine::before_start(upkeep.as_deref());
+    }
     let signals = match Signals::catch() {
         Ok(signals) => signals,
         Err(error) => return finish(Err(Failure::of("cannot catch signals")(error))),
@@ -58,6 +62,9 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         // What is reported is why the tunnel had to end.
         let _ = tunnel.wait();
         return finish(Err(Failure::of(format!("{}: cannot start a thread", tunnel.name()))(error)));
+    }
+    if confined {
+        confine::after_start();
     }
     if says {
         announce(tunnel.name(), false);

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod doctor;
 mod error;

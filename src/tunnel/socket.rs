@@ -33,6 +33,18 @@ pub struct UapiSocket {
     path: PathBuf,
 }
 
+/// Makes the directory of the sockets, where it is not there yet.
+///
+/// # Errors
+///
+/// Where the process has no right to do so, or a file is in its place.
+pub fn make_directory() -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).map_err(|error| {
+        let what = "the directory of the sockets, cannot be made (is a file in its place?)";
+        explain(error, format_args!("{DIRECTORY}, {what}"))
+    })
+}
+
 impl UapiSocket {
     /// Listens for interface `name`, or adopts `inherited`. A file on which nobody listens any more is replaced.
     ///
@@ -44,14 +56,7 @@ impl UapiSocket {
         if let Some(fd) = inherited {
             return Ok(UapiSocket { listener: UnixListener::from(fd), path });
         }
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).map_err(|error| {
-            explain(
-                error,
-                format_args!(
-                    "{DIRECTORY}, the directory of the sockets, cannot be made (is a file in its place?)"
-                ),
-            )
-        })?;
+        make_directory()?;
         remove_stale(&path)?;
         let listener = bind(&path).map_err(|error| explain(error, path.display()))?;
         Ok(UapiSocket { listener, path })

@@ -13,6 +13,7 @@ mod common;
 
 mod assist;
 mod bulk;
+mod confine;
 mod container;
 mod cores;
 mod damage;
