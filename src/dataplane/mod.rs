@@ -9,6 +9,7 @@ pub mod assist;
 mod atomic;
 pub(crate) mod counters;
 pub mod directory;
+pub mod handshakes;
 pub mod misdirected;
 pub mod sending;
 mod sleepers;
@@ -18,6 +19,7 @@ pub mod worker;
 
 use crate::dataplane::assist::Assist;
 use crate::dataplane::directory::PeerDirectory;
+use crate::dataplane::handshakes::HandshakeQueue;
 use crate::dataplane::misdirected::MisdirectedQueue;
 use crate::dataplane::sending::Sending;
 use crate::dataplane::staging::Staging;
@@ -43,11 +45,6 @@ use std::time::Duration;
 
 /// Controls that may wait for one worker. The slow path keeps what does not fit, and tries again.
 pub const CONTROL_QUEUE: usize = 4096;
-/// Handshake datagrams that may wait for the slow path, 4096 × ~220 bytes. Further ones are dropped and counted.
-pub const HANDSHAKE_QUEUE: usize = 4096;
-/// Number of waiting handshake messages from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES /
-/// 8).
-pub const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
 /// Time for which a cookie is asked for after fewer messages wait (kernel: one second).
 pub const LOAD_MEMORY: Duration = Duration::from_secs(1);
 /// Events that may wait for the slow path.
@@ -377,8 +374,8 @@ pub struct SlowPathInbox {
     /// Events.
     pub events: Arc<ArrayQueue<Event>>,
     /// Handshake messages.
-    pub handshakes: Arc<ArrayQueue<IncomingHandshake>>,
-    /// When a worker last saw [`UNDER_LOAD`] of them wait, in nanoseconds; 0 is never. It is shared by all workers,
+    pub handshakes: Arc<HandshakeQueue>,
+    /// When a worker last saw too many of them wait, in nanoseconds; 0 is never. It is shared by all workers,
     /// since a flood that only some of them turn away would still have the slow path to itself.
     pub loaded_at: Arc<AtomicU64>,
     /// When a routing loop was last logged, in nanoseconds; 0 is never. It is shared by all workers, as it is one
@@ -420,7 +417,7 @@ impl Links {
             workers,
             slow: SlowPathInbox {
                 events: Arc::new(ArrayQueue::new(EVENT_QUEUE)),
-                handshakes: Arc::new(ArrayQueue::new(HANDSHAKE_QUEUE)),
+                handshakes: Arc::default(),
                 loaded_at: Arc::default(),
                 looped_at: Arc::default(),
                 notices: Arc::new(ArrayQueue::new(NOTICE_QUEUE)),

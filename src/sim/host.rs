@@ -329,7 +329,7 @@ impl SimHost {
                 }
                 let slow = &self.links.slow;
                 let queues =
-                    !slow.events.is_empty() || !slow.handshakes.is_empty() || !self.handshakes.is_empty();
+                    !slow.events.is_empty() || slow.handshakes.waiting() > 0 || !self.handshakes.is_empty();
                 queues || self.device.poll_timeout().is_some_and(|at| at <= now)
             }
         }
@@ -399,7 +399,7 @@ impl SimHost {
         }
         let slow = &self.links.slow;
         let due = self.device.poll_timeout().is_some_and(|at| at <= now.mono);
-        let handshakes = !slow.handshakes.is_empty() && self.handshakes.len() < WORK_AHEAD;
+        let handshakes = slow.handshakes.waiting() > 0 && self.handshakes.len() < WORK_AHEAD;
         let mut waiting =
             [(!slow.events.is_empty(), 0), (handshakes, 1), (due, 2), (!self.handshakes.is_empty(), 3)];
         self.rng.shuffle(&mut waiting);

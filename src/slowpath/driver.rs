@@ -206,7 +206,7 @@ impl Driver {
     fn take_handshakes(&mut self) {
         let until = Clock.now() + SLICE;
         while Clock.now() < until {
-            if self.links.slow.handshakes.len() >= helpers::BUSY {
+            if self.links.slow.handshakes.waiting() >= helpers::BUSY {
                 self.helpers.follow_load(Clock.now());
             }
             let now = self.now();

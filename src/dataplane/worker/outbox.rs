@@ -3,9 +3,7 @@
 
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
-use crate::dataplane::{
-    Event, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox, UNDER_LOAD,
-};
+use crate::dataplane::{Event, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox};
 use crate::io::Notice;
 use crate::time::Instant;
 use std::net::SocketAddr;
@@ -70,7 +68,7 @@ impl WorkerOutbox {
 
     /// Whether a cookie must be asked for, since too many handshake messages wait, or did a moment ago.
     pub(super) fn slow_path_is_loaded(&self, now: Instant) -> bool {
-        if self.slow.handshakes.len() >= UNDER_LOAD {
+        if self.slow.handshakes.is_loaded() {
             self.slow.loaded_at.store(now.as_nanos(), Relaxed);
             return true;
         }
@@ -80,7 +78,7 @@ impl WorkerOutbox {
 
     /// Passes a handshake message to the slow path, or drops it where the queue is full. A flood ends at this bound.
     pub(super) fn handshake(&mut self, message: IncomingHandshake) {
-        if self.slow.handshakes.push(message).is_ok() {
+        if self.slow.handshakes.push(message) {
             self.ring_slow = true;
             add(&self.stats.rx_handshakes, 1);
         } else {

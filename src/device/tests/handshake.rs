@@ -1,6 +1,6 @@
 use super::*;
 use crate::crypto::x25519::SharedSecret;
-use crate::dataplane::UNDER_LOAD;
+use crate::dataplane::handshakes::UNDER_LOAD;
 use crate::noise::{REJECT_AFTER_TIME, REKEY_TIMEOUT};
 use proptest::prelude::*;
 use std::sync::atomic::AtomicBool;
