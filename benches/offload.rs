@@ -7,6 +7,7 @@ mod frames;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use frames::{ROOM, Received, frame, split};
 use ringtun::wire::checksum;
+use ringtun::wire::vnet::VNET_HDR_LEN;
 use std::hint::black_box;
 
 fn bench_coalesce(criterion: &mut Criterion, name: &str, frames: &[Vec<u8>]) {
@@ -24,7 +25,7 @@ fn bench_split(criterion: &mut Criterion) {
         ("61612-byte TSO, MTU 1420", frame(false, 5201, 45, 1368)),
         ("64 USO segments of 16 bytes", frame(true, 5201, 64, 16)),
     ] {
-        group.throughput(Throughput::Bytes(frame.len() as u64 - 10));
+        group.throughput(Throughput::Bytes((frame.len() - VNET_HDR_LEN) as u64));
         group.bench_function(name, |bencher| bencher.iter(|| split(black_box(&frame), &mut out)));
     }
     group.finish();

@@ -12,6 +12,7 @@ use ringtun::offload::coalesce::CoalesceOptions;
 use ringtun::routing::{Prefix, RouteTable};
 use ringtun::sim::memory::Memory;
 use ringtun::time::Instant;
+use ringtun::wire::vnet::VNET_HDR_LEN;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -46,7 +47,7 @@ const INDEX: u32 = 0x1234_5600;
 
 /// A virtio-net header and an IPv4 UDP packet without a checksum.
 fn udp_frame(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
-    let mut frame = vec![0; 10];
+    let mut frame = vec![0; VNET_HDR_LEN];
     frame.extend([0x45, 0]);
     frame.extend((28 + payload as u16).to_be_bytes());
     frame.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
@@ -55,7 +56,7 @@ fn udp_frame(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
     frame.extend([0x1f, 0x90, 0x1f, 0x91]);
     frame.extend((8 + payload as u16).to_be_bytes());
     frame.extend([0, 0]);
-    frame.resize(10 + 28 + payload, 0x5a);
+    frame.resize(VNET_HDR_LEN + 28 + payload, 0x5a);
     frame
 }
 
@@ -65,11 +66,12 @@ fn tcp_super_frame(payload: usize, gso_size: u16) -> Vec<u8> {
     for field in [40, gso_size, 20, 16] {
         frame.extend(u16::to_ne_bytes(field));
     }
+    frame.resize(VNET_HDR_LEN, 0);
     frame.extend([0x45, 0]);
     frame.extend((40 + payload as u16).to_be_bytes());
     frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 192, 168, 0, 1, 10, 0, 0, 1]);
     frame.extend([0x1f, 0x90, 0x1f, 0x91, 0, 0, 0, 100, 0, 0, 0, 7, 0x50, 0x10, 0x10, 0, 0, 0, 0, 0]);
-    frame.resize(10 + 40 + payload, 0x5a);
+    frame.resize(VNET_HDR_LEN + 40 + payload, 0x5a);
     frame
 }
 
@@ -82,7 +84,8 @@ struct Rig {
 
 fn rig() -> Rig {
     let links = Links::new(1).unwrap();
-    let config = WorkerConfig { id: 0, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true } };
+    let config =
+        WorkerConfig { id: 0, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true, tunnels: true } };
     let worker = Worker::new(config, &links);
     let keys = |send, receive, local_index, remote_index, role| {
         SessionKeys { send, receive, local_index, remote_index, role }.into_halves(NOW)
@@ -102,7 +105,7 @@ fn rig() -> Rig {
     ] {
         assert!(links.workers[0].controls.push(control).is_ok());
     }
-    let mut packet = udp_frame([10, 0, 0, 1], [192, 168, 0, 1], 1380)[10..].to_vec();
+    let mut packet = udp_frame([10, 0, 0, 1], [192, 168, 0, 1], 1380)[VNET_HDR_LEN..].to_vec();
     packet.resize(packet.len().next_multiple_of(16), 0);
     Rig { worker, io: Memory::new(128).unwrap(), remote, packet }
 }

@@ -54,7 +54,8 @@ pub(crate) fn received(frames: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
         out[..train.len()].chunks(train.stride()).map(<[u8]>::to_vec).collect::<Vec<_>>()
     };
     let flows: Vec<Vec<Vec<u8>>> = frames.iter().map(split).collect();
-    let (mut bytes, mut ranges) = (vec![], vec![]);
+    // Room for the virtio-net header before the first packet.
+    let (mut bytes, mut ranges) = (vec![0; 16], vec![]);
     for turn in 0..flows.iter().map(Vec::len).max().unwrap_or(0) {
         for message in flows.iter().filter_map(|flow| flow.get(turn)) {
             let start = bytes.len() + 16;
@@ -91,7 +92,7 @@ impl Received {
     /// Coalesces the train.
     pub(crate) fn coalesce(&mut self) {
         const HEAD: usize = 128;
-        self.coalescer.start(CoalesceOptions { tcp: true, udp: true });
+        self.coalescer.start(CoalesceOptions { tcp: true, udp: true, tunnels: true });
         for range in &self.ranges {
             self.coalescer.push(&mut self.train, range.clone());
         }

@@ -10,6 +10,7 @@ use ringtun::routing::{Prefix, RouteTable};
 use ringtun::sim::memory::Memory;
 use ringtun::time::Instant;
 use ringtun::wire::checksum;
+use ringtun::wire::vnet::VNET_HDR_LEN;
 use std::hint::black_box;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -60,7 +61,8 @@ pub(crate) fn rig(links: &Links, id: u8, shared: Arc<PeerShared>, session: Sessi
 
 /// A worker of a device with these peers, whose address is each [`far`] of its slot.
 pub(crate) fn worker(links: &Links, id: u8, peers: &[Arc<PeerShared>]) -> Worker {
-    let config = WorkerConfig { id, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true } };
+    let config =
+        WorkerConfig { id, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true, tunnels: true } };
     let worker = Worker::new(config, links);
     let mut directory = DirectoryWriter::default();
     for peer in peers {
@@ -138,12 +140,13 @@ pub(crate) fn super_frame(destination: [u8; 4]) -> Vec<u8> {
     for field in [52, MSS as u16, 20, 16] {
         frame.extend(u16::to_ne_bytes(field));
     }
+    frame.resize(VNET_HDR_LEN, 0);
     frame.extend(tcp(NEAR, destination, 1, SEGMENTS * MSS));
     frame
 }
 
 pub(crate) fn small_frame() -> Vec<u8> {
-    let mut frame = vec![0; 10];
+    let mut frame = vec![0; VNET_HDR_LEN];
     frame.extend(udp(NEAR, FAR, 16));
     frame
 }

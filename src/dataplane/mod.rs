@@ -30,6 +30,7 @@ use crate::io::{Endpoint, LocalAddr, Notice};
 use crate::noise::cookie::GateKeys;
 use crate::noise::session::{RecvSession, SendSession};
 use crate::noise::timers::Activity;
+use crate::offload::coalesce::TunnelPorts;
 use crate::routing::RouteTable;
 use crate::sys::icmp::IcmpSockets;
 use crate::sys::waker::Waker;
@@ -328,6 +329,8 @@ pub enum Control {
     RouteMtus(Option<Arc<RouteTable>>),
     /// Sets the broadcast addresses of the interface. A packet to one of them is never answered with ICMP.
     Broadcasts(Arc<[Ipv4Addr]>),
+    /// Sets the UDP ports at which tunnels listen in the interface's namespace.
+    Tunnels(TunnelPorts),
     /// Sets the sockets for ICMP in the interface's present namespace, or none.
     Icmp(Option<Arc<IcmpSockets>>),
     /// Replaces the UDP sockets, or takes them away.

@@ -72,6 +72,8 @@ counters! {
     rx_runs,
     /// Super-packets written to the TUN device.
     rx_super_packets,
+    /// Those of them that hold TCP inside a UDP tunnel (VXLAN, GENEVE).
+    rx_tunnel_super_packets,
     /// Keepalives received.
     rx_keepalives,
     /// Data messages that arrived at the worker that owns them.

@@ -23,7 +23,7 @@ pub mod uring;
 
 use crate::io::slab::{Buf, LentBuf, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::offload::coalesce::CoalesceOptions;
+use crate::offload::coalesce::{CoalesceOptions, RunKind};
 pub use crate::sys::cmsg::LocalAddr;
 use crate::sys::icmp::IcmpSockets;
 use crate::time::Instant;
@@ -167,10 +167,10 @@ pub enum Notice {
         /// The peer's endpoint.
         to: SocketAddr,
     },
-    /// The TUN device refuses super-packets of one protocol. Plain packets are written from now on.
+    /// The TUN device refuses super-packets of one kind. Plain packets are written from now on.
     TunOffloadOff {
-        /// Whether the protocol is TCP; otherwise it is UDP.
-        tcp: bool,
+        /// The kind.
+        kind: RunKind,
     },
 }
 
@@ -204,8 +204,12 @@ impl std::fmt::Display for Notice {
                     to.ip()
                 )
             }
-            Notice::TunOffloadOff { tcp } => {
-                let kind = if *tcp { "TCP" } else { "UDP" };
+            Notice::TunOffloadOff { kind } => {
+                let kind = match kind {
+                    RunKind::Tcp => "TCP",
+                    RunKind::Udp => "UDP",
+                    RunKind::Tunnel => "TCP inside VXLAN or GENEVE",
+                };
                 write!(f, "the TUN device refuses coalesced {kind}: writing plain packets")
             }
         }

@@ -1,6 +1,6 @@
 //! The multi-queue TUN device (Linux `drivers/net/tun.c`).
 //!
-//! A queue is one open `/dev/net/tun`. One read yields one packet or super-packet behind a virtio-net header of ten bytes,
+//! A queue is one open `/dev/net/tun`. One read yields one packet or super-packet behind a virtio-net header,
 //! and one write takes one. Closing a queue moves the last one into its slot, so the number of queues never changes.
 
 use crate::index::WorkerCount;
@@ -34,6 +34,10 @@ const TSO: libc::c_uint = CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
 /// Offload of UDP super-packets. The kernel wants both families or none.
 const USO: libc::c_uint = TSO | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
+/// Offload of super-packets in UDP tunnels, VXLAN and GENEVE, with and without an outer checksum: TUN_F_UDP_TUNNEL_GSO and
+/// TUN_F_UDP_TUNNEL_GSO_CSUM (Linux 6.17).
+const TUNNELS: libc::c_uint = USO | 0x80 | 0x100;
+
 /// The offloads of TUN that the kernel accepted, probed in steps at creation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TunOffloads {
@@ -43,12 +47,14 @@ pub struct TunOffloads {
     pub tso: bool,
     /// Whether it accepted USO4 and USO6 (Linux 6.2).
     pub uso: bool,
+    /// Whether it accepted super-packets in UDP tunnels (Linux 6.17).
+    pub tunnels: bool,
 }
 
 impl TunOffloads {
     /// The kinds of super-packets that may be coalesced towards the device.
     pub fn coalesce(self) -> CoalesceOptions {
-        CoalesceOptions { tcp: self.tso, udp: self.uso }
+        CoalesceOptions { tcp: self.tso, udp: self.uso, tunnels: self.tunnels }
     }
 }
 
@@ -96,6 +102,7 @@ impl Tun {
         // Without IFF_TUN_EXCL the first queue would join a device of this name that another process holds.
         let first = open_queue()?;
         let name = attach(first.as_fd(), &config.name, QUEUE_FLAGS | libc::IFF_TUN_EXCL)?;
+        ioctl::set_vnet_header_len(first.as_fd(), VNET_HDR_LEN)?;
         queues.push(first);
         while queues.len() < config.queues.get() {
             let queue = open_queue()?;
@@ -189,10 +196,11 @@ fn attach(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<S
 /// Asks for all offloads, and for fewer until the kernel agrees: it answers EINVAL to a bit that it does not know. Offloads
 /// are the device's, not the queue's (`set_offload` works on `tun_struct`), so one queue speaks for all.
 fn set_offloads(queue: BorrowedFd<'_>, wanted: bool) -> io::Result<TunOffloads> {
-    let steps: &[libc::c_uint] = if wanted { &[USO, TSO, CSUM] } else { &[] };
+    let steps: &[libc::c_uint] = if wanted { &[TUNNELS, USO, TSO, CSUM] } else { &[] };
     for &bits in steps {
         if ioctl::set_offload(queue, bits).is_ok() {
-            return Ok(TunOffloads { csum: true, tso: bits & TSO == TSO, uso: bits & USO == USO });
+            let has = |wanted| bits & wanted == wanted;
+            return Ok(TunOffloads { csum: true, tso: has(TSO), uso: has(USO), tunnels: has(TUNNELS) });
         }
     }
     ioctl::set_offload(queue, 0)?;
@@ -260,7 +268,7 @@ mod tests {
         in_netns(|| {
             let all = Tun::create(&config("rt-tun0", 1)).unwrap().offloads;
             assert!(all.csum && all.tso, "{all:?}");
-            assert_eq!(all.coalesce(), CoalesceOptions { tcp: true, udp: all.uso });
+            assert_eq!(all.coalesce(), CoalesceOptions { tcp: true, udp: all.uso, tunnels: all.tunnels });
             let none = Tun::create(&TunConfig { offloads: false, ..config("rt-tun1", 1) }).unwrap();
             assert_eq!(none.offloads, TunOffloads::default());
         });

@@ -7,6 +7,7 @@
 use crate::io::IoStats;
 use crate::io::slab::{BUF_SIZE, SharedBuf};
 use crate::io::{CoalesceOptions, Notice};
+use crate::offload::coalesce::RunKind;
 use crate::offload::split::{Progress, Splitter};
 use crate::offload::train::{Train, TrainLimits};
 use crate::sys::calls;
@@ -22,9 +23,13 @@ const REFUSED_IN_A_ROW: u8 = 8;
 /// Length in bytes of the WireGuard message header that [`Splitter`] leaves before each packet.
 const MESSAGE_HEADER: usize = 16;
 
-/// The bits of a virtio-net header's `gso_type` without the ECN bit: 0 none, 1 TCP/IPv4, 4 TCP/IPv6, 5 UDP.
+/// The bits of a virtio-net header's `gso_type` without the ECN bit: 0 none, 1 TCP/IPv4, 4 TCP/IPv6, 5 UDP, with another bit
+/// in a tunnel over IPv4 or over IPv6.
 const GSO_TYPE_MASK: u8 = 0x7f;
 const GSO_UDP_L4: u8 = 5;
+const GSO_TUNNEL: u8 = 0x60;
+/// Number of variants of [`RunKind`].
+const KINDS: usize = 3;
 
 /// A worker's queue of the TUN device.
 pub(super) struct TunQueue {
@@ -32,9 +37,9 @@ pub(super) struct TunQueue {
     ready: bool,
     dead: Option<i32>,
     vectors: Vec<libc::iovec>,
-    /// How many super-packets were refused in a row: of TCP, of UDP.
-    refused: [u8; 2],
-    notices: [Option<Notice>; 2],
+    /// How many super-packets of each kind were refused in a row.
+    refused: [u8; KINDS],
+    notices: [Option<Notice>; KINDS],
 }
 
 impl TunQueue {
@@ -44,8 +49,8 @@ impl TunQueue {
             ready: true,
             dead: None,
             vectors: Vec::with_capacity(128),
-            refused: [0; 2],
-            notices: [None; 2],
+            refused: [0; KINDS],
+            notices: [None; KINDS],
         }
     }
 
@@ -77,7 +82,8 @@ impl TunQueue {
 
     /// The kinds of super-packets that the device keeps refusing.
     pub(super) fn refuses(&self) -> CoalesceOptions {
-        CoalesceOptions { tcp: self.refused[0] >= REFUSED_IN_A_ROW, udp: self.refused[1] >= REFUSED_IN_A_ROW }
+        let [tcp, udp, tunnels] = self.refused.map(|refused| refused >= REFUSED_IN_A_ROW);
+        CoalesceOptions { tcp, udp, tunnels }
     }
 
     pub(super) fn take_notice(&mut self) -> Option<Notice> {
@@ -122,7 +128,7 @@ impl TunQueue {
             (Ok(()), kind) => {
                 stats.tun_writes += 1;
                 if let Some(kind) = kind {
-                    self.refused[kind] = 0;
+                    self.refused[kind as usize] = 0;
                 }
             }
             (Err(libc::EINVAL), Some(kind)) => self.write_split(kind, buf, pieces, stats),
@@ -140,23 +146,29 @@ impl TunQueue {
 
     /// Writes a super-packet that the kernel refused as plain packets. Kernels with e269d79c7d35 and without 89add40066f9
     /// refuse good ones. This allocates, as it is rare: after a few refusals in a row no super-packets are built any more.
-    fn write_split(&mut self, kind: usize, buf: &SharedBuf, pieces: &[Range<usize>], stats: &mut IoStats) {
+    fn write_split(&mut self, kind: RunKind, buf: &SharedBuf, pieces: &[Range<usize>], stats: &mut IoStats) {
         stats.offload_fallbacks += 1;
-        self.refused[kind] = self.refused[kind].saturating_add(1);
-        if self.refused[kind] == REFUSED_IN_A_ROW {
-            self.notices[kind] = Some(Notice::TunOffloadOff { tcp: kind == 0 });
+        let refused = &mut self.refused[kind as usize];
+        *refused = refused.saturating_add(1);
+        if *refused == REFUSED_IN_A_ROW {
+            self.notices[kind as usize] = Some(Notice::TunOffloadOff { kind });
         }
         let frame: Vec<u8> = pieces.iter().flat_map(|piece| &buf[piece.clone()]).copied().collect();
         let Ok(mut splitter) = Splitter::new(&frame) else {
             stats.tun_write_errors += 1;
             return;
         };
-        let mut out = vec![0; BUF_SIZE];
+        // The virtio-net header before a packet takes the place of its message header and of what is before that: the end of a
+        // tag that was never written, or, before the first, this much more room.
+        const BEFORE: usize = VNET_HDR_LEN - MESSAGE_HEADER;
+        let mut out = vec![0; BEFORE + BUF_SIZE];
         loop {
             let mut train = Train::default();
-            let progress = splitter.write_into(&mut out, &mut train, 0, &TrainLimits::default());
-            for segment in out[..train.len()].chunks_mut(train.stride().max(1)) {
-                match plain_packet(segment).map(|packet| retry(|| calls::write(self.fd.as_fd(), packet))) {
+            let progress = splitter.write_into(&mut out[BEFORE..], &mut train, 0, &TrainLimits::default());
+            for start in (0..train.len()).step_by(train.stride().max(1)) {
+                match plain_packet(&mut out[start..])
+                    .map(|packet| retry(|| calls::write(self.fd.as_fd(), packet)))
+                {
                     Some(Ok(_)) => stats.tun_writes += 1,
                     Some(Err(errno)) => self.write_failed(errno, stats),
                     None => stats.tun_write_errors += 1,
@@ -188,20 +200,22 @@ impl AsFd for TunQueue {
     }
 }
 
-/// The segment that [`Splitter`] left, as a packet behind an empty virtio-net header, with neither padding nor room for a tag.
-fn plain_packet(segment: &mut [u8]) -> Option<&[u8]> {
-    let len = ip::parse(segment.get(MESSAGE_HEADER..)?)?.len;
-    let packet = segment.get_mut(MESSAGE_HEADER - VNET_HDR_LEN..MESSAGE_HEADER + len)?;
+/// The packet with room for a virtio-net header before it at the start of `out`, behind an empty one, with neither padding nor
+/// room for a tag.
+fn plain_packet(out: &mut [u8]) -> Option<&[u8]> {
+    let len = ip::parse(out.get(VNET_HDR_LEN..)?)?.len;
+    let packet = out.get_mut(..VNET_HDR_LEN + len)?;
     packet[..VNET_HDR_LEN].fill(0);
     Some(packet)
 }
 
-/// The kind of a super-packet: 0 for TCP, 1 for UDP. `None` where it is none.
-fn gso_kind(buf: &SharedBuf, pieces: &[Range<usize>]) -> Option<usize> {
+/// The kind of a super-packet. `None` where it is none.
+fn gso_kind(buf: &SharedBuf, pieces: &[Range<usize>]) -> Option<RunKind> {
     match buf.get(pieces.first()?.start + 1)? & GSO_TYPE_MASK {
         0 => None,
-        GSO_UDP_L4 => Some(1),
-        _ => Some(0),
+        GSO_UDP_L4 => Some(RunKind::Udp),
+        bits if bits & GSO_TUNNEL != 0 => Some(RunKind::Tunnel),
+        _ => Some(RunKind::Tcp),
     }
 }
 

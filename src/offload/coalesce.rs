@@ -1,7 +1,7 @@
 //! RX: joins the opened packets of one train to super-packets, in place, by pointing at their pieces.
 //!
 //! Before, each segment is `[16: message header][inner packet][padding][16: tag]`. The first segment of a run gets
-//! its virtio-net header written into the last ten bytes of its message header, so that virtio-net header, packet
+//! its virtio-net header written into its message header and the end of the tag before that, so that virtio-net header, packet
 //! headers and first payload are one contiguous piece. Of every further segment only the range of its payload is
 //! listed.
 //!
@@ -10,16 +10,19 @@
 //!
 //! One rule matters most: a packet joins others only if its own checksum verifies, since the super-packet gets a new
 //! one. The tag vouches for the path between the tunnel's ends. For what was damaged before it, only the packet's own
-//! checksum does.
+//! checksum does. In a UDP tunnel that means the checksums of the inner packet, and the outer one where there is one.
 
 mod headers;
+mod tunnel;
 
 use crate::wire::checksum;
 use crate::wire::ip::tcp_flags::PSH;
 use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, V4_HEADER_LEN, V6_HEADER_LEN, put16};
 use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
-use headers::{FlowKey, Headers, Hosts, PacketClass};
+use headers::{FlowKey, Headers, Hosts, Id, PacketClass};
 use std::ops::Range;
+
+pub use tunnel::{TunnelKind, TunnelPorts};
 
 /// Most packets in a run: UDP_MAX_SEGMENTS of Linux before 6.9, which virtio_net_hdr_to_skb enforces.
 pub const MAX_RUN_PACKETS: usize = 64;
@@ -35,6 +38,19 @@ pub struct CoalesceOptions {
     pub tcp: bool,
     /// Whether UDP super-packets are (USO4 and USO6 were accepted).
     pub udp: bool,
+    /// Whether TCP super-packets inside a UDP tunnel are.
+    pub tunnels: bool,
+}
+
+/// A kind of super-packets, as [`CoalesceOptions`] tells them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunKind {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// TCP inside a UDP tunnel.
+    Tunnel,
 }
 
 /// One write to the TUN device: a packet or a super-packet behind its virtio-net header.
@@ -44,6 +60,8 @@ pub struct TunWrite {
     pub pieces: Vec<Range<usize>>,
     /// Number of inner packets in it.
     pub packets: usize,
+    /// Whether they are a UDP tunnel's with TCP inside.
+    pub tunnel: bool,
 }
 
 /// Why a packet did not join the run before it. Each reason is counted, for `perf` and tests.
@@ -74,6 +92,7 @@ pub const REFUSALS: usize = 7;
 #[derive(Default)]
 pub struct Coalescer {
     options: CoalesceOptions,
+    tunnels: TunnelPorts,
     /// The runs of this and earlier trains. The first `states.len()` are this train's; the others keep their memory
     /// for reuse.
     runs: Vec<TunWrite>,
@@ -99,6 +118,8 @@ struct OpenRun {
     sequence: u32,
     /// Whether the identifications so far count up, or stay the same.
     ids: Ids,
+    /// The same of the inner packets of a tunnel.
+    inner_ids: Ids,
     /// Why nothing more may join; `None` while packets may.
     closed: Option<Refusal>,
     /// Whether the last packet carried PSH.
@@ -121,8 +142,14 @@ impl Coalescer {
         self.open.clear();
     }
 
-    /// Adds the inner packet at `packet` of `train`. Its IP length was checked, and at least ten bytes of headroom
-    /// lie before it.
+    /// Sets the ports at which UDP tunnels of the host listen. What goes to another port is plain UDP: its receiver would not
+    /// know what to do with a tunnel's super-packet. The kernel's udp_gro_receive, too, asks who has the port.
+    pub fn set_tunnels(&mut self, tunnels: TunnelPorts) {
+        self.tunnels = tunnels;
+    }
+
+    /// Adds the inner packet at `packet` of `train`. Its IP length was checked, and at least [`VNET_HDR_LEN`] bytes of
+    /// headroom lie before it.
     ///
     /// Packets of several interleaved flows each continue their own run; a packet that continues none starts a run or
     /// is one by itself. Order within a flow is kept. A range that is not inside `train`, or without the headroom, is
@@ -147,8 +174,11 @@ impl Coalescer {
         if !self.options.tcp && !self.options.udp {
             return self.push_alone(packet, Refusal::NotCoalescable);
         }
-        match headers::parse(bytes) {
-            PacketClass::Joinable(headers) if self.takes(headers.flow.protocol) => {
+        let tunnels = if self.options.tunnels { self.tunnels } else { TunnelPorts::default() };
+        match headers::parse(bytes, &tunnels) {
+            PacketClass::Joinable(headers) if self.takes(&headers) => {
+                // Of a tunnel's packet only the outer checksum was looked at.
+                let verified = verified && headers.inner == 0;
                 self.push_joinable(train, packet, Headers { verified, ..headers });
             }
             // Its flow never has an open run: the device does not take this protocol.
@@ -184,7 +214,7 @@ impl Coalescer {
             };
             *vnet = if run.packets > 1 {
                 state.seal(packet);
-                state.vnet_header().to_bytes()
+                state.vnet_header(packet).to_bytes()
             } else {
                 VnetHeader::default().to_bytes()
             };
@@ -197,9 +227,10 @@ impl Coalescer {
         std::mem::take(&mut self.refusals)
     }
 
-    /// Whether the device takes super-packets of `protocol`.
-    fn takes(&self, protocol: u8) -> bool {
-        match protocol {
+    /// Whether the device takes super-packets of packets with these headers.
+    fn takes(&self, headers: &Headers) -> bool {
+        match headers.flow.protocol {
+            _ if headers.inner > 0 => true,
             TCP => self.options.tcp,
             UDP => self.options.udp,
             _ => false,
@@ -260,13 +291,14 @@ impl Coalescer {
         run.pieces.clear();
         run.pieces.push(packet.start - VNET_HDR_LEN..packet.end);
         run.packets = 1;
+        run.tunnel = headers.inner > 0;
         self.states.push(OpenRun::new(packet, headers));
     }
 }
 
 /// Whether the checksums of an inner packet verify, and it is of a kind that may join others.
 pub fn verifies(packet: &[u8]) -> bool {
-    matches!(headers::parse(packet), PacketClass::Joinable(headers) if headers.verify(packet))
+    matches!(headers::parse(packet, &TunnelPorts::default()), PacketClass::Joinable(headers) if headers.verify(packet))
 }
 
 impl OpenRun {
@@ -277,7 +309,8 @@ impl OpenRun {
             verified: None,
             len: packet.len(),
             sequence: headers.sequence.wrapping_add(headers.payload as u32),
-            ids: if headers.id_may_stand { Ids::Either } else { Ids::Counting },
+            ids: Ids::of_first(headers.id),
+            inner_ids: Ids::of_first(headers.inner_id),
             closed: headers.push.then_some(Refusal::Flags),
             push: headers.push,
         }
@@ -296,18 +329,22 @@ impl OpenRun {
             return Err(refusal);
         }
         let own = &self.headers;
-        // TCP options; the range is empty for UDP, whose header is shorter than TCP's.
+        // TCP options; the range is empty for plain UDP, whose header is shorter than TCP's.
         let options = (own.transport + TCP_HEADER_LEN).min(own.len)..own.len;
         let at = |start: usize| train.get(start + options.start..start + options.end);
         if headers.ip != own.ip
             || headers.tcp != own.tcp
             || headers.len != own.len
+            || headers.inner != own.inner
             || at(self.head) != at(packet.start)
+            || own.inner > 0 && !self.same_tunnel(train, packet)
         {
             return Err(Refusal::Headers);
         }
-        let ids = self.next_ids(headers.id, packets).ok_or(Refusal::Headers)?;
-        if own.flow.protocol == TCP && headers.sequence != self.sequence {
+        let ids = self.ids.next(own.id, headers.id, packets).ok_or(Refusal::Headers)?;
+        let inner_ids =
+            self.inner_ids.next(own.inner_id, headers.inner_id, packets).ok_or(Refusal::Headers)?;
+        if own.protocol() == TCP && headers.sequence != self.sequence {
             return Err(Refusal::Sequence);
         }
         if headers.payload > own.payload {
@@ -324,7 +361,7 @@ impl OpenRun {
         } else if headers.push {
             self.closed = Some(Refusal::Flags);
         }
-        self.ids = ids;
+        (self.ids, self.inner_ids) = (ids, inner_ids);
         self.push = headers.push;
         self.len += headers.payload;
         self.sequence = self.sequence.wrapping_add(headers.payload as u32);
@@ -342,35 +379,25 @@ impl OpenRun {
         first && verify(headers, packet.clone())
     }
 
-    /// How the identifications go on with `id` after `packets` packets: up by one each, or, with DF set, not at all.
-    /// Segmenting again makes them count up, which DF makes harmless (RFC 6864 section 4.1). `None` where they go on
-    /// in neither way.
-    #[inline]
-    fn next_ids(&self, id: u16, packets: usize) -> Option<Ids> {
-        let counting = self.headers.id.wrapping_add(packets as u16) == id;
-        let standing = self.headers.id == id;
-        match self.ids {
-            Ids::Either if standing => Some(Ids::Standing),
-            Ids::Either | Ids::Counting if counting => Some(Ids::Counting),
-            Ids::Standing if standing => Some(Ids::Standing),
-            _ => None,
-        }
+    /// Whether `packet` has the same tunnel headers and the same inner flow as the run's first packet.
+    fn same_tunnel(&self, train: &[u8], packet: &Range<usize>) -> bool {
+        let [first, next] = [self.head, packet.start].map(|at| train.get(at..at + self.headers.len));
+        first.zip(next).is_some_and(|(first, next)| tunnel::same(first, next, self.headers.places()))
     }
 
     /// Makes the headers of the first packet those of the super-packet: lengths, flags, checksums.
     fn seal(&self, head: &mut [u8]) {
-        let transport_len = self.len - self.headers.transport;
-        if self.headers.transport == V4_HEADER_LEN {
-            put16(head, 2, self.len as u16);
-            put16(head, 10, 0);
-            let sum = checksum::sum(&head[..V4_HEADER_LEN], 0);
-            put16(head, 10, !checksum::fold(sum));
-        } else {
-            put16(head, 4, (self.len - V6_HEADER_LEN) as u16);
+        if self.headers.inner > 0 {
+            tunnel::seal_outer(head, self.headers.places().udp, self.len);
         }
-        let protocol = self.headers.flow.protocol;
+        let head = &mut head[self.headers.inner..];
+        let transport_at = self.headers.transport - self.headers.inner;
+        let len = self.len - self.headers.inner;
+        let transport_len = len - transport_at;
+        seal_ip(head, len);
+        let protocol = self.headers.protocol();
         let pseudo = checksum::fold(checksum::pseudo_header(head, protocol, transport_len));
-        let transport = &mut head[self.headers.transport..];
+        let transport = &mut head[transport_at..];
         if protocol == TCP && self.push {
             transport[13] |= PSH;
         } else if protocol == UDP {
@@ -379,12 +406,16 @@ impl OpenRun {
         put16(transport, usize::from(checksum_offset(protocol)), pseudo);
     }
 
-    /// The header that makes the kernel segment the run as it came.
-    fn vnet_header(&self) -> VnetHeader {
-        let protocol = self.headers.flow.protocol;
+    /// The header that makes the kernel segment the run, whose sealed first packet is `head`, as it came.
+    fn vnet_header(&self, head: &[u8]) -> VnetHeader {
+        let protocol = self.headers.protocol();
+        let (outer_flags, tunnel) = match self.headers.inner {
+            0 => (0, None),
+            _ => tunnel::vnet_fields(head, self.headers.places()),
+        };
         VnetHeader {
-            flags: F_NEEDS_CSUM,
-            gso: match (protocol, self.headers.transport) {
+            flags: F_NEEDS_CSUM | outer_flags,
+            gso: match (protocol, self.headers.transport - self.headers.inner) {
                 (UDP, _) => GsoType::UdpL4,
                 (_, V4_HEADER_LEN) => GsoType::TcpV4,
                 _ => GsoType::TcpV6,
@@ -394,7 +425,42 @@ impl OpenRun {
             gso_size: self.headers.payload as u16,
             csum_start: self.headers.transport as u16,
             csum_offset: checksum_offset(protocol),
+            tunnel,
         }
+    }
+}
+
+impl Ids {
+    /// That of a run of one packet.
+    fn of_first(id: Id) -> Ids {
+        if id.may_stand { Ids::Either } else { Ids::Counting }
+    }
+
+    /// How the identifications go on after `packets` packets, of which the first had `first`: up by one each, or, with DF
+    /// set, not at all. Segmenting again makes them count up, which DF makes harmless (RFC 6864 section 4.1). `None` where
+    /// they go on in neither way.
+    #[inline]
+    fn next(self, first: Id, id: Id, packets: usize) -> Option<Ids> {
+        let counting = first.value.wrapping_add(packets as u16) == id.value;
+        let standing = first.value == id.value;
+        match self {
+            Ids::Either if standing => Some(Ids::Standing),
+            Ids::Either | Ids::Counting if counting => Some(Ids::Counting),
+            Ids::Standing if standing => Some(Ids::Standing),
+            _ => None,
+        }
+    }
+}
+
+/// Makes the IP header without options or extension headers, with which `packet` begins, that of `len` bytes.
+fn seal_ip(packet: &mut [u8], len: usize) {
+    if packet[0] >> 4 == 4 {
+        put16(packet, 2, len as u16);
+        put16(packet, 10, 0);
+        let sum = checksum::sum(&packet[..V4_HEADER_LEN], 0);
+        put16(packet, 10, !checksum::fold(sum));
+    } else {
+        put16(packet, 4, (len - V6_HEADER_LEN) as u16);
     }
 }
 

@@ -2,7 +2,10 @@
 //! trains.
 //!
 //! What all segments of a super-packet share is summed once ([`Prototype`]). A segment then costs a copy of the
-//! headers, the few fields that differ, and the copying and summing of its payload.
+//! headers, the few fields that differ, and the copying and summing of its payload. In front of a UDP tunnel's inner
+//! segments stand the outer headers ([`OuterHeaders`]), whose lengths and checksum differ in turn.
+
+mod outer;
 
 use crate::offload::train::{Train, TrainLimits, message_len};
 use crate::wire::checksum;
@@ -12,6 +15,7 @@ use crate::wire::ip::{
 };
 use crate::wire::message::{DATA_HEADER_LEN, TAG_LEN};
 use crate::wire::vnet::{F_DATA_VALID, F_NEEDS_CSUM, GsoType, VNET_HDR_LEN, VnetHeader};
+use outer::OuterHeaders;
 
 const TCP_CSUM: usize = 16;
 const UDP_CSUM: usize = 6;
@@ -24,7 +28,7 @@ pub enum SplitError {
     /// The packet is neither IPv4 nor IPv6, or its lengths contradict each other.
     Ip,
     /// The super-packet's transport header is missing, truncated or not the one that its type promises, or the
-    /// super-packet is a fragment.
+    /// super-packet is a fragment. In a tunnel, the same of its UDP header.
     Transport,
     /// The gso_size is zero where it must not be. More than 65,535 segments cannot be, since IP's lengths end there.
     GsoSize,
@@ -57,6 +61,8 @@ enum Shape {
     Plain(Option<PartialChecksum>),
     /// A super-packet.
     Super(Prototype),
+    /// A UDP tunnel's super-packet. Offsets of the prototype are within the inner packet.
+    Tunnel(OuterHeaders, Prototype),
 }
 
 #[derive(Clone, Copy)]
@@ -75,10 +81,7 @@ struct Prototype {
     headers: usize,
     /// Payload bytes of a segment.
     gso_size: usize,
-    /// Partial sum of the IPv4 header without length, identification and checksum; `None` for IPv6.
-    ip_sum: Option<u64>,
-    /// IPv4 identification of the first segment.
-    id: u16,
+    ip: IpPrototype,
     /// Partial sum of the pseudo-header and the transport header without lengths, checksum, sequence number and TCP
     /// flags.
     transport_sum: u64,
@@ -89,6 +92,14 @@ struct Prototype {
     damaged: bool,
 }
 
+/// What the IP headers of a super-packet's segments have in common.
+struct IpPrototype {
+    /// Partial sum of the IPv4 header without length, identification and checksum; `None` for IPv6.
+    sum: Option<u64>,
+    /// IPv4 identification of the first segment.
+    id: u16,
+}
+
 impl<'a> Splitter<'a> {
     /// Parses `frame`: virtio-net header, IP, transport. Nothing in it is trusted, and `hdr_len` is not even read.
     pub fn new(frame: &'a [u8]) -> Result<Splitter<'a>, SplitError> {
@@ -97,13 +108,19 @@ impl<'a> Splitter<'a> {
         let info = ip::parse(packet).ok_or(SplitError::Ip)?;
         let packet = packet.get(..info.len).ok_or(SplitError::Ip)?;
         let checksum = partial_checksum(&vnet, packet)?;
-        let (shape, segments) = if vnet.gso == GsoType::None {
-            (Shape::Plain(checksum), 1)
-        } else {
-            let prototype = Prototype::new(&vnet, packet)?;
-            // Without payload there is still one packet to send.
-            let segments = (packet.len() - prototype.headers).div_ceil(prototype.gso_size).max(1);
-            (Shape::Super(prototype), segments)
+        let (shape, segments) = match (vnet.gso, vnet.tunnel) {
+            (GsoType::None, _) => (Shape::Plain(checksum), 1),
+            (_, None) => {
+                let prototype = Prototype::new(&vnet, packet)?;
+                let segments = prototype.segments(packet);
+                (Shape::Super(prototype), segments)
+            }
+            (_, Some(tunnel)) => {
+                let (outer, inner) = OuterHeaders::new(&vnet, tunnel, packet)?;
+                let prototype = Prototype::new(&vnet, inner)?;
+                let segments = prototype.segments(inner);
+                (Shape::Tunnel(outer, prototype), segments)
+            }
         };
         Ok(Splitter { packet, info, shape, segments, next: 0 })
     }
@@ -147,10 +164,13 @@ impl<'a> Splitter<'a> {
             }
             let at = train.push(size);
             let (inner, padding) = out[at + DATA_HEADER_LEN..at + size - TAG_LEN].split_at_mut(inner_len);
+            let last = self.next + 1 == self.segments;
             match &self.shape {
                 Shape::Plain(checksum) => write_plain(self.packet, *checksum, inner),
-                Shape::Super(prototype) => {
-                    prototype.write(self.packet, self.next, self.next + 1 == self.segments, inner);
+                Shape::Super(prototype) => prototype.write(self.packet, self.next, last, inner),
+                Shape::Tunnel(outer, prototype) => {
+                    prototype.write(&self.packet[outer.len..], self.next, last, &mut inner[outer.len..]);
+                    outer.write(self.packet, self.next, inner);
                 }
             }
             padding.fill(0);
@@ -163,9 +183,9 @@ impl<'a> Splitter<'a> {
     pub fn next_len(&self) -> usize {
         match &self.shape {
             Shape::Plain(_) => self.packet.len(),
-            Shape::Super(prototype) => {
-                let left = self.packet.len() - prototype.headers - self.next * prototype.gso_size;
-                prototype.headers + left.min(prototype.gso_size)
+            Shape::Super(prototype) => prototype.len_of(self.packet, self.next),
+            Shape::Tunnel(outer, prototype) => {
+                outer.len + prototype.len_of(&self.packet[outer.len..], self.next)
             }
         }
     }
@@ -237,20 +257,26 @@ impl Prototype {
         } else {
             (checksum::sum(&header[..4], 0), None)
         };
-        let ip_sum = is_v4.then(|| {
-            let sum = checksum::sum(&packet[..2], 0);
-            checksum::sum(&packet[12..found.offset], checksum::sum(&packet[6..10], sum))
-        });
         Ok(Prototype {
             transport: found.offset,
             headers: found.offset + header.len(),
             gso_size: usize::from(vnet.gso_size),
-            ip_sum,
-            id: be16(packet, 4),
+            ip: IpPrototype::new(packet, found.offset),
             transport_sum: pseudo + own,
             tcp,
             damaged: vnet.flags & (F_NEEDS_CSUM | F_DATA_VALID) == 0 && !verifies(packet, protocol, segment),
         })
+    }
+
+    /// The number of segments of `packet`. Without payload there is still one to send.
+    fn segments(&self, packet: &[u8]) -> usize {
+        (packet.len() - self.headers).div_ceil(self.gso_size).max(1)
+    }
+
+    /// The length in bytes of segment `index` of `packet`.
+    fn len_of(&self, packet: &[u8], index: usize) -> usize {
+        let left = packet.len() - self.headers - index * self.gso_size;
+        self.headers + left.min(self.gso_size)
     }
 
     /// The checksum field of a segment whose bytes and pseudo-header have the partial sum `sum`.
@@ -284,13 +310,28 @@ impl Prototype {
             put16(transport, 4, transport_len as u16);
             put16(transport, UDP_CSUM, never_zero(self.checksum(sum)));
         }
+        self.ip.write(ip, index, len);
+    }
+}
 
-        if let Some(ip_sum) = self.ip_sum {
+impl IpPrototype {
+    /// That of `packet`, whose header with options or extension headers is `len` bytes long.
+    fn new(packet: &[u8], len: usize) -> IpPrototype {
+        let sum = (packet[0] >> 4 == 4).then(|| {
+            let sum = checksum::sum(&packet[..2], 0);
+            checksum::sum(&packet[12..len], checksum::sum(&packet[6..10], sum))
+        });
+        IpPrototype { sum, id: be16(packet, 4) }
+    }
+
+    /// Fixes the header `ip` of segment `index`, which is `len` bytes long.
+    fn write(&self, ip: &mut [u8], index: usize, len: usize) {
+        if let Some(sum) = self.sum {
             // As the kernel's inet_gso_segment numbers them.
             let id = self.id.wrapping_add(index as u16);
             put16(ip, 2, len as u16);
             put16(ip, 4, id);
-            put16(ip, 10, !checksum::fold(ip_sum + checksum::word(len as u16) + checksum::word(id)));
+            put16(ip, 10, !checksum::fold(sum + checksum::word(len as u16) + checksum::word(id)));
         } else {
             put16(ip, 4, (len - V6_HEADER_LEN) as u16);
         }

@@ -1,9 +1,10 @@
 //! Packets for the tests of this room, and a reference that reads them: naive, and sharing nothing with the code under
 //! test but the numbers of protocols and flags and the virtio-net header.
 
+use crate::offload::coalesce::TunnelKind;
 pub(super) use crate::wire::ip::tcp_flags::*;
 use crate::wire::ip::{TCP, UDP};
-use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VnetHeader};
+use crate::wire::vnet::{F_NEEDS_CSUM, F_TUNNEL_CSUM, GsoType, VNET_HDR_LEN, VnetHeader, VnetTunnel};
 
 /// A TCP or UDP packet, or super-packet.
 #[derive(Clone, Debug)]
@@ -144,10 +145,73 @@ impl Spec {
             gso_size: gso_size.unwrap_or(0),
             csum_start: self.transport() as u16,
             csum_offset: if self.udp { 6 } else { 16 },
+            tunnel: None,
         };
         let mut frame = vnet.to_bytes().to_vec();
         frame.extend(self.partial());
         frame
+    }
+}
+
+/// A UDP tunnel, to be put around packets.
+#[derive(Clone, Debug)]
+pub(super) struct Around {
+    /// The outer packet without payload.
+    pub(super) outer: Spec,
+    /// Whether it has a checksum.
+    pub(super) summed: bool,
+    /// What the tunnel puts before the inner Ethernet header.
+    pub(super) shim: Vec<u8>,
+}
+
+impl Around {
+    pub(super) fn new(kind: TunnelKind, v6: bool, summed: bool) -> Around {
+        let shim = match kind {
+            TunnelKind::Vxlan => vec![8, 0, 0, 0, 0, 0, 42, 0],
+            TunnelKind::Geneve => vec![2, 0, 0x65, 0x58, 0, 0, 42, 0, 1, 2, 3, 1, 9, 9, 9, 9],
+        };
+        let mut outer = Spec::new(v6, true, vec![]);
+        (outer.fragment, outer.id) = (0, 9000);
+        Around { outer, summed, shim }
+    }
+
+    /// Offset of the inner packet.
+    pub(super) fn inner(&self) -> usize {
+        self.outer.headers() + self.shim.len() + 14
+    }
+
+    /// The `index`th segment's packet around `inner`.
+    pub(super) fn packet(&self, index: u16, inner: &[u8]) -> Vec<u8> {
+        let outer = self.spec(index, inner);
+        let mut packet = outer.packet();
+        if !self.summed {
+            let checksum = outer.transport() + 6;
+            packet[checksum..checksum + 2].fill(0);
+        }
+        packet
+    }
+
+    fn spec(&self, index: u16, inner: &[u8]) -> Spec {
+        let ethertype = if inner[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
+        let payload = [&self.shim[..], &[2; 12], &ethertype, inner].concat();
+        Spec { id: self.outer.id.wrapping_add(index), payload, ..self.outer.clone() }
+    }
+
+    /// The TUN frame of a super-packet around `inner`, as the coalescer writes it.
+    pub(super) fn frame(&self, inner: &Spec, gso_size: u16) -> Vec<u8> {
+        let frame = inner.frame(Some(gso_size));
+        let plain = VnetHeader::parse(&frame).expect("a frame made above");
+        let transport = self.outer.transport() as u16 + 14;
+        let vnet = VnetHeader {
+            flags: if self.summed { F_NEEDS_CSUM | F_TUNNEL_CSUM } else { F_NEEDS_CSUM },
+            hdr_len: (self.inner() + inner.headers()) as u16,
+            csum_start: self.inner() as u16 + plain.csum_start,
+            tunnel: Some(VnetTunnel { v6: self.outer.v6, transport, inner: self.inner() as u16 }),
+            ..plain
+        };
+        let packet = &frame[VNET_HDR_LEN..];
+        let outer = if self.summed { self.spec(0, packet).partial() } else { self.packet(0, packet) };
+        [vnet.to_bytes().to_vec(), outer].concat()
     }
 }
 

@@ -347,6 +347,7 @@ impl Driver {
                 let addresses: Arc<[_]> = addresses.into();
                 self.send_all(|| Control::Broadcasts(Arc::clone(&addresses)));
             }
+            LinkEvent::Tunnels(ports) => self.send_all(|| Control::Tunnels(ports)),
             LinkEvent::RoutesChanged => self.device.routes_changed(),
             LinkEvent::RouteMtus(routes) => self.device.set_route_mtus(routes),
         }

@@ -1,5 +1,6 @@
 //! What the netlink threads report to the driver, and what all who listen to netlink have in common.
 
+use crate::offload::coalesce::TunnelPorts;
 use crate::routing::Prefix;
 use crate::sys::icmp::IcmpSockets;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -20,6 +21,8 @@ pub(super) enum LinkEvent {
     Icmp(Option<IcmpSockets>),
     /// All broadcast addresses of the interface's networks.
     Broadcasts(Vec<Ipv4Addr>),
+    /// The UDP ports at which tunnels listen in the interface's namespace, at each change.
+    Tunnels(TunnelPorts),
     /// The sockets' namespace may lead packets otherwise than before.
     RoutesChanged,
     /// All routes into the interface that have an MTU of their own, with that MTU in bytes.

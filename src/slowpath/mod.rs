@@ -19,3 +19,4 @@ pub mod pinning;
 mod routes;
 pub mod runtime;
 mod stream;
+mod tunnels;

@@ -1,10 +1,11 @@
-//! Follows the interface through netlink: up, down, MTU, gone. In the namespace of the sockets it follows whatever leads
+//! Follows the interface through netlink: up, down, MTU, gone, and the UDP tunnels of its namespace. In the namespace of the sockets it follows whatever leads
 //! packets: routes, rules, addresses, interfaces.
 //!
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.
 
 use crate::slowpath::listening::{AbortOnDrop, LinkEvent, LinkState, RELISTEN, overrun};
+use crate::slowpath::tunnels::Tunnels;
 use crate::slowpath::{addrgen, routes};
 use crate::sys::icmp::IcmpSockets;
 use crate::sys::tun_namespace;
@@ -117,8 +118,14 @@ async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent
     if events.send(LinkEvent::State(known)).await.is_err() {
         return Ok(());
     }
+    let mut tunnels = Tunnels::query(&handle).await?;
+    let mut changed = true;
     let _routes = AbortOnDrop(tokio::spawn(routes::follow(index, events.clone())));
-    while let Some((message, _)) = messages.next().await {
+    loop {
+        if std::mem::take(&mut changed) && events.send(LinkEvent::Tunnels(tunnels.ports())).await.is_err() {
+            return Ok(());
+        }
+        let Some((message, _)) = messages.next().await else { break };
         match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
                 if link.header.index == index =>
@@ -137,6 +144,12 @@ async fn listen_for_link(name: &str, moved: &mut bool, events: &Sender<LinkEvent
             {
                 *moved = true;
                 return Ok(());
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                changed = tunnels.update(&link)
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                changed = tunnels.remove(&link)
             }
             _ => overrun(&message)?,
         }

@@ -121,6 +121,7 @@ fn listed(offloads: TunOffloads) -> String {
         (offloads.csum, "checksums"),
         (offloads.tso, "TCP segmentation"),
         (offloads.uso, "UDP segmentation"),
+        (offloads.tunnels, "UDP tunnels"),
     ];
     let had: Vec<&str> = all.into_iter().filter_map(|(has, name)| has.then_some(name)).collect();
     if had.is_empty() { "none".to_owned() } else { had.join(", ") }

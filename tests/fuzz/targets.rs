@@ -10,7 +10,7 @@ use ringtun::index::WorkerCount;
 use ringtun::noise::cookie::{CookieJar, Gate, GateKeys, Mac1Key, Verdict};
 use ringtun::noise::handshake::{Handshake, Identity, IncomingInitiation};
 use ringtun::noise::session::{Role, SessionKeys};
-use ringtun::offload::coalesce::{CoalesceOptions, Coalescer};
+use ringtun::offload::coalesce::{CoalesceOptions, Coalescer, TunnelKind, TunnelPorts};
 use ringtun::offload::split::{Progress, Splitter};
 use ringtun::offload::train::{Train, TrainLimits};
 use ringtun::time::Instant;
@@ -151,7 +151,11 @@ pub(crate) fn coalesce(data: &[u8]) {
     let mut train = vec![0; 64];
     train.extend_from_slice(rest);
     let mut coalescer = Coalescer::default();
-    coalescer.start(CoalesceOptions { tcp: true, udp: true });
+    let mut tunnels = TunnelPorts::default();
+    tunnels.add(TunnelKind::Vxlan, 4789);
+    tunnels.add(TunnelKind::Geneve, 6081);
+    coalescer.set_tunnels(tunnels);
+    coalescer.start(CoalesceOptions { tcp: true, udp: true, tunnels: true });
     let mut pushed = 0;
     for start in (64..train.len()).step_by(stride) {
         let Some(info) = train.get(start + 16..).and_then(ip::parse) else { continue };

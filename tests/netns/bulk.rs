@@ -81,9 +81,15 @@ for size in [*range(0, 1500, 7), 1371, 1372, 1373, 1391, 1392, 1393, 4000, 9000,
 /// Moves `mebibytes` each way by TCP and datagrams of many sizes by UDP.
 #[track_caller]
 pub(crate) fn moves_unaltered(pair: &Pair, inner: Family, mebibytes: u32) {
+    moves_unaltered_to(pair, pair[B].inner(inner), mebibytes);
+}
+
+/// The same to another address of B's.
+#[track_caller]
+pub(crate) fn moves_unaltered_to(pair: &Pair, address: &str, mebibytes: u32) {
     let _server = pair[B].host.start("python3", &["-c", SERVER]);
     let bytes = (mebibytes << 20).to_string();
-    let mut client = pair[A].host.start("python3", &["-c", CLIENT, pair[B].inner(inner), &bytes]);
+    let mut client = pair[A].host.start("python3", &["-c", CLIENT, address, &bytes]);
     let status = client.wait(std::time::Duration::from_secs(120));
     assert!(status.is_some_and(|status| status.success()), "{status:?} {}{}", client.said(), pair.tell());
 }

@@ -11,6 +11,7 @@ use crate::implementation::{
 };
 use crate::lab::{Host, eventually, ready};
 use crate::pair::{A, B, Pair, Side, V4, V6};
+use crate::tunnels;
 use std::time::Duration;
 
 /// Becomes the command in its later arguments, under a filter that the first describes: rules, separated by spaces,
@@ -93,10 +94,13 @@ const NO_IO_URING: &str = "425:1 426:1 427:1";
 const NO_BPF: &str = "321:1";
 /// EPERM for setsockopt of SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF.
 const NO_REUSEPORT_FILTER: &str = "54,1=1,2=51:1";
-/// EINVAL for ioctl TUNSETOFFLOAD with the bits of USO among the others.
-const NO_USO: &str = "16,1=1074025680,2=103:22";
+/// EINVAL for ioctl TUNSETOFFLOAD with the bits of UDP tunnels among the others.
+const NO_TUNNELS: &str = "16,1=1074025680,2=487:22";
+/// EINVAL for it with the bits of USO among the others.
+const NO_USO: &str = "16,1=1074025680,2=487:22 16,1=1074025680,2=103:22";
 /// EINVAL for any of its useful sets of bits.
-const NO_TUN_OFFLOADS: &str = "16,1=1074025680,2=103:22 16,1=1074025680,2=7:22 16,1=1074025680,2=1:22";
+const NO_TUN_OFFLOADS: &str =
+    "16,1=1074025680,2=487:22 16,1=1074025680,2=103:22 16,1=1074025680,2=7:22 16,1=1074025680,2=1:22";
 /// ENOPROTOOPT for setsockopt of SOL_UDP, UDP_GRO.
 const NO_UDP_GRO: &str = "54,1=17,2=104:92";
 /// EAFNOSUPPORT for an IPv6 socket.
@@ -185,6 +189,18 @@ fn without_a_filter_on_the_sockets_misdirected_datagrams_are_handed_on() {
         let burst = pair[B].host.run(&format!("ping -q -c 200 -i 0.002 {}", pair[A].inner(V4)));
         assert!(burst.contains(" 200 received"), "{burst}{}", pair.tell());
     }
+}
+
+#[test]
+fn without_super_packets_of_tunnels_their_packets_pass_one_by_one() {
+    static HINDRANCE: Hindrance = Hindrance {
+        behind: &[INFO[0], INFO[1], "python3", "-c", REFUSE, NO_TUNNELS],
+        options: &["--workers", "2"],
+    };
+    let Some(pair) = works_without(&HINDRANCE) else { return };
+    says_once(&pair, "TUN offloads: checksums, TCP segmentation, UDP segmentation");
+    says_never(&pair, "UDP tunnels");
+    tunnels::carries_all(&pair);
 }
 
 #[test]

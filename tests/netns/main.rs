@@ -41,6 +41,7 @@ mod sources;
 mod spy;
 mod story;
 mod tool;
+mod tunnels;
 mod turns;
 mod unreachable;
 mod updown;

@@ -106,7 +106,7 @@ fn super_packets(lab: &mut Lab) {
 
 #[test]
 fn rule_13_super_packets_of_any_shape_arrive() {
-    for coalesce in [CoalesceOptions { tcp: true, udp: true }, CoalesceOptions::default()] {
+    for coalesce in [CoalesceOptions { tcp: true, udp: true, tunnels: true }, CoalesceOptions::default()] {
         for gso in [true, false] {
             let config = HostConfig { coalesce, gso, gro: gso, ..HostConfig::default() };
             let mut lab = Lab::mesh(1, vec![config; 2]);

@@ -9,6 +9,7 @@ use ringtun::sim::io::{POOL_BUFFERS, SimIo};
 use ringtun::sim::packet::{Flow, Inner};
 use ringtun::sim::{HostConfig, seeds};
 use ringtun::wire::message::MessageKind;
+use ringtun::wire::vnet::VNET_HDR_LEN;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 fn traffic(lab: &mut Lab) {
@@ -228,7 +229,7 @@ fn rule_15_icmp_is_not_answered_with_icmp() {
     let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
     let sum = !((sum >> 16) + (sum & 0xffff)) as u16;
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    let frame = [&[0; 10][..], &packet].concat();
+    let frame = [&[0; VNET_HDR_LEN][..], &packet].concat();
     let flow = lab.udp(0, 1, 5);
     lab.host(0).send(&flow, frame);
     lab.run(secs(1));

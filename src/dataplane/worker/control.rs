@@ -34,6 +34,7 @@ impl Worker {
             Control::Mtu(mtu) => self.padding.set_interface(mtu),
             Control::RouteMtus(routes) => self.padding.routes = routes,
             Control::Broadcasts(addresses) => self.unreachable.broadcasts = addresses,
+            Control::Tunnels(ports) => self.rx.set_tunnels(ports),
             Control::Icmp(sockets) => io.set_icmp(sockets),
             Control::Rebind(sockets) => io.rebind(sockets),
             Control::Stop => return false,

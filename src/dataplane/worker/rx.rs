@@ -17,7 +17,7 @@ use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, SendTrain, UdpTrain};
 use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{Received, RecvSession, SendSession};
-use crate::offload::coalesce::{CoalesceOptions, Coalescer, REFUSALS};
+use crate::offload::coalesce::{CoalesceOptions, Coalescer, REFUSALS, TunnelPorts};
 use crate::routing::RouteTable;
 use crate::time::Instant;
 use crate::wire::ip;
@@ -128,6 +128,12 @@ impl Rx {
     pub(super) fn give_up(&mut self, refused: CoalesceOptions) {
         self.coalesce.tcp &= !refused.tcp;
         self.coalesce.udp &= !refused.udp;
+        self.coalesce.tunnels &= !refused.tunnels;
+    }
+
+    /// Sets the ports at which UDP tunnels of the host listen.
+    pub(super) fn set_tunnels(&mut self, tunnels: TunnelPorts) {
+        self.coalescer.set_tunnels(tunnels);
     }
 
     /// The coalescer's counts of refusals since the last call.
@@ -419,6 +425,7 @@ impl<I: Io> Receiver<'_, I> {
             add(&stats.rx_packets, run.packets);
             if run.packets > 1 {
                 add(&stats.rx_super_packets, 1);
+                add(&stats.rx_tunnel_super_packets, usize::from(run.tunnel));
             }
             self.io.write_tun(&buf, &run.pieces);
         }

@@ -36,12 +36,14 @@ pub(super) fn kernel() -> Finding {
     match version(&release) {
         None => Finding::new("kernel", Unknown, "its release cannot be read", "mount /proc"),
         Some(version) if version < OLDEST => {
-            Finding::new("kernel", Warn, found, "Linux 5.0 or newer has UDP_GRO, 6.2 or newer every offload")
+            Finding::new("kernel", Warn, found, "Linux 5.0 or newer has UDP_GRO, 6.17 or newer every offload")
         }
         Some(version) if version < BEST => Finding::new(
             "kernel",
             Good,
-            format!("{found} (6.2 or newer also has UDP super-packets on TUN)"),
+            format!(
+                "{found} (6.2 or newer also has UDP super-packets on TUN, 6.17 those of VXLAN and GENEVE)"
+            ),
             "",
         ),
         Some(_) => Finding::ok("kernel", found),
@@ -115,13 +117,21 @@ pub(super) fn tun() -> Vec<Finding> {
 fn described(features: &TunFeatures) -> Vec<Finding> {
     let offloads = features.offloads;
     let has = |name: &str, there: bool| format!("{name} {}", if there { "yes" } else { "no" });
-    let found =
-        [has("checksums", offloads.csum), has("TSO", offloads.tso), has("USO", offloads.uso)].join(", ");
+    let found = [
+        has("checksums", offloads.csum),
+        has("TSO", offloads.tso),
+        has("USO", offloads.uso),
+        has("UDP tunnels", offloads.tunnels),
+    ]
+    .join(", ");
     let (level, remedy) = match offloads {
         offloads if !offloads.tso => {
             (Missing, "without TSO each packet costs a system call: use another kernel")
         }
         offloads if !offloads.uso => (Warn, "Linux 6.2 or newer takes UDP super-packets (USO), too"),
+        offloads if !offloads.tunnels => {
+            (Good, "Linux 6.17 or newer takes super-packets of VXLAN and GENEVE, too")
+        }
         _ => (Good, ""),
     };
     let steering = match &features.steering {

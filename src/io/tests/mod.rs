@@ -11,6 +11,7 @@ use super::uring::Uring;
 use super::*;
 use crate::sys::clock::Clock;
 use crate::sys::waker::Waker;
+use crate::wire::vnet::VNET_HDR_LEN;
 use std::io::{Error, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
@@ -99,6 +100,7 @@ fn open_device(name: &str, kind: i32) -> OwnedFd {
     request[16..18].copy_from_slice(&(flags as u16).to_ne_bytes());
     // SAFETY: an ifreq is 40 bytes.
     assert_eq!(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, request.as_mut_ptr()) }, 0);
+    crate::sys::ioctl::set_vnet_header_len(std::os::fd::AsFd::as_fd(&fd), VNET_HDR_LEN).unwrap();
     assert!(set_offloads(&fd, ALL_OFFLOADS) || set_offloads(&fd, TCP_OFFLOADS), "{}", Error::last_os_error());
     std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/router_solicitations"), "0").ok();
     ip(&format!("link set {name} addrgenmode none"));

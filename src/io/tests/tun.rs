@@ -1,14 +1,19 @@
 use super::*;
+use crate::offload::coalesce::RunKind;
+use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VnetHeader, VnetTunnel};
 use std::net::{TcpListener, UdpSocket};
+
+/// Where the payload of a UDP packet over IPv4 starts in its frame.
+const PAYLOAD: usize = VNET_HDR_LEN + 28;
 
 /// A UDP packet of IPv4 from 10.9.0.2:7 to 10.9.0.1 behind an empty virtio-net header; no UDP checksum.
 fn udp_packet(port: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0; 10];
+    let mut packet = vec![0; VNET_HDR_LEN];
     let total = (28 + payload.len()) as u16;
     packet.extend([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1]);
-    packet[12..14].copy_from_slice(&total.to_be_bytes());
-    let sum = checksum(&packet[10..30]);
-    packet[20..22].copy_from_slice(&sum.to_be_bytes());
+    packet[VNET_HDR_LEN + 2..VNET_HDR_LEN + 4].copy_from_slice(&total.to_be_bytes());
+    let sum = checksum(&packet[VNET_HDR_LEN..]);
+    packet[VNET_HDR_LEN + 10..VNET_HDR_LEN + 12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(7u16.to_be_bytes());
     packet.extend(port.to_be_bytes());
     packet.extend((total - 20).to_be_bytes());
@@ -30,11 +35,13 @@ fn fold(mut sum: u32) -> u16 {
 
 /// Makes a UDP super-packet of it: segments of `size` bytes, checksum partial.
 fn make_super(packet: &mut [u8], size: u16) {
-    let udp_len = packet.len() - 30;
-    let addresses: u32 =
-        packet[22..30].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let udp_len = packet.len() - VNET_HDR_LEN - 20;
+    let addresses: u32 = packet[VNET_HDR_LEN + 12..VNET_HDR_LEN + 20]
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     let pseudo = fold(addresses + 17 + udp_len as u32);
-    packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
+    packet[VNET_HDR_LEN + 26..VNET_HDR_LEN + 28].copy_from_slice(&pseudo.to_be_bytes());
     packet[..2].copy_from_slice(&[1, 5]);
     packet[2..4].copy_from_slice(&28u16.to_ne_bytes());
     packet[4..6].copy_from_slice(&size.to_ne_bytes());
@@ -101,7 +108,7 @@ fn a_super_packet_of_many_pieces_arrives_as_its_datagrams() {
         let payload = pattern(40 * 1300 + 77, 3);
         let mut packet = udp_packet(port, &payload);
         make_super(&mut packet, 1300);
-        let cuts: Vec<usize> = (1..=40).map(|n| 38 + n * 1300).collect();
+        let cuts: Vec<usize> = (1..=40).map(|n| PAYLOAD + n * 1300).collect();
         write(&mut bench, &packet, &cuts);
         bench.io.flush();
         let mut bytes = [0; 2000];
@@ -125,8 +132,8 @@ fn packets_to_the_tunnel_are_read_in_order_at_the_start_of_the_buffer() {
         }
         for n in 0..100 {
             let frame = next_frame(&mut bench);
-            assert_eq!(frame.buf[38..frame.len], pattern(100 + n, n));
-            assert_eq!(frame.buf[26..30], [10, 9, 0, 2]);
+            assert_eq!(frame.buf[PAYLOAD..frame.len], pattern(100 + n, n));
+            assert_eq!(frame.buf[VNET_HDR_LEN + 16..VNET_HDR_LEN + 20], [10, 9, 0, 2]);
         }
         assert!(bench.io.recv_tun().is_none());
         assert_eq!(bench.io.stats().tun_reads, 100);
@@ -149,7 +156,7 @@ fn a_super_packet_of_the_kernel_is_read_whole() {
         let frame = next_frame(&mut bench);
         assert_eq!(frame.buf[1] & 0x7f, 5);
         assert_eq!(u16::from_ne_bytes([frame.buf[4], frame.buf[5]]), 1000);
-        assert_eq!(frame.buf[38..frame.len], payload);
+        assert_eq!(frame.buf[PAYLOAD..frame.len], payload);
     });
 }
 
@@ -189,7 +196,7 @@ fn an_interface_that_is_down_costs_the_packets_only() {
         bench.io.flush();
         assert_eq!(socket.recv(&mut [0; 100]).unwrap(), 4);
         socket.send_to(b"out", "10.9.0.2:9").unwrap();
-        while bench.io.recv_tun().is_none_or(|frame| frame.buf[38..frame.len] != *b"out") {
+        while bench.io.recv_tun().is_none_or(|frame| frame.buf[PAYLOAD..frame.len] != *b"out") {
             bench.wait();
         }
     });
@@ -264,16 +271,64 @@ fn a_super_packet_that_the_kernel_refuses_is_split_and_then_no_more_are_wanted()
             let payload = pattern(1200, n);
             let mut packet = udp_packet(port, &payload);
             make_super(&mut packet, 0xffff);
-            write(&mut bench, &packet, &[38, 700]);
+            write(&mut bench, &packet, &[PAYLOAD, 700]);
             bench.io.flush();
             let len = socket.recv(&mut bytes).unwrap();
             assert_eq!(&bytes[..len], payload);
         }
-        assert_eq!(bench.io.tun_refuses(), CoalesceOptions { tcp: false, udp: true });
-        assert_eq!(bench.io.take_notice(), Some(Notice::TunOffloadOff { tcp: false }));
+        assert_eq!(bench.io.tun_refuses(), CoalesceOptions { udp: true, ..CoalesceOptions::default() });
+        assert_eq!(bench.io.take_notice(), Some(Notice::TunOffloadOff { kind: RunKind::Udp }));
         assert_eq!(bench.io.take_notice(), None);
         let stats = bench.io.stats();
         assert_eq!((stats.offload_fallbacks, stats.tun_writes, stats.tun_write_errors), (8, 8, 0));
+    });
+}
+
+/// A super-packet of two segments of TCP in VXLAN without an outer checksum.
+fn tunnel_super_packet(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut inside = vec![8, 0, 0, 0, 0, 0, 42, 0, 2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 8, 0];
+    inside.extend([0x45, 0]);
+    inside.extend((40 + payload.len() as u16).to_be_bytes());
+    inside.extend([0, 7, 0x40, 0, 64, 6, 0, 0, 10, 1, 0, 2, 10, 1, 0, 1]);
+    inside.extend([0, 9, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 2, 0, 0, 0, 0, 0]);
+    inside.extend(payload);
+    let mut packet = udp_packet(port, &inside);
+    let vnet = VnetHeader {
+        flags: F_NEEDS_CSUM,
+        gso: GsoType::TcpV4,
+        hdr_len: 90,
+        gso_size: payload.len() as u16 / 2,
+        csum_start: 70,
+        csum_offset: 16,
+        // Before the outer IP header's end, which the kernel refuses.
+        tunnel: Some(VnetTunnel { v6: false, transport: 0, inner: 50 }),
+        ..VnetHeader::default()
+    };
+    packet[..VNET_HDR_LEN].copy_from_slice(&vnet.to_bytes());
+    packet
+}
+
+#[test]
+fn a_tunnels_super_packet_that_the_kernel_refuses_is_split_and_then_no_more_are_wanted() {
+    in_namespace(|backend| {
+        let mut bench = backend.bench();
+        let (socket, port) = listener();
+        let mut bytes = [0; 4000];
+        for n in 0..8 {
+            assert!(!bench.io.tun_refuses().tunnels);
+            let payload = pattern(2000, n);
+            let packet = tunnel_super_packet(port, &payload);
+            write(&mut bench, &packet, &[VNET_HDR_LEN + 90, 1500]);
+            bench.io.flush();
+            for half in payload.chunks(1000) {
+                let len = socket.recv(&mut bytes).unwrap();
+                assert_eq!(&bytes[62..len], half);
+            }
+        }
+        let refused = CoalesceOptions { tunnels: true, ..CoalesceOptions::default() };
+        assert_eq!(bench.io.tun_refuses(), refused);
+        assert_eq!(bench.io.take_notice(), Some(Notice::TunOffloadOff { kind: RunKind::Tunnel }));
+        assert_eq!(bench.io.stats().offload_fallbacks, 8);
     });
 }
 
@@ -289,7 +344,7 @@ fn a_super_packet_refused_among_others_costs_none_of_them() {
             if n % 7 == 3 {
                 make_super(&mut packet, 0xffff);
             }
-            write(&mut bench, &packet, &[38, 700]);
+            write(&mut bench, &packet, &[PAYLOAD, 700]);
         }
         bench.io.flush();
         let mut bytes = [0; 2000];

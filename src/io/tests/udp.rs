@@ -365,13 +365,13 @@ fn a_full_socket_keeps_order_and_stops_the_reading_of_the_tun() {
         let mut frame = [0; 2000];
         let mut order = Vec::new();
         while let Ok(len) = crate::sys::calls::read(std::os::fd::AsFd::as_fd(&outer), &mut frame) {
-            if len == 10 + 14 + 28 + 600 {
-                order.push(frame[52]);
+            if len == VNET_HDR_LEN + 14 + 28 + 600 {
+                order.push(frame[VNET_HDR_LEN + 42]);
             }
         }
         assert_eq!(order, (0..20).collect::<Vec<u8>>());
         let frame = bench.io.recv_tun().unwrap();
-        assert_eq!(frame.buf[38..frame.len], *b"waits");
+        assert_eq!(frame.buf[VNET_HDR_LEN + 28..frame.len], *b"waits");
     });
 }
 
@@ -413,7 +413,7 @@ fn a_full_socket_of_one_family_does_not_hold_up_the_other() {
                 None => assert!(bench.io.wait(Some(deadline)).unwrap() < deadline, "the tunnel stands still"),
             }
         };
-        assert_eq!(frame.buf[38..frame.len], *b"waits");
+        assert_eq!(frame.buf[VNET_HDR_LEN + 28..frame.len], *b"waits");
         assert!(bench.io.stats().waits < 100, "waiting is no spinning");
         for _ in 0..100 {
             bench.send(&[99; 600], 600, v6, 0);
@@ -431,8 +431,8 @@ fn a_full_socket_of_one_family_does_not_hold_up_the_other() {
         }
         let (mut frame, mut order) = ([0; 2000], Vec::new());
         while let Ok(len) = crate::sys::calls::read(std::os::fd::AsFd::as_fd(&outer), &mut frame) {
-            if len == 10 + 14 + 48 + 600 && frame[72] < 99 {
-                order.push(frame[72]);
+            if len == VNET_HDR_LEN + 14 + 48 + 600 && frame[VNET_HDR_LEN + 62] < 99 {
+                order.push(frame[VNET_HDR_LEN + 62]);
             }
         }
         assert_eq!(order, (0..20).collect::<Vec<u8>>());

@@ -1,6 +1,7 @@
 //! What the coalescer compares of a packet: its flow, and the fields that all packets of a run share.
 
 use crate::offload::coalesce::Refusal;
+use crate::offload::coalesce::tunnel::{self, Places, TunnelPorts};
 use crate::wire::checksum;
 use crate::wire::ip::tcp_flags::{ACK, PSH};
 use crate::wire::ip::{TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, V4_HEADER_LEN, V6_HEADER_LEN, be16, be32};
@@ -26,7 +27,22 @@ pub(super) struct FlowKey {
     pub(super) protocol: u8,
 }
 
-/// The headers of one TCP or UDP packet.
+/// An IPv4 identification. IPv6 has none, which is as good as one that stays zero.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Id {
+    pub(super) value: u16,
+    /// Whether it may also stay the same from packet to packet (RFC 6864: it means nothing with DF set).
+    pub(super) may_stand: bool,
+}
+
+impl Default for Id {
+    fn default() -> Id {
+        Id { value: 0, may_stand: true }
+    }
+}
+
+/// The headers of one TCP or UDP packet, or of a UDP tunnel's datagram with TCP inside. In the latter all but `flow`, `ip` and
+/// `id` are those of the inner packet, and offsets count from the outer IP header all the same.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Headers {
     pub(super) flow: FlowKey,
@@ -36,10 +52,11 @@ pub(super) struct Headers {
     /// The fields of the TCP header that are the same in all packets of a run: acknowledgment, data offset, reserved bits,
     /// flags but PSH, window. Zero for UDP.
     pub(super) tcp: u64,
-    /// IPv4 identification, or zero for IPv6.
-    pub(super) id: u16,
-    /// Whether the identification may also stay the same from packet to packet (RFC 6864: it means nothing with DF set).
-    pub(super) id_may_stand: bool,
+    pub(super) id: Id,
+    /// The identification of a tunnel's inner packet.
+    pub(super) inner_id: Id,
+    /// Offset of a tunnel's inner IP header; zero without a tunnel.
+    pub(super) inner: usize,
     pub(super) sequence: u32,
     pub(super) push: bool,
     /// Offset of the transport header.
@@ -52,12 +69,27 @@ pub(super) struct Headers {
 }
 
 impl Headers {
+    /// The protocol whose segments join.
+    #[inline]
+    pub(super) fn protocol(&self) -> u8 {
+        if self.inner > 0 { TCP } else { self.flow.protocol }
+    }
+
+    /// Where a tunnel's headers stand.
+    pub(super) fn places(&self) -> Places {
+        let udp = if self.flow.hosts.version == 4 { V4_HEADER_LEN } else { V6_HEADER_LEN };
+        Places { udp, inner: self.inner, tcp: self.transport }
+    }
+
     /// Whether the checksums of `packet`, whose headers these are, verify: TCP's or UDP's, and the IPv4 header's. Joining
     /// replaces them, so that of a packet whose own do not verify nobody could tell any more that it was damaged.
     #[inline]
     pub(super) fn verify(&self, packet: &[u8]) -> bool {
         if self.verified {
             return true;
+        }
+        if self.inner > 0 {
+            return tunnel::verify(packet, self.places());
         }
         let transport = &packet[self.transport.min(packet.len())..];
         let addresses = self.flow.hosts.addresses.into_iter().map(checksum::eight_bytes).sum::<u64>();
@@ -89,16 +121,16 @@ pub(super) enum PacketClass {
 
 /// Parses `packet`, which is exactly one IP packet.
 #[inline]
-pub(super) fn parse(packet: &[u8]) -> PacketClass {
+pub(super) fn parse(packet: &[u8], tunnels: &TunnelPorts) -> PacketClass {
     match packet.first().map(|first| first >> 4) {
-        Some(4) => parse_v4(packet),
-        Some(6) => parse_v6(packet),
+        Some(4) => parse_v4(packet, tunnels),
+        Some(6) => parse_v6(packet, tunnels),
         _ => PacketClass::Unknown,
     }
 }
 
 #[inline]
-fn parse_v4(packet: &[u8]) -> PacketClass {
+fn parse_v4(packet: &[u8], tunnels: &TunnelPorts) -> PacketClass {
     let Some(header) = packet.first_chunk::<V4_HEADER_LEN>() else { return PacketClass::Unknown };
     let hosts = Hosts { addresses: [ne64(header, 12), 0, 0, 0], version: 4 };
     let fragment = be16(header, 6);
@@ -106,13 +138,19 @@ fn parse_v4(packet: &[u8]) -> PacketClass {
         return PacketClass::Opaque(hosts);
     }
     let ip = u64::from(be16(header, 0)) << 32 | u64::from(fragment) << 16 | u64::from(header[8]);
-    let common =
-        Headers { ip, id: be16(header, 4), id_may_stand: fragment & V4_DF != 0, ..Headers::default() };
-    parse_transport(packet, V4_HEADER_LEN, header[9], hosts, common)
+    let id = Id { value: be16(header, 4), may_stand: fragment & V4_DF != 0 };
+    parse_transport(
+        packet,
+        V4_HEADER_LEN,
+        header[9],
+        hosts,
+        Headers { ip, id, ..Headers::default() },
+        tunnels,
+    )
 }
 
 #[inline]
-fn parse_v6(packet: &[u8]) -> PacketClass {
+fn parse_v6(packet: &[u8], tunnels: &TunnelPorts) -> PacketClass {
     let Some(header) = packet.first_chunk::<V6_HEADER_LEN>() else { return PacketClass::Unknown };
     let addresses = [ne64(header, 8), ne64(header, 16), ne64(header, 24), ne64(header, 32)];
     let hosts = Hosts { addresses, version: 6 };
@@ -120,16 +158,22 @@ fn parse_v6(packet: &[u8]) -> PacketClass {
         return PacketClass::Opaque(hosts);
     }
     let ip = u64::from(be32(header, 0)) << 8 | u64::from(header[7]);
-    let common = Headers { ip, id_may_stand: true, ..Headers::default() };
-    parse_transport(packet, V6_HEADER_LEN, header[6], hosts, common)
+    parse_transport(packet, V6_HEADER_LEN, header[6], hosts, Headers { ip, ..Headers::default() }, tunnels)
 }
 
 #[inline]
-fn parse_transport(packet: &[u8], at: usize, protocol: u8, hosts: Hosts, common: Headers) -> PacketClass {
+fn parse_transport(
+    packet: &[u8],
+    at: usize,
+    protocol: u8,
+    hosts: Hosts,
+    common: Headers,
+    tunnels: &TunnelPorts,
+) -> PacketClass {
     let segment = &packet[at..];
     match protocol {
         TCP => parse_tcp(segment, hosts, Headers { transport: at, ..common }),
-        UDP => parse_udp(segment, hosts, Headers { transport: at, ..common }),
+        UDP => parse_udp(segment, hosts, Headers { transport: at, ..common }, tunnels),
         _ => PacketClass::Opaque(hosts),
     }
 }
@@ -165,11 +209,32 @@ fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
 }
 
 #[inline]
-fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
+fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers, tunnels: &TunnelPorts) -> PacketClass {
     let Some(header) = segment.first_chunk::<UDP_HEADER_LEN>() else { return PacketClass::Opaque(hosts) };
     let flow = FlowKey { hosts, ports: be32(header, 0), protocol: UDP };
+    if usize::from(be16(header, 4)) != segment.len() {
+        return PacketClass::Alone(flow, Refusal::NotCoalescable);
+    }
+    if let Some(kind) = tunnels.at(be16(header, 2))
+        && let Some(at) = tunnel::inner_at(segment, kind)
+        && let PacketClass::Joinable(inner) = parse(&segment[at..], &TunnelPorts::default())
+        && inner.flow.protocol == TCP
+    {
+        // The offsets are made to count from the outer IP header.
+        let at = common.transport + at;
+        return PacketClass::Joinable(Headers {
+            flow,
+            ip: common.ip,
+            id: common.id,
+            inner_id: inner.id,
+            inner: at,
+            transport: at + inner.transport,
+            len: at + inner.len,
+            ..inner
+        });
+    }
     // Without a checksum there is none to hand to the kernel (udp_gro_receive refuses it, too, "for symmetry with GSO").
-    if usize::from(be16(header, 4)) != segment.len() || be16(header, 6) == 0 {
+    if be16(header, 6) == 0 {
         return PacketClass::Alone(flow, Refusal::NotCoalescable);
     }
     let payload = segment.len() - UDP_HEADER_LEN;

@@ -5,12 +5,13 @@ use crate::offload::train::{Train, TrainLimits};
 use proptest::prelude::*;
 
 mod properties;
+mod tunnels;
 
-const BOTH: CoalesceOptions = CoalesceOptions { tcp: true, udp: true };
+const BOTH: CoalesceOptions = CoalesceOptions { tcp: true, udp: true, tunnels: true };
 
 /// A train of messages around `packets`, and where the packets lie.
 fn lay(packets: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
-    let mut train = vec![];
+    let mut train = vec![0x5a; 16];
     let mut ranges = vec![];
     for packet in packets {
         train.extend([0xa5; 16]);
@@ -22,10 +23,20 @@ fn lay(packets: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
     (train, ranges)
 }
 
-/// Coalesces `packets`; the frames as the TUN device would get them, the packets in each, and the refusals.
+/// Coalesces `packets` where no tunnel has a port. The same as [`coalesce_for`] otherwise.
 fn coalesce_with(options: CoalesceOptions, packets: &[Vec<u8>]) -> (Vec<(Vec<u8>, usize)>, [u64; REFUSALS]) {
+    coalesce_for(options, TunnelPorts::default(), packets)
+}
+
+/// Coalesces `packets`; the frames as the TUN device would get them, the packets in each, and the refusals.
+fn coalesce_for(
+    options: CoalesceOptions,
+    tunnels: TunnelPorts,
+    packets: &[Vec<u8>],
+) -> (Vec<(Vec<u8>, usize)>, [u64; REFUSALS]) {
     let (mut train, ranges) = lay(packets);
     let mut coalescer = Coalescer::default();
+    coalescer.set_tunnels(tunnels);
     coalescer.start(options);
     ranges.into_iter().for_each(|range| coalescer.push(&mut train, range));
     let runs = coalescer.finish(&mut train).to_vec();
@@ -116,7 +127,7 @@ fn a_split_super_packet_coalesces_to_itself() {
 fn one_packet_goes_as_it_came_behind_a_header_of_zeros() {
     for (v6, udp) in KINDS {
         let packet = Spec::new(v6, udp, pattern(1000)).packet();
-        let mut frame = vec![0; 10];
+        let mut frame = vec![0; VNET_HDR_LEN];
         frame.extend(&packet);
         assert_eq!(coalesce(&[packet]), [(frame, 1)]);
     }
@@ -292,8 +303,12 @@ fn a_run_holds_64_packets_and_64_kib() {
 fn delivered(frames: &[(Vec<u8>, usize)]) -> Vec<Vec<u8>> {
     let of = |(frame, packets): &(Vec<u8>, usize)| match packets {
         1 => {
-            assert_eq!(frame[..10], [0; 10], "nothing vouches for the checksum of a single packet");
-            vec![frame[10..].to_vec()]
+            assert_eq!(
+                frame[..VNET_HDR_LEN],
+                [0; VNET_HDR_LEN],
+                "nothing vouches for the checksum of a single packet"
+            );
+            vec![frame[VNET_HDR_LEN..].to_vec()]
         }
         _ => segment(frame),
     };
@@ -350,7 +365,7 @@ fn an_offload_that_the_device_lacks_is_not_used() {
     for (v6, udp) in KINDS {
         let (first, second) = neighbours(v6, udp);
         let packets = [first.packet(), second.packet()];
-        let runs = |tcp, udp| coalesce_with(CoalesceOptions { tcp, udp }, &packets).0.len();
+        let runs = |tcp, udp| coalesce_with(CoalesceOptions { tcp, udp, tunnels: true }, &packets).0.len();
         assert_eq!((runs(false, false), runs(true, true)), (2, 1));
         assert_eq!((runs(true, false), runs(false, true)), if udp { (2, 1) } else { (1, 2) });
     }
@@ -395,7 +410,7 @@ fn rule_5_ranges_that_are_no_packet_are_ignored() {
     let mut train = vec![0x45; 100];
     let mut coalescer = Coalescer::default();
     coalescer.start(BOTH);
-    for range in [9..50, 0..0, 50..101, 200..300, usize::MAX - 1..usize::MAX] {
+    for range in [VNET_HDR_LEN - 1..50, 0..0, 50..101, 200..300, usize::MAX - 1..usize::MAX] {
         coalescer.push(&mut train, range);
     }
     assert!(coalescer.finish(&mut train).is_empty());

@@ -2,6 +2,8 @@ use super::*;
 use crate::offload::testing::*;
 use proptest::prelude::*;
 
+mod tunnels;
+
 /// What the buffer holds where nothing may be written.
 const UNTOUCHED: u8 = 0xa5;
 
@@ -227,7 +229,7 @@ fn super_packets_without_needs_csum_get_their_checksums_all_the_same() {
     let spec = Spec::new(false, true, pattern(300));
     let mut frame = spec.frame(Some(100));
     frame[0] = 0;
-    frame[10 + 26..10 + 28].fill(0);
+    frame[VNET_HDR_LEN + 26..VNET_HDR_LEN + 28].fill(0);
     packets(&frame, 1420).unwrap().iter().for_each(|packet| drop(read(&spec, packet)));
 }
 
@@ -248,8 +250,8 @@ fn rule_16_a_packet_with_a_whole_checksum_keeps_it_right_or_wrong() {
             for flags in [0, F_DATA_VALID] {
                 let mut frame = VnetHeader { flags, ..VnetHeader::default() }.to_bytes().to_vec();
                 frame.extend(&packet);
-                frame[10 + bit / 8] ^= 1 << (bit % 8);
-                assert_eq!(packets(&frame, 0).unwrap(), [&frame[10..]], "bit {bit}");
+                frame[VNET_HDR_LEN + bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(packets(&frame, 0).unwrap(), [&frame[VNET_HDR_LEN..]], "bit {bit}");
             }
         }
     }
@@ -260,17 +262,17 @@ fn rule_16_no_segment_of_a_damaged_super_packet_verifies() {
     for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
         let spec = Spec::new(v6, udp, pattern(100));
         let mut whole = spec.frame(Some(33));
-        whole.truncate(10);
+        whole.truncate(VNET_HDR_LEN);
         whole[0] = 0;
         whole.extend(spec.packet());
         let segments = packets(&whole, 0).unwrap();
         assert!(segments.len() == 4 && segments.iter().all(|segment| verifies(&spec, segment)));
         // Of TCP's data offset and UDP's length the split goes on; what they say must agree with the rest.
-        let fixed = |byte: usize| byte == 10 + spec.transport() + if udp { 4 } else { 12 };
-        for bit in (10 + spec.transport()) * 8..whole.len() * 8 {
+        let fixed = |byte: usize| byte == VNET_HDR_LEN + spec.transport() + if udp { 4 } else { 12 };
+        for bit in (VNET_HDR_LEN + spec.transport()) * 8..whole.len() * 8 {
             let mut frame = whole.clone();
             frame[bit / 8] ^= 1 << (bit % 8);
-            let absent = udp && be16(&frame, 10 + spec.transport() + 6) == 0;
+            let absent = udp && be16(&frame, VNET_HDR_LEN + spec.transport() + 6) == 0;
             if fixed(bit / 8) || absent {
                 continue;
             }
@@ -304,11 +306,11 @@ fn a_routing_header_with_segments_left_keeps_the_final_destination_in_the_checks
     let last = spec.between.1[8..].to_vec();
     let mut frame = spec.frame(Some(1000));
     // The kernel's partial checksum is over the source, the last address of the routing header, length and protocol.
-    let mut pseudo = frame[10 + 8..10 + 24].to_vec();
+    let mut pseudo = frame[VNET_HDR_LEN + 8..VNET_HDR_LEN + 24].to_vec();
     pseudo.extend(&last);
     pseudo.extend([0, 6]);
     pseudo.extend(((20 + spec.payload.len()) as u16).to_be_bytes());
-    let field = 10 + spec.transport() + 16;
+    let field = VNET_HDR_LEN + spec.transport() + 16;
     frame[field..field + 2].copy_from_slice(&naive(&pseudo).to_be_bytes());
     let packets = packets(&frame, 1420).unwrap();
     assert_eq!(packets.len(), 3);
@@ -343,16 +345,16 @@ fn each_contradiction_has_its_error() {
         error(&frame)
     };
     assert_eq!(error(&tcp), None);
-    assert_eq!(error(&tcp[..9]), Some(SplitError::Vnet));
+    assert_eq!(error(&tcp[..VNET_HDR_LEN - 1]), Some(SplitError::Vnet));
     assert_eq!(with(1, &[3]), Some(SplitError::Vnet), "UFO");
-    assert_eq!(error(&tcp[..10]), Some(SplitError::Ip));
+    assert_eq!(error(&tcp[..VNET_HDR_LEN]), Some(SplitError::Ip));
     assert_eq!(error(&tcp[..100]), Some(SplitError::Ip), "truncated");
-    assert_eq!(with(10, &[0x55]), Some(SplitError::Ip));
+    assert_eq!(with(VNET_HDR_LEN, &[0x55]), Some(SplitError::Ip));
     assert_eq!(with(1, &[4]), Some(SplitError::Transport), "TCPv6 over IPv4");
     assert_eq!(with(1, &[5]), Some(SplitError::Transport), "USO of TCP");
-    assert_eq!(with(16, &[0x20]), Some(SplitError::Transport), "first fragment");
-    assert_eq!(with(17, &[1]), Some(SplitError::Transport), "later fragment");
-    assert_eq!(with(42, &[0x40]), Some(SplitError::Transport), "TCP header below 20 bytes");
+    assert_eq!(with(VNET_HDR_LEN + 6, &[0x20]), Some(SplitError::Transport), "first fragment");
+    assert_eq!(with(VNET_HDR_LEN + 7, &[1]), Some(SplitError::Transport), "later fragment");
+    assert_eq!(with(VNET_HDR_LEN + 32, &[0x40]), Some(SplitError::Transport), "TCP header below 20 bytes");
     assert_eq!(with(4, &[0, 0]), Some(SplitError::GsoSize));
     for (start, offset) in [(3038u16, 1u16), (3040, 0), (0xffff, 0xffff), (20, 3019), (10, 0)] {
         let fields = [start.to_ne_bytes(), offset.to_ne_bytes()].concat();
@@ -362,7 +364,7 @@ fn each_contradiction_has_its_error() {
     short.options = vec![1; 20];
     let mut frame = short.frame(Some(1000));
     frame[0] = 0;
-    frame[42] = 0xf0;
+    frame[VNET_HDR_LEN + 32] = 0xf0;
     assert_eq!(error(&frame), Some(SplitError::Transport), "TCP header beyond the packet");
     let mut v6 = Spec::new(true, true, pattern(3000));
     v6.between = (44, vec![UDP, 0, 0, 0, 0, 0, 0, 0]);
@@ -425,7 +427,7 @@ proptest! {
     #[test]
     fn rule_5_mutated_frames_never_panic(
         spec in any_spec(2000), gso_size in prop::option::of(0u16..600),
-        mutations in prop::collection::vec((0usize..110, any::<u8>()), 1..6), cut in 0usize..3000,
+        mutations in prop::collection::vec((0usize..124, any::<u8>()), 1..6), cut in 0usize..3000,
         mtu in 0usize..1600, room in 0usize..4000,
     ) {
         let mut frame = spec.frame(gso_size);
@@ -447,14 +449,15 @@ proptest! {
 
     #[test]
     fn rule_5_garbage_never_panics(
-        kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81]), version in 4u8..7,
+        kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81, 0x21, 0x41, 0x24, 0x45]), version in 4u8..7,
         mut frame in prop::collection::vec(any::<u8>(), 0..300),
     ) {
-        if frame.len() > 17 {
-            let len = frame.len() as u16 - 10;
+        if frame.len() > VNET_HDR_LEN + 7 {
+            let len = (frame.len() - VNET_HDR_LEN) as u16;
             frame[1] = kind;
-            frame[10] = version << 4 | frame[10] & 0xf;
-            let (at, len) = if version == 4 { (12, len) } else { (14, len.saturating_sub(40)) };
+            frame[VNET_HDR_LEN] = version << 4 | frame[VNET_HDR_LEN] & 0xf;
+            let (at, len) = if version == 4 { (2, len) } else { (4, len.saturating_sub(40)) };
+            let at = VNET_HDR_LEN + at;
             frame[at..at + 2].copy_from_slice(&len.to_be_bytes());
         }
         let _ = split(&frame, 1420, &TrainLimits::default());

@@ -30,7 +30,7 @@ impl Default for HostConfig {
             workers: 2,
             addresses: Vec::new(),
             mtu: 1420,
-            coalesce: CoalesceOptions { tcp: true, udp: true },
+            coalesce: CoalesceOptions { tcp: true, udp: true, tunnels: true },
             gro: true,
             gso: true,
             steer: true,

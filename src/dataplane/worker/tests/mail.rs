@@ -7,6 +7,7 @@ use crate::dataplane::handshakes::{HANDSHAKE_QUEUE, UNDER_LOAD};
 use crate::dataplane::{CONTROL_QUEUE, HandshakeDatagram, NOTICE_QUEUE};
 use crate::io::{Notice, SourceGone};
 use crate::noise::cookie::{CookieJar, GateKeys};
+use crate::offload::coalesce::RunKind;
 use crate::wire::message::{COOKIE_REPLY_LEN, CookieReply, INITIATION_LEN, RESPONSE_LEN};
 
 const ME: &str = "192.168.0.1";
@@ -251,9 +252,9 @@ fn a_source_address_that_went_away_is_released_and_told() {
 #[test]
 fn what_the_backend_notices_is_passed_on_for_the_log_within_a_bound() {
     let mut rig = Rig::new();
-    rig.io.notices.extend((0..NOTICE_QUEUE + 2).map(|_| Notice::TunOffloadOff { tcp: true }));
+    rig.io.notices.extend((0..NOTICE_QUEUE + 2).map(|_| Notice::TunOffloadOff { kind: RunKind::Tcp }));
     rig.turn();
-    assert_eq!(rig.links.slow.notices.pop(), Some((0, Notice::TunOffloadOff { tcp: true })));
+    assert_eq!(rig.links.slow.notices.pop(), Some((0, Notice::TunOffloadOff { kind: RunKind::Tcp })));
     assert_eq!(rig.count(|stats| &stats.notices_dropped), 2);
 }
 

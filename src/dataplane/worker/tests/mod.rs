@@ -90,6 +90,7 @@ fn tso_frame(source: &str, destination: &str, payload: usize, gso_size: u16) -> 
         gso_size,
         csum_start: 20,
         csum_offset: 16,
+        tunnel: None,
     };
     let mut packet = vec![0x45, 0];
     packet.extend(((40 + payload) as u16).to_be_bytes());
@@ -160,7 +161,11 @@ impl Rig {
 
     /// Worker `me` of `links`.
     fn of(links: &Links, me: u8) -> Rig {
-        let config = WorkerConfig { id: me, mtu: MTU, coalesce: CoalesceOptions { tcp: true, udp: true } };
+        let config = WorkerConfig {
+            id: me,
+            mtu: MTU,
+            coalesce: CoalesceOptions { tcp: true, udp: true, tunnels: true },
+        };
         Rig {
             worker: Worker::new(config, links),
             io: Memory::new(256).unwrap(),

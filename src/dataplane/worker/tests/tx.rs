@@ -290,7 +290,7 @@ fn broken_frames_are_dropped_and_counted() {
     let good = frame(ME, "10.0.0.1", 0, 64, 0);
     rig.push_frame(&good[..5]);
     rig.push_frame(&[]);
-    rig.push_frame(&good[..20]);
+    rig.push_frame(&good[..VNET_HDR_LEN + 10]);
     let mut odd = good.clone();
     odd[VNET_HDR_LEN] = 0x35;
     rig.push_frame(&odd);

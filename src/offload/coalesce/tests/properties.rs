@@ -108,7 +108,7 @@ proptest! {
         let mut allowed = vec![false; train.len()];
         for run in runs {
             let first = run.pieces[0].clone();
-            let headers = if run.packets > 1 { 120.min(first.len()) } else { 10 };
+            let headers = if run.packets > 1 { 134.min(first.len()) } else { VNET_HDR_LEN };
             allowed[first.start..first.start + headers].fill(true);
         }
         let changed = |at: &usize| train[*at] != before[*at];
