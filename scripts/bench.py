@@ -26,10 +26,11 @@ UDP_HEADERS = 28  # bytes of IPv4 and UDP headers
 
 class Test:
     """One measurement: iperf3 with `options`, its datagrams counted by their `payload`; pings, beside it or alone; or what
-    `times` gives, in microseconds."""
+    `times` gives, in microseconds. With `vxlan`, iperf3 goes through a VXLAN in the tunnel that has these further options."""
 
-    def __init__(self, words, options=None, payload=None, pings=False, times=None):
+    def __init__(self, words, options=None, payload=None, pings=False, times=None, vxlan=None):
         self.words, self.options, self.payload, self.pings, self.times = words, options, payload, pings, times
+        self.vxlan = vxlan
 
 
 DOWN_SECONDS = 2
@@ -90,6 +91,8 @@ TESTS = {
     "udp1372": Test("UDP, 1372-byte payloads, as fast as they go", LOADS["udp1372"], payload=1372),
     "udp16": Test("UDP, 16-byte payloads, as fast as they go", LOADS["udp16"], payload=16),
     "udp16x64": Test("the same, 64 flows", LOADS["udp16x64"], payload=16),
+    "vxlan": Test("one TCP stream, VXLAN in the tunnel without UDP checksums", LOADS["tcp1"], vxlan="noudpcsum"),
+    "vxlan-csum": Test("one TCP stream, VXLAN in the tunnel with UDP checksums", LOADS["tcp1"], vxlan="udpcsum"),
     "ping": Test("round trips while idle", pings=True),
     "ping-1g": Test("round trips beside one TCP stream of 1 Gb/s", ["-b", "1G"], pings=True),
     "ping-loaded": Test("round trips beside eight TCP streams", LOADS["tcp8"], pings=True),
@@ -133,9 +136,11 @@ def measure(tunnel, test, seconds):
     pings = start_pings(tunnel, seconds) if test.pings else None
     figures = {}
     if test.options is not None:
-        with tunnel.lab.iperf3_server(tunnel.far):
+        # The VXLAN ends where the tunnel does, whatever is behind that.
+        server = tunnel.namespace["b"] if test.vxlan else tunnel.far
+        with tunnel.vxlan(test.vxlan) as address, tunnel.lab.iperf3_server(server):
             before = Cpu()
-            figures = iperf3(tunnel, test, seconds)
+            figures = iperf3(tunnel, test, seconds, address)
     if pings is not None:
         figures.update(pings())
     after = Cpu()
@@ -155,13 +160,13 @@ def datagrams(tunnel, payload):
     return (size - UDP_HEADERS * packets) / payload
 
 
-def iperf3(tunnel, test, seconds):
+def iperf3(tunnel, test, seconds, address):
     """Runs iperf3's client; the rate. UDP is counted at the receiving device: iperf3's own figures for loss are not to be
     relied upon when the receiver cannot keep up."""
     arrived = -datagrams(tunnel, test.payload) if test.payload is not None else 0
     began = time.monotonic()
     text = tunnel.lab.run(tunnel.namespace["a"], [
-        "iperf3", "-J", "-c", tunnel.target, "-t", str(seconds), *test.options])
+        "iperf3", "-J", "-c", address, "-t", str(seconds), *test.options])
     elapsed = time.monotonic() - began
     if test.payload is not None:
         arrived += datagrams(tunnel, test.payload)
@@ -293,7 +298,7 @@ def arguments_of(argv):
     parser = argparse.ArgumentParser(prog="scripts/bench",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"tests:\n{listed}\n\nwires:\n{wires}\n\nimplementations: {', '.join(Implementation.PROGRAMS)}; with options"
-               " as in 'ringtun --io syscalls'.\nRINGTUN_BIN names ringtun's program (default: what cargo build\n--release made), RINGTUN_PEERS (default /opt/peers)"
+               " as in 'ringtun --io syscalls'.\nRINGTUN_BIN names ringtun's program (default: what cargo build\n--release made), RINGTUN_BEFORE another one that is called 'before', RINGTUN_PEERS (default /opt/peers)"
                " the directory of scripts/peers.")
     parser.add_argument("--impl", action="append", metavar="NAME [OPTIONS]", help="default: ringtun; repeat to compare")
     parser.add_argument("--wire", action="append", choices=WIRES, help="default: gso; may be repeated")

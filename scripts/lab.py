@@ -19,6 +19,7 @@ PEERS = os.environ.get("RINGTUN_PEERS", "/opt/peers")
 TREE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 BUILT = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(TREE, "target")), "release", "ringtun")
 UAPI_DIRECTORY = "/var/run/wireguard"
+VXLAN_HEADERS = 50  # bytes of IPv4, UDP, VXLAN and Ethernet
 READY_SECONDS = 10
 STOP_SECONDS = 5
 
@@ -199,6 +200,7 @@ class Implementation:
 
     PROGRAMS = {
         "ringtun": (lambda: os.environ.get("RINGTUN_BIN") or BUILT, ["-f"], {}),
+        "before": (lambda: os.environ.get("RINGTUN_BEFORE", "RINGTUN_BEFORE's program"), ["-f"], {}),
         "wireguard-go": (lambda: f"{PEERS}/bin/wireguard-go", ["-f"], {}),
         "boringtun": (lambda: f"{PEERS}/bin/boringtun-cli", ["-f", "--disable-drop-privileges"], {}),
         "gotatun": (lambda: f"{PEERS}/bin/gotatun", ["-f", "--disable-drop-privileges"], {}),
@@ -246,6 +248,7 @@ class Tunnel:
     LAN = "10.98.0.0/24"
     GATEWAY, LAN_HOST = "10.98.0.1", "10.98.0.2"
     ETHERNET_HEADER = 14  # bytes
+    VXLAN = {"a": "10.97.0.1", "b": "10.97.0.2"}
 
     def __init__(self, lab, implementation, wire="gso"):
         self.lab, self.implementation, self.wire = lab, implementation, wire
@@ -341,6 +344,26 @@ class Tunnel:
             self.lab.run(self.namespace["a"], f"ping -q -c 1 -w {READY_SECONDS} {self.target}")
         except LabError as error:
             raise LabError(f"{self.implementation.label}: no answer through the tunnel: {error}") from error
+
+    @contextlib.contextmanager
+    def vxlan(self, options):
+        """Lays a VXLAN with these options in the tunnel while the body runs; the address of `b` in it. Without options nothing is
+        laid, and the address is the tunnel's own target."""
+        if options is None:
+            yield self.target
+            return
+        for side, other in ("ab", "ba"):
+            namespace = self.namespace[side]
+            self.lab.run(namespace, f"ip link add vxlan0 type vxlan id 42 local {self.INNER[side]} remote {self.INNER[other]} "
+                                    f"dstport 4789 {options}")
+            self.lab.run(namespace, f"ip addr add {self.VXLAN[side]}/24 dev vxlan0")
+            mtu = int(self.lab.run(namespace, f"cat /sys/class/net/{self.device[side]}/mtu")) - VXLAN_HEADERS
+            self.lab.run(namespace, f"ip link set vxlan0 mtu {mtu} up")
+        try:
+            yield self.VXLAN["b"]
+        finally:
+            for side in "ab":
+                self.lab.run(self.namespace[side], "ip link del vxlan0")
 
     def counter(self, side, name):
         """A counter of the WireGuard device, such as rx_packets."""
