@@ -13,7 +13,7 @@ mod poly;
 mod rounds;
 
 use super::avx2::{ROTATE8, ROTATE16};
-use super::{BLOCK, Key, SIGMA, text_len};
+use super::{BLOCK, Key, SIGMA, quarter_round, text_len};
 use crate::crypto::segment::{self, HEADER_LEN, TAG_LEN};
 use bytemuck::must_cast;
 use poly::Poly;
@@ -72,17 +72,6 @@ impl Drop for LongCipher {
         self.memory.factors.zeroize();
         self.stream.zeroize();
     }
-}
-
-/// The quarter round of RFC 8439, section 2.1, on words.
-fn quarter_round([mut a, mut b, mut c, mut d]: [u32; 4]) -> [u32; 4] {
-    for (by_d, by_b) in [(16, 12), (8, 7)] {
-        a = a.wrapping_add(b);
-        d = (d ^ a).rotate_left(by_d);
-        c = c.wrapping_add(d);
-        b = (b ^ c).rotate_left(by_b);
-    }
-    [a, b, c, d]
 }
 
 impl LongCipher {

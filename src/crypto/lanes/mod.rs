@@ -21,7 +21,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// A set of CPU features that there is code for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kernel {
-    /// AVX-512F and IFMA: sixteen packets a pass.
+    /// AVX-512F, IFMA and VBMI2: sixteen packets a pass.
     Avx512,
     /// AVX2: eight packets a pass. With BMI2, also long packets one after the other, eight blocks a pass.
     Avx2,
@@ -175,6 +175,17 @@ const fn text_len(stride: usize) -> usize {
 const BLOCK: usize = 64;
 /// The words of "expand 32-byte k" (RFC 8439, section 2.3).
 const SIGMA: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+
+/// The quarter round of RFC 8439, section 2.1, on words.
+fn quarter_round([mut a, mut b, mut c, mut d]: [u32; 4]) -> [u32; 4] {
+    for (by_d, by_b) in [(16, 12), (8, 7)] {
+        a = a.wrapping_add(b);
+        d = (d ^ a).rotate_left(by_d);
+        c = c.wrapping_add(d);
+        b = (b ^ c).rotate_left(by_b);
+    }
+    [a, b, c, d]
+}
 
 /// ChaCha20's initial state of `N` packets with block number zero, word `i` of each in vector `i`. The nonce is a word
 /// that all have in common, then the counter.

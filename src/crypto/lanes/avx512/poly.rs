@@ -11,40 +11,55 @@ const HIBIT: i64 = 1 << 40;
 
 /// The Poly1305 state of eight packets.
 pub(super) struct PolyAvx512 {
-    r: Factor,
-    r_squared: Factor,
-    h: [__m512i; 3],
+    /// r, and once they are needed its second to fourth power.
+    powers: [Factor; 4],
+    /// What the bits 2^128 that mark four full blocks contribute to their product.
+    pub(super) marks: Product,
+    /// The sum so far, partially reduced.
+    pub(super) h: [__m512i; 3],
 }
 
 /// A factor of a multiplication: its three limbs, then its second and third limb times 20. That is 5 for the
 /// reduction modulo 2^130 - 5 times 4, as three limbs of 44 bits hold 132.
+#[derive(Clone, Copy)]
 struct Factor([__m512i; 5]);
 
 impl Factor {
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     fn new([r0, r1, r2]: [__m512i; 3]) -> Factor {
         let times20 = |v| _mm512_add_epi64(_mm512_slli_epi64::<4>(v), _mm512_slli_epi64::<2>(v));
         Factor([r0, r1, r2, times20(r1), times20(r2)])
     }
+
+    /// The product, carried.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    #[inline]
+    fn times(&self, other: &Factor) -> Factor {
+        let [a0, a1, a2, ..] = self.0;
+        let mut product = Product::zero();
+        product.add(&[a0, a1, a2], other);
+        Factor::new(product.carried())
+    }
 }
 
 /// A product before its carries. For each limb it has the sum of the low 52 bits of the partial products, and the sum
 /// of their upper bits.
-struct Product {
+#[derive(Clone, Copy)]
+pub(super) struct Product {
     low: [__m512i; 3],
     high: [__m512i; 3],
 }
 
 impl Product {
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     fn zero() -> Product {
         Product { low: [_mm512_setzero_si512(); 3], high: [_mm512_setzero_si512(); 3] }
     }
 
     /// Adds `a` times `b`.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     fn add(&mut self, a: &[__m512i; 3], b: &Factor) {
         let [r0, r1, r2, s1, s2] = b.0;
@@ -57,16 +72,16 @@ impl Product {
     }
 
     /// Adds `a` times `b`, as [`Self::add`] does, beside two of ChaCha20's rounds on `v`.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     fn add_beside_rounds(&mut self, a: &[__m512i; 3], b: &Factor, v: &mut [__m512i; 16]) {
         double_round_beside_product(v, &mut self.low, &mut self.high, a, &b.0);
     }
 
     /// The value in limbs of 44, 44 and 42 bits. The second limb may exceed its width a little.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
-    fn carried(self) -> [__m512i; 3] {
+    pub(super) fn carried(self) -> [__m512i; 3] {
         let Product { low: [l0, l1, l2], high: [u0, u1, u2] } = self;
         let mask44 = _mm512_set1_epi64(MASK44);
         let carry = _mm512_add_epi64(_mm512_srli_epi64::<44>(l0), _mm512_slli_epi64::<8>(u0));
@@ -86,44 +101,86 @@ impl Product {
 
 impl PolyAvx512 {
     /// Begins with the first sixteen bytes of the one-time keys, as two 64-bit words, a packet a lane.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     pub(super) fn new(low: __m512i, high: __m512i) -> PolyAvx512 {
         let low = _mm512_and_si512(low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff));
         let high = _mm512_and_si512(high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc));
-        let limbs = limbs(low, high);
-        let r = Factor::new(limbs);
-        let mut square = Product::zero();
-        square.add(&limbs, &r);
-        PolyAvx512 { r, r_squared: Factor::new(square.carried()), h: [_mm512_setzero_si512(); 3] }
+        let r = Factor::new(limbs(low, high));
+        PolyAvx512 { powers: [r; 4], marks: Product::zero(), h: [_mm512_setzero_si512(); 3] }
+    }
+
+    /// Computes what [`Self::absorb_row`] needs besides r.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    #[inline]
+    pub(super) fn raise(&mut self) {
+        let r = self.powers[0];
+        let squared = r.times(&r);
+        self.powers[1] = squared;
+        self.powers[2] = squared.times(&r);
+        self.powers[3] = squared.times(&squared);
+        let mut sum = [_mm512_setzero_si512(); 5];
+        for power in &self.powers {
+            for (sum, &limb) in sum.iter_mut().zip(&power.0) {
+                *sum = _mm512_add_epi64(*sum, limb);
+            }
+        }
+        let [r0, _, _, s1, s2] = sum;
+        let mark = _mm512_set1_epi64(HIBIT);
+        for (i, factor) in [s1, s2, r0].into_iter().enumerate() {
+            self.marks.low[i] = _mm512_madd52lo_epu64(self.marks.low[i], mark, factor);
+            self.marks.high[i] = _mm512_madd52hi_epu64(self.marks.high[i], mark, factor);
+        }
     }
 
     /// Absorbs one full 16-byte block of each packet, given as low and high words: h = (h + m) r mod 2^130 - 5,
     /// partially reduced.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     pub(super) fn absorb(&mut self, low: __m512i, high: __m512i) {
         let mut product = Product::zero();
-        product.add(&self.sum(low, high), &self.r);
+        let mut limbs = self.sum(low, high);
+        limbs[2] = _mm512_add_epi64(limbs[2], _mm512_set1_epi64(HIBIT));
+        product.add(&limbs, &self.powers[0]);
         self.h = product.carried();
     }
 
-    /// Absorbs two blocks, m and then n, beside four of ChaCha20's rounds on `v`. One carry serves both: h = (h + m)
-    /// r^2 + n r. `blocks` holds low and high words in turn.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    /// Absorbs four blocks, k to n, beside eight of ChaCha20's rounds on `v` if there is one. One carry serves all: h =
+    /// (h + k) r^4 + l r^3 + m r^2 + n r. `blocks` holds low and high words in turn.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
-    pub(super) fn absorb_two_beside_rounds(&mut self, blocks: &[__m512i], v: &mut [__m512i; 16]) {
-        let mut product = Product::zero();
-        product.add_beside_rounds(&self.sum(blocks[0], blocks[1]), &self.r_squared, v);
-        product.add_beside_rounds(&full_block(blocks[2], blocks[3]), &self.r, v);
+    pub(super) fn absorb_row(&mut self, blocks: &[__m512i; 8], mut v: Option<&mut [__m512i; 16]>) {
+        let mut product = self.marks;
+        self.add::<0>(&mut product, blocks, v.as_deref_mut());
+        self.add::<1>(&mut product, blocks, v.as_deref_mut());
+        self.add::<2>(&mut product, blocks, v.as_deref_mut());
+        self.add::<3>(&mut product, blocks, v);
         self.h = product.carried();
+    }
+
+    /// Adds to `product`, which begins as [`Self::marks`], what block number `I` of four contributes, beside two of
+    /// ChaCha20's rounds on `v` if there is one. In the end [`Self::h`] is the carried product.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    #[inline]
+    pub(super) fn add<const I: usize>(
+        &self,
+        product: &mut Product,
+        blocks: &[__m512i; 8],
+        v: Option<&mut [__m512i; 16]>,
+    ) {
+        let (low, high) = (blocks[2 * I], blocks[2 * I + 1]);
+        let limbs = if I == 0 { self.sum(low, high) } else { limbs(low, high) };
+        match v {
+            Some(v) => product.add_beside_rounds(&limbs, &self.powers[3 - I], v),
+            None => product.add(&limbs, &self.powers[3 - I]),
+        }
     }
 
     /// The limbs of h + m, uncarried.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     fn sum(&self, low: __m512i, high: __m512i) -> [__m512i; 3] {
-        let mut limbs = full_block(low, high);
+        let mut limbs = limbs(low, high);
         for (limb, h) in limbs.iter_mut().zip(self.h) {
             *limb = _mm512_add_epi64(*limb, h);
         }
@@ -132,7 +189,7 @@ impl PolyAvx512 {
 
     /// The tags as low and high words: h, fully reduced, plus the second half of the one-time key (`pad`) modulo
     /// 2^128 (RFC 8439, section 2.5). [`crate::crypto::lanes::poly_tag`] does the same for one packet.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     #[inline]
     pub(super) fn tags(&self, pad: (__m512i, __m512i)) -> (__m512i, __m512i) {
         let (mask44, mask42) = (_mm512_set1_epi64(MASK44), _mm512_set1_epi64(MASK42));
@@ -164,19 +221,11 @@ impl PolyAvx512 {
     }
 }
 
-/// The limbs of a block of sixteen bytes, with the bit 2^128 set that marks a full block.
-#[target_feature(enable = "avx512f,avx512ifma")]
-#[inline]
-fn full_block(low: __m512i, high: __m512i) -> [__m512i; 3] {
-    let [m0, m1, m2] = limbs(low, high);
-    [m0, m1, _mm512_or_si512(m2, _mm512_set1_epi64(HIBIT))]
-}
-
 /// Splits sixteen bytes into limbs of 44, 44 and 40 bits.
-#[target_feature(enable = "avx512f,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
 #[inline]
 fn limbs(low: __m512i, high: __m512i) -> [__m512i; 3] {
     let mask44 = _mm512_set1_epi64(MASK44);
-    let middle = _mm512_or_si512(_mm512_srli_epi64::<44>(low), _mm512_slli_epi64::<20>(high));
+    let middle = _mm512_shrdi_epi64::<44>(low, high);
     [_mm512_and_si512(low, mask44), _mm512_and_si512(middle, mask44), _mm512_srli_epi64::<24>(high)]
 }

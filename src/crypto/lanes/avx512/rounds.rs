@@ -1,9 +1,9 @@
 //! ChaCha20's rounds in AVX-512, written in assembly to fix the order of instructions.
 //!
 //! The rounds of one block are four chains of additions, exclusive ors and rotations, and in each chain every
-//! instruction waits for the one before. Zen 4 starts two such instructions a cycle, of which at most one is a
-//! rotation, so the chains leave it idle now and then. The multiply-adds of Poly1305 can fill these gaps, but only
-//! from between the rounds: further away the CPU does not see them in time.
+//! instruction waits for the one before. Zen 4 and Intel's cores start two such instructions a cycle, of which at most
+//! one is a rotation, so the chains leave them idle now and then. The multiply-adds of Poly1305 can fill these gaps,
+//! but only from between the rounds: further away the CPU does not see them in time.
 //!
 //! A compiler moves the multiply-adds away from the rounds, as that needs fewer registers. That is why the order is
 //! fixed in assembly, and why neither piece of it is declared `pure`: a pure one may be moved as a whole.
@@ -53,6 +53,11 @@ macro_rules! quarter_rounds {
     };
 }
 
+/// A diagonal round (RFC 8439, section 2.3), with nine other instructions in between.
+macro_rules! diagonal_round {
+    ($($other:expr),+) => { quarter_rounds!(0 5 10 15, 1 6 11 12; 2 7 8 13, 3 4 9 14; $($other),+) };
+}
+
 /// A column round and a diagonal round (RFC 8439, section 2.3), with eighteen other instructions between theirs.
 macro_rules! double_round {
     (
@@ -61,7 +66,7 @@ macro_rules! double_round {
     ) => {
         concat!(
             quarter_rounds!(0 4 8 12, 1 5 9 13; 2 6 10 14, 3 7 11 15; $q, $r, $s, $t, $u, $v, $w, $x, $y),
-            quarter_rounds!(0 5 10 15, 1 6 11 12; 2 7 8 13, 3 4 9 14; $q2, $r2, $s2, $t2, $u2, $v2, $w2, $x2, $y2),
+            diagonal_round!($q2, $r2, $s2, $t2, $u2, $v2, $w2, $x2, $y2),
         )
     };
 }
@@ -74,26 +79,42 @@ macro_rules! multiply_add {
     };
 }
 
-/// Computes two of the twenty rounds on all sixteen lanes. The sixteen vectors of `v` are kept in registers from
-/// first to last.
-#[rustfmt::skip] // it would give each operand a line of its own
-#[target_feature(enable = "avx512f,avx512ifma")]
-#[inline]
-pub(super) fn double_round(v: &mut [__m512i; 16]) {
-    let [v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15] = v;
-    // SAFETY: computes on its operands alone.
-    unsafe {
-        asm!(
-            double_round!("", "", "", "", "", "", "", "", ""; "", "", "", "", "", "", "", "", ""),
-            v0 = inout(zmm_reg) *v0, v1 = inout(zmm_reg) *v1, v2 = inout(zmm_reg) *v2, v3 = inout(zmm_reg) *v3,
-            v4 = inout(zmm_reg) *v4, v5 = inout(zmm_reg) *v5, v6 = inout(zmm_reg) *v6, v7 = inout(zmm_reg) *v7,
-            v8 = inout(zmm_reg) *v8, v9 = inout(zmm_reg) *v9, v10 = inout(zmm_reg) *v10, v11 = inout(zmm_reg) *v11,
-            v12 = inout(zmm_reg) *v12, v13 = inout(zmm_reg) *v13, v14 = inout(zmm_reg) *v14,
-            v15 = inout(zmm_reg) *v15,
-            options(nomem, nostack, preserves_flags)
-        );
-    }
+/// Makes a function that computes rounds on all sixteen lanes. The sixteen vectors of its argument are kept in
+/// registers from first to last.
+macro_rules! rounds_alone {
+    ($(#[$doc:meta])* $name:ident, $rounds:expr) => {
+        $(#[$doc])*
+        #[rustfmt::skip] // it would give each operand a line of its own
+        #[target_feature(enable = "avx512f,avx512ifma")]
+        #[inline]
+        pub(super) fn $name(v: &mut [__m512i; 16]) {
+            let [v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15] = v;
+            // SAFETY: computes on its operands alone.
+            unsafe {
+                asm!(
+                    $rounds,
+                    v0 = inout(zmm_reg) *v0, v1 = inout(zmm_reg) *v1, v2 = inout(zmm_reg) *v2, v3 = inout(zmm_reg) *v3,
+                    v4 = inout(zmm_reg) *v4, v5 = inout(zmm_reg) *v5, v6 = inout(zmm_reg) *v6, v7 = inout(zmm_reg) *v7,
+                    v8 = inout(zmm_reg) *v8, v9 = inout(zmm_reg) *v9, v10 = inout(zmm_reg) *v10,
+                    v11 = inout(zmm_reg) *v11, v12 = inout(zmm_reg) *v12, v13 = inout(zmm_reg) *v13,
+                    v14 = inout(zmm_reg) *v14, v15 = inout(zmm_reg) *v15,
+                    options(nomem, nostack, preserves_flags)
+                );
+            }
+        }
+    };
 }
+
+rounds_alone!(
+    /// Computes a diagonal round.
+    diagonal_round,
+    diagonal_round!("", "", "", "", "", "", "", "", "")
+);
+rounds_alone!(
+    /// Computes a column round and a diagonal round.
+    double_round,
+    double_round!("", "", "", "", "", "", "", "", ""; "", "", "", "", "", "", "", "", "")
+);
 
 /// Computes two of the twenty rounds, and beside them the multiply-adds of [`super::poly::Product::add`]. `low` and
 /// `high` grow by the lower and upper halves of the partial products of `a` and `b`. The state, the sums and the
