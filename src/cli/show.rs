@@ -1,7 +1,6 @@
 //! `show`, `showconf`, `status`: running devices, on standard output.
 
 use super::config::{print_bytes, print_json};
-use crate::gateway::control::DeviceState;
 use crate::gateway::metrics::{self, Measured};
 use crate::gateway::show::{self, Field, Paint, View};
 use crate::gateway::{Failure, client};
@@ -170,15 +169,19 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let measure = |name: String| -> Result<Measured, Failure> {
         let status = client::status(&name)?;
         // Only Prometheus is told of each peer.
-        let device = if args.prometheus { client::get(&name)? } else { DeviceState::default() };
-        Ok(Measured { status, device, name })
+        let (device, names) = match args.prometheus {
+            true => (client::get(&name)?, client::peer_names(&name)),
+            false => Default::default(),
+        };
+        Ok(Measured { status, device, names, name })
     };
     let measured = match &args.interface {
         Some(name) => vec![measure(name.clone())?],
         None => each(&client::interfaces()?, |name| measure(name.to_owned()))?,
     };
     if args.prometheus {
-        return print_bytes(metrics::prometheus(&measured).as_bytes());
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        return print_bytes(metrics::prometheus(&measured, wall).as_bytes());
     }
     if args.json {
         let of = |one: &Measured| serde_json::json!({ "interface": one.name, "status": one.status });

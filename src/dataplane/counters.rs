@@ -1,16 +1,16 @@
 //! The declaration of a set of counters.
 
-/// Declares a struct of counters once: its fields, and their names in `snapshot`. The type of a field stands after
+/// Declares a struct of counters once: its fields, their names in `snapshot`, and their doc comments in `describe`. The type of a field stands after
 /// `of`, and `read` turns a reference to a field into a `u64`.
 macro_rules! counters {
     (
         $(#[$outer:meta])* $stats:ident of $kind:ty, read $read:expr;
-        $($(#[$doc:meta])* $name:ident,)*
+        $($(#[doc = $doc:literal])* $name:ident,)*
     ) => {
         $(#[$outer])*
         #[derive(Default, Debug)]
         pub struct $stats {
-            $($(#[$doc])* pub $name: $kind,)*
+            $($(#[doc = $doc])* pub $name: $kind,)*
         }
 
         impl $stats {
@@ -18,6 +18,15 @@ macro_rules! counters {
             pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
                 let read: fn(&$kind) -> u64 = $read;
                 vec![$((stringify!($name), read(&self.$name)),)*]
+            }
+
+            /// What a counter counts, in a sentence. `None` where there is none of this name.
+            #[cfg(feature = "cli")]
+            pub fn describe(name: &str) -> Option<&'static str> {
+                match name {
+                    $(stringify!($name) => Some(concat!($($doc),*)),)*
+                    _ => None,
+                }
             }
         }
     };

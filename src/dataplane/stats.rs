@@ -144,29 +144,29 @@ counters! {
     /// Busy-polls in which something was received.
     busy_polls_answered,
 
-    /// [`IoStats::udp_sends`].
+    /// Trains handed to the kernel.
     io_udp_sends,
-    /// [`IoStats::udp_sent_datagrams`].
+    /// Datagrams in the trains that were handed to the kernel.
     io_udp_sent_datagrams,
-    /// [`IoStats::udp_send_errors`].
+    /// Datagrams that the kernel refused for good: unreachable, no buffer, no route.
     io_udp_send_errors,
-    /// [`IoStats::udp_receives`].
+    /// Trains received.
     io_udp_receives,
-    /// [`IoStats::udp_receive_errors`].
+    /// Received datagrams dropped, as they were truncated or had control data that made no sense.
     io_udp_receive_errors,
-    /// [`IoStats::tun_reads`].
+    /// Reads of the TUN device.
     io_tun_reads,
-    /// [`IoStats::tun_writes`].
+    /// Writes to the TUN device.
     io_tun_writes,
-    /// [`IoStats::tun_write_errors`].
+    /// Writes that the TUN device refused.
     io_tun_write_errors,
-    /// [`IoStats::offload_fallbacks`].
+    /// Times that an offload was switched off at run time.
     io_offload_fallbacks,
-    /// [`IoStats::waits`].
+    /// Times that the loop slept.
     io_waits,
-    /// [`IoStats::slept_nanos`].
+    /// Time for which the loop slept.
     io_slept_nanos,
-    /// [`IoStats::awake_nanos`].
+    /// Time between its sleeps.
     io_awake_nanos,
 }
 

@@ -1,9 +1,13 @@
 //! The counters of running devices, as a table and in Prometheus' text form.
 
+mod prometheus;
+
+pub use prometheus::prometheus;
+
 use crate::device::status::{Counters, Status};
 use crate::gateway::control::DeviceState;
 use crate::tunnel::plural::counted;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 
 /// A running device with its counters.
@@ -15,6 +19,8 @@ pub struct Measured {
     pub status: Option<Status>,
     /// The device's configuration and its peers.
     pub device: DeviceState,
+    /// The names of peers, by public key in base64.
+    pub names: HashMap<String, String>,
 }
 
 /// The shares that are printed first: a text, the counter that is the part, and the counters that make up the whole.
@@ -94,64 +100,6 @@ fn put_workers(text: &mut String, workers: &[Counters]) {
     }
 }
 
-/// The samples by metric, since all samples of a metric must stand together after its type.
-#[derive(Default)]
-struct Samples(BTreeMap<String, (&'static str, Vec<String>)>);
-
-impl Samples {
-    fn add(&mut self, metric: &str, kind: &'static str, labels: &[(&str, &str)], value: u64) {
-        let labels: Vec<String> =
-            labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escaped(text))).collect();
-        let sample = format!("{metric}{{{}}} {value}\n", labels.join(","));
-        self.0.entry(metric.to_owned()).or_insert((kind, Vec::new())).1.push(sample);
-    }
-}
-
-/// A label's value, with backslashes, quotes and newlines escaped.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// All devices in Prometheus' text exposition format, version 0.0.4. Metrics of peers have the names that the usual
-/// exporter gives them.
-pub fn prometheus(devices: &[Measured]) -> String {
-    let mut samples = Samples::default();
-    for measured in devices {
-        let interface = ("interface", measured.name.as_str());
-        for peer in &measured.device.peers {
-            let key = peer.public_key.to_base64();
-            let labels = [interface, ("public_key", key.as_str())];
-            samples.add("wireguard_received_bytes_total", "counter", &labels, peer.rx_bytes);
-            samples.add("wireguard_sent_bytes_total", "counter", &labels, peer.tx_bytes);
-            samples.add(
-                "wireguard_latest_handshake_seconds",
-                "gauge",
-                &labels,
-                peer.last_handshake.as_secs(),
-            );
-        }
-        let Some(status) = &measured.status else { continue };
-        samples.add("ringtun_up", "gauge", &[interface], status.up.into());
-        for (name, value) in &status.handshakes {
-            // What may fall again has a name that says so. All other counters only rise.
-            let (suffix, kind) = if name.ends_with("_now") { ("", "gauge") } else { ("_total", "counter") };
-            samples.add(&format!("ringtun_slow_path_{name}{suffix}"), kind, &[interface], *value);
-        }
-        for (id, worker) in status.workers.iter().enumerate() {
-            let id = id.to_string();
-            for (name, value) in worker {
-                let labels = [interface, ("worker", id.as_str())];
-                samples.add(&format!("ringtun_worker_{name}_total"), "counter", &labels, *value);
-            }
-        }
-    }
-    let lines = samples
-        .0
-        .into_iter()
-        .map(|(metric, (kind, samples))| format!("# TYPE {metric} {kind}\n{}", samples.concat()));
-    lines.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,7 +107,7 @@ mod tests {
     use crate::device::status::Unbound;
     use crate::gateway::control::PeerState;
 
-    fn measured(name: &str) -> Measured {
+    pub(super) fn measured(name: &str) -> Measured {
         let worker = |owned, misdirected| {
             let counters = [("rx_owned", owned), ("misdirected_out", misdirected), ("rx_replayed", 0)];
             counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -170,7 +118,7 @@ mod tests {
         let status = Status { workers, handshakes, up: true, ..Status::default() };
         let peer = PeerState { rx_bytes: 5, ..PeerState::new(PublicKey([1; 32])) };
         let device = DeviceState { peers: vec![peer], ..DeviceState::default() };
-        Measured { name: name.to_owned(), status: Some(status), device }
+        Measured { name: name.to_owned(), status: Some(status), device, names: HashMap::new() }
     }
 
     #[test]
@@ -193,31 +141,5 @@ mod tests {
         waiting.status = waiting.status.map(|status| Status { unbound, ..status });
         assert!(table(&waiting).contains("listening port: none: UDP port 7: in use"), "{}", table(&waiting));
         assert!(!table(&measured("wg0")).contains("listening port"));
-    }
-
-    #[test]
-    fn what_is_so_now_is_a_gauge_and_what_ever_happened_a_counter() {
-        let text = prometheus(&[measured("wg0")]);
-        for metric in ["peers_spread_total counter", "peers_spread_now gauge"] {
-            assert!(text.contains(&format!("# TYPE ringtun_slow_path_{metric}\n")), "{metric}: {text}");
-        }
-    }
-
-    #[test]
-    fn samples_of_one_metric_stand_together_after_its_type() {
-        let text = prometheus(&[measured("wg0"), measured("w\"1")]);
-        let from = text.find("# TYPE ringtun_worker_rx_owned_total counter\n").unwrap();
-        let block: Vec<&str> =
-            text[from..].lines().skip(1).take_while(|line| !line.starts_with('#')).collect();
-        assert_eq!(
-            block,
-            [
-                "ringtun_worker_rx_owned_total{interface=\"wg0\",worker=\"0\"} 60",
-                "ringtun_worker_rx_owned_total{interface=\"wg0\",worker=\"1\"} 30",
-                "ringtun_worker_rx_owned_total{interface=\"w\\\"1\",worker=\"0\"} 60",
-                "ringtun_worker_rx_owned_total{interface=\"w\\\"1\",worker=\"1\"} 30",
-            ]
-        );
-        assert_eq!(text.matches("# TYPE wireguard_received_bytes_total").count(), 1);
     }
 }

@@ -249,7 +249,8 @@ fn the_workers_counters_are_told_as_table_json_and_metrics() {
     let table = a.run(&format!("{program} status {name}"));
     assert!(table.contains("data that arrived on its owner's core"), "{table}");
     let metrics = a.run(&format!("{program} status {name} --prometheus"));
-    let line = format!("wireguard_received_bytes_total{{interface=\"{name}\",public_key=\"{peer}\"}} ");
+    let line =
+        format!("wireguard_received_bytes_total{{interface=\"{name}\",public_key=\"{peer}\",allowed_ips=");
     assert!(metrics.contains(&line), "{metrics}");
     assert!(
         metrics.contains(&format!("ringtun_worker_rx_packets_total{{interface=\"{name}\",worker=\"1\"}} "))

@@ -1,0 +1,220 @@
+//! Devices in Prometheus' text exposition format, version 0.0.4. `promtool check metrics` finds nothing to say about it: every
+//! metric has its help and type, in that order, units are base units, and only counters end in `_total`.
+
+use super::Measured;
+use crate::dataplane::stats::WorkerStats;
+use crate::device::DeviceStats;
+use crate::device::status::{SESSION_LIFE, Status};
+use crate::gateway::control::PeerState;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// What kind of metric a sample is of.
+#[derive(Clone, Copy)]
+enum MetricKind {
+    Counter,
+    Gauge,
+}
+
+/// The samples by metric, since all samples of a metric must stand together after its type.
+#[derive(Default)]
+struct Samples(BTreeMap<String, (MetricKind, String, String)>);
+
+impl Samples {
+    fn add(&mut self, metric: &str, kind: MetricKind, help: &str, labels: &[(&str, &str)], value: &str) {
+        let labels: Vec<String> =
+            labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escaped(text))).collect();
+        let (.., samples) =
+            self.0.entry(metric.to_owned()).or_insert_with(|| (kind, plain(help), String::new()));
+        // Writing to a string cannot fail, here and below.
+        let _ = writeln!(samples, "{metric}{{{}}} {value}", labels.join(","));
+    }
+}
+
+/// A label's value, with backslashes, quotes and newlines escaped.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// A doc comment as a line of text.
+fn plain(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").replace(['[', ']', '`', '\\'], "")
+}
+
+/// All devices. The metrics of peers have the names and labels that the usual exporter gives them.
+pub fn prometheus(devices: &[Measured], wall: Duration) -> String {
+    let mut samples = Samples::default();
+    for measured in devices {
+        let name = measured.name.as_str();
+        for peer in &measured.device.peers {
+            let key = peer.public_key.to_base64();
+            let friendly = measured.names.get(&key).map_or("", String::as_str);
+            let allowed: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+            let labels = [
+                ("interface", name),
+                ("public_key", key.as_str()),
+                ("allowed_ips", &allowed.join(",")),
+                ("friendly_name", friendly),
+            ];
+            add_peer(&mut samples, &labels, peer, wall);
+        }
+        if let Some(status) = &measured.status {
+            add_device(&mut samples, name, status);
+        }
+    }
+    let mut text = String::new();
+    for (metric, (kind, help, samples)) in samples.0 {
+        let kind = match kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+        };
+        let _ = write!(text, "# HELP {metric} {help}\n# TYPE {metric} {kind}\n{samples}");
+    }
+    text
+}
+
+fn add_peer(samples: &mut Samples, labels: &[(&str, &str)], peer: &PeerState, wall: Duration) {
+    let PeerState { rx_bytes, tx_bytes, last_handshake, .. } = peer;
+    let mut add = |metric, kind, help, value: u64| {
+        samples.add(metric, kind, help, labels, &value.to_string());
+    };
+    add(
+        "wireguard_received_bytes_total",
+        MetricKind::Counter,
+        "Bytes received from the peer in authenticated messages.",
+        *rx_bytes,
+    );
+    add("wireguard_sent_bytes_total", MetricKind::Counter, "Bytes sent to the peer.", *tx_bytes);
+    add(
+        "wireguard_latest_handshake_seconds",
+        MetricKind::Gauge,
+        "Time of the last handshake since the Unix epoch. 0 is never.",
+        last_handshake.as_secs(),
+    );
+    let is_connected = !last_handshake.is_zero() && wall.saturating_sub(*last_handshake) < SESSION_LIFE;
+    add(
+        "wireguard_peer_connected",
+        MetricKind::Gauge,
+        "Whether there is a session with the peer that is young enough to be used.",
+        is_connected.into(),
+    );
+}
+
+fn add_device(samples: &mut Samples, name: &str, status: &Status) {
+    let interface = ("interface", name);
+    let labels = [interface, ("version", status.version.as_str()), ("io", status.io.as_str())];
+    samples.add(
+        "ringtun_build_info",
+        MetricKind::Gauge,
+        "The program that serves the interface.",
+        &labels,
+        "1",
+    );
+    let mut state = |metric, help, is_so: bool| {
+        samples.add(metric, MetricKind::Gauge, help, &[interface], if is_so { "1" } else { "0" });
+    };
+    state("ringtun_up", "Whether the interface is up and its sockets are bound.", status.up);
+    state("ringtun_tun_steered", "Whether eBPF chooses the TUN queue of a packet.", status.tun_steering);
+    let udp = status.udp_steering.unwrap_or(false);
+    state("ringtun_udp_steered", "Whether BPF chooses the socket of a datagram.", udp);
+    for (counter, value) in &status.handshakes {
+        // What may fall again has a name that says so. All other counters only rise.
+        let (suffix, kind) =
+            if counter.ends_with("_now") { ("", MetricKind::Gauge) } else { ("_total", MetricKind::Counter) };
+        let help = DeviceStats::describe(counter).unwrap_or("A counter of another version.");
+        let metric = format!("ringtun_slow_path_{counter}{suffix}");
+        samples.add(&metric, kind, help, &[interface], &value.to_string());
+    }
+    for (id, worker) in status.workers.iter().enumerate() {
+        let id = id.to_string();
+        for (counter, value) in worker {
+            let help = WorkerStats::describe(counter).unwrap_or("A counter of another version.");
+            let (counter, value) = match counter.strip_suffix("_nanos") {
+                Some(counter) => (format!("{counter}_seconds"), format!("{}", *value as f64 / 1e9)),
+                None => (counter.clone(), value.to_string()),
+            };
+            let metric = format!("ringtun_worker_{counter}_total");
+            samples.add(&metric, MetricKind::Counter, help, &[interface, ("worker", &id)], &value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::measured;
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn what_is_so_now_is_a_gauge_and_what_ever_happened_a_counter() {
+        let text = prometheus(&[measured("wg0")], Duration::ZERO);
+        for metric in ["peers_spread_total counter", "peers_spread_now gauge"] {
+            assert!(text.contains(&format!("# TYPE ringtun_slow_path_{metric}\n")), "{metric}: {text}");
+        }
+    }
+
+    #[test]
+    fn samples_of_one_metric_stand_together_after_its_help_and_type() {
+        let text = prometheus(&[measured("wg0"), measured("w\"1")], Duration::ZERO);
+        let from = text.find("# HELP ringtun_worker_rx_owned_total ").unwrap();
+        let block: Vec<&str> = text[from..].lines().take(6).collect();
+        assert_eq!(
+            block,
+            [
+                "# HELP ringtun_worker_rx_owned_total Data messages that arrived at the worker that owns them.",
+                "# TYPE ringtun_worker_rx_owned_total counter",
+                "ringtun_worker_rx_owned_total{interface=\"wg0\",worker=\"0\"} 60",
+                "ringtun_worker_rx_owned_total{interface=\"wg0\",worker=\"1\"} 30",
+                "ringtun_worker_rx_owned_total{interface=\"w\\\"1\",worker=\"0\"} 60",
+                "ringtun_worker_rx_owned_total{interface=\"w\\\"1\",worker=\"1\"} 30",
+            ]
+        );
+    }
+
+    #[test]
+    fn peers_have_their_names_and_prefixes_and_are_connected_as_long_as_their_session_lives() {
+        let mut one = measured("wg0");
+        let key = one.device.peers[0].public_key.to_base64();
+        one.names.insert(key.clone(), "anna's laptop".into());
+        one.device.peers[0].allowed_ips =
+            ["10.0.0.2/32", "fd00::2/128"].map(|text| text.parse().unwrap()).into();
+        one.device.peers[0].last_handshake = Duration::from_secs(1000);
+        let labels = format!(
+            "{{interface=\"wg0\",public_key=\"{key}\",allowed_ips=\"10.0.0.2/32,fd00::2/128\",friendly_name=\"anna's laptop\"}}"
+        );
+        for (seconds, connected) in [(1100, 1), (1000 + SESSION_LIFE.as_secs(), 0)] {
+            let text = prometheus(std::slice::from_ref(&one), Duration::from_secs(seconds));
+            assert!(text.contains(&format!("\nwireguard_received_bytes_total{labels} 5\n")), "{text}");
+            assert!(text.contains(&format!("\nwireguard_peer_connected{labels} {connected}\n")), "{text}");
+        }
+    }
+
+    /// What `promtool check metrics` looks at, for every counter that there is.
+    #[test]
+    fn every_metric_has_its_help_and_type_and_a_name_that_says_what_it_is() {
+        let named =
+            |names: Vec<(&str, u64)>| names.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+        let mut all = measured("wg0");
+        let status = all.status.as_mut().unwrap();
+        status.workers = vec![named(WorkerStats::default().snapshot())];
+        status.handshakes = named(DeviceStats::default().snapshot());
+        let text = prometheus(&[all], Duration::ZERO);
+        let mut seen = HashSet::new();
+        let mut lines = text.lines().peekable();
+        while let Some(help) = lines.next() {
+            let (metric, help) = help.strip_prefix("# HELP ").unwrap().split_once(' ').unwrap();
+            assert!(help.ends_with('.') && !help.contains(['[', '`']), "{metric}: {help}");
+            assert!(seen.insert(metric.to_owned()), "{metric} twice");
+            let kind = lines.next().unwrap().strip_prefix(&format!("# TYPE {metric} ")).unwrap();
+            assert_eq!(kind == "counter", metric.ends_with("_total"), "{metric} is a {kind}");
+            assert!(!metric.contains("nanos"), "{metric}: seconds are the base unit");
+            while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+                assert!(sample.starts_with(&format!("{metric}{{")), "{sample}");
+                assert!(sample.rsplit_once(' ').unwrap().1.parse::<f64>().is_ok(), "{sample}");
+            }
+        }
+    }
+}
