@@ -93,6 +93,8 @@ pub const REFUSALS: usize = 7;
 pub struct Coalescer {
     options: CoalesceOptions,
     tunnels: TunnelPorts,
+    /// Whether tunnels are looked for in this train.
+    has_tunnels: bool,
     /// The runs of this and earlier trains. The first `states.len()` are this train's; the others keep their memory
     /// for reuse.
     runs: Vec<TunWrite>,
@@ -138,6 +140,7 @@ impl Coalescer {
     /// Starts a train.
     pub fn start(&mut self, options: CoalesceOptions) {
         self.options = options;
+        self.has_tunnels = options.tunnels && self.tunnels != TunnelPorts::default();
         self.states.clear();
         self.open.clear();
     }
@@ -174,11 +177,14 @@ impl Coalescer {
         if !self.options.tcp && !self.options.udp {
             return self.push_alone(packet, Refusal::NotCoalescable);
         }
-        let tunnels = if self.options.tunnels { self.tunnels } else { TunnelPorts::default() };
-        match headers::parse(bytes, &tunnels) {
-            PacketClass::Joinable(headers) if self.takes(&headers) => {
-                // Of a tunnel's packet only the outer checksum was looked at.
-                let verified = verified && headers.inner == 0;
+        // Of a tunnel's packet only the outer checksum was looked at, so it counts as not verified.
+        if self.has_tunnels
+            && let Some(headers) = headers::parse_tunnel(bytes, &self.tunnels)
+        {
+            return self.push_joinable(train, packet, headers);
+        }
+        match headers::parse(bytes) {
+            PacketClass::Joinable(headers) if self.takes(headers.flow.protocol) => {
                 self.push_joinable(train, packet, Headers { verified, ..headers });
             }
             // Its flow never has an open run: the device does not take this protocol.
@@ -227,10 +233,9 @@ impl Coalescer {
         std::mem::take(&mut self.refusals)
     }
 
-    /// Whether the device takes super-packets of packets with these headers.
-    fn takes(&self, headers: &Headers) -> bool {
-        match headers.flow.protocol {
-            _ if headers.inner > 0 => true,
+    /// Whether the device takes super-packets of `protocol`.
+    fn takes(&self, protocol: u8) -> bool {
+        match protocol {
             TCP => self.options.tcp,
             UDP => self.options.udp,
             _ => false,
@@ -298,7 +303,7 @@ impl Coalescer {
 
 /// Whether the checksums of an inner packet verify, and it is of a kind that may join others.
 pub fn verifies(packet: &[u8]) -> bool {
-    matches!(headers::parse(packet, &TunnelPorts::default()), PacketClass::Joinable(headers) if headers.verify(packet))
+    matches!(headers::parse(packet), PacketClass::Joinable(headers) if headers.verify(packet))
 }
 
 impl OpenRun {
@@ -337,13 +342,14 @@ impl OpenRun {
             || headers.len != own.len
             || headers.inner != own.inner
             || at(self.head) != at(packet.start)
-            || own.inner > 0 && !self.same_tunnel(train, packet)
         {
             return Err(Refusal::Headers);
         }
+        let inner_ids = match own.inner {
+            0 => self.inner_ids,
+            _ => self.join_inside(headers, packets, train, packet).ok_or(Refusal::Headers)?,
+        };
         let ids = self.ids.next(own.id, headers.id, packets).ok_or(Refusal::Headers)?;
-        let inner_ids =
-            self.inner_ids.next(own.inner_id, headers.inner_id, packets).ok_or(Refusal::Headers)?;
         if own.protocol() == TCP && headers.sequence != self.sequence {
             return Err(Refusal::Sequence);
         }
@@ -379,10 +385,20 @@ impl OpenRun {
         first && verify(headers, packet.clone())
     }
 
-    /// Whether `packet` has the same tunnel headers and the same inner flow as the run's first packet.
-    fn same_tunnel(&self, train: &[u8], packet: &Range<usize>) -> bool {
+    /// How the inner identifications go on with `packet`, if it has the same tunnel headers and the same inner flow as the run's
+    /// first packet.
+    #[inline(never)]
+    fn join_inside(
+        &self,
+        headers: &Headers,
+        packets: usize,
+        train: &[u8],
+        packet: &Range<usize>,
+    ) -> Option<Ids> {
         let [first, next] = [self.head, packet.start].map(|at| train.get(at..at + self.headers.len));
-        first.zip(next).is_some_and(|(first, next)| tunnel::same(first, next, self.headers.places()))
+        let same = tunnel::same(first?, next?, self.headers.places());
+        let ids = self.inner_ids.next(self.headers.inner_id, headers.inner_id, packets);
+        ids.filter(|_| same)
     }
 
     /// Makes the headers of the first packet those of the super-packet: lengths, flags, checksums.
@@ -390,9 +406,9 @@ impl OpenRun {
         if self.headers.inner > 0 {
             tunnel::seal_outer(head, self.headers.places().udp, self.len);
         }
-        let head = &mut head[self.headers.inner..];
-        let transport_at = self.headers.transport - self.headers.inner;
-        let len = self.len - self.headers.inner;
+        let head = &mut head[usize::from(self.headers.inner)..];
+        let transport_at = self.headers.transport - usize::from(self.headers.inner);
+        let len = self.len - usize::from(self.headers.inner);
         let transport_len = len - transport_at;
         seal_ip(head, len);
         let protocol = self.headers.protocol();
@@ -415,7 +431,7 @@ impl OpenRun {
         };
         VnetHeader {
             flags: F_NEEDS_CSUM | outer_flags,
-            gso: match (protocol, self.headers.transport - self.headers.inner) {
+            gso: match (protocol, self.headers.transport - usize::from(self.headers.inner)) {
                 (UDP, _) => GsoType::UdpL4,
                 (_, V4_HEADER_LEN) => GsoType::TcpV4,
                 _ => GsoType::TcpV6,

@@ -50,6 +50,8 @@ pub struct Splitter<'a> {
     /// The packet or super-packet, from its IP header to the end that it states.
     packet: &'a [u8],
     info: IpInfo,
+    /// What stands before the inner packet of a UDP tunnel's super-packet. The shape is then the inner packet's.
+    outer: OuterHeaders,
     shape: Shape,
     /// Number of all segments, and of the next to be written.
     segments: usize,
@@ -61,8 +63,6 @@ enum Shape {
     Plain(Option<PartialChecksum>),
     /// A super-packet.
     Super(Prototype),
-    /// A UDP tunnel's super-packet. Offsets of the prototype are within the inner packet.
-    Tunnel(OuterHeaders, Prototype),
 }
 
 #[derive(Clone, Copy)]
@@ -108,21 +108,20 @@ impl<'a> Splitter<'a> {
         let info = ip::parse(packet).ok_or(SplitError::Ip)?;
         let packet = packet.get(..info.len).ok_or(SplitError::Ip)?;
         let checksum = partial_checksum(&vnet, packet)?;
-        let (shape, segments) = match (vnet.gso, vnet.tunnel) {
-            (GsoType::None, _) => (Shape::Plain(checksum), 1),
-            (_, None) => {
-                let prototype = Prototype::new(&vnet, packet)?;
-                let segments = prototype.segments(packet);
-                (Shape::Super(prototype), segments)
-            }
-            (_, Some(tunnel)) => {
-                let (outer, inner) = OuterHeaders::new(&vnet, tunnel, packet)?;
-                let prototype = Prototype::new(&vnet, inner)?;
-                let segments = prototype.segments(inner);
-                (Shape::Tunnel(outer, prototype), segments)
-            }
+        let outer = match vnet.tunnel {
+            Some(tunnel) => OuterHeaders::new(&vnet, tunnel, packet)?,
+            None => OuterHeaders::default(),
         };
-        Ok(Splitter { packet, info, shape, segments, next: 0 })
+        let (shape, segments) = if vnet.gso == GsoType::None {
+            (Shape::Plain(checksum), 1)
+        } else {
+            let packet = &packet[outer.len()..];
+            let prototype = Prototype::new(&vnet, packet)?;
+            // Without payload there is still one packet to send.
+            let segments = (packet.len() - prototype.headers).div_ceil(prototype.gso_size).max(1);
+            (Shape::Super(prototype), segments)
+        };
+        Ok(Splitter { packet, info, outer, shape, segments, next: 0 })
     }
 
     /// Addresses, ECN and length of the packet or super-packet.
@@ -156,25 +155,30 @@ impl<'a> Splitter<'a> {
         mtu: usize,
         limits: &TrainLimits,
     ) -> Progress {
-        while self.next < self.segments {
-            let inner_len = self.next_len();
-            let size = message_len(inner_len, mtu);
-            if !train.fits(size, limits) || size > out.len().saturating_sub(train.len()) {
-                return if train.is_empty() { Progress::Done } else { Progress::Full };
+        let full = |train: &Train| if train.is_empty() { Progress::Done } else { Progress::Full };
+        match &self.shape {
+            Shape::Plain(_) if self.next > 0 => {}
+            Shape::Plain(checksum) => {
+                let Some(inner) = place(out, train, self.packet.len(), mtu, limits) else {
+                    return full(train);
+                };
+                write_plain(self.packet, *checksum, inner);
+                self.next = 1;
             }
-            let at = train.push(size);
-            let (inner, padding) = out[at + DATA_HEADER_LEN..at + size - TAG_LEN].split_at_mut(inner_len);
-            let last = self.next + 1 == self.segments;
-            match &self.shape {
-                Shape::Plain(checksum) => write_plain(self.packet, *checksum, inner),
-                Shape::Super(prototype) => prototype.write(self.packet, self.next, last, inner),
-                Shape::Tunnel(outer, prototype) => {
-                    prototype.write(&self.packet[outer.len..], self.next, last, &mut inner[outer.len..]);
-                    outer.write(self.packet, self.next, inner);
+            Shape::Super(prototype) => {
+                let before = self.outer.len();
+                let packet = &self.packet[before..];
+                while self.next < self.segments {
+                    let len = before + prototype.len_of(packet, self.next);
+                    let Some(inner) = place(out, train, len, mtu, limits) else { return full(train) };
+                    let last = self.next + 1 == self.segments;
+                    prototype.write(packet, self.next, last, &mut inner[before..]);
+                    if before > 0 {
+                        self.outer.write(self.packet, self.next, inner);
+                    }
+                    self.next += 1;
                 }
             }
-            padding.fill(0);
-            self.next += 1;
         }
         Progress::Done
     }
@@ -183,12 +187,32 @@ impl<'a> Splitter<'a> {
     pub fn next_len(&self) -> usize {
         match &self.shape {
             Shape::Plain(_) => self.packet.len(),
-            Shape::Super(prototype) => prototype.len_of(self.packet, self.next),
-            Shape::Tunnel(outer, prototype) => {
-                outer.len + prototype.len_of(&self.packet[outer.len..], self.next)
+            Shape::Super(prototype) => {
+                let before = self.outer.len();
+                before + prototype.len_of(&self.packet[before..], self.next)
             }
         }
     }
+}
+
+/// Appends room for a segment of `inner_len` bytes to the train in `out`, with its padding, and returns it. `None` where it does
+/// not fit.
+#[inline(always)]
+fn place<'a>(
+    out: &'a mut [u8],
+    train: &mut Train,
+    inner_len: usize,
+    mtu: usize,
+    limits: &TrainLimits,
+) -> Option<&'a mut [u8]> {
+    let size = message_len(inner_len, mtu);
+    if !train.fits(size, limits) || size > out.len().saturating_sub(train.len()) {
+        return None;
+    }
+    let at = train.push(size);
+    let (inner, padding) = out[at + DATA_HEADER_LEN..at + size - TAG_LEN].split_at_mut(inner_len);
+    padding.fill(0);
+    Some(inner)
 }
 
 /// Where the virtio-net header asks for a checksum, checked against the packet.
@@ -268,12 +292,8 @@ impl Prototype {
         })
     }
 
-    /// The number of segments of `packet`. Without payload there is still one to send.
-    fn segments(&self, packet: &[u8]) -> usize {
-        (packet.len() - self.headers).div_ceil(self.gso_size).max(1)
-    }
-
     /// The length in bytes of segment `index` of `packet`.
+    #[inline(always)]
     fn len_of(&self, packet: &[u8], index: usize) -> usize {
         let left = packet.len() - self.headers - index * self.gso_size;
         self.headers + left.min(self.gso_size)
@@ -325,6 +345,7 @@ impl IpPrototype {
     }
 
     /// Fixes the header `ip` of segment `index`, which is `len` bytes long.
+    #[inline(always)]
     fn write(&self, ip: &mut [u8], index: usize, len: usize) {
         if let Some(sum) = self.sum {
             // As the kernel's inet_gso_segment numbers them.

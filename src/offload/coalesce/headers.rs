@@ -56,7 +56,7 @@ pub(super) struct Headers {
     /// The identification of a tunnel's inner packet.
     pub(super) inner_id: Id,
     /// Offset of a tunnel's inner IP header; zero without a tunnel.
-    pub(super) inner: usize,
+    pub(super) inner: u16,
     pub(super) sequence: u32,
     pub(super) push: bool,
     /// Offset of the transport header.
@@ -78,12 +78,12 @@ impl Headers {
     /// Where a tunnel's headers stand.
     pub(super) fn places(&self) -> Places {
         let udp = if self.flow.hosts.version == 4 { V4_HEADER_LEN } else { V6_HEADER_LEN };
-        Places { udp, inner: self.inner, tcp: self.transport }
+        Places { udp, inner: usize::from(self.inner), tcp: self.transport }
     }
 
     /// Whether the checksums of `packet`, whose headers these are, verify: TCP's or UDP's, and the IPv4 header's. Joining
     /// replaces them, so that of a packet whose own do not verify nobody could tell any more that it was damaged.
-    #[inline]
+    #[inline(always)]
     pub(super) fn verify(&self, packet: &[u8]) -> bool {
         if self.verified {
             return true;
@@ -121,59 +121,107 @@ pub(super) enum PacketClass {
 
 /// Parses `packet`, which is exactly one IP packet.
 #[inline]
-pub(super) fn parse(packet: &[u8], tunnels: &TunnelPorts) -> PacketClass {
+pub(super) fn parse(packet: &[u8]) -> PacketClass {
     match packet.first().map(|first| first >> 4) {
-        Some(4) => parse_v4(packet, tunnels),
-        Some(6) => parse_v6(packet, tunnels),
+        Some(4) => parse_v4(packet),
+        Some(6) => parse_v6(packet),
         _ => PacketClass::Unknown,
     }
 }
 
+/// Parses `packet` as a tunnel's to one of these ports, with TCP inside that may join other. `None` where it is none.
+#[inline(never)] // what is no tunnel's is not to pay for it
+pub(super) fn parse_tunnel(packet: &[u8], tunnels: &TunnelPorts) -> Option<Headers> {
+    let (udp, protocol, len, hosts, common) = match *packet.first()? {
+        0x45 => {
+            let header = packet.first_chunk::<V4_HEADER_LEN>()?;
+            let is_whole = be16(header, 6) & V4_FRAGMENT == 0;
+            let len = usize::from(be16(header, 2));
+            is_whole.then(|| (V4_HEADER_LEN, header[9], len, hosts_v4(header), common_v4(header)))?
+        }
+        first if first >> 4 == 6 => {
+            let header = packet.first_chunk::<V6_HEADER_LEN>()?;
+            let len = V6_HEADER_LEN + usize::from(be16(header, 4));
+            (V6_HEADER_LEN, header[6], len, hosts_v6(header), common_v6(header))
+        }
+        _ => return None,
+    };
+    let datagram = packet.get(udp..)?;
+    let header = datagram.first_chunk::<UDP_HEADER_LEN>()?;
+    if protocol != UDP || len != packet.len() || usize::from(be16(header, 4)) != datagram.len() {
+        return None;
+    }
+    let at = tunnel::inner_at(datagram, tunnels.at(be16(header, 2))?)?;
+    match parse(&datagram[at..]) {
+        PacketClass::Joinable(inner) if inner.flow.protocol == TCP => {
+            // The offsets are made to count from the outer IP header.
+            let at = udp + at;
+            Some(Headers {
+                flow: FlowKey { hosts, ports: be32(header, 0), protocol },
+                ip: common.ip,
+                id: common.id,
+                inner_id: inner.id,
+                inner: u16::try_from(at).ok()?,
+                transport: at + inner.transport,
+                len: at + inner.len,
+                ..inner
+            })
+        }
+        _ => None,
+    }
+}
+
 #[inline]
-fn parse_v4(packet: &[u8], tunnels: &TunnelPorts) -> PacketClass {
+fn parse_v4(packet: &[u8]) -> PacketClass {
     let Some(header) = packet.first_chunk::<V4_HEADER_LEN>() else { return PacketClass::Unknown };
-    let hosts = Hosts { addresses: [ne64(header, 12), 0, 0, 0], version: 4 };
+    let hosts = hosts_v4(header);
     let fragment = be16(header, 6);
     if header[0] != 0x45 || fragment & V4_FRAGMENT != 0 || usize::from(be16(header, 2)) != packet.len() {
         return PacketClass::Opaque(hosts);
     }
+    parse_transport(packet, V4_HEADER_LEN, header[9], hosts, common_v4(header))
+}
+
+#[inline(always)]
+fn hosts_v4(header: &[u8; V4_HEADER_LEN]) -> Hosts {
+    Hosts { addresses: [ne64(header, 12), 0, 0, 0], version: 4 }
+}
+
+#[inline(always)]
+fn common_v4(header: &[u8; V4_HEADER_LEN]) -> Headers {
+    let fragment = be16(header, 6);
     let ip = u64::from(be16(header, 0)) << 32 | u64::from(fragment) << 16 | u64::from(header[8]);
     let id = Id { value: be16(header, 4), may_stand: fragment & V4_DF != 0 };
-    parse_transport(
-        packet,
-        V4_HEADER_LEN,
-        header[9],
-        hosts,
-        Headers { ip, id, ..Headers::default() },
-        tunnels,
-    )
+    Headers { ip, id, ..Headers::default() }
 }
 
 #[inline]
-fn parse_v6(packet: &[u8], tunnels: &TunnelPorts) -> PacketClass {
+fn parse_v6(packet: &[u8]) -> PacketClass {
     let Some(header) = packet.first_chunk::<V6_HEADER_LEN>() else { return PacketClass::Unknown };
-    let addresses = [ne64(header, 8), ne64(header, 16), ne64(header, 24), ne64(header, 32)];
-    let hosts = Hosts { addresses, version: 6 };
+    let hosts = hosts_v6(header);
     if V6_HEADER_LEN + usize::from(be16(header, 4)) != packet.len() {
         return PacketClass::Opaque(hosts);
     }
-    let ip = u64::from(be32(header, 0)) << 8 | u64::from(header[7]);
-    parse_transport(packet, V6_HEADER_LEN, header[6], hosts, Headers { ip, ..Headers::default() }, tunnels)
+    parse_transport(packet, V6_HEADER_LEN, header[6], hosts, common_v6(header))
 }
 
-#[inline]
-fn parse_transport(
-    packet: &[u8],
-    at: usize,
-    protocol: u8,
-    hosts: Hosts,
-    common: Headers,
-    tunnels: &TunnelPorts,
-) -> PacketClass {
+#[inline(always)]
+fn hosts_v6(header: &[u8; V6_HEADER_LEN]) -> Hosts {
+    let addresses = [ne64(header, 8), ne64(header, 16), ne64(header, 24), ne64(header, 32)];
+    Hosts { addresses, version: 6 }
+}
+
+#[inline(always)]
+fn common_v6(header: &[u8; V6_HEADER_LEN]) -> Headers {
+    Headers { ip: u64::from(be32(header, 0)) << 8 | u64::from(header[7]), ..Headers::default() }
+}
+
+#[inline(always)]
+fn parse_transport(packet: &[u8], at: usize, protocol: u8, hosts: Hosts, common: Headers) -> PacketClass {
     let segment = &packet[at..];
     match protocol {
         TCP => parse_tcp(segment, hosts, Headers { transport: at, ..common }),
-        UDP => parse_udp(segment, hosts, Headers { transport: at, ..common }, tunnels),
+        UDP => parse_udp(segment, hosts, Headers { transport: at, ..common }),
         _ => PacketClass::Opaque(hosts),
     }
 }
@@ -209,32 +257,11 @@ fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
 }
 
 #[inline]
-fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers, tunnels: &TunnelPorts) -> PacketClass {
+fn parse_udp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
     let Some(header) = segment.first_chunk::<UDP_HEADER_LEN>() else { return PacketClass::Opaque(hosts) };
     let flow = FlowKey { hosts, ports: be32(header, 0), protocol: UDP };
-    if usize::from(be16(header, 4)) != segment.len() {
-        return PacketClass::Alone(flow, Refusal::NotCoalescable);
-    }
-    if let Some(kind) = tunnels.at(be16(header, 2))
-        && let Some(at) = tunnel::inner_at(segment, kind)
-        && let PacketClass::Joinable(inner) = parse(&segment[at..], &TunnelPorts::default())
-        && inner.flow.protocol == TCP
-    {
-        // The offsets are made to count from the outer IP header.
-        let at = common.transport + at;
-        return PacketClass::Joinable(Headers {
-            flow,
-            ip: common.ip,
-            id: common.id,
-            inner_id: inner.id,
-            inner: at,
-            transport: at + inner.transport,
-            len: at + inner.len,
-            ..inner
-        });
-    }
     // Without a checksum there is none to hand to the kernel (udp_gro_receive refuses it, too, "for symmetry with GSO").
-    if be16(header, 6) == 0 {
+    if usize::from(be16(header, 4)) != segment.len() || be16(header, 6) == 0 {
         return PacketClass::Alone(flow, Refusal::NotCoalescable);
     }
     let payload = segment.len() - UDP_HEADER_LEN;

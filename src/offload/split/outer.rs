@@ -5,24 +5,22 @@ use crate::wire::checksum;
 use crate::wire::ip::{self, Fragment, UDP, UDP_HEADER_LEN, put16};
 use crate::wire::vnet::{F_TUNNEL_CSUM, VnetHeader, VnetTunnel};
 
-/// What the outer headers of the segments have in common.
+/// Their length and kind. That is little, since every frame carries it, with a tunnel or without.
+#[derive(Clone, Copy, Default)]
 pub(super) struct OuterHeaders {
-    /// Their length in bytes, which is the offset of the inner IP header.
-    pub(super) len: usize,
-    /// Offset in bytes of the UDP header.
-    udp: usize,
-    ip: IpPrototype,
-    /// Partial sum of the pseudo-header without the length. Without it the checksum stays as it came, which is zero.
-    pseudo: Option<u64>,
+    len: u16,
+    /// Whether the datagrams bear a checksum. Otherwise the field stays as it came, which is zero.
+    summed: bool,
 }
 
 impl OuterHeaders {
-    /// Parses `packet`, and returns the inner packet, too. It must end where its own header says.
-    pub(super) fn new<'a>(
+    /// Parses `packet`. The inner packet must end where its own header says.
+    #[inline(never)] // what has no tunnel is not to pay for it
+    pub(super) fn new(
         vnet: &VnetHeader,
         tunnel: VnetTunnel,
-        packet: &'a [u8],
-    ) -> Result<(OuterHeaders, &'a [u8]), SplitError> {
+        packet: &[u8],
+    ) -> Result<OuterHeaders, SplitError> {
         let found = ip::transport(packet).ok_or(SplitError::Transport)?;
         let len = usize::from(tunnel.inner);
         let is_udp = found.protocol == UDP && found.fragment == Fragment::Whole && !found.routed;
@@ -33,25 +31,28 @@ impl OuterHeaders {
         if ip::parse(inner).is_none_or(|info| info.len != inner.len()) {
             return Err(SplitError::Ip);
         }
-        let summed = vnet.flags & F_TUNNEL_CSUM != 0;
-        let pseudo = summed.then(|| checksum::pseudo_header(packet, UDP, 0));
-        Ok((
-            OuterHeaders { len, udp: found.offset, ip: IpPrototype::new(packet, found.offset), pseudo },
-            inner,
-        ))
+        Ok(OuterHeaders { len: tunnel.inner, summed: vnet.flags & F_TUNNEL_CSUM != 0 })
     }
 
-    /// Writes the headers of segment `index` of `packet` to `out`, in which the inner segment stands already.
-    pub(super) fn write(&self, packet: &[u8], index: usize, out: &mut [u8]) {
-        out[..self.len].copy_from_slice(&packet[..self.len]);
+    /// Their length in bytes, which is the offset of the inner IP header; 0 where there is no tunnel.
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Writes the headers of segment `index` of `packet`, which was parsed, to `out`, in which the inner segment stands already.
+    #[inline(never)]
+    pub(super) fn write(self, packet: &[u8], index: usize, out: &mut [u8]) {
+        let Some(found) = ip::transport(packet) else { return };
+        out[..self.len()].copy_from_slice(&packet[..self.len()]);
         let len = out.len();
-        let (ip, udp) = out.split_at_mut(self.udp);
-        self.ip.write(ip, index, len);
+        let (ip, udp) = out.split_at_mut(found.offset);
+        IpPrototype::new(packet, found.offset).write(ip, index, len);
         let udp_len = udp.len();
         put16(udp, 4, udp_len as u16);
-        if let Some(pseudo) = self.pseudo {
+        if self.summed {
             put16(udp, UDP_CSUM, 0);
-            let sum = checksum::sum(udp, pseudo + checksum::dword(udp_len as u32));
+            let sum = checksum::sum(udp, checksum::pseudo_header(packet, UDP, udp_len));
             put16(udp, UDP_CSUM, never_zero(!checksum::fold(sum)));
         }
     }
