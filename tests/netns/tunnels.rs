@@ -4,6 +4,7 @@ use crate::bulk;
 use crate::implementation::{Hindrance, Implementation, ringtun_itself};
 use crate::lab::{eventually, skip};
 use crate::pair::{A, B, Family, Pair, Side, V4, V6};
+use std::io::Write;
 use std::time::Duration;
 
 /// ringtun that says at its start which offloads there are.
@@ -44,7 +45,14 @@ impl Laid<'_> {
             ));
             match made {
                 Err(error) if error.contains("Unknown device type") || error.contains("not supported") => {
-                    skip(&format!("the kernel has no {kind}"));
+                    // Without VXLAN nothing is tried at all.
+                    match kind {
+                        "vxlan" => skip("the kernel has no vxlan"),
+                        _ => drop(writeln!(
+                            std::io::stderr(),
+                            "NOTE: the kernel has no {kind}: VXLAN alone is tried"
+                        )),
+                    }
                     return None;
                 }
                 made => made.unwrap_or_else(|error| panic!("{error}")),
