@@ -1,7 +1,7 @@
 //! The declaration of a set of counters.
 
-/// Declares a struct of counters once: its fields, their names in `snapshot`, and their doc comments in `describe`. The type of a field stands after
-/// `of`, and `read` turns a reference to a field into a `u64`.
+/// Declares a struct of counters once: its fields, their names in `snapshot`, and their doc comments in `describe`. The
+/// type of a field stands after `of`, and `read` turns a reference to a field into a `u64`.
 macro_rules! counters {
     (
         $(#[$outer:meta])* $stats:ident of $kind:ty, read $read:expr;

@@ -85,6 +85,11 @@ pub struct Summary {
 /// REJECT_AFTER_TIME (whitepaper 6.1): a handshake that is older than this has no session any more.
 pub const SESSION_LIFE: Duration = Duration::from_secs(180);
 
+/// Whether a peer's last handshake, at a time since the Unix epoch, made a session that still lives. Zero is no handshake.
+pub fn is_alive(last_handshake: Duration, wall: Duration) -> bool {
+    !last_handshake.is_zero() && wall.saturating_sub(last_handshake) < SESSION_LIFE
+}
+
 impl Device {
     /// The [`Status`] without its peers. `links` are those of the device's own workers.
     pub fn status(&self, links: &Links) -> Status {
@@ -134,7 +139,7 @@ impl Summary {
     }
 
     fn add(&mut self, peer: &PeerShared, wall: Duration) {
-        let alive = peer.last_handshake().is_some_and(|at| wall.saturating_sub(at) < SESSION_LIFE);
+        let alive = is_alive(peer.last_handshake().unwrap_or_default(), wall);
         self.peers += 1;
         self.alive += usize::from(alive);
         self.rx_bytes = self.rx_bytes.wrapping_add(peer.traffic.rx_bytes.load(Relaxed));

@@ -1,6 +1,6 @@
 //! The devices that run on this host, found by their configuration sockets, and what they answer.
 
-use crate::device::status::{SESSION_LIFE, Status, Summary};
+use crate::device::status::{Status, Summary, is_alive};
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::{Failure, up};
@@ -120,11 +120,9 @@ pub fn summary(name: &str) -> Result<Summary, Failure> {
 }
 
 fn count(device: &DeviceState, wall: Duration) -> Summary {
-    let never = Duration::ZERO;
-    let alive = |at: Duration| at != never && wall.saturating_sub(at) < SESSION_LIFE;
     Summary {
         peers: device.peers.len(),
-        alive: device.peers.iter().filter(|peer| alive(peer.last_handshake)).count(),
+        alive: device.peers.iter().filter(|peer| is_alive(peer.last_handshake, wall)).count(),
         rx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.rx_bytes)),
         tx_bytes: device.peers.iter().fold(0, |sum, peer| sum.wrapping_add(peer.tx_bytes)),
     }

@@ -1,5 +1,6 @@
 //! A whole device without threads. The slow path, its workers and the links between are stepped in a seeded order.
 
+mod announced;
 mod config;
 
 pub use config::HostConfig;
@@ -481,20 +482,6 @@ impl SimHost {
         for lane in &mut self.lanes {
             let sockets = port.map(|port| UdpSockets { v4: None, v6: None, port });
             lane.backlog.push_back(Control::Rebind(sockets));
-        }
-    }
-
-    /// Checks that the low byte of a receiver index that this host announces names a worker.
-    pub(crate) fn check_index(&mut self, datagram: &Datagram) {
-        let index = match datagram.kind() {
-            Some(MessageKind::Initiation | MessageKind::Response) => {
-                datagram.bytes.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
-            }
-            _ => None,
-        };
-        let Some(index) = index else { return };
-        if ReceiverIndex(index).worker() >= self.config.workers {
-            self.violations.push(format!("index {index:#x} names no worker"));
         }
     }
 }

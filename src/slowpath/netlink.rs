@@ -1,5 +1,5 @@
-//! Follows the interface through netlink: up, down, MTU, gone, and the UDP tunnels of its namespace. In the namespace of the sockets it follows whatever leads
-//! packets: routes, rules, addresses, interfaces.
+//! Follows the interface through netlink: up, down, MTU, gone, and the UDP tunnels of its namespace. In the namespace of the
+//! sockets it follows whatever leads packets: routes, rules, addresses, interfaces.
 //!
 //! The TUN device may be moved to another network namespace while the sockets stay. So a thread of its own enters the
 //! namespace in which the device is now (TUNGETDEVNETNS), listens there, and follows when the device is moved again.

@@ -4,7 +4,7 @@
 use super::Measured;
 use crate::dataplane::stats::WorkerStats;
 use crate::device::DeviceStats;
-use crate::device::status::{SESSION_LIFE, Status};
+use crate::device::status::{Status, is_alive};
 use crate::gateway::control::PeerState;
 
 use std::collections::BTreeMap;
@@ -94,7 +94,7 @@ fn add_peer(samples: &mut Samples, labels: &[(&str, &str)], peer: &PeerState, wa
         "Time of the last handshake since the Unix epoch. 0 is never.",
         last_handshake.as_secs(),
     );
-    let is_connected = !last_handshake.is_zero() && wall.saturating_sub(*last_handshake) < SESSION_LIFE;
+    let is_connected = is_alive(*last_handshake, wall);
     add(
         "wireguard_peer_connected",
         MetricKind::Gauge,
@@ -146,6 +146,7 @@ fn add_device(samples: &mut Samples, name: &str, status: &Status) {
 mod tests {
     use super::super::tests::measured;
     use super::*;
+    use crate::device::status::SESSION_LIFE;
     use std::collections::HashSet;
 
     #[test]
