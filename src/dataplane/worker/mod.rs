@@ -17,6 +17,7 @@ mod outbox;
 mod padding;
 mod patience;
 mod peers;
+mod receiving;
 mod reorder;
 mod rx;
 mod staged;

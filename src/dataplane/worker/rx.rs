@@ -5,13 +5,14 @@
 
 use super::hash::IndexHasher;
 use super::outbox::WorkerOutbox;
+use super::receiving::Receiving;
 use super::reorder::{Origin, Reorder, TrainInfo};
 use super::tx::alloc;
 use crate::crypto::aead::{MAX_SEGMENTS, Opened};
 use crate::dataplane::assist::OpenedTrain;
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::add;
-use crate::dataplane::{Event, HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
+use crate::dataplane::{HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::io::slab::Buf;
 use crate::io::{Endpoint, Io, SendTrain, UdpTrain};
@@ -25,7 +26,6 @@ use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, cl
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,58 +43,6 @@ pub(super) struct Rx {
     pub(super) gate: Option<Gate>,
 }
 
-/// A session that is received on.
-pub(super) struct Receiving {
-    peer: Arc<PeerShared>,
-    session: Box<RecvSession>,
-    /// The sending half, held until the session takes effect.
-    send: Option<Arc<SendSession>>,
-    /// Whether the slow path was notified that the session took effect.
-    reported: bool,
-    /// Where the peer last spoke from, and to, as it was reported to the slow path, and the endpoint's revision then.
-    heard: Option<(Endpoint, u32)>,
-}
-
-impl Receiving {
-    /// Makes the session take effect, since the other end is known to have it: publishes its sending half, and
-    /// notifies the slow path for the packets of all workers.
-    pub(super) fn take_effect(&mut self, outbox: &mut WorkerOutbox) {
-        if let Some(send) = self.send.take() {
-            self.peer.sending.publish(&send);
-        }
-        if !self.reported {
-            // Where the event finds no room, the slow path is notified with the next packet.
-            self.reported = outbox.emit(Event::Confirmed(self.peer.id, self.session.local_index()));
-        }
-    }
-
-    /// Notes that the peer spoke authentically from `origin`, so that this is where it is now (rule 7; kernel
-    /// `wg_socket_set_endpoint_from_skb`).
-    ///
-    /// All workers send there from now on, and the slow path is notified. It also decides whether the local address may be
-    /// pinned: where none was pinned so far, none is until it says so.
-    fn roam(&mut self, outbox: &mut WorkerOutbox, origin: Origin) {
-        let published = self.peer.sending.load();
-        let known = published.endpoint().filter(|known| same_address(known.addr, origin.from));
-        let seen = Endpoint { addr: origin.from, from: origin.to.or(known.and_then(|known| known.from)) };
-        let revision = published.revision();
-        let is_reported = |(heard, then): (Endpoint, u32)| {
-            then == revision && same_address(heard.addr, seen.addr) && heard.from == seen.from
-        };
-        if known.is_some_and(|known| known.from == seen.from) || self.heard.is_some_and(is_reported) {
-            return;
-        }
-        // Where the event finds no room, both are done with the next packet.
-        if outbox.emit(Event::Roamed(self.peer.id, seen)) {
-            self.heard = Some((seen, revision));
-            add(&outbox.stats.rx_roamed, 1);
-            if known.is_none_or(|known| known.from.is_some()) {
-                self.peer.sending.follow(seen, revision);
-            }
-        }
-    }
-}
-
 impl Rx {
     /// Nothing received yet; `reorder` keeps the order of trains that other workers open.
     pub(super) fn new(coalesce: CoalesceOptions, reorder: Reorder) -> Rx {
@@ -109,8 +57,7 @@ impl Rx {
         send: Arc<SendSession>,
     ) -> &mut Receiving {
         let index = session.local_index();
-        let peer = Arc::clone(peer);
-        let receiving = Receiving { peer, session, send: Some(send), reported: false, heard: None };
+        let receiving = Receiving::new(peer, session, send);
         self.sessions.entry(index).insert_entry(receiving).into_mut()
     }
 
@@ -441,16 +388,6 @@ struct RunOutcome {
     data: bool,
     /// Inner packets handed to the coalescer.
     accepted: usize,
-}
-
-/// Whether both have the same address and port. An IPv6 flow label does not count (kernel `endpoint_eq`).
-fn same_address(a: SocketAddr, b: SocketAddr) -> bool {
-    match (a, b) {
-        (SocketAddr::V6(a), SocketAddr::V6(b)) => {
-            a.ip() == b.ip() && a.port() == b.port() && a.scope_id() == b.scope_id()
-        }
-        _ => a == b,
-    }
 }
 
 /// Consecutive datagrams of a train that are handled together.
