@@ -7,6 +7,7 @@ mod rig;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rig::{FAR, NOW, Rig, SEGMENTS, SMALL, Session, far, lone_rig, segments, session, session_of};
 use rig::{rig, small_datagrams, small_frame, super_frame, worker};
+use ringtun::dataplane::worker::Turn;
 use ringtun::dataplane::{Control, Links, PeerId, PeerShared};
 use ringtun::noise::session::SendSession;
 use ringtun::sim::memory::Memory;
@@ -151,16 +152,51 @@ fn side_by_side(workers: usize, turns: u64) -> Duration {
     })
 }
 
+/// Measures how long a worker takes for `turns` times 64 super-packets of one flow while the other workers seal what they can.
+fn helped_to_send(workers: usize, turns: u64) -> Duration {
+    let links = Links::new(workers).expect("links");
+    let shared = Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 1 }, 0));
+    shared.seal_assisted.store(workers > 1, Relaxed);
+    let (mut rig, frame) = (rig(&links, 0, shared, session(0)), super_frame(FAR));
+    let round = || {
+        rig.feed(&frame, TRAINS);
+        let begin = Clock::now();
+        while rig.worker.turn(&mut rig.io, NOW) == Turn::Busy {}
+        let took = begin.elapsed();
+        while let Some(train) = rig.io.take_sent() {
+            black_box(&train);
+        }
+        took
+    };
+    helped(&links, workers, turns, round)
+}
+
 /// Measures how long a peer's owner takes for `turns` times 64 trains while the other workers open what they can.
-fn helped(workers: usize, turns: u64) -> Duration {
+fn helped_to_receive(workers: usize, turns: u64) -> Duration {
     let links = Links::new(workers).expect("links");
     let shared = Arc::new(PeerShared::new(PeerId { slot: 0, epoch: 1 }, 0));
     shared.assisted.store(workers > 1, Relaxed);
+    let (mut rig, packets) = (rig(&links, 0, shared, session(0)), segments(FAR));
+    let round = || {
+        (0..TRAINS).for_each(|_| rig.push(&packets));
+        let begin = Clock::now();
+        while rig.io.written() < TRAINS {
+            black_box(rig.worker.turn(&mut rig.io, NOW));
+        }
+        let took = begin.elapsed();
+        rig.io.discard_written();
+        took
+    };
+    helped(&links, workers, turns, round)
+}
+
+/// Measures so many rounds of worker 0 while the others, each on a thread, do for it what they can.
+fn helped(links: &Links, workers: usize, rounds: u64, mut round: impl FnMut() -> Duration) -> Duration {
     links.assist.engage(usize::from(workers > 1));
     let (start, over) = (Barrier::new(workers), AtomicBool::new(false));
     std::thread::scope(|scope| {
         for id in 1..workers as u8 {
-            let (links, start, over) = (&links, &start, &over);
+            let (start, over) = (&start, &over);
             scope.spawn(move || {
                 let (mut worker, mut io) = (worker(links, id, &[]), Memory::new(16).expect("a slab"));
                 start.wait();
@@ -169,20 +205,9 @@ fn helped(workers: usize, turns: u64) -> Duration {
                 }
             });
         }
-        let (mut rig, packets) = (rig(&links, 0, shared, session(0)), segments(FAR));
-        receive(&mut rig, &packets);
         start.wait();
-        let total = (0..turns).map(|_| {
-            (0..TRAINS).for_each(|_| rig.push(&packets));
-            let begin = Clock::now();
-            while rig.io.written() < TRAINS {
-                black_box(rig.worker.turn(&mut rig.io, NOW));
-            }
-            let took = begin.elapsed();
-            rig.io.discard_written();
-            took
-        });
-        let total = total.sum();
+        round();
+        let total = (0..rounds).map(|_| round()).sum();
         over.store(true, Relaxed);
         total
     })
@@ -199,7 +224,10 @@ fn scaling(c: &mut Criterion) {
         });
         group.throughput(Throughput::Elements((TRAINS * SEGMENTS) as u64));
         group.bench_function(format!("rx/one-peer-64x45x1420/{workers}-workers"), |b| {
-            b.iter_custom(|turns| helped(workers, turns));
+            b.iter_custom(|turns| helped_to_receive(workers, turns));
+        });
+        group.bench_function(format!("tx/one-flow-64x45x1420/{workers}-workers"), |b| {
+            b.iter_custom(|turns| helped_to_send(workers, turns));
         });
     }
     group.finish();

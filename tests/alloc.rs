@@ -17,6 +17,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Counts the allocations of each thread.
 struct Counting;
@@ -82,8 +83,10 @@ struct Rig {
     packet: Vec<u8>,
 }
 
-fn rig() -> Rig {
+/// A worker whose peer is assisted or not.
+fn rig(assisted: bool) -> Rig {
     let links = Links::new(1).unwrap();
+    links.assist.engage(usize::from(assisted));
     let config =
         WorkerConfig { id: 0, mtu: 1420, coalesce: CoalesceOptions { tcp: true, udp: true, tunnels: true } };
     let worker = Worker::new(config, &links);
@@ -97,6 +100,8 @@ fn rig() -> Rig {
     let prefix = Prefix::new(IpAddr::from([10, 0, 0, 0]), 8).unwrap();
     let peer = Arc::new(PeerShared::new(id, 0));
     peer.sending.set_endpoint(Some(endpoint));
+    peer.assisted.store(assisted, Relaxed);
+    peer.seal_assisted.store(assisted, Relaxed);
     let mut directory = DirectoryWriter::default();
     directory.insert(Arc::clone(&peer));
     for control in [
@@ -146,9 +151,8 @@ impl Rig {
     }
 }
 
-#[test]
-fn the_steady_state_allocates_nothing() {
-    let mut rig = rig();
+fn allocates_nothing(assisted: bool) {
+    let mut rig = rig(assisted);
     let mut frames = vec![tcp_super_frame(45 * 1368, 1368), tcp_super_frame(3000, 1368)];
     frames.extend((0..30).map(|_| udp_frame([192, 168, 0, 1], [10, 0, 0, 1], 16)));
     for _ in 0..50 {
@@ -160,4 +164,18 @@ fn the_steady_state_allocates_nothing() {
         rig.turn(&frames);
     }
     assert_eq!(ALLOCATIONS.get() - before, 0);
+    let counted = rig.worker.stats();
+    for shared_out in [&counted.rx_shared_out, &counted.tx_shared_out] {
+        assert_eq!(shared_out.load(Relaxed) > 0, assisted);
+    }
+}
+
+#[test]
+fn the_steady_state_allocates_nothing() {
+    allocates_nothing(false);
+}
+
+#[test]
+fn trains_that_are_shared_out_allocate_nothing() {
+    allocates_nothing(true);
 }

@@ -1,12 +1,14 @@
-//! Workers with time to spare open trains for one that has too many: the queues between them.
+//! Workers with time to spare do trains for one that has too many: the queues between them.
 //!
-//! The owner of a peer gives trains away in the order of arrival, together with the key that opens them. Whoever has time
-//! opens the oldest that nobody has begun, the owner, too, and returns it. What comes after the opening is the owner's alone,
-//! in the order of arrival: replay window, checks, delivery (`worker/reorder.rs`).
+//! A worker gives trains away in their order, together with the key. Whoever has time does the oldest that nobody has begun,
+//! the giver, too, and returns it. All else is the giver's alone, in the order of the trains (`worker/reorder.rs`):
+//! - of what is received, the owner of the session gives trains to be opened; replay window, checks and delivery stay its own;
+//! - of what is sent, the worker that read the frames gives trains to be sealed; it has reserved the counters, and sends.
 
 use crate::crypto::aead::{AeadKey, MAX_SEGMENTS, Opened};
 use crate::dataplane::sleepers::Sleepers;
 use crate::io::slab::LentBuf;
+use crate::noise::session::SendSession;
 use crate::offload::coalesce::verifies;
 use crate::sys::waker::Waker;
 use crate::wire::ip;
@@ -16,16 +18,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Trains of one owner that may be under way: a quarter of its buffers.
+/// Trains of one worker and kind that may be under way: a third of its buffers.
 pub const AHEAD: usize = 64;
-/// Trains of all owners that may wait to be begun, 256 × ~80 bytes beside their buffers. An owner opens further ones itself.
+/// Trains of all workers that may wait to be begun, 256 × ~96 bytes beside their buffers. A worker does further ones itself.
 const JOBS: usize = 256;
 
-/// A train to be opened.
-pub struct OpenJob {
+/// What is done to a train by whoever has time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JobKind {
+    /// It was received, and is opened.
+    Open,
+    /// It is to be sent, and is sealed.
+    Seal,
+}
+
+/// A train to be opened or sealed.
+pub struct Job {
     /// The worker to which it returns.
-    pub owner: u8,
-    /// Its place in the owner's order.
+    pub giver: u8,
+    /// Its place in the order of the giver's trains of this kind.
     pub number: u64,
     /// The buffer.
     pub buf: LentBuf,
@@ -33,47 +44,78 @@ pub struct OpenJob {
     pub run: Range<usize>,
     /// Length in bytes of each message but perhaps the last.
     pub stride: usize,
-    /// The receiver index of its first message, whose session has this key.
-    pub receiver: u32,
-    /// The key of its session.
-    pub key: Arc<AeadKey>,
+    /// What to do, and with which key.
+    pub task: JobTask,
 }
 
-/// A train that was opened, before the replay window has seen it.
-pub struct OpenedTrain {
-    /// Its place in the owner's order.
+/// What to do with a train, and the key.
+pub enum JobTask {
+    /// Open it, if all its messages have this receiver index, whose session has this key.
+    Open(u32, Arc<AeadKey>),
+    /// Seal it for this session, with counters from this one on.
+    Seal(Arc<SendSession>, u64),
+}
+
+/// A train that was opened, before the replay window has seen it, or sealed.
+pub struct DoneTrain {
+    /// Its place in the order of the giver's trains of its kind.
     pub number: u64,
     /// The buffer.
     pub buf: LentBuf,
-    /// Whether all messages are for the session of the first. Otherwise nothing was opened.
-    pub is_one_run: bool,
+    /// What came out of its opening. `None` where nothing was opened, as not all messages are for the session of the first, or
+    /// it was to be sealed.
+    pub opened: Option<OpenedTrain>,
+}
+
+/// What came out of a train's opening.
+#[derive(Clone, Copy)]
+pub struct OpenedTrain {
     /// Which messages are authentic.
-    pub opened: Opened,
+    pub authentic: Opened,
     /// Which of these hold a packet whose checksums verify. The data is in the cache of whoever opened it.
     pub verified: Opened,
 }
 
-impl OpenJob {
-    /// Opens the train in place, and verifies the checksums of its packets.
-    pub fn work(self) -> OpenedTrain {
-        let OpenJob { number, mut buf, run, stride, receiver, key, .. } = self;
-        let (mut opened, mut verified) = (Opened::default(), Opened::default());
-        // The headers are looked at here, where they are needed in the cache next.
-        let train = buf.get_mut(run).filter(|train| is_run(train, stride, receiver));
-        let is_one_run = train.is_some();
-        if let Some(train) = train {
-            opened = key.open_train(train, stride);
-            let authentic = train.chunks(stride.max(1)).enumerate().filter(|(i, _)| opened.is_ok(*i));
-            for (i, message) in authentic {
-                let text = message.get(DATA_HEADER_LEN..message.len().saturating_sub(TAG_LEN));
-                let packet = text.and_then(|text| text.get(..ip::parse(text)?.len));
-                if packet.is_some_and(verifies) {
-                    verified.mark(i);
-                }
-            }
+impl Job {
+    /// The kind of train.
+    pub fn kind(&self) -> JobKind {
+        match self.task {
+            JobTask::Open(..) => JobKind::Open,
+            JobTask::Seal(..) => JobKind::Seal,
         }
-        OpenedTrain { number, buf, is_one_run, opened, verified }
     }
+
+    /// Does what there is to do, in place.
+    pub fn work(self) -> DoneTrain {
+        let Job { number, mut buf, run, stride, task, .. } = self;
+        let train = buf.get_mut(run).unwrap_or_default();
+        let opened = match task {
+            JobTask::Open(receiver, key) => open(train, stride, receiver, &key),
+            JobTask::Seal(session, first) => {
+                session.seal_train(first, train, stride);
+                None
+            }
+        };
+        DoneTrain { number, buf, opened }
+    }
+}
+
+/// Opens a train in place, and verifies the checksums of its packets. `None` where it is not all for one session.
+fn open(train: &mut [u8], stride: usize, receiver: u32, key: &AeadKey) -> Option<OpenedTrain> {
+    // The headers are looked at here, where they are needed in the cache next.
+    if !is_run(train, stride, receiver) {
+        return None;
+    }
+    let authentic = key.open_train(train, stride);
+    let mut verified = Opened::default();
+    for (i, message) in train.chunks(stride.max(1)).enumerate().filter(|(i, _)| authentic.is_ok(*i)) {
+        let text = message.get(DATA_HEADER_LEN..message.len().saturating_sub(TAG_LEN));
+        let packet = text.and_then(|text| text.get(..ip::parse(text)?.len));
+        if packet.is_some_and(verifies) {
+            verified.mark(i);
+        }
+    }
+    Some(OpenedTrain { authentic, verified })
 }
 
 /// Whether a train is all data messages for one session, and no longer than is opened at once.
@@ -85,14 +127,14 @@ fn is_run(train: &[u8], stride: usize, receiver: u32) -> bool {
     train.len() <= stride.saturating_mul(MAX_SEGMENTS) && train.chunks(stride.max(1)).all(is_its)
 }
 
-/// What the workers of a device share to open trains for each other.
+/// What the workers of a device share to do trains for each other.
 pub struct Assist {
-    jobs: ArrayQueue<OpenJob>,
-    /// The trains that others opened, by owner.
-    opened: Vec<ArrayQueue<OpenedTrain>>,
+    jobs: ArrayQueue<Job>,
+    /// The trains that others did, by giver, and by [`JobKind`].
+    done: Vec<[ArrayQueue<DoneTrain>; 2]>,
     wakers: Vec<Waker>,
     sleepers: Sleepers,
-    /// Number of peers whose trains are shared out.
+    /// Number of peers whose trains are shared out, one way and the other.
     peers: AtomicUsize,
 }
 
@@ -101,7 +143,7 @@ impl Assist {
     pub fn new(wakers: Vec<Waker>) -> Assist {
         Assist {
             jobs: ArrayQueue::new(JOBS),
-            opened: wakers.iter().map(|_| ArrayQueue::new(AHEAD)).collect(),
+            done: wakers.iter().map(|_| [(); 2].map(|()| ArrayQueue::new(AHEAD))).collect(),
             sleepers: Sleepers::new(wakers.len()),
             wakers,
             peers: AtomicUsize::new(0),
@@ -126,26 +168,34 @@ impl Assist {
     /// # Errors
     ///
     /// The job, where there is no room for it.
-    pub fn give(&self, job: OpenJob) -> Result<(), OpenJob> {
+    pub fn give(&self, job: Job) -> Result<(), Job> {
         self.jobs.push(job)
     }
 
     /// Takes the oldest train that nobody has begun.
-    pub fn take(&self) -> Option<OpenJob> {
+    pub fn take(&self) -> Option<Job> {
         self.jobs.pop()
     }
 
-    /// Returns a train to its owner.
-    pub fn finish(&self, owner: u8, train: OpenedTrain) {
-        if let Some(opened) = self.opened.get(usize::from(owner)) {
-            // An owner has no more trains under way than fit.
-            let _ = opened.push(train);
+    /// Returns a train to its giver.
+    pub fn finish(&self, giver: u8, kind: JobKind, train: DoneTrain) {
+        if let Some(done) = self.done.get(usize::from(giver)) {
+            // A worker has no more trains of a kind under way than fit.
+            let _ = done[kind as usize].push(train);
         }
     }
 
-    /// A train of `owner` that another worker opened.
-    pub fn finished(&self, owner: u8) -> Option<OpenedTrain> {
-        self.opened.get(usize::from(owner))?.pop()
+    /// A train of `giver` that was done.
+    pub fn finished(&self, giver: u8, kind: JobKind) -> Option<DoneTrain> {
+        self.done.get(usize::from(giver))?[kind as usize].pop()
+    }
+
+    /// Does one train, of whatever worker and kind, and returns it. `None` where none is left to begin.
+    pub fn work_once(&self) -> Option<JobKind> {
+        let job = self.take()?;
+        let (giver, kind) = (job.giver, job.kind());
+        self.finish(giver, kind, job.work());
+        Some(kind)
     }
 
     /// Rings sleeping workers, as many as there are trains besides the one that the caller begins.
@@ -153,7 +203,7 @@ impl Assist {
         self.sleepers.ring(caller, self.jobs.len().saturating_sub(1), |number| self.wakers[number].wake());
     }
 
-    /// Notes that a worker is about to sleep. False where there are trains to open first.
+    /// Notes that a worker is about to sleep. False where there are trains to do first.
     pub fn may_sleep(&self, worker: u8) -> bool {
         self.sleepers.may_sleep(worker, || !self.jobs.is_empty())
     }

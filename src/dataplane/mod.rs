@@ -80,8 +80,10 @@ pub struct PeerShared {
     pub traffic: Traffic,
     /// The endpoint, and the session to send with.
     pub sending: Sending,
-    /// Whether its owner lets other workers open its trains.
+    /// Whether the owners of its sessions let other workers open what it sends.
     pub assisted: AtomicBool,
+    /// Whether a worker lets others seal what is sent to it.
+    pub seal_assisted: AtomicBool,
     /// The sender index of the last handshake message sent to the peer.
     pub handshake_index: AtomicU32,
     /// The workers that may have staged frames for the peer: see [`Self::note_staged`].
@@ -129,6 +131,7 @@ impl PeerShared {
             traffic: Traffic::default(),
             sending: Sending::default(),
             assisted: AtomicBool::new(false),
+            seal_assisted: AtomicBool::new(false),
             handshake_index: AtomicU32::new(0),
             staged_by: AtomicU64::new(0),
             asked_at: AtomicU64::new(0),
@@ -399,7 +402,7 @@ pub struct Links {
     pub slow: SlowPathInbox,
     /// Room for packets without a session, of all workers together.
     pub staging: Arc<Staging>,
-    /// Trains that workers open for each other.
+    /// Trains that workers open and seal for each other.
     pub assist: Arc<Assist>,
 }
 

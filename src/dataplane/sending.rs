@@ -139,8 +139,9 @@ impl Published {
     }
 
     /// The session and the endpoint, where there are both to send with.
-    pub fn ready(&self, now: Instant) -> Option<(&SendSession, Endpoint)> {
-        self.session(now).zip(self.endpoint())
+    pub fn ready(&self, now: Instant) -> Option<(&Arc<SendSession>, Endpoint)> {
+        let path = self.0.as_ref()?;
+        path.session.as_ref().filter(|session| session.usable(now)).zip(path.endpoint)
     }
 }
 

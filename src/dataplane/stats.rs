@@ -66,8 +66,14 @@ counters! {
     rx_shared_out,
     /// Trains that this worker opened for others.
     rx_assisted,
-    /// Times that a train which another worker had begun did not return in time, so that none was shared out for a while.
+    /// Times that a received train which another worker had begun did not return in time, so that none was shared out for a while.
     rx_assist_stalls,
+    /// Trains that this worker let others seal, and then sent in their order.
+    tx_shared_out,
+    /// Trains that this worker sealed for others.
+    tx_assisted,
+    /// Times that a train to be sent which another worker had begun did not return in time, so that none was shared out for a while.
+    tx_assist_stalls,
     /// Packets and super-packets written to the TUN device.
     rx_runs,
     /// Super-packets written to the TUN device.

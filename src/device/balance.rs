@@ -1,5 +1,6 @@
 //! Balance: which peers outgrow one core, and which calmed down again. What is sent to one is spread over all workers by flow; of
-//! what one sends, all workers open a part for its owner (`dataplane/assist.rs`). Where several peers are too much for one worker
+//! what one sends, all workers open a part for its owner (`dataplane/assist.rs`). Where a peer is spread and still keeps a worker busy
+//! while others are not, that is one flow: they seal a part of it for that worker. Where several peers are too much for one worker
 //! only together, one is given to another worker: what is sent to it at once, what it sends with its next session, within two
 //! minutes.
 //!
@@ -28,7 +29,7 @@ use crate::dataplane::stats::WorkerStats;
 use crate::dataplane::{PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::time::Instant;
-use Direction::{Received, Sent};
+use Direction::{Received, Sealed, Sent};
 use policy::{Decision, Loads, PeerLoad, Policy};
 use std::ops::Range;
 use std::sync::Arc;
@@ -42,13 +43,16 @@ const ENGAGED: u16 = 100;
 /// Number of peers that are looked at in one call, in some 0.1 ms.
 pub(super) const WEIGHED: u32 = 2048;
 
-/// Which way data goes.
+/// Which way data goes, and how that is shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Direction {
     /// From the TUN device to the peer. Sharing it is to spread the peer.
     Sent,
     /// From the peer to the TUN device. Sharing it is to have the owner assisted.
     Received,
+    /// From the TUN device to a peer that is spread already, which helps none of its flows. Sharing it is to have the worker
+    /// assisted that seals a flow.
+    Sealed,
 }
 
 /// The samples of the workers' busy shares, and when the next is due.
@@ -123,6 +127,7 @@ impl Device {
     pub(super) fn share_added(&mut self, peer: &PeerShared) {
         if self.balancer.shares_all {
             peer.assisted.store(true, Relaxed);
+            peer.seal_assisted.store(true, Relaxed);
             self.count_shared();
         }
     }
@@ -201,6 +206,8 @@ impl Device {
             (Sent, false) => stats.peers_drawn_back += 1,
             (Received, true) => stats.peers_assisted += 1,
             (Received, false) => stats.peers_unassisted += 1,
+            (Sealed, true) => stats.peers_seal_assisted += 1,
+            (Sealed, false) => stats.peers_seal_unassisted += 1,
         }
         let Some(peer) = self.peers.by_id(id) else { return };
         match direction {
@@ -209,9 +216,14 @@ impl Device {
                 log::debug!("peer {}: {}", id.slot, if shared { "spread" } else { "drawn back" });
                 self.steer_peer(id);
             }
-            Received => {
-                peer.shared.assisted.store(shared || self.balancer.shares_all, Relaxed);
-                log::debug!("peer {}: {}", id.slot, if shared { "assisted" } else { "assisted no more" });
+            Received | Sealed => {
+                let flag = match direction {
+                    Received => &peer.shared.assisted,
+                    _ => &peer.shared.seal_assisted,
+                };
+                flag.store(shared || self.balancer.shares_all, Relaxed);
+                let what = if shared { "assisted" } else { "assisted no more" };
+                log::debug!("peer {}: {direction:?}: {what}", id.slot);
             }
         }
     }
@@ -245,9 +257,10 @@ impl Device {
         let policy = &self.balancer.policy;
         self.stats.peers_spread_now = policy.count(Sent) as u64;
         self.stats.peers_assisted_now = policy.count(Received) as u64;
+        self.stats.peers_seal_assisted_now = policy.count(Sealed) as u64;
         let all = usize::from(self.balancer.shares_all);
         if let Some(assist) = &self.balancer.assist {
-            assist.engage(policy.count(Received) + all);
+            assist.engage(policy.count(Received) + policy.count(Sealed) + all);
         }
     }
 

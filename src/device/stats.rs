@@ -49,6 +49,12 @@ counters! {
     peers_unassisted,
     /// Not cumulative: peers whose trains other workers open now.
     peers_assisted_now,
+    /// Times that workers began to seal for each other what is sent to a peer.
+    peers_seal_assisted,
+    /// Times that this was left to whoever sends it again.
+    peers_seal_unassisted,
+    /// Not cumulative: peers for which workers seal for each other now.
+    peers_seal_assisted_now,
 }
 
 impl DeviceStats {

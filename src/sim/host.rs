@@ -311,8 +311,10 @@ impl SimHost {
         if chance == 0 {
             return;
         }
-        for peer in self.device.peer_infos().filter(|_| rng.chance(chance)) {
-            peer.shared.assisted.fetch_xor(true, Relaxed);
+        for peer in self.device.peer_infos() {
+            for flag in [&peer.shared.assisted, &peer.shared.seal_assisted] {
+                flag.fetch_xor(rng.chance(chance), Relaxed);
+            }
         }
         self.links.assist.engage(usize::from(!rng.chance(chance)));
     }

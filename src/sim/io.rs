@@ -3,7 +3,7 @@
 //! It is stricter than a kernel where that finds faults. What is queued leaves only on [`Io::flush`]. A full socket holds
 //! back trains and TUN frames alike for as long as the test wants. Received datagrams come as GRO trains.
 
-use crate::dataplane::assist::{Assist, OpenJob};
+use crate::dataplane::assist::{Assist, Job};
 use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, Io, IoStats, SendTrain, SourceGone, TunFrame, UdpTrain};
@@ -72,7 +72,7 @@ pub struct SimIo {
     stats: IoStats,
     /// When the last wait ended.
     woken: Instant,
-    /// The threads that open trains for this worker amid its turns.
+    /// The threads that do trains for this worker amid its turns.
     helpers: Option<SimHelpers>,
 }
 
@@ -81,7 +81,7 @@ pub struct SimIo {
 struct SimHelpers {
     assist: Arc<Assist>,
     rng: SimRng,
-    held: Vec<OpenJob>,
+    held: Vec<Job>,
 }
 
 impl SimHelpers {
@@ -99,7 +99,7 @@ impl SimHelpers {
     fn give_back(&mut self) {
         if !self.held.is_empty() {
             let job = self.held.swap_remove(self.rng.below(self.held.len() as u64) as usize);
-            self.assist.finish(job.owner, job.work());
+            self.assist.finish(job.giver, job.kind(), job.work());
         }
     }
 }

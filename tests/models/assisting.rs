@@ -5,7 +5,8 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 use std::collections::VecDeque;
 
-/// A train: its owner, and its place in that one's order.
+/// A train: its owner, and its place in that one's order. A worker is two owners, of the trains that it opens and of those that it
+/// seals.
 type Train = (usize, usize);
 
 /// The rules, each of which can be broken.
@@ -52,6 +53,11 @@ impl Shared {
         self.jobs.lock().expect("no panic").pop_front()
     }
 
+    /// Does one train, of whatever owner. False where none is left to begin.
+    fn work_once(&self) -> bool {
+        self.take().map(|train| self.finish(train)).is_some()
+    }
+
     /// Returns a train that was done to its owner. Where there is no room, it is lost.
     fn finish(&self, train: Train) {
         let mut done = self.done[train.0].lock().expect("no panic");
@@ -95,16 +101,6 @@ impl Owner {
         self.waiting.push_back((train, !is_given && self.rules.does_itself));
     }
 
-    /// Does one train, of whatever owner. False where none is left to begin.
-    fn work_once(&mut self) -> bool {
-        let Some(train) = self.shared.take() else { return false };
-        match train.0 == self.id {
-            true => self.put(train),
-            false => self.shared.finish(train),
-        }
-        true
-    }
-
     fn put(&mut self, train: Train) {
         let at = if self.rules.keeps_places { train.1 - self.first } else { 0 };
         let place = self.waiting.get_mut(at).expect("a train that waits");
@@ -123,7 +119,7 @@ impl Owner {
                     self.released.push(train);
                     self.first += 1;
                 }
-                Some(_) if self.work_once() => {}
+                Some(_) if self.shared.work_once() => {}
                 _ => return,
             }
         }
@@ -155,12 +151,12 @@ fn explore(rules: Rules, trains: &'static [usize], room: usize, ahead: usize) {
         let shared = Arc::new(Shared { jobs: Mutex::default(), done, room, ahead });
         let others: Vec<_> = (1..trains.len())
             .map(|id| {
-                let mut owner = Owner::new(&shared, rules, id);
+                let owner = Owner::new(&shared, rules, id);
                 thread::spawn(move || {
                     if trains[id] > 0 {
                         return owner.live(trains[id]);
                     }
-                    owner.work_once();
+                    owner.shared.work_once();
                     owner
                 })
             })
@@ -189,6 +185,29 @@ fn two_helpers_bring_trains_back_in_any_order() {
 #[test]
 fn owners_do_each_others_trains() {
     explore(ALL, &[2, 1], 3, 2);
+}
+
+#[test]
+fn a_worker_that_waits_with_what_it_received_sends_and_both_are_released_in_order() {
+    loom::model(|| {
+        let done = [(); 2].map(|()| Mutex::default()).into();
+        let shared = Arc::new(Shared { jobs: Mutex::default(), done, room: 3, ahead: 2 });
+        let helper = Arc::clone(&shared);
+        let helper = thread::spawn(move || helper.work_once());
+        let [mut opened, mut sealed] = [0, 1].map(|kind| Owner::new(&shared, ALL, kind));
+        for owner in [&mut opened, &mut sealed] {
+            owner.arrives();
+            owner.arrives();
+            owner.release();
+        }
+        while !opened.waiting.is_empty() || !sealed.waiting.is_empty() {
+            opened.linger();
+            sealed.linger();
+        }
+        helper.join().expect("it ends");
+        assert_eq!(opened.released, [(0, 0), (0, 1)]);
+        assert_eq!(sealed.released, [(1, 0), (1, 1)]);
+    });
 }
 
 #[test]

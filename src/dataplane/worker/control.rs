@@ -22,8 +22,9 @@ impl Worker {
             }
             Control::Install(peer, receive, send) => self.install(io, now, &peer, receive, send),
             Control::Drop(id, index) => {
-                // What came before is still of the session.
+                // What came before is still of the session, and so is what it sealed.
                 self.receiver(io, now).finish_all();
+                self.sender(io, now).finish_all();
                 self.rx.remove(index, id);
             }
             Control::SendStaged(id) => self.sender(io, now).flush_staged(id.slot),

@@ -8,7 +8,8 @@
 //!                      └─► staged, until a session is installed
 //! ```
 //!
-//! All of it runs on one thread, to completion: at the end of a turn nothing is half done but what is staged.
+//! All of it runs on one thread, to completion: at the end of a turn nothing is half done but what is staged, and what other workers
+//! open or seal (`dataplane/assist.rs`).
 
 mod control;
 mod hash;
@@ -28,6 +29,7 @@ mod tx;
 mod unreachable;
 
 use crate::crypto::stack;
+use crate::dataplane::assist::JobKind;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::Io;
@@ -42,7 +44,7 @@ use rx::{Receiver, Rx};
 use std::sync::Arc;
 use std::time::Duration;
 use trains::OpenTrains;
-use tx::Sender;
+use tx::{Sender, WaitingSend};
 use unreachable::UnreachableSender;
 
 /// Most controls of a turn: a bulk configuration change must not keep packets waiting for long.
@@ -50,9 +52,9 @@ const CONTROL_BUDGET: usize = 256;
 /// What one turn may take from each of the TUN queue, the sockets and the other workers: 64 small frames or trains, or 16
 /// large ones.
 const TRAFFIC_BUDGET: usize = 64;
-/// Trains of other workers that a turn opens at most: some 80 µs.
+/// Trains of other workers that a turn does at most: some 80 µs.
 const HELP_BUDGET: usize = 4;
-/// How long a worker that opened trains for others goes on looking for more, instead of sleeping: to be woken takes as long.
+/// How long a worker that did trains for others goes on looking for more, instead of sleeping: to be woken takes as long.
 const HELP_PATIENCE: Duration = Duration::from_micros(100);
 /// How much of [`TRAFFIC_BUDGET`] a large frame or train costs.
 const LARGE_COST: usize = 4;
@@ -90,7 +92,9 @@ pub struct Worker {
     peers: Peers,
     unreachable: UnreachableSender,
     rx: Rx,
-    /// When it last opened trains for others.
+    /// The trains that others seal for it.
+    sealing: Reorder<WaitingSend>,
+    /// When it last did trains for others.
     helped_at: Option<Instant>,
     /// Whether a control was carried out in this turn, which may have ended the life of a key.
     had_control: bool,
@@ -106,7 +110,8 @@ impl Worker {
             outbox: WorkerOutbox::new(config.id, links),
             peers: Peers::new(Arc::clone(&links.staging)),
             unreachable: UnreachableSender::default(),
-            rx: Rx::new(config.coalesce, Reorder::new(config.id, Arc::clone(&links.assist))),
+            rx: Rx::new(config.coalesce, Reorder::new(config.id, JobKind::Open, Arc::clone(&links.assist))),
+            sealing: Reorder::new(config.id, JobKind::Seal, Arc::clone(&links.assist)),
             helped_at: None,
             had_control: false,
         }
@@ -168,7 +173,7 @@ impl Worker {
         }
     }
 
-    /// Whether an idle worker has trains of others to open, or may have in a moment. Otherwise it may sleep.
+    /// Whether an idle worker has trains of others to do, or may have in a moment. Otherwise it may sleep.
     fn is_needed(&mut self, now: Instant) -> bool {
         if !self.rx.reorder.assist.is_engaged() {
             return false;
@@ -176,7 +181,12 @@ impl Worker {
         if self.helped_at.is_some_and(|at| now.since(at) < HELP_PATIENCE) {
             return true;
         }
-        !self.rx.reorder.assist.may_sleep(self.id)
+        let may_sleep = self.sealing.assist.may_sleep(self.id);
+        if may_sleep && self.helped_at.take().is_some() {
+            // The sessions of others whose keys these were may end, and this worker is not told.
+            stack::wipe();
+        }
+        !may_sleep
     }
 
     fn take_all<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
@@ -215,14 +225,15 @@ impl Worker {
     /// Takes frames from the TUN queue towards UDP. Returns whether the budget was used up.
     fn take_frames<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut sender = self.sender(io, now);
-        let mut budget = TRAFFIC_BUDGET;
+        let mut budget = TRAFFIC_BUDGET.min(LARGE_COST / 2 * sender.sealing.room());
         while budget > 0 {
             let Some(frame) = sender.io.recv_tun() else { break };
             budget = budget.saturating_sub(cost(frame.len));
             sender.frame(frame.buf.get(..frame.len).unwrap_or_default());
         }
-        sender.finish();
-        budget == 0
+        // As long as another worker is at the oldest train, this one looks for it again and again.
+        let waits = sender.finish();
+        budget == 0 || waits
     }
 
     /// Takes trains from the UDP sockets towards TUN. Returns whether the budget was used up.
@@ -248,17 +259,22 @@ impl Worker {
         budget == 0 || waits
     }
 
-    /// Opens trains for other workers. Returns whether there were any.
+    /// Opens and seals trains for other workers. Returns whether there were any.
     fn help(&mut self, now: Instant) -> bool {
         if !self.rx.reorder.assist.is_engaged() {
             return false;
         }
-        let helped = (0..HELP_BUDGET).take_while(|_| self.rx.reorder.work_once()).count();
-        if helped > 0 {
-            add(&self.outbox.stats.rx_assisted, helped);
+        let stats = &self.outbox.stats;
+        let mut helped = false;
+        for kind in (0..HELP_BUDGET).map_while(|_| self.sealing.assist.work_once()) {
+            let counter = if kind == JobKind::Open { &stats.rx_assisted } else { &stats.tx_assisted };
+            add(counter, 1);
+            helped = true;
+        }
+        if helped {
             self.helped_at = Some(now);
         }
-        helped > 0
+        helped
     }
 
     /// Takes what the backend noticed while it sent and wrote: super-packets that the TUN device refuses, source addresses that are
@@ -284,6 +300,7 @@ impl Worker {
     fn sender<'a, I: Io>(&'a mut self, io: &'a mut I, now: Instant) -> Sender<'a, I> {
         let Peers { directory, routes, staged, loops } = &mut self.peers;
         Sender {
+            sealing: &mut self.sealing,
             io,
             directory,
             routes,

@@ -1,13 +1,21 @@
 //! A session that is received on, and where its peer is.
 
 use super::outbox::WorkerOutbox;
-use super::reorder::Origin;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, PeerShared};
-use crate::io::Endpoint;
+use crate::io::{Endpoint, LocalAddr};
 use crate::noise::session::{RecvSession, SendSession};
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// Where a train came from, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) from: SocketAddr,
+    pub(super) to: Option<LocalAddr>,
+    /// Outer ECN bits.
+    pub(super) ecn: u8,
+}
 
 /// A session that is received on.
 pub(super) struct Receiving {

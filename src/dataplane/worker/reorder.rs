@@ -1,66 +1,42 @@
-//! The trains of an owner that are shared out, in the order of arrival.
+//! The trains of one kind that a worker shares out, in their order.
 
-use crate::crypto::aead::AeadKey;
-use crate::dataplane::assist::{AHEAD, Assist, OpenJob, OpenedTrain};
-use crate::io::LocalAddr;
+use crate::dataplane::assist::{AHEAD, Assist, DoneTrain, Job, JobKind, JobTask};
 use crate::io::slab::Buf;
 use crate::time::Instant;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long opening a train may take: ten times as long as it does where the kernel leaves the worker its core.
+/// How long a train may take: ten times as long as it does where the kernel leaves the worker its core.
 const LATE: Duration = Duration::from_micros(300);
 /// How long nothing is shared out after that: so the waiting takes a few hundredths of the time at most.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where a train came from, and how.
-#[derive(Clone, Copy)]
-pub(super) struct Origin {
-    pub(super) from: SocketAddr,
-    pub(super) to: Option<LocalAddr>,
-    /// Outer ECN bits.
-    pub(super) ecn: u8,
-}
-
-/// A train between its arrival and its release.
-struct WaitingTrain {
-    train: TrainInfo,
-    opened: Option<OpenedTrain>,
-}
-
-/// What the owner needs to know of a train when it is released.
-pub(super) struct TrainInfo {
-    /// The receiver index of its first message.
-    pub(super) receiver: u32,
-    /// Where it lies in its buffer.
-    pub(super) run: Range<usize>,
-    pub(super) stride: usize,
-    pub(super) origin: Origin,
-}
-
-/// The trains under way, the oldest first. The owner alone has it.
-pub(super) struct Reorder {
-    owner: u8,
+/// The trains under way, the oldest first, each with what its worker needs to know of it when it is released. That worker alone
+/// has it.
+pub(super) struct Reorder<T> {
+    giver: u8,
+    kind: JobKind,
     pub(super) assist: Arc<Assist>,
     /// The number of the oldest train.
     first: u64,
-    trains: VecDeque<WaitingTrain>,
-    /// Since when another worker has been at the oldest train, and this one has had nothing else to open.
+    /// Never more than [`AHEAD`].
+    trains: VecDeque<(T, Option<DoneTrain>)>,
+    /// Since when another worker has been at the oldest train, and this one has had nothing else to do.
     waiting_since: Option<Instant>,
     /// Until when nothing is shared out, since a train did not return in time.
     paused_until: Instant,
 }
 
-impl Reorder {
-    pub(super) fn new(owner: u8, assist: Arc<Assist>) -> Reorder {
+impl<T> Reorder<T> {
+    pub(super) fn new(giver: u8, kind: JobKind, assist: Arc<Assist>) -> Reorder<T> {
         Reorder {
-            owner,
+            giver,
+            kind,
             assist,
             first: 0,
-            trains: VecDeque::new(),
+            trains: VecDeque::with_capacity(AHEAD),
             waiting_since: None,
             paused_until: Instant::START,
         }
@@ -96,54 +72,48 @@ impl Reorder {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.trains.len() >= AHEAD
+        self.room() == 0
     }
 
-    /// Takes a train in, behind all others. There must be room. Where nobody can take it over, it is opened at once.
-    pub(super) fn push(&mut self, train: TrainInfo, buf: Buf, key: Arc<AeadKey>) {
-        let buf = buf.lend();
-        let number = self.first + self.trains.len() as u64;
-        let TrainInfo { receiver, stride, .. } = train;
-        let run = train.run.clone();
-        let job = OpenJob { owner: self.owner, number, buf, run, stride, receiver, key };
-        let opened = self.assist.give(job).err().map(OpenJob::work);
-        self.trains.push_back(WaitingTrain { train, opened });
+    /// Number of trains for which there is room.
+    pub(super) fn room(&self) -> usize {
+        AHEAD.saturating_sub(self.trains.len())
     }
 
-    /// The oldest train, once it is opened. Until then this opens trains itself. `None` where there is none, or where another
-    /// worker is at the oldest and none is left to begin.
-    pub(super) fn next(&mut self) -> Option<(TrainInfo, OpenedTrain)> {
+    /// Takes a train in, behind all others. There must be room. Where nobody can take it over, it is done at once.
+    pub(super) fn push(&mut self, train: T, buf: Buf, run: Range<usize>, stride: usize, task: JobTask) {
+        let job = Job { giver: self.giver, number: self.next_number(), buf: buf.lend(), run, stride, task };
+        let done = self.assist.give(job).err().map(Job::work);
+        self.trains.push_back((train, done));
+    }
+
+    /// Takes a train in that is done already, behind all others. There must be room.
+    pub(super) fn push_done(&mut self, train: T, buf: Buf) {
+        let done = DoneTrain { number: self.next_number(), buf: buf.lend(), opened: None };
+        self.trains.push_back((train, Some(done)));
+    }
+
+    fn next_number(&self) -> u64 {
+        self.first + self.trains.len() as u64
+    }
+
+    /// The oldest train, once it is done. Until then this does trains itself. `None` where there is none, or where another worker
+    /// is at the oldest and none is left to begin.
+    pub(super) fn next(&mut self) -> Option<(T, DoneTrain)> {
         loop {
-            while let Some(opened) = self.assist.finished(self.owner) {
-                self.put(opened);
+            while let Some(done) = self.assist.finished(self.giver, self.kind) {
+                let at = done.number.wrapping_sub(self.first) as usize;
+                if let Some((_, place)) = self.trains.get_mut(at) {
+                    *place = Some(done);
+                }
             }
-            if self.trains.front()?.opened.is_some() {
+            if self.trains.front()?.1.is_some() {
                 break;
             }
-            self.work_once().then_some(())?;
+            self.assist.work_once()?;
         }
-        let WaitingTrain { train, opened } = self.trains.pop_front()?;
+        let (train, done) = self.trains.pop_front()?;
         self.first += 1;
-        Some((train, opened?))
-    }
-
-    /// Opens one train, of whatever worker. False where none is left to begin.
-    pub(super) fn work_once(&mut self) -> bool {
-        let Some(job) = self.assist.take() else { return false };
-        let owner = job.owner;
-        let opened = job.work();
-        if owner == self.owner {
-            self.put(opened)
-        } else {
-            self.assist.finish(owner, opened)
-        }
-        true
-    }
-
-    fn put(&mut self, opened: OpenedTrain) {
-        let at = opened.number.wrapping_sub(self.first) as usize;
-        if let Some(train) = self.trains.get_mut(at) {
-            train.opened = Some(opened);
-        }
+        Some((train, done?))
     }
 }

@@ -5,11 +5,11 @@
 
 use super::hash::IndexHasher;
 use super::outbox::WorkerOutbox;
-use super::receiving::Receiving;
-use super::reorder::{Origin, Reorder, TrainInfo};
+use super::receiving::{Origin, Receiving};
+use super::reorder::Reorder;
 use super::tx::alloc;
 use crate::crypto::aead::{MAX_SEGMENTS, Opened};
-use crate::dataplane::assist::OpenedTrain;
+use crate::dataplane::assist::{DoneTrain, JobTask, OpenedTrain};
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::add;
 use crate::dataplane::{HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
@@ -33,19 +33,29 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Outer ECN: Congestion Experienced (RFC 3168).
 const ECN_CE: u8 = 3;
 
+/// A received train that waits for its release.
+pub(super) struct WaitingTrain {
+    /// The receiver index of its first message.
+    receiver: u32,
+    /// Where it lies in its buffer.
+    run: Range<usize>,
+    stride: usize,
+    origin: Origin,
+}
+
 /// What the receiving side keeps from turn to turn.
 pub(super) struct Rx {
     sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
     coalescer: Coalescer,
     coalesce: CoalesceOptions,
-    pub(super) reorder: Reorder,
+    pub(super) reorder: Reorder<WaitingTrain>,
     /// What checks handshake messages; `None` without a local identity.
     pub(super) gate: Option<Gate>,
 }
 
 impl Rx {
     /// Nothing received yet; `reorder` keeps the order of trains that other workers open.
-    pub(super) fn new(coalesce: CoalesceOptions, reorder: Reorder) -> Rx {
+    pub(super) fn new(coalesce: CoalesceOptions, reorder: Reorder<WaitingTrain>) -> Rx {
         Rx { sessions: HashMap::default(), coalescer: Coalescer::default(), coalesce, reorder, gate: None }
     }
 
@@ -165,24 +175,24 @@ impl<I: Io> Receiver<'_, I> {
             self.io.linger();
             self.release();
         }
-        let origin = Origin { from, to, ecn };
-        self.rx.reorder.push(TrainInfo { receiver, run: start..start + len, stride, origin }, train.buf, key);
+        let run = start..start + len;
+        let waiting = WaitingTrain { receiver, run: run.clone(), stride, origin: Origin { from, to, ecn } };
+        self.rx.reorder.push(waiting, train.buf, run, stride, JobTask::Open(receiver, key));
         None
     }
 
     /// Releases the oldest trains that were shared out, as far as they are opened, and opens what nobody has begun.
     pub(super) fn release(&mut self) {
-        while let Some((train, opened)) = self.rx.reorder.next() {
-            let TrainInfo { receiver, run, stride, origin } = train;
-            let OpenedTrain { buf, is_one_run, opened, verified, .. } = opened;
+        while let Some((train, DoneTrain { buf, opened, .. })) = self.rx.reorder.next() {
+            let WaitingTrain { receiver, run, stride, origin } = train;
             let mut buf = self.io.restore(buf);
-            if !is_one_run {
+            if opened.is_none() {
                 let (start, len, Origin { from, to, ecn }) = (run.start, run.len(), origin);
                 self.open(UdpTrain { buf, start, len, stride, from, to, ecn }, run.end);
                 continue;
             }
             self.rx.coalescer.start(self.rx.coalesce);
-            if self.data(&mut buf, run, stride, receiver, origin, Some([opened, verified])) > 0 {
+            if self.data(&mut buf, run, stride, receiver, origin, opened) > 0 {
                 self.deliver(buf);
             }
         }
@@ -263,7 +273,7 @@ impl<I: Io> Receiver<'_, I> {
         stride: usize,
         receiver: u32,
         origin: Origin,
-        opened: Option<[Opened; 2]>,
+        opened: Option<OpenedTrain>,
     ) -> usize {
         let owner = ReceiverIndex(receiver).worker();
         let count = run.len().div_ceil(stride);
@@ -286,10 +296,10 @@ impl<I: Io> Receiver<'_, I> {
         let slot = receiving.peer.id.slot;
         let train = &mut buf[run.clone()];
         let received = match opened {
-            Some([opened, _]) => receiving.session.admit(train, stride, opened),
+            Some(opened) => receiving.session.admit(train, stride, opened.authentic),
             None => receiving.session.open_train(train, stride),
         };
-        let verified = opened.map_or(Opened::default(), |[_, verified]| verified);
+        let verified = opened.map_or(Opened::default(), |opened| opened.verified);
         let opened = self.accept(slot, buf, run, stride, (received, verified), origin.ecn);
         if opened.bytes > 0 {
             self.note(receiver, &opened, origin);

@@ -6,9 +6,11 @@
 use super::loops::Loops;
 use super::outbox::WorkerOutbox;
 use super::padding::Padding;
+use super::reorder::Reorder;
 use super::staged::StagedFrames;
 use super::trains::{OpenTrain, OpenTrains, Ticket, TrainChoice};
 use super::unreachable::UnreachableSender;
+use crate::dataplane::assist::JobTask;
 use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::stats::add;
 use crate::dataplane::{HandshakeDatagram, PeerShared};
@@ -22,6 +24,7 @@ use crate::time::Instant;
 use crate::wire::icmp::Unreachable;
 use crate::wire::ip;
 use crate::wire::message::{DATA_OVERHEAD, MAX_INNER_LEN};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// DSCP AF41, not ECN-capable: what handshake messages bear (kernel `HANDSHAKE_DSCP`).
@@ -29,6 +32,17 @@ const HANDSHAKE_TOS: u8 = 0x88;
 /// Number of staged frames of a given-up peer that are answered with ICMP. Their flows repeat, so that a few answers
 /// reach every sender.
 const PURGE_ICMP: usize = 4;
+/// Bytes of the smallest train that is shared out. A smaller one is sealed in less time than it takes to pass it on and back.
+const WORTH_SHARING: usize = 8 * 1024;
+
+/// What is needed of a train once it is sealed: all of [`SendTrain`] but the buffer.
+pub(super) struct WaitingSend {
+    len: usize,
+    stride: usize,
+    to: Endpoint,
+    peer: Option<u32>,
+    tos: u8,
+}
 
 /// The sending side of a turn.
 pub(super) struct Sender<'a, I: Io> {
@@ -40,6 +54,7 @@ pub(super) struct Sender<'a, I: Io> {
     pub(super) outbox: &'a mut WorkerOutbox,
     pub(super) unreachable: &'a mut UnreachableSender,
     pub(super) padding: &'a Padding,
+    pub(super) sealing: &'a mut Reorder<WaitingSend>,
     pub(super) now: Instant,
     pub(super) open: OpenTrains,
 }
@@ -101,9 +116,32 @@ impl<'a, I: Io> Sender<'a, I> {
         (published.endpoint().is_some(), published.session(self.now).is_some())
     }
 
-    /// Closes and queues all open trains, and so ends the sender.
-    pub(super) fn finish(mut self) {
+    /// Closes all open trains and queues what is sealed, and so ends the sender. Returns whether other workers are still sealing
+    /// some.
+    pub(super) fn finish(mut self) -> bool {
         self.close_all();
+        self.release();
+        if self.sealing.note_waiting(self.now) {
+            add(&self.outbox.stats.tx_assist_stalls, 1);
+        }
+        !self.sealing.is_empty()
+    }
+
+    /// Queues the oldest trains that were shared out, as far as they are sealed, and seals what nobody has begun.
+    fn release(&mut self) {
+        while let Some((WaitingSend { len, stride, to, peer, tos }, done)) = self.sealing.next() {
+            let buf = self.io.restore(done.buf);
+            self.io.send_udp(SendTrain { buf, len, stride, to, peer, tos });
+        }
+    }
+
+    /// Queues all trains that were shared out. Another worker that has begun one needs microseconds for it, unless the kernel has
+    /// taken its core away.
+    pub(super) fn finish_all(&mut self) {
+        while !self.sealing.is_empty() {
+            self.io.linger();
+            self.release();
+        }
     }
 
     /// Sends in order what the peer has staged. Where it cannot be sent to, asks for a handshake instead.
@@ -232,14 +270,19 @@ impl<'a, I: Io> Sender<'a, I> {
                 TrainChoice::Join(index) => return Some(index),
                 TrainChoice::Close(index) => self.close(index),
                 TrainChoice::Begin => {
-                    let buf = alloc(self.io).or_else(|| {
-                        self.close_all(); // Our own open trains hold buffers too.
-                        alloc(self.io)
-                    })?;
+                    let buf = alloc(self.io).or_else(|| self.reclaim())?;
                     self.open.begin(ticket, buf);
                 }
             }
         }
+    }
+
+    /// A buffer of those that our own open trains hold, or those that others have.
+    #[cold]
+    fn reclaim(&mut self) -> Option<Buf> {
+        self.close_all();
+        self.finish_all();
+        alloc(self.io)
     }
 
     fn close_all(&mut self) {
@@ -250,7 +293,7 @@ impl<'a, I: Io> Sender<'a, I> {
 
     /// Seals and queues the open train at `index`, or an older one that has to leave before it.
     fn close(&mut self, index: usize) {
-        let Some(OpenTrain { ticket, train, mut buf }) = self.open.take(index) else { return };
+        let Some(OpenTrain { ticket, train, buf }) = self.open.take(index) else { return };
         let (len, stride, count) = (train.len(), train.stride(), train.count());
         let Some(peer) = self.peer(ticket.slot) else { return };
         if count == 0 {
@@ -265,8 +308,13 @@ impl<'a, I: Io> Sender<'a, I> {
             add(&self.outbox.stats.tx_no_session, count);
             return self.outbox.need_handshake(peer, self.now);
         };
-        session.seal_train(first, &mut buf[..len], stride);
-        self.io.send_udp(SendTrain { buf, len, stride, to, peer: Some(ticket.slot), tos: ticket.ecn });
+        let mut train = SendTrain { buf, len, stride, to, peer: Some(ticket.slot), tos: ticket.ecn };
+        if self.sealing.is_in_use() {
+            self.share_out(peer, session, first, train);
+        } else {
+            session.seal_train(first, &mut train.buf[..len], stride);
+            self.io.send_udp(train);
+        }
         add(&self.outbox.stats.tx_trains, 1);
         add(&self.outbox.stats.tx_packets, count);
         peer.traffic.tx_bytes.fetch_add(len as u64, Relaxed);
@@ -274,6 +322,33 @@ impl<'a, I: Io> Sender<'a, I> {
         self.outbox.activity(peer);
         if session.wants_rekey(self.now) {
             self.outbox.need_handshake(peer, self.now);
+        }
+    }
+
+    /// Gives a train to whoever has time to seal it, where its peer's are shared out. In any case it leaves behind all that were
+    /// shared out before.
+    #[inline(never)]
+    fn share_out(&mut self, peer: &PeerShared, session: &Arc<SendSession>, first: u64, mut train: SendTrain) {
+        let worth = train.len >= WORTH_SHARING && self.sealing.may_share(self.now);
+        let shares = worth && peer.seal_assisted.load(Relaxed);
+        if !shares {
+            session.seal_train(first, &mut train.buf[..train.len], train.stride);
+            if self.sealing.is_empty() {
+                return self.io.send_udp(train);
+            }
+        }
+        while self.sealing.is_full() {
+            self.io.linger();
+            self.release();
+        }
+        let SendTrain { buf, len, stride, to, peer, tos } = train;
+        let waiting = WaitingSend { len, stride, to, peer, tos };
+        if shares {
+            self.sealing.push(waiting, buf, 0..len, stride, JobTask::Seal(Arc::clone(session), first));
+            self.sealing.assist.ring(self.outbox.id);
+            add(&self.outbox.stats.tx_shared_out, 1);
+        } else {
+            self.sealing.push_done(waiting, buf);
         }
     }
 }

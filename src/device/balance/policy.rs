@@ -1,6 +1,6 @@
 //! The policy of [balance](super): what to do for a worker that is hot. It knows neither devices nor clocks.
 
-use super::Direction::{self, Received, Sent};
+use super::Direction::{self, Received, Sealed, Sent};
 use crate::dataplane::PeerId;
 use std::collections::HashMap;
 
@@ -40,7 +40,7 @@ impl PeerLoad {
 
     fn moved(&self, direction: Direction) -> u64 {
         match direction {
-            Sent => self.sent,
+            Sent | Sealed => self.sent,
             Received => self.received,
         }
     }
@@ -74,7 +74,7 @@ pub(super) struct Policy {
     /// Number of consecutive ticks for which each worker was hot.
     hot: Vec<u8>,
     /// The peers that are shared, by [`Direction`].
-    engaged: [HashMap<PeerId, Engaged>; 2],
+    engaged: [HashMap<PeerId, Engaged>; 3],
 }
 
 /// What one worker does for its peers in a tick, in bytes a second.
@@ -129,6 +129,7 @@ impl Policy {
     /// What to change after a tick, given what the peers moved in it. Peers that moved nothing may be left out.
     pub(super) fn decide(&mut self, busy: &[u16], mut loads: Loads) -> Vec<Decision> {
         let mut changes = self.ends(busy, &loads.engaged);
+        let mut in_one_flow = self.in_one_flow(&loads.engaged);
         let coming = std::mem::take(&mut loads.coming);
         let shares = self.shares(busy.len(), loads);
         let mut expected = expected(busy, &shares, &coming);
@@ -148,7 +149,8 @@ impl Policy {
             }
             let useful = [Sent, Received]
                 .into_iter()
-                .find_map(|direction| Some((direction, share.helped(direction)?)));
+                .find_map(|direction| Some((direction, share.helped(direction)?)))
+                .or_else(|| Some((Sealed, in_one_flow.take_if(|peer| peer.sent >= share.all() / 2)?)));
             if let Some((direction, peer)) =
                 useful.filter(|(direction, _)| self.count(*direction) < MAX_SHARED)
             {
@@ -165,7 +167,7 @@ impl Policy {
     fn ends(&mut self, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
         let any_hot = busy.iter().any(|&busy| busy >= HOT);
         let mut changes = Vec::new();
-        for direction in [Sent, Received] {
+        for direction in [Sent, Received, Sealed] {
             let moved: HashMap<PeerId, u64> =
                 peers.iter().map(|peer| (peer.id, peer.moved(direction))).collect();
             self.engaged[direction as usize].retain(|id, engaged| {
@@ -179,6 +181,14 @@ impl Policy {
             });
         }
         changes
+    }
+
+    /// The peer that is spread and makes the larger part of what all those are sent. Where a worker is hot although it is spread,
+    /// and the others are not, one of its flows is too much for that worker. `None` where it is assisted with that already.
+    fn in_one_flow(&self, peers: &[PeerLoad]) -> Option<PeerLoad> {
+        let spread = || peers.iter().filter(|peer| self.has(Sent, peer.id));
+        let all: u64 = spread().map(|peer| peer.sent).sum();
+        spread().find(|peer| peer.sent > all / 2 && !self.has(Sealed, peer.id)).copied()
     }
 
     /// What each worker does. A spread peer's packets leave from all workers, and still arrive at its owner.
@@ -202,7 +212,7 @@ impl Policy {
 
     /// Takes in what a peer moved in a tick.
     pub(super) fn weigh(&self, loads: &mut Loads, peer: PeerLoad) {
-        if self.has(Sent, peer.id) || self.has(Received, peer.id) {
+        if self.engaged.iter().any(|peers| peers.contains_key(&peer.id)) {
             return loads.engaged.push(peer);
         }
         let (owner, receiver) = (usize::from(peer.owner), usize::from(peer.receiver));

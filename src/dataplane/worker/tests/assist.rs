@@ -1,11 +1,11 @@
 //! Trains that workers open for each other.
 
 use super::*;
+use crate::dataplane::assist::{Job, JobKind};
 use crate::io::Io;
 use crate::sys::calls;
 use proptest::prelude::*;
 use std::os::fd::AsFd;
-use std::sync::atomic::AtomicBool;
 
 const ME: &str = "192.168.0.1";
 
@@ -33,15 +33,7 @@ fn tagged(tag: u32) -> Vec<u8> {
 fn a_thousand_trains_that_two_workers_open_arrive_in_order_each_once() {
     const TRAINS: u32 = 1000;
     let links = Links::new(2).unwrap();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let helper = scope.spawn(|| {
-            let mut rig = Rig::of(&links, 1);
-            while !over.load(Relaxed) {
-                rig.turn();
-            }
-            rig.count(|stats| &stats.rx_assisted)
-        });
+    while_another_helps(&links, || {
         let (mut rig, remote) = assisted(&links);
         let (mut next, mut seen) = (0, Vec::new());
         while seen.len() < TRAINS as usize {
@@ -61,11 +53,9 @@ fn a_thousand_trains_that_two_workers_open_arrive_in_order_each_once() {
         }
         // The copy of the last one may still be under way.
         while rig.turn() == Turn::Busy {}
-        over.store(true, Relaxed);
         assert_eq!(seen, (0..TRAINS).collect::<Vec<_>>());
         assert_eq!(rig.count(|stats| &stats.rx_replayed), u64::from(TRAINS.div_ceil(3)));
         assert!(rig.count(|stats| &stats.rx_shared_out) > 0);
-        println!("{} trains were opened by the helper", helper.join().unwrap());
         assert_eq!(rig.io.pool().free(), rig.io.pool().count(), "every buffer came back");
     });
 }
@@ -86,14 +76,14 @@ fn a_train_that_another_worker_has_begun_holds_up_those_behind_it_and_nothing_el
     assert_eq!(tags(&mut rig), [0; 0]);
     assert_eq!(rig.sent().len(), 1, "what is sent does not wait");
     drop(other);
-    links.assist.finish(0, stolen.work());
+    links.assist.finish(0, JobKind::Open, stolen.work());
     rig.turn();
     assert_eq!(tags(&mut rig), [0, 1, 2, 3]);
     assert_eq!(rig.turn(), Turn::Idle);
 }
 
 /// Has the peer send a train, of which another worker takes hold at once.
-fn steal(rig: &mut Rig, remote: &Remote, tag: u32) -> crate::dataplane::assist::OpenJob {
+fn steal(rig: &mut Rig, remote: &Remote, tag: u32) -> Job {
     let train = remote.seal(&[&tagged(tag)]);
     rig.push_train(train, outer(0));
     let train = rig.io.recv_udp().unwrap();
@@ -111,7 +101,7 @@ fn a_session_ends_only_after_what_came_on_it_was_released() {
         let assist = Arc::clone(&links.assist);
         scope.spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
-            assist.finish(0, stolen.work());
+            assist.finish(0, JobKind::Open, stolen.work());
         });
         rig.turn();
     });
@@ -127,7 +117,7 @@ fn nothing_is_shared_out_for_a_while_after_a_train_that_returned_late() {
     rig.pass(Duration::from_millis(1));
     rig.turn();
     assert_eq!(rig.count(|stats| &stats.rx_assist_stalls), 1);
-    links.assist.finish(0, stolen.work());
+    links.assist.finish(0, JobKind::Open, stolen.work());
     rig.turn();
     let shared_out = |rig: &mut Rig, tag| {
         let before = rig.count(|stats| &stats.rx_shared_out);
@@ -153,7 +143,7 @@ fn a_worker_that_is_about_to_sleep_sees_a_train_or_is_rung() {
     }
     links.assist.ring(0);
     assert!(!links.assist.may_sleep(1), "there is something to do");
-    links.assist.finish(0, first.work());
+    links.assist.finish(0, JobKind::Open, first.work());
     rig.turn();
     assert_eq!(tags(&mut rig), [0, 1, 2]);
     assert!(links.assist.may_sleep(1));

@@ -4,6 +4,7 @@ mod assist;
 mod loops;
 mod mail;
 mod rx;
+mod sealing;
 mod tx;
 
 use super::{Turn, Worker, WorkerConfig};
@@ -19,8 +20,7 @@ use crate::wire::checksum;
 use crate::wire::vnet::{VNET_HDR_LEN, VnetHeader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 const MTU: u32 = 1420;
@@ -295,4 +295,22 @@ fn packet(source: &str, destination: &str, tag: u32, payload: usize) -> Vec<u8> 
     let mut packet = frame(source, destination, tag, payload, 0)[VNET_HDR_LEN..].to_vec();
     packet.resize(packet.len().next_multiple_of(16), 0);
     packet
+}
+
+/// Does `work` while worker 1, on a thread of its own, helps. What it did for others is printed, as the kernel decides how much that is.
+fn while_another_helps(links: &Links, work: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let helper = scope.spawn(|| {
+            let mut rig = Rig::of(links, 1);
+            while !over.load(Relaxed) {
+                rig.turn();
+            }
+            (rig.count(|stats| &stats.rx_assisted), rig.count(|stats| &stats.tx_assisted))
+        });
+        work();
+        over.store(true, Relaxed);
+        let (opened, sealed) = helper.join().unwrap();
+        println!("the helper opened {opened} trains and sealed {sealed}");
+    });
 }

@@ -83,6 +83,35 @@ fn a_worker_that_is_hot_with_what_one_peer_sends_it_is_assisted_until_that_calms
     assert!(!policy.observe(&[500, 100]));
 }
 
+#[test]
+fn one_flow_of_a_spread_peer_is_sealed_by_all_until_it_calms_down() {
+    let mut policy = Policy::default();
+    let mut two_ticks =
+        |busy: [u16; 2], sent| [(); 2].map(|()| tick(&mut policy, &busy, &[peer(0, 0, sent)]));
+    assert_eq!(two_ticks([1000, 0], 1000), [vec![], vec![Decision::Begin(Sent, id(0))]]);
+    assert_eq!(two_ticks([1000, 1000], 1900), [vec![], vec![]], "all of them are busy");
+    assert_eq!(two_ticks([100, 1000], 1000), [vec![Decision::Begin(Sealed, id(0))], vec![]]);
+    assert_eq!(two_ticks([500, 1000], 1500), [vec![], vec![]], "it is already");
+    assert_eq!(two_ticks([100, 100], 499), [vec![], vec![]]);
+    assert_eq!(two_ticks([100, 100], 499), [vec![], vec![]]);
+    let ends = vec![Decision::End(Sent, id(0)), Decision::End(Sealed, id(0))];
+    assert_eq!(two_ticks([100, 100], 499), [ends, vec![]]);
+    assert!(!policy.observe(&[100, 100]));
+}
+
+#[test]
+fn no_other_worker_seals_for_one_that_is_hot_with_something_else() {
+    let mut policy = Policy::default();
+    for _ in 0..2 {
+        tick(&mut policy, &[1000, 0], &[peer(0, 0, 1000)]);
+    }
+    // A spread peer that is light now, and two of whom neither is heavy enough to be given away.
+    let others = [1, 2].map(|slot| peer(slot, 1, 4000));
+    for _ in 0..10 {
+        assert_eq!(tick(&mut policy, &[300, 1000], &[peer(0, 0, 600), others[0], others[1]]), []);
+    }
+}
+
 /// The decisions of so many ticks in which the first of as many workers as there are busy shares has these peers.
 fn decided(ticks: usize, busy: &[u16], peers: &[PeerLoad]) -> Vec<Decision> {
     let mut policy = Policy::default();
