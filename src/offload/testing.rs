@@ -26,6 +26,7 @@ pub(super) struct Spec {
     pub(super) acknowledgment: u32,
     pub(super) flags: u8,
     pub(super) window: u16,
+    pub(super) urgent: u16,
     pub(super) options: Vec<u8>,
     pub(super) payload: Vec<u8>,
 }
@@ -47,6 +48,7 @@ impl Spec {
             acknowledgment: 77,
             flags: ACK,
             window: 512,
+            urgent: 0,
             options: vec![],
             payload,
         }
@@ -94,7 +96,8 @@ impl Spec {
             packet.extend(self.acknowledgment.to_be_bytes());
             packet.extend([(5 + self.options.len() as u8 / 4) << 4, self.flags]);
             packet.extend(self.window.to_be_bytes());
-            packet.extend([0; 4]);
+            packet.extend([0; 2]);
+            packet.extend(self.urgent.to_be_bytes());
             packet.extend(&self.options);
         }
         packet.extend(&self.payload);

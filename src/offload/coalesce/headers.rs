@@ -235,9 +235,10 @@ fn parse_tcp(segment: &[u8], hosts: Hosts, common: Headers) -> PacketClass {
         return PacketClass::Alone(flow, Refusal::NotCoalescable);
     }
     // The kernel's tcp_gro_receive closes a run at FIN, SYN, RST, URG and CWR; ECE and AE (RFC 9768) may change from packet
-    // to packet. Nothing but ACK and PSH, then, and no reserved bits.
-    let flags = header[13];
-    if flags & !PSH != ACK || header[12] & 0xf != 0 {
+    // to packet. Nothing but ACK and PSH, then, and no reserved bits. An urgent pointer means nothing without URG, but that of all
+    // but the first packet of a run would be lost.
+    let (flags, urgent) = (header[13], be16(header, 18));
+    if flags & !PSH != ACK || header[12] & 0xf != 0 || urgent != 0 {
         return PacketClass::Alone(flow, Refusal::Flags);
     }
     let payload = segment.len() - header_len;

@@ -226,6 +226,16 @@ fn only_acknowledged_data_joins_and_psh_closes() {
 }
 
 #[test]
+fn an_urgent_pointer_stays_with_its_packet_also_without_urg() {
+    for v6 in [false, true] {
+        assert_eq!(refused(v6, false, |second| second.urgent = 9), Some(Refusal::Flags));
+        let (mut first, second) = neighbours(v6, false);
+        first.urgent = 9;
+        assert_eq!(refusal(&first, &second), Some(Refusal::Flags));
+    }
+}
+
+#[test]
 fn nothing_overtakes_a_pure_acknowledgment() {
     let (first, last) = neighbours(false, false);
     let mut pure = last.clone();
