@@ -1,7 +1,7 @@
 //! Bytes arrive as they were sent. iperf3 does not check them, and where checksums are left to offloads nobody else does.
 
 use crate::implementation::{Implementation, Io, RINGTUN_TWO};
-use crate::lab::{find_program, skip};
+use crate::lab::{Host, find_program, skip};
 use crate::pair::{A, B, Family, Pair, V4, V6};
 
 /// Serves on the wildcard of both families: TCP on port 7000 (reads to the end, answers with the hash of what it read, then
@@ -87,11 +87,23 @@ pub(crate) fn moves_unaltered(pair: &Pair, inner: Family, mebibytes: u32) {
 /// The same to another address of B's.
 #[track_caller]
 pub(crate) fn moves_unaltered_to(pair: &Pair, address: &str, mebibytes: u32) {
-    let _server = pair[B].host.start("python3", &["-c", SERVER]);
+    moves_unaltered_between(&pair[A].host, &pair[B].host, address, mebibytes, || pair.tell());
+}
+
+/// The same between two other hosts. What `tell` says is told when it fails.
+#[track_caller]
+pub(crate) fn moves_unaltered_between(
+    client: &Host,
+    server: &Host,
+    address: &str,
+    mebibytes: u32,
+    tell: impl Fn() -> String,
+) {
+    let _server = server.start("python3", &["-c", SERVER]);
     let bytes = (mebibytes << 20).to_string();
-    let mut client = pair[A].host.start("python3", &["-c", CLIENT, address, &bytes]);
+    let mut client = client.start("python3", &["-c", CLIENT, address, &bytes]);
     let status = client.wait(std::time::Duration::from_secs(120));
-    assert!(status.is_some_and(|status| status.success()), "{status:?} {}{}", client.said(), pair.tell());
+    assert!(status.is_some_and(|status| status.success()), "{status:?} {}{}", client.said(), tell());
 }
 
 /// Whether what a checked transfer needs is there; says so where it is not.

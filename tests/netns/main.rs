@@ -17,6 +17,7 @@ mod confine;
 mod container;
 mod cores;
 mod damage;
+mod differential;
 mod dns;
 mod failures;
 mod fallbacks;
