@@ -85,6 +85,7 @@ def silence_times(tunnel, _seconds):
 
 TESTS = {
     "tcp1": Test("one TCP stream", LOADS["tcp1"]),
+    "tcp1-2g": Test("one TCP stream of 2 Gb/s", ["-b", "2G"]),
     "tcp8": Test("eight TCP streams", LOADS["tcp8"]),
     "reverse": Test("one TCP stream, from the far side", LOADS["reverse"]),
     "bidir": Test("one TCP stream each way at once", LOADS["bidir"]),

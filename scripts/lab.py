@@ -234,6 +234,7 @@ WIRES = {
     "segmented": "veth that segments in software and merges again on receipt (GRO)",
     "plain": "veth that segments in software; every datagram arrives alone",
     "jumbo": "as gso, with an MTU of 9000 outside and 8920 inside",
+    "rps": "as gso; b's kernel spreads what comes out of the tunnel over all cores by flow (RPS)",
     "forwarded": "as gso; the load's far end is a host in a LAN behind b, which forwards",
 }
 
@@ -328,6 +329,10 @@ class Tunnel:
         self.lab.run(namespace, f"ip addr add {self.INNER[side]}/24 dev {device}")
         self.lab.run(namespace, f"ip link set {device} mtu {8920 if self.wire == 'jumbo' else 1420}")
         self.bring_up(side)
+        if self.wire == "rps" and side == "b":
+            cores = f"{(1 << os.cpu_count()) - 1:x}"
+            each = f"for queue in /sys/class/net/{device}/queues/rx-*; do echo {cores} >$queue/rps_cpus; done"
+            self.lab.run(namespace, ["sh", "-c", each])
 
     def _behind(self, side):
         return [self.LAN] if self.wire == "forwarded" and side == "a" else []
