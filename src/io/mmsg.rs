@@ -122,7 +122,9 @@ impl Mmsg {
                     self.edge.tun.set_dead();
                 }
             }
-            TOKEN_WAKER => self.waker.clear(),
+            TOKEN_WAKER => {
+                self.waker.clear();
+            }
             token => {
                 for family in Family::BOTH {
                     if token == self.token(family) {

@@ -1,31 +1,33 @@
 //! A whole device without threads. The slow path, its workers and the links between are stepped in a seeded order.
 
-mod announced;
 mod config;
+mod outputs;
+mod steps;
+mod uplinks;
+mod wiretap;
 
-pub use config::HostConfig;
+pub use config::{HostConfig, HostFaults};
+pub use uplinks::{FIRST_UPLINK, Uplinks};
 
-use crate::dataplane::worker::{Turn, Worker, WorkerConfig};
+use crate::dataplane::worker::{Worker, WorkerConfig};
 use crate::dataplane::{Control, Links, PeerId};
 use crate::device::uapi::SetRequest;
-use crate::device::{BindRequest, Device, HandshakeWork, Now, Output};
-use crate::index::{ReceiverIndex, WorkerCount};
-use crate::io::SourceGone;
+use crate::device::{BindRequest, Device, HandshakeWork, Now};
+use crate::index::WorkerCount;
 use crate::io::steer::Target;
-use crate::io::udp::UdpSockets;
 use crate::routing::Prefix;
 use crate::sim::io::SimIo;
 use crate::sim::net::Datagram;
-use crate::sim::packet::{self, Delivered, Flow, Inner};
+use crate::sim::packet::{Flow, Inner};
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
 use crate::wire::message::MessageKind;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use wiretap::Wiretap;
 
 /// Most rounds of turns at one instant, after which the device counts as spinning. It is far above what full queues need.
 const MAX_ROUNDS: usize = 100_000;
@@ -39,11 +41,18 @@ pub const ECHO_PORT: u16 = 7;
 struct VirtualWorker {
     worker: Worker,
     io: SimIo,
-    /// Controls for which the worker's queue had no room.
-    backlog: VecDeque<Control>,
+    /// Controls that have not arrived, and when they do, or for which the worker's queue had no room.
+    backlog: VecDeque<(Instant, Control)>,
     busy: bool,
+    /// Whether it was rung since its last turn.
+    rung: bool,
+    /// Until when its thread has no core.
+    stalled_until: Instant,
     stopped: bool,
 }
+
+/// What the routing tables know, as the device asks them.
+type SharedRoutes = Arc<Mutex<(Vec<IpAddr>, Uplinks)>>;
 
 /// One device with its workers.
 pub struct SimHost {
@@ -57,6 +66,14 @@ pub struct SimHost {
     pub bind_error: Option<i32>,
     /// Whether the slow path does nothing, as if a flood kept it busy for good.
     pub slow_path_stalled: bool,
+    /// Until when the thread of the slow path has no core.
+    pub slow_path_stalled_until: Instant,
+    /// Until when the host sleeps: nothing runs, and what arrives is lost.
+    pub suspended_until: Instant,
+    /// What goes wrong at present.
+    pub faults: HostFaults,
+    /// The prefixes that it forwards to, as a router between its peers.
+    pub forwards: Vec<Prefix>,
     /// The work that handshake messages made, in their order.
     handshakes: VecDeque<HandshakeWork>,
     /// Whether the TUN steering program is attached; otherwise the flow's hash picks the queue.
@@ -71,6 +88,16 @@ pub struct SimHost {
     links: Links,
     lanes: Vec<VirtualWorker>,
     rng: SimRng,
+    /// The time of the last step.
+    at: Instant,
+    /// Whether something was done to the host from outside since it came to rest.
+    touched: bool,
+    /// Whether the slow path was rung, and whether it has not yet found its queues empty since.
+    slow_path_rung: bool,
+    work_pending: bool,
+    uplinks: Uplinks,
+    routes: SharedRoutes,
+    wiretap: Wiretap,
     port: Option<u16>,
     steering: BTreeMap<Prefix, Target>,
     /// Receiver indices of the sessions that exist.
@@ -100,6 +127,8 @@ impl SimHost {
                 io,
                 backlog: VecDeque::new(),
                 busy: true,
+                rung: false,
+                stalled_until: Instant::START,
                 stopped: false,
             })
         };
@@ -110,6 +139,10 @@ impl SimHost {
             wall_behind: Duration::ZERO,
             bind_error: None,
             slow_path_stalled: false,
+            slow_path_stalled_until: Instant::START,
+            suspended_until: Instant::START,
+            faults: HostFaults::default(),
+            forwards: Vec::new(),
             handshakes: VecDeque::new(),
             steer_tun: true,
             controls: 0,
@@ -119,6 +152,13 @@ impl SimHost {
             links,
             config,
             rng,
+            at: Instant::START,
+            touched: true,
+            slow_path_rung: false,
+            work_pending: false,
+            uplinks: Uplinks::default(),
+            routes: SharedRoutes::default(),
+            wiretap: Wiretap::default(),
             port: None,
             steering: BTreeMap::new(),
             indices: HashMap::new(),
@@ -134,12 +174,87 @@ impl SimHost {
         &mut self.device
     }
 
+    /// The device, to look at.
+    pub fn state(&self) -> &Device {
+        &self.device
+    }
+
+    /// Takes the interface up or down. Settle the world after it.
+    pub fn set_up(&mut self, now: Now, up: bool) {
+        self.wiretap.forget_initiations();
+        self.device.set_up(now, up);
+    }
+
+    /// Another start of the same program on the same host: nothing is left but the addresses and the clock.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no memory or files left for its queues.
+    pub(crate) fn restarted(&self, rng: SimRng) -> std::io::Result<SimHost> {
+        let mut next = SimHost::new(self.config.clone(), rng)?;
+        (next.wall_ahead, next.wall_behind) = (self.wall_ahead, self.wall_behind);
+        (next.steer_tun, next.echo, next.faults) = (self.steer_tun, self.echo, self.faults);
+        next.forwards.clone_from(&self.forwards);
+        next.violations = self.violations().cloned().collect();
+        next.readdress(self.addresses.clone(), self.uplinks.clone());
+        Ok(next)
+    }
+
+    /// Gives the host other outer addresses or another way out, and has the device ask for them. Settle the world after it.
+    pub fn readdress(&mut self, addresses: Vec<IpAddr>, uplinks: Uplinks) {
+        (self.addresses, self.uplinks) = (addresses.clone(), uplinks.clone());
+        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = (addresses, uplinks);
+        let routes = Arc::clone(&self.routes);
+        self.device.set_source_oracle(Box::new(move |departure| {
+            let (addresses, uplinks) = &*routes.lock().unwrap_or_else(PoisonError::into_inner);
+            uplinks.may_depart(addresses, departure.from)
+        }));
+        self.device.routes_changed();
+    }
+
+    /// The ways out.
+    pub fn uplinks(&self) -> &Uplinks {
+        &self.uplinks
+    }
+
+    /// Sets what goes wrong from now on.
+    pub fn fail(&mut self, faults: HostFaults) {
+        self.faults = faults;
+        for lane in &mut self.lanes {
+            lane.io.fail(faults.io, self.rng.fork());
+        }
+    }
+
+    /// Takes the core from a worker for a while.
+    pub fn stall(&mut self, worker: u8, time: Duration) {
+        if let Some(lane) = self.lanes.get_mut(usize::from(worker)) {
+            lane.stalled_until = self.at + time;
+        }
+    }
+
+    /// Ends whatever keeps threads and sockets from their work.
+    pub fn relieve(&mut self) {
+        self.fail(HostFaults::default());
+        (self.suspended_until, self.slow_path_stalled_until) = (self.at, self.at);
+        for lane in &mut self.lanes {
+            lane.stalled_until = self.at;
+            lane.io.blocked = false;
+        }
+    }
+
+    /// Notes that something is done to the host at this time.
+    pub(crate) fn touch(&mut self, now: Instant) {
+        (self.touched, self.at) = (true, now);
+        self.lanes.iter_mut().for_each(|lane| lane.io.now = now);
+    }
+
     /// Applies the lines of a `set=1` operation, without that line itself.
     ///
     /// # Errors
     ///
     /// The error number with which the configuration socket would answer.
     pub fn configure(&mut self, now: Now, lines: &str) -> Result<(), i32> {
+        self.wiretap.forget_initiations();
         let request = SetRequest::parse(format!("set=1\n{lines}").as_bytes()).map_err(|error| error.errno)?;
         let (mut bound, error, rng) = (None, self.bind_error.take(), &mut self.rng);
         let port = self.port;
@@ -225,14 +340,12 @@ impl SimHost {
         std::mem::take(&mut self.others)
     }
 
-    /// Frames that the kernel would have refused, and other faults of the device.
-    pub fn violations(&self) -> &[String] {
-        &self.violations
-    }
-
     /// Puts a frame of `flow` on a TUN queue, as the kernel does when it routes the frame into the tunnel. False where the
     /// queue was full.
     pub fn send(&mut self, flow: &Flow, frame: Vec<u8>) -> bool {
+        if self.at < self.suspended_until {
+            return false;
+        }
         let target = if self.steer_tun { self.steered(flow.destination.ip()) } else { None };
         let queue = match target {
             Some(Target::Worker(worker)) => usize::from(worker),
@@ -249,243 +362,43 @@ impl SimHost {
         held.max_by_key(|(prefix, _)| prefix.len()).map(|(_, &target)| target)
     }
 
+    /// Whether a packet that came out of the tunnel goes to another peer.
+    fn forwards_for(&self, destination: IpAddr) -> bool {
+        self.forwards.iter().any(|prefix| prefix.contains(destination))
+    }
+
     /// Whether a datagram to `addr` is for this host's sockets.
     pub(crate) fn listens_on(&self, addr: SocketAddr) -> bool {
         self.addresses.contains(&addr.ip()) && self.port == Some(addr.port())
     }
 
     /// Puts a datagram on the SO_REUSEPORT group, where it arrives.
-    pub(crate) fn arrive(&mut self, datagram: Datagram) {
+    pub(crate) fn arrive(&mut self, now: Instant, datagram: Datagram) {
+        if now < self.suspended_until {
+            return;
+        }
+        self.touch(now);
+        let interface = self.uplinks.interface(datagram.to.ip());
         let at = match datagram.kind() {
             Some(MessageKind::Data | MessageKind::CookieReply) => Some(4),
             Some(MessageKind::Response) => Some(8),
             _ => None,
         };
         let owner = at.and_then(|at| datagram.bytes.get(at)).filter(|_| self.config.steer);
+        let strays = self.rng.chance(self.faults.missteer);
         let worker = match owner {
-            Some(&byte) if byte < self.config.workers => byte,
+            Some(&byte) if byte < self.config.workers && !strays => byte,
             _ => self.rng.below(self.config.workers.into()) as u8,
         };
         if let Some(lane) = self.lanes.get_mut(usize::from(worker)) {
-            lane.io.arrive(datagram);
+            lane.io.arrive(datagram, interface);
         }
     }
+}
 
-    /// When the slow path must be called next, at the latest.
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.device.poll_timeout().filter(|_| !self.slow_path_stalled)
-    }
-
-    /// Runs the slow path and the workers, one step each in a random order, until nothing is left to do at `now`. Returns the
-    /// datagrams that were sent.
-    pub(crate) fn settle(&mut self, now: Now) -> Vec<Datagram> {
-        // Direct calls of the device may have left outputs.
-        self.drain_outputs();
-        let mut sent = Vec::new();
-        let mut order: Vec<usize> = (0..=self.lanes.len()).collect();
-        for _ in 0..MAX_ROUNDS {
-            self.decide_on_assist();
-            self.rng.shuffle(&mut order);
-            let mut progress = false;
-            for &actor in &order {
-                // Now and then one is late, as threads are, and another has two steps.
-                if self.rng.chance(150) {
-                    progress |= self.ready(actor, now.mono);
-                } else if actor == self.lanes.len() {
-                    progress |= self.step_device(now);
-                } else {
-                    progress |= self.step_worker(actor, now.mono, &mut sent);
-                }
-            }
-            if !progress {
-                return sent;
-            }
-        }
-        self.violations.push(format!("busy for {MAX_ROUNDS} rounds at {:?}", now.mono));
-        sent
-    }
-
-    /// Begins or ceases to assist peers, whatever their load.
-    fn decide_on_assist(&mut self) {
-        let (chance, rng) = (self.config.assist, &mut self.rng);
-        if chance == 0 {
-            return;
-        }
-        for peer in self.device.peer_infos() {
-            for flag in [&peer.shared.assisted, &peer.shared.seal_assisted] {
-                flag.fetch_xor(rng.chance(chance), Relaxed);
-            }
-        }
-        self.links.assist.engage(usize::from(!rng.chance(chance)));
-    }
-
-    fn ready(&self, actor: usize, now: Instant) -> bool {
-        match (self.lanes.get(actor), self.links.workers.get(actor)) {
-            (Some(lane), Some(inbox)) => {
-                let inbox =
-                    !inbox.controls.is_empty() || !inbox.misdirected.is_empty() || !lane.backlog.is_empty();
-                !lane.stopped && (lane.busy || lane.io.readable() || inbox)
-            }
-            _ => {
-                if self.slow_path_stalled {
-                    return false;
-                }
-                let slow = &self.links.slow;
-                let queues =
-                    !slow.events.is_empty() || slow.handshakes.waiting() > 0 || !self.handshakes.is_empty();
-                queues || self.device.poll_timeout().is_some_and(|at| at <= now)
-            }
-        }
-    }
-
-    fn step_worker(&mut self, id: usize, now: Instant, sent: &mut Vec<Datagram>) -> bool {
-        let ready = self.ready(id, now);
-        let Some(lane) = self.lanes.get_mut(id) else { return false };
-        if ready {
-            if let Some(inbox) = self.links.workers.get(id) {
-                while let Some(control) = lane.backlog.pop_front() {
-                    if let Err(control) = inbox.controls.push(control) {
-                        lane.backlog.push_front(control);
-                        break;
-                    }
-                }
-            }
-            lane.io.now = now;
-            let turn = lane.worker.turn(&mut lane.io, now);
-            lane.busy = turn == Turn::Busy;
-            lane.stopped |= turn == Turn::Stop;
-        }
-        let (outgoing, written) = (lane.io.take_sent(), lane.io.take_written());
-        for out in outgoing {
-            let sticky = out.to.from.and_then(|source| self.addresses.iter().find(|&&ip| ip == source.ip));
-            if let (None, Some(_), Some(peer)) = (sticky, out.to.from, out.peer) {
-                lane.io.report_source_gone(SourceGone { peer, endpoint: out.to });
-                lane.busy = true;
-            }
-            // The kernel backends, too, send again without the source that the kernel refused.
-            let routed = || self.addresses.iter().find(|ip| ip.is_ipv4() == out.to.addr.is_ipv4());
-            match (sticky.or_else(routed), self.port) {
-                (Some(&ip), Some(port)) => {
-                    let from = SocketAddr::new(ip, port);
-                    sent.push(Datagram { from, to: out.to.addr, ecn: out.ecn, bytes: out.bytes });
-                }
-                _ => lane.io.count_send_errors(1),
-            }
-        }
-        for frame in written {
-            match packet::receive(&frame) {
-                Ok(packets) => packets.into_iter().for_each(|packet| match packet {
-                    Delivered::Packet(inner) => self.take_packet(inner),
-                    Delivered::Other(other) => self.others.push(other),
-                }),
-                Err(why) => self.violations.push(why),
-            }
-        }
-        ready
-    }
-
-    fn take_packet(&mut self, inner: Inner) {
-        if self.echo && inner.flow.destination.port() == ECHO_PORT {
-            let (source, destination) = (inner.flow.destination, inner.flow.source);
-            let answer = Inner { flow: Flow { source, destination, ..inner.flow }, ..inner.clone() };
-            if self.send(&answer.flow, answer.to_frame()) {
-                self.answered.push(answer);
-            }
-        }
-        self.delivered.push(inner);
-    }
-
-    /// Handles one event, one handshake message or the timers, whichever chance picks among those that wait.
-    fn step_device(&mut self, now: Now) -> bool {
-        if self.slow_path_stalled {
-            return false;
-        }
-        let slow = &self.links.slow;
-        let due = self.device.poll_timeout().is_some_and(|at| at <= now.mono);
-        let handshakes = slow.handshakes.waiting() > 0 && self.handshakes.len() < WORK_AHEAD;
-        let mut waiting =
-            [(!slow.events.is_empty(), 0), (handshakes, 1), (due, 2), (!self.handshakes.is_empty(), 3)];
-        self.rng.shuffle(&mut waiting);
-        match waiting.iter().find(|(waits, _)| *waits) {
-            Some((_, 0)) => {
-                if let Some(event) = slow.events.pop() {
-                    self.device.handle_event(now, event);
-                }
-            }
-            Some((_, 1)) => {
-                if let Some(message) = slow.handshakes.pop() {
-                    self.handshakes.extend(self.device.begin_handshake(now, &message));
-                }
-            }
-            Some((_, 3)) => {
-                if let Some(work) = self.handshakes.pop_front() {
-                    self.handshakes.extend(self.device.continue_handshake(now, work.run()));
-                }
-            }
-            Some(_) => self.device.handle_timeout(now),
-            None => return self.drain_outputs(),
-        }
-        self.drain_outputs();
-        true
-    }
-
-    fn drain_outputs(&mut self) -> bool {
-        let mut any = false;
-        while let Some(output) = self.device.poll_output() {
-            any = true;
-            match output {
-                Output::Control(worker, control) => self.control(worker, control),
-                Output::Bind(request) => self.bind(request),
-                Output::Steer(prefix, Some(target)) => {
-                    self.steering.insert(prefix, target);
-                }
-                Output::Steer(prefix, None) => {
-                    self.steering.remove(&prefix);
-                }
-            }
-        }
-        any
-    }
-
-    fn control(&mut self, worker: u8, control: Control) {
-        self.controls += 1;
-        match self.lanes.get_mut(usize::from(worker)) {
-            Some(lane) => {
-                match &control {
-                    Control::Install(peer, session, _) => {
-                        let index = session.local_index();
-                        if ReceiverIndex(index).worker() != worker {
-                            self.violations.push(format!("session {index:#x} given to worker {worker}"));
-                        }
-                        if self.indices.insert(index, peer.id).is_some() {
-                            self.violations.push(format!("index {index:#x} given to a second session"));
-                        }
-                    }
-                    Control::Drop(_, index) => drop(self.indices.remove(index)),
-                    _ => {}
-                }
-                lane.backlog.push_back(control);
-            }
-            None => self.violations.push(format!("control for worker {worker}, which does not exist")),
-        }
-    }
-
-    /// Binds or closes the port. A refused binding leaves the interface without sockets, as in the kernel (`wg_socket_init`).
-    fn bind(&mut self, request: Option<BindRequest>) {
-        let result = request.map(|request| pick_port(request, self.bind_error.take(), &mut self.rng));
-        self.rebind(result.as_ref().and_then(|result| result.as_ref().ok()).copied());
-        if let Some(result) = result {
-            self.device.bound(result);
-        }
-    }
-
-    fn rebind(&mut self, port: Option<u16>) {
-        self.port = port;
-        for lane in &mut self.lanes {
-            let sockets = port.map(|port| UdpSockets { v4: None, v6: None, port });
-            lane.backlog.push_back(Control::Rebind(sockets));
-        }
-    }
+/// A time from none to `most`.
+fn random_time(rng: &mut SimRng, most: Duration) -> Duration {
+    Duration::from_nanos(rng.below(u64::try_from(most.as_nanos()).unwrap_or(u64::MAX)))
 }
 
 /// The port that was asked for, or one of Linux's ephemeral range.

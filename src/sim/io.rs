@@ -6,14 +6,15 @@
 use crate::dataplane::assist::{Assist, Job};
 use crate::io::slab::{Buf, LentBuf, Pool, SharedBuf};
 use crate::io::udp::UdpSockets;
-use crate::io::{Endpoint, Io, IoStats, SendTrain, SourceGone, TunFrame, UdpTrain};
+use crate::io::{Endpoint, Io, IoStats, LocalAddr, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::sim::net::Datagram;
 use crate::sim::rng::SimRng;
+use crate::sys::cmsg::{ControlData, decode_control};
 use crate::time::Instant;
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Buffers of a worker: 512 × 68 KiB of address space, touched only as used.
 pub const POOL_BUFFERS: usize = 512;
@@ -38,10 +39,33 @@ pub struct SentDatagram {
     pub to: Endpoint,
     /// The slot of the peer to which it goes, as in [`SendTrain`].
     pub peer: Option<u32>,
+    /// The source that the control data names, as the kernel reads it.
+    pub told: Option<LocalAddr>,
+    /// When it was sealed.
+    pub sealed: Instant,
     /// Outer ECN bits.
     pub ecn: u8,
     /// UDP payload.
     pub bytes: Arc<[u8]>,
+}
+
+/// The faults of a worker's sockets and TUN queue. Chances are per mille.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct IoFaults {
+    /// Chance, for each train, that the socket is full (a partial sendmmsg, then EAGAIN) for up to [`Self::pause`].
+    pub full: u32,
+    /// Chance that a train is refused for good (ENOBUFS).
+    pub refused: u32,
+    /// Chance that a train is refused since UDP_SEGMENT does not work (EIO). Its datagrams then go one by one, and so do all
+    /// later ones.
+    pub unsegmented: u32,
+    /// Chance that a frame is refused by the TUN device (EIO).
+    pub unwritten: u32,
+    /// Chance, for each frame and datagram, that its arrival wakes nobody for up to [`Self::pause`], whatever else arrives: a
+    /// completion or a wake-up that comes late.
+    pub unheard: u32,
+    /// Most time for which a socket is full, and an arrival unheard.
+    pub pause: Duration,
 }
 
 /// The virtual sockets and TUN queue of one worker.
@@ -59,12 +83,20 @@ pub struct SimIo {
     pub link_mtu: usize,
     /// Datagrams that were sent in fragments.
     pub fragmented: u64,
+    /// Until when arrivals wake nobody.
+    pub(super) deaf_until: Instant,
+    /// Until when the socket takes nothing.
+    full_until: Instant,
+    faults: IoFaults,
+    rng: SimRng,
     pool: Pool,
     gso: bool,
     port: Option<u16>,
-    udp_in: VecDeque<Datagram>,
+    /// The datagrams in the sockets' buffers, and the interfaces at which they arrived.
+    udp_in: VecDeque<(Datagram, u32)>,
     tun_in: VecDeque<Vec<u8>>,
-    queued_udp: VecDeque<SendTrain>,
+    /// Trains that the socket has not taken, and when they were sealed.
+    queued_udp: VecDeque<(Instant, SendTrain)>,
     queued_tun: Vec<Vec<u8>>,
     udp_out: Vec<SentDatagram>,
     tun_out: Vec<Vec<u8>>,
@@ -118,6 +150,10 @@ impl SimIo {
             blocked: false,
             link_mtu: 1500,
             fragmented: 0,
+            deaf_until: Instant::START,
+            full_until: Instant::START,
+            faults: IoFaults::default(),
+            rng: SimRng::new(0),
             pool: Pool::new(POOL_BUFFERS)?,
             gso,
             port: None,
@@ -139,6 +175,12 @@ impl SimIo {
         self.helpers = Some(SimHelpers { assist, rng, held: Vec::new() });
     }
 
+    /// Sets what goes wrong from now on, as `rng` has it.
+    pub(super) fn fail(&mut self, faults: IoFaults, rng: SimRng) {
+        (self.faults, self.rng) = (faults, rng);
+        (self.deaf_until, self.full_until) = (Instant::START, Instant::START);
+    }
+
     /// The port to which its sockets are bound, if there are any.
     pub fn port(&self) -> Option<u16> {
         self.port
@@ -149,20 +191,44 @@ impl SimIo {
         self.pool.free()
     }
 
+    /// How many buffers somebody holds, besides the trains that wait for the socket.
+    pub fn held_buffers(&self) -> usize {
+        self.pool.count() - self.pool.free() - self.queued_udp.len()
+    }
+
+    /// When the socket takes the trains that wait for it.
+    pub(super) fn room_at(&self) -> Option<Instant> {
+        (!self.queued_udp.is_empty() && !self.blocked).then_some(self.full_until)
+    }
+
+    /// A time within the pause, where chance has it.
+    fn mishap(&mut self, chance: u32) -> Option<Instant> {
+        let pause = u64::try_from(self.faults.pause.as_nanos()).unwrap_or(u64::MAX);
+        self.rng.chance(chance).then(|| self.now + Duration::from_nanos(self.rng.below(pause)))
+    }
+
+    fn come_unheard(&mut self) {
+        if let Some(until) = self.mishap(self.faults.unheard) {
+            self.deaf_until = self.deaf_until.max(until);
+        }
+    }
+
     /// Whether something waits to be received.
     pub fn readable(&self) -> bool {
         !self.udp_in.is_empty() || (!self.tun_in.is_empty() && self.queued_udp.is_empty())
     }
 
-    /// Puts a datagram into the socket's buffer. A full buffer loses it.
-    pub fn arrive(&mut self, datagram: Datagram) {
+    /// Puts a datagram that arrived at `interface` into the socket's buffer. A full buffer loses it.
+    pub fn arrive(&mut self, datagram: Datagram, interface: u32) {
+        self.come_unheard();
         if self.udp_in.len() < SOCKET_QUEUE {
-            self.udp_in.push_back(datagram);
+            self.udp_in.push_back((datagram, interface));
         }
     }
 
     /// Puts a frame on the TUN queue. False where the queue is full, and the frame lost.
     pub fn push_tun(&mut self, frame: Vec<u8>) -> bool {
+        self.come_unheard();
         let room = self.tun_in.len() < TUN_QUEUE;
         if room {
             self.tun_in.push_back(frame);
@@ -203,38 +269,51 @@ impl SimIo {
     }
 
     fn push_out(&mut self) {
-        if self.blocked {
-            return;
-        }
-        while let Some(train) = self.queued_udp.pop_front() {
-            self.push_train(&train);
+        while !self.blocked && self.full_until <= self.now {
+            if self.queued_udp.is_empty() {
+                return;
+            }
+            match self.mishap(self.faults.full) {
+                Some(until) => self.full_until = until,
+                None => {
+                    if let Some((sealed, train)) = self.queued_udp.pop_front() {
+                        self.push_train(sealed, &train);
+                    }
+                }
+            }
         }
     }
 
-    fn push_train(&mut self, train: &SendTrain) {
+    fn push_train(&mut self, sealed: Instant, train: &SendTrain) {
         let Some(bytes) = train.buf.get(..train.len) else { return };
+        if self.rng.chance(self.faults.refused) {
+            self.stats.udp_send_errors += train.len.div_ceil(train.stride.max(1)) as u64;
+            return;
+        }
         let headers = if train.to.addr.is_ipv4() { 28 } else { 48 };
         let too_long = train.stride.min(train.len) + headers > self.link_mtu;
         // udp_send_skb: EINVAL or EMSGSIZE for a train whose segments do not fit the device, so plain sends follow.
-        if too_long && train.len > train.stride && self.gso {
+        let refused = too_long || self.rng.chance(self.faults.unsegmented);
+        if refused && train.len > train.stride && self.gso {
             self.gso = false;
             self.stats.offload_fallbacks += 1;
         }
         self.stats.udp_sends += 1;
+        let told = train.to.from.and_then(|from| told(&from));
         for segment in bytes.chunks(train.stride.max(1)) {
             self.stats.udp_sent_datagrams += 1;
             self.fragmented += u64::from(segment.len() + headers > self.link_mtu);
             let SendTrain { to, peer, tos, .. } = *train;
-            self.udp_out.push(SentDatagram { to, peer, ecn: tos & 3, bytes: segment.into() });
+            self.udp_out.push(SentDatagram { to, peer, told, sealed, ecn: tos & 3, bytes: segment.into() });
         }
     }
 
     /// How many datagrams from the front merge into one train: of one sender and one ECN, and of one size but for the last.
     fn mergeable(&self) -> usize {
-        let Some(first) = self.udp_in.front() else { return 0 };
+        let Some((first, _)) = self.udp_in.front() else { return 0 };
         let (mut count, mut bytes) = (1, first.bytes.len());
         while self.gro && count < GRO_SEGMENTS && !first.bytes.is_empty() {
-            let Some(next) = self.udp_in.get(count) else { break };
+            let Some((next, _)) = self.udp_in.get(count) else { break };
             let same = (next.from, next.to, next.ecn) == (first.from, first.to, first.ecn);
             let len = next.bytes.len();
             if !same || len == 0 || len > first.bytes.len() || bytes + len > GRO_BYTES {
@@ -282,9 +361,9 @@ impl Io for SimIo {
             return None;
         }
         let mut buf = self.pool.take()?;
-        let first = self.udp_in.front()?.clone();
+        let (first, interface) = self.udp_in.front()?.clone();
         let mut end = HEADROOM;
-        for datagram in self.udp_in.drain(..count) {
+        for (datagram, _) in self.udp_in.drain(..count) {
             let part = buf.get_mut(end..end + datagram.bytes.len())?;
             part.copy_from_slice(&datagram.bytes);
             end += datagram.bytes.len();
@@ -296,7 +375,7 @@ impl Io for SimIo {
             len: end - HEADROOM,
             stride: first.bytes.len(),
             from: first.from,
-            to: Some(local(first.to.ip())),
+            to: Some(LocalAddr { ip: first.to.ip(), interface }),
             ecn: first.ecn,
         })
     }
@@ -316,7 +395,7 @@ impl Io for SimIo {
 
     fn send_udp(&mut self, train: SendTrain) {
         if self.port.is_some() {
-            self.queued_udp.push_back(train);
+            self.queued_udp.push_back((self.now, train));
         } else {
             self.stats.udp_send_errors += train.len.div_ceil(train.stride.max(1)) as u64;
         }
@@ -325,7 +404,10 @@ impl Io for SimIo {
     fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
         let frame = pieces.iter().filter_map(|piece| buf.get(piece.clone())).collect::<Vec<_>>().concat();
         self.stats.tun_writes += 1;
-        self.queued_tun.push(frame);
+        match self.rng.chance(self.faults.unwritten) {
+            true => self.stats.tun_write_errors += 1,
+            false => self.queued_tun.push(frame),
+        }
     }
 
     fn flush(&mut self) {
@@ -352,7 +434,9 @@ impl Io for SimIo {
     }
 }
 
-/// A local address as IP_PKTINFO reports it. Every virtual address is on interface 2.
-pub(crate) fn local(ip: IpAddr) -> crate::io::LocalAddr {
-    crate::io::LocalAddr { ip, interface: 2 }
+/// What the kernel reads of a source in the control data that the backends write.
+fn told(from: &LocalAddr) -> Option<LocalAddr> {
+    let mut control = ControlData::EMPTY;
+    control.push_source(from);
+    decode_control(control.bytes(control.len()))?.to
 }

@@ -16,9 +16,11 @@ pub mod memory;
 pub mod net;
 pub mod packet;
 pub mod rng;
+mod succession;
 pub mod world;
 
-pub use host::{HostConfig, SimHost};
+pub use host::{HostConfig, HostFaults, SimHost, Uplinks};
+pub use io::IoFaults;
 pub use ledger::Ledger;
 pub use net::{Datagram, Faults, Network, Tapped};
 pub use packet::{Flow, Inner};

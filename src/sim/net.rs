@@ -2,9 +2,9 @@
 
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
-use crate::wire::message::{DataHeader, MessageKind, classify, index};
+use crate::wire::message::{DataHeader, MessageKind, classify};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,8 +119,11 @@ pub struct Network {
     tap: VecDeque<Tapped>,
     /// Address translations: the address behind, and the address in public.
     translations: Vec<(SocketAddr, SocketAddr)>,
-    counters: HashMap<u32, HashSet<u64>>,
-    violations: Vec<String>,
+    /// Translators that let in only what comes from an address and port that was spoken to: the address behind them, and
+    /// those.
+    guarded: HashMap<SocketAddr, HashSet<SocketAddr>>,
+    /// The addresses that nothing reaches, and from which nothing comes.
+    cut: HashSet<IpAddr>,
 }
 
 impl Network {
@@ -134,16 +137,21 @@ impl Network {
             serial: 0,
             tap: VecDeque::new(),
             translations: Vec::new(),
-            counters: HashMap::new(),
-            violations: Vec::new(),
+            guarded: HashMap::new(),
+            cut: HashSet::new(),
         }
     }
 
     /// Puts a host's datagram on the wire.
     pub fn send(&mut self, now: Instant, mut datagram: Datagram) {
         let inside = datagram.from;
-        datagram.from = self.translations.iter().find(|t| t.0 == inside).map_or(inside, |t| t.1);
-        self.check_counter(&datagram);
+        if self.cut.contains(&inside.ip()) {
+            return;
+        }
+        if let Some(spoken_to) = self.guarded.get_mut(&inside) {
+            spoken_to.insert(datagram.to);
+        }
+        datagram.from = self.public(inside);
         if self.tap.len() == MAX_TAPPED {
             self.tap.pop_front();
         }
@@ -193,13 +201,53 @@ impl Network {
                 None if self.translations.iter().any(|t| t.0 == datagram.to) => continue,
                 None => {}
             }
+            let guarded = self.guarded.get(&datagram.to);
+            if self.cut.contains(&datagram.to.ip())
+                || guarded.is_some_and(|spoken_to| !spoken_to.contains(&datagram.from))
+            {
+                continue;
+            }
             return Some(datagram);
         }
     }
 
-    /// Translates `inside` to `outside` from now on. An earlier mapping of `inside` is gone, as in a NAT rebinding.
+    /// Has the translator before `inside` let in only what comes from where `inside` spoke to, from now on. What it knows of
+    /// that is forgotten.
+    pub fn guard(&mut self, inside: SocketAddr) {
+        self.guarded.insert(inside, HashSet::new());
+    }
+
+    /// Whether what comes from `from` passes the translator before `inside`, if there is one.
+    pub fn lets_in(&self, inside: SocketAddr, from: SocketAddr) -> bool {
+        self.guarded.get(&inside).is_none_or(|spoken_to| spoken_to.contains(&from))
+    }
+
+    /// Cuts the wire of a host with this address, or mends it.
+    pub fn cut(&mut self, inside: IpAddr, is_cut: bool) {
+        match is_cut {
+            true => self.cut.insert(inside),
+            false => self.cut.remove(&inside),
+        };
+    }
+
+    /// Mends every wire that was cut.
+    pub fn mend(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Loses everything that is under way.
+    pub fn lose_all(&mut self) {
+        self.flying.clear();
+    }
+
+    /// The public address of `inside`: its own, where nothing is translated.
+    pub fn public(&self, inside: SocketAddr) -> SocketAddr {
+        self.translations.iter().find(|t| t.0 == inside).map_or(inside, |t| t.1)
+    }
+
+    /// Translates `inside` to `outside` from now on. An earlier mapping of either is gone, as in a NAT rebinding.
     pub fn translate(&mut self, inside: SocketAddr, outside: SocketAddr) {
-        self.translations.retain(|t| t.0 != inside);
+        self.translations.retain(|t| t.0 != inside && t.1 != outside);
         self.translations.push((inside, outside));
     }
 
@@ -208,30 +256,9 @@ impl Network {
         self.tap.iter()
     }
 
-    /// Forgets the tapped datagrams. The counters that were seen stay known.
+    /// Forgets the tapped datagrams.
     pub fn clear_tap(&mut self) {
         self.tap.clear();
-    }
-
-    /// What no wire may ever show: each counter that was used twice under one receiver index since a handshake drew that.
-    pub fn violations(&self) -> &[String] {
-        &self.violations
-    }
-
-    /// A handshake message begins another life of its sender's index, which chance may draw twice in thousands of handshakes.
-    fn check_counter(&mut self, datagram: &Datagram) {
-        if let Some(MessageKind::Initiation | MessageKind::Response) = datagram.kind()
-            && let Some(sender) = index(&datagram.bytes)
-        {
-            self.counters.remove(&sender);
-        }
-        if let Some(header) = datagram.data() {
-            let seen = self.counters.entry(header.receiver).or_default();
-            if !seen.insert(header.counter) {
-                self.violations
-                    .push(format!("counter {} sent twice to index {:#x}", header.counter, header.receiver));
-            }
-        }
     }
 
     fn lateness(&mut self) -> Duration {

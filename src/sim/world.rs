@@ -2,7 +2,9 @@
 
 use crate::sim::host::{HostConfig, SimHost};
 use crate::sim::net::{Datagram, Network};
+use crate::sim::packet::Inner;
 use crate::sim::rng::SimRng;
+use crate::sim::succession::Succession;
 use crate::time::Instant;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,6 +19,15 @@ const WALL_START: Duration = Duration::from_secs(1_767_225_600);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct HostId(usize);
 
+/// Inner packets that hosts took and made.
+#[derive(Default)]
+pub struct InnerTraffic {
+    /// What came out of the tunnel, and where, in order.
+    pub delivered: Vec<(HostId, Inner)>,
+    /// What hosts answered to that ([`SimHost::echo`]).
+    pub answered: Vec<Inner>,
+}
+
 /// A whole world, reproducible from one seed.
 pub struct World {
     /// The wire between the hosts.
@@ -27,6 +38,7 @@ pub struct World {
     hosts: Vec<SimHost>,
     /// Datagrams for addresses that the test plays itself.
     outside: HashMap<SocketAddr, VecDeque<Datagram>>,
+    succession: Succession,
 }
 
 impl World {
@@ -40,6 +52,7 @@ impl World {
             now: Instant::START,
             hosts: Vec::new(),
             outside: HashMap::new(),
+            succession: Succession::default(),
         }
     }
 
@@ -76,7 +89,35 @@ impl World {
 
     /// One host.
     pub fn host(&mut self, id: HostId) -> &mut SimHost {
-        &mut self.hosts[id.0]
+        let host = &mut self.hosts[id.0];
+        host.touch(self.now);
+        host
+    }
+
+    /// One host, to look at.
+    pub fn look(&self, id: HostId) -> &SimHost {
+        &self.hosts[id.0]
+    }
+
+    /// The inner packets of all hosts since the last call.
+    pub fn take_traffic(&mut self) -> InnerTraffic {
+        let mut traffic = InnerTraffic::default();
+        for (i, host) in self.hosts.iter_mut().enumerate() {
+            traffic.answered.extend(host.take_answered());
+            traffic.delivered.extend(host.take_delivered().into_iter().map(|inner| (HostId(i), inner)));
+        }
+        traffic
+    }
+
+    /// Ends the program of a host, at once, and starts it again: down, without keys and peers.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no memory or files left for its queues.
+    pub fn restart(&mut self, id: HostId) -> std::io::Result<()> {
+        let next = self.hosts[id.0].restarted(self.rng.fork())?;
+        self.hosts[id.0] = next;
+        Ok(())
     }
 
     /// Both clocks of one host.
@@ -108,11 +149,12 @@ impl World {
         for _ in 0..MAX_STEPS {
             self.deliver();
             let mut quiet = true;
-            for i in 0..self.hosts.len() {
-                let host = &mut self.hosts[i];
-                for datagram in host.settle(host.now(self.now, WALL_START + self.now.since(Instant::START))) {
-                    host.check_index(&datagram);
-                    self.network.send(self.now, datagram);
+            let (now, wall) = (self.now, self.wall());
+            let due = |(_, host): &(usize, &mut SimHost)| host.due().is_some_and(|due| due <= now);
+            for (i, host) in self.hosts.iter_mut().enumerate().filter(due) {
+                for datagram in host.settle(host.now(now, wall)) {
+                    self.succession.sent(now, i, &datagram);
+                    self.network.send(now, datagram);
                     quiet = false;
                 }
             }
@@ -128,7 +170,7 @@ impl World {
         let end = self.now + time;
         loop {
             self.settle();
-            let timeouts = self.hosts.iter().filter_map(SimHost::poll_timeout);
+            let timeouts = self.hosts.iter().filter_map(SimHost::due);
             let next = timeouts.chain(self.network.next_arrival()).min();
             match next {
                 // A timeout that still lies in the past after settling waits for the clock to move.
@@ -163,10 +205,10 @@ impl World {
         true
     }
 
-    /// Everything that no run may show, from all hosts and the wire.
+    /// Everything that no run may show, from all hosts.
     pub fn violations(&self) -> Vec<String> {
         let hosts = self.hosts.iter().flat_map(SimHost::violations);
-        hosts.chain(self.network.violations()).cloned().collect()
+        hosts.chain(&self.succession.found).cloned().collect()
     }
 
     fn deliver(&mut self) {
@@ -174,7 +216,7 @@ impl World {
             if let Some(queue) = self.outside.get_mut(&datagram.to) {
                 queue.push_back(datagram);
             } else if let Some(host) = self.hosts.iter_mut().find(|host| host.listens_on(datagram.to)) {
-                host.arrive(datagram);
+                host.arrive(self.now, datagram);
             }
         }
     }

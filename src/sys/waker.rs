@@ -27,10 +27,10 @@ impl Waker {
         let _ = calls::write(self.0.as_fd(), &1u64.to_ne_bytes());
     }
 
-    /// Takes the ring back, after waking. The queues are to be read after it, not before.
-    pub fn clear(&self) {
+    /// Takes the ring back, after waking. The queues are to be read after it, not before. Returns whether there was one.
+    pub fn clear(&self) -> bool {
         // EAGAIN: nobody rang.
-        let _ = calls::read(self.0.as_fd(), &mut [0; 8]);
+        calls::read(self.0.as_fd(), &mut [0; 8]).is_ok()
     }
 
     /// The sleeper's end on the tokio runtime of the calling thread. It is readable once the waker was rung.

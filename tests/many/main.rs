@@ -102,7 +102,7 @@ impl Crowd {
         let request = SetRequest { listen_port: Some(gateway().port()), ..with_key(key) };
         crowd.set(request);
         let now = crowd.world.host_now(host);
-        crowd.world.host(host).device().set_up(now, true);
+        crowd.world.host(host).set_up(now, true);
         crowd.run(STEP);
         (crowd, public)
     }

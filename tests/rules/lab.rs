@@ -114,7 +114,7 @@ impl Lab {
     pub(crate) fn up(&mut self, site: usize, up: bool) {
         let id = self.sites[site].id;
         let now = self.world.host_now(id);
-        self.world.host(id).device().set_up(now, up);
+        self.world.host(id).set_up(now, up);
         self.world.settle();
     }
 

@@ -123,6 +123,12 @@ impl Worker {
         self.outbox.stats.clone()
     }
 
+    /// How many sessions it receives on.
+    #[cfg(feature = "internals")]
+    pub fn sessions(&self) -> usize {
+        self.rx.sessions()
+    }
+
     /// Takes one turn: carries what is ready to completion, within fixed budgets.
     pub fn turn<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
         let turn = self.take_all(io, now);

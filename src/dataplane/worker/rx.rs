@@ -82,6 +82,12 @@ impl Rx {
         }
     }
 
+    /// How many sessions there are.
+    #[cfg(feature = "internals")]
+    pub(super) fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
     /// Has no more super-packets of these kinds built.
     pub(super) fn give_up(&mut self, refused: CoalesceOptions) {
         self.coalesce.tcp &= !refused.tcp;

@@ -1,7 +1,20 @@
 //! What a simulated host is like.
 
 use crate::offload::coalesce::CoalesceOptions;
+use crate::sim::io::IoFaults;
 use std::net::IpAddr;
+use std::time::Duration;
+
+/// What goes wrong within a host.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct HostFaults {
+    /// Chance in thousandths that a datagram reaches another worker than its session's owner.
+    pub missteer: u32,
+    /// Most time that a control takes to a worker. Those for one worker keep their order, those for two do not.
+    pub late_controls: Duration,
+    /// Faults of the workers' sockets and TUN queues.
+    pub io: IoFaults,
+}
 
 /// The properties of a host.
 #[derive(Clone, Debug)]
