@@ -243,6 +243,13 @@ impl Device {
         }
     }
 
+    /// Whether data of the peer's came after the outstanding initiation had been sent.
+    pub(super) fn heard_since_initiation(&mut self, id: PeerId) -> bool {
+        let Some(peer) = self.peers.by_id(id) else { return false };
+        let heard = peer.shared.activity().last_data_received;
+        peer.handshake.pending_since().is_some_and(|sent| heard.is_some_and(|heard| heard > sent))
+    }
+
     /// Sends an initiation.
     pub(super) fn initiate(&mut self, now: Now, slot: u32) {
         self.renew(now, slot);

@@ -141,8 +141,11 @@ impl Device {
             Due::Keepalive => self.keepalive(now, id.slot),
             Due::Initiate => {
                 // The source address may be the trouble (kernel: `wg_expired_retransmit_handshake`,
-                // `wg_expired_new_handshake`).
-                self.clear_source(id);
+                // `wg_expired_new_handshake`). The kernel lets go of it even while the peer is heard, and then what is sent
+                // until the peer speaks again leaves with another source, which a translator before the peer does not let in.
+                if !self.heard_since_initiation(id) {
+                    self.clear_source(id);
+                }
                 self.initiate(now, id.slot);
             }
             Due::GiveUp => {

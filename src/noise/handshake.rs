@@ -181,6 +181,11 @@ impl Handshake {
         self.outstanding.as_ref().map(|outstanding| outstanding.index)
     }
 
+    /// When the outstanding initiation was sent, if there is one.
+    pub fn pending_since(&self) -> Option<Instant> {
+        self.outstanding.as_ref().map(|outstanding| outstanding.sent)
+    }
+
     /// Forgets and zeroizes the outstanding initiation.
     pub fn clear(&mut self) {
         self.outstanding = None;

@@ -4,7 +4,7 @@ use crate::lab::{Lab, inner4, millis, secs};
 use crate::puppet::with_puppet;
 use ringtun::offload::coalesce::CoalesceOptions;
 use ringtun::sim::packet::{Flow, Inner};
-use ringtun::sim::{Faults, HostConfig, seeds};
+use ringtun::sim::{Faults, HostConfig, Tapped, seeds};
 use ringtun::wire::message::{DATA_OVERHEAD, MessageKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -305,4 +305,38 @@ fn rule_14_source_address_is_released_when_it_goes_away() {
     let first = lab.sites[0].addr;
     assert_eq!(sources(&lab).last(), Some(&first));
     assert_eq!(lab.endpoint(1, 0), Some(first));
+}
+
+/// Whoever is behind a translator hears only from the address that it speaks to.
+#[test]
+fn rule_14_source_stays_while_the_peer_is_heard_though_no_handshake_completes() {
+    let mut lab = two_addresses();
+    let (inside, public) = (lab.sites[1].addr, SocketAddr::from(([203, 0, 113, 1], 4000)));
+    lab.world.network.translate(inside, public);
+    lab.world.network.guard(inside);
+    // Silence makes the site begin a handshake. None completes, also once the peer is there again.
+    lab.world.network.filter = Some(Box::new(|datagram| datagram.kind() == Some(MessageKind::Data)));
+    lab.world.network.cut(inside.ip(), true);
+    for _ in 0..17 {
+        let flow = lab.udp(0, 1, 5);
+        lab.send(0, flow, 1, 64);
+        lab.run(secs(1));
+    }
+    lab.world.network.cut(inside.ip(), false);
+    let flow = lab.udp(1, 0, 6);
+    lab.send(1, flow, 1, 64);
+    lab.run(millis(100));
+    let missing = lab.missing();
+    for _ in 0..60 {
+        let (flow, answer) = (lab.udp(1, 0, 6), lab.udp(0, 1, 7));
+        lab.send(0, answer, 1, 64);
+        lab.run(millis(200));
+        lab.send(1, flow, 1, 64);
+        lab.run(millis(200));
+    }
+    let attempt = |tapped: &&Tapped| {
+        tapped.datagram.kind() == Some(MessageKind::Initiation) && tapped.datagram.to == public
+    };
+    assert!(lab.world.network.tap().filter(attempt).count() >= 4, "attempts went on");
+    assert_eq!(lab.missing(), missing, "what was sent while the peer was heard arrived");
 }
