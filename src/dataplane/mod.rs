@@ -11,7 +11,10 @@ pub(crate) mod counters;
 pub mod directory;
 pub mod handshakes;
 pub mod misdirected;
+mod notes;
 pub mod sending;
+#[cfg(test)]
+mod sending_tests;
 mod sleepers;
 pub mod staging;
 pub mod stats;
@@ -21,6 +24,7 @@ use crate::dataplane::assist::Assist;
 use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::handshakes::HandshakeQueue;
 use crate::dataplane::misdirected::MisdirectedQueue;
+use crate::dataplane::notes::StagedNotes;
 use crate::dataplane::sending::Sending;
 use crate::dataplane::staging::Staging;
 use crate::dataplane::stats::WorkerStats;
@@ -86,8 +90,8 @@ pub struct PeerShared {
     pub seal_assisted: AtomicBool,
     /// The sender index of the last handshake message sent to the peer.
     pub handshake_index: AtomicU32,
-    /// The workers that may have staged frames for the peer: see [`Self::note_staged`].
-    staged_by: AtomicU64,
+    /// The workers that may have staged frames for the peer.
+    staged_by: StagedNotes,
     /// When a worker last asked for a handshake; 0 is never, or that the next may ask at once.
     asked_at: AtomicU64,
     /// When the last handshake completed, in nanoseconds since the Unix epoch; 0 is never.
@@ -133,7 +137,7 @@ impl PeerShared {
             assisted: AtomicBool::new(false),
             seal_assisted: AtomicBool::new(false),
             handshake_index: AtomicU32::new(0),
-            staged_by: AtomicU64::new(0),
+            staged_by: StagedNotes::default(),
             asked_at: AtomicU64::new(0),
             handshake_at: AtomicU64::new(0),
             armed: AtomicBool::new(false),
@@ -200,19 +204,14 @@ impl PeerShared {
     /// Notes that `worker` has staged frames for the peer. The worker then looks once more whether it can send them: either
     /// it sees what the slow path or the owner has just published, or [`Self::take_staged`] sees the note.
     pub fn note_staged(&self, worker: u8) {
-        self.staged_by.fetch_or(staging_bit(worker), Relaxed);
-        fence(SeqCst);
+        self.staged_by.leave(worker);
     }
 
     /// The workers, of `workers`, that may have staged frames for the peer. Called after something was published that lets
     /// them send, or as the frames are to be dropped. It forgets them: a worker that keeps frames notes that anew.
     pub fn take_staged(&self, workers: WorkerCount) -> impl Iterator<Item = u8> + use<> {
-        fence(SeqCst);
-        let noted = match self.staged_by.load(Relaxed) {
-            0 => 0,
-            _ => self.staged_by.swap(0, Relaxed),
-        };
-        workers.iter().filter(move |&worker| noted & staging_bit(worker) != 0)
+        let noted = self.staged_by.take();
+        workers.iter().filter(move |&worker| noted.names(worker))
     }
 
     /// Whether a worker may ask for a handshake, as [`HANDSHAKE_ASK_INTERVAL`] has passed since the last time.
@@ -256,12 +255,6 @@ impl PeerShared {
             last_authenticated: read(&self.traffic.last_authenticated),
         }
     }
-}
-
-/// The bit of [`PeerShared::note_staged`] for a worker. Where there are more workers than bits, some share one: then a worker
-/// may be rung for another's frames.
-fn staging_bit(worker: u8) -> u64 {
-    1 << (u32::from(worker) % u64::BITS)
 }
 
 /// A handshake message (types 1 to 3) on its way from or to the slow path.

@@ -1,7 +1,9 @@
 //! The WireGuard protocol without packets or sockets: handshake, cookies, sessions, replay window, timers. Bytes,
 //! time and randomness are arguments.
 
+mod atomic;
 pub mod cookie;
+mod counter;
 pub mod handshake;
 pub mod limiter;
 pub mod replay;

@@ -3,6 +3,7 @@
 
 use crate::crypto::aead::{AeadKey, Opened, counter};
 use crate::crypto::stack;
+use crate::noise::counter::SendCounter;
 use crate::noise::replay::ReplayWindow;
 use crate::noise::{
     KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME,
@@ -12,7 +13,6 @@ use crate::time::Instant;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -62,7 +62,7 @@ impl SessionKeys {
     fn sending(&self, now: Instant) -> Arc<SendSession> {
         Arc::new(SendSession {
             key: AeadKey::new(&self.send),
-            counter: Counter::default(),
+            counter: SendCounter::default(),
             remote_index: self.remote_index,
             local_index: self.local_index,
             born: now,
@@ -91,18 +91,11 @@ impl fmt::Debug for SessionKeys {
     }
 }
 
-/// The counter of the next message. It has a cache line of its own, so that workers which reserve counters leave the key in the
-/// caches of the others.
-#[derive(Default)]
-#[repr(align(64))]
-struct Counter {
-    next: AtomicU64,
-}
-
 /// The sealing half of a session. Any worker may use it.
 pub struct SendSession {
     key: AeadKey,
-    counter: Counter,
+    /// The counter of the next message.
+    counter: SendCounter,
     remote_index: u32,
     local_index: u32,
     born: Instant,
@@ -129,23 +122,20 @@ impl SendSession {
     /// Reserves `n` consecutive counters and returns the first. `None` where that would exceed REJECT_AFTER_MESSAGES.
     /// No counter is ever handed out twice, whatever worker asks.
     pub fn reserve(&self, n: u64) -> Option<u64> {
-        // A compare-and-swap, not an addition that is checked afterwards: callers who are refused leave no trace, so no
-        // number of them can carry the counter past the limit and around. Relaxed, as only the counter itself matters.
-        let advance = |first: u64| first.checked_add(n).filter(|next| *next <= REJECT_AFTER_MESSAGES);
-        self.counter.next.fetch_update(Relaxed, Relaxed, advance).ok()
+        self.counter.reserve(n, REJECT_AFTER_MESSAGES)
     }
     /// Whether any counter of it was reserved.
     pub fn is_used(&self) -> bool {
-        self.counter.next.load(Relaxed) > 0
+        self.counter.next() > 0
     }
     /// Whether it may still be used for sending: its age is below REJECT_AFTER_TIME, and counters are left.
     pub fn usable(&self, now: Instant) -> bool {
-        now.since(self.born) < REJECT_AFTER_TIME && self.counter.next.load(Relaxed) < REJECT_AFTER_MESSAGES
+        now.since(self.born) < REJECT_AFTER_TIME && self.counter.next() < REJECT_AFTER_MESSAGES
     }
     /// Whether sending now should start a new handshake: after REKEY_AFTER_MESSAGES in both roles, and after
     /// REKEY_AFTER_TIME as the initiator.
     pub fn wants_rekey(&self, now: Instant) -> bool {
-        self.counter.next.load(Relaxed) > REKEY_AFTER_MESSAGES
+        self.counter.next() > REKEY_AFTER_MESSAGES
             || self.role == Role::Initiator && now.since(self.born) >= REKEY_AFTER_TIME
     }
     /// Writes the message headers with the receiver index, and seals every segment of `train` with counters from
