@@ -1,6 +1,7 @@
 //! One suite for both backends: what one does, the other does. Each test runs in a network namespace of its own, in a thread
 //! that ends with it; without the right to make one (CAP_SYS_ADMIN, CAP_NET_ADMIN) it is skipped, aloud.
 
+mod random;
 mod tun;
 mod udp;
 
@@ -276,7 +277,7 @@ fn no_kernel_worker_thread_appears() {
 
 impl Bench {
     /// Takes what a fresh device may have queued, until a sleep finds nothing.
-    fn wait_until_quiet(&mut self) {
+    pub(super) fn wait_until_quiet(&mut self) {
         loop {
             let until = Clock.now() + Duration::from_millis(30);
             let now = self.io.wait(Some(until)).unwrap();

@@ -4,10 +4,10 @@ use crate::wire::vnet::{F_NEEDS_CSUM, GsoType, VnetHeader, VnetTunnel};
 use std::net::{TcpListener, UdpSocket};
 
 /// Where the payload of a UDP packet over IPv4 starts in its frame.
-const PAYLOAD: usize = VNET_HDR_LEN + 28;
+pub(super) const PAYLOAD: usize = VNET_HDR_LEN + 28;
 
 /// A UDP packet of IPv4 from 10.9.0.2:7 to 10.9.0.1 behind an empty virtio-net header; no UDP checksum.
-fn udp_packet(port: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp_packet(port: u16, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; VNET_HDR_LEN];
     let total = (28 + payload.len()) as u16;
     packet.extend([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1]);
@@ -49,7 +49,7 @@ fn make_super(packet: &mut [u8], size: u16) {
     packet[8..10].copy_from_slice(&6u16.to_ne_bytes());
 }
 
-fn write(bench: &mut Bench, packet: &[u8], cuts: &[usize]) {
+pub(super) fn write(bench: &mut Bench, packet: &[u8], cuts: &[usize]) {
     let mut buf = bench.io.alloc().unwrap();
     // Pieces with gaps between them, as a train has.
     let mut pieces = Vec::new();
@@ -63,7 +63,7 @@ fn write(bench: &mut Bench, packet: &[u8], cuts: &[usize]) {
     bench.io.write_tun(&buf.share(), &pieces);
 }
 
-fn listener() -> (UdpSocket, u16) {
+pub(super) fn listener() -> (UdpSocket, u16) {
     let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let port = socket.local_addr().unwrap().port();
