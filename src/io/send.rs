@@ -10,7 +10,7 @@
 //! | ENOBUFS | anything | the same, a few times; then the front is dropped |
 //! | EINVAL, ENETUNREACH, EHOSTUNREACH, EADDRNOTAVAIL, ENODEV | a sticky source | once more without; if that goes, the source is gone |
 //! | EIO | a train | no UDP_SEGMENT any more: its segments one by one |
-//! | EMSGSIZE, EINVAL | a train | this path is too narrow: its segments one by one, remembered |
+//! | EMSGSIZE, EINVAL | a train | this path is too narrow: its segments one by one, remembered; with EINVAL only if the first then goes |
 //! | EMSGSIZE | one datagram | that datagram is dropped |
 //! | any other | anything | the rest of the train is dropped |
 //!
@@ -68,6 +68,9 @@ struct QueuedTrain {
     /// Whether each datagram is a message of its own, without UDP_SEGMENT.
     singly: bool,
     nobufs: u8,
+    /// Whether the kernel refused the train with EINVAL and its segments are to show whether that was for being a train. A
+    /// blackhole route answers EINVAL to anything.
+    doubted: bool,
     /// The sticky source that the kernel has just refused, if it did.
     suspect: Option<Endpoint>,
 }
@@ -234,7 +237,7 @@ impl SendQueue {
         if !self.has_room(family) && !self.blocked(family) {
             self.flush(sockets, stats);
         }
-        let mut out = QueuedTrain { train, sent: 0, singly: false, nobufs: 0, suspect: None };
+        let mut out = QueuedTrain { train, sent: 0, singly: false, nobufs: 0, doubted: false, suspect: None };
         let datagrams = out.datagrams();
         if !self.has_room(family) {
             stats.udp_send_errors += datagrams as u64;
@@ -325,12 +328,18 @@ impl SendQueue {
             stats.udp_sends += 1;
             stats.udp_sent_datagrams += datagrams as u64;
             self.proven |= datagrams > 1;
+            // Where the source was taken away, too, that may have been what helped.
+            let doubted = std::mem::take(&mut front.doubted) && front.suspect.is_none();
+            let (to, size) = (front.train.to.addr, front.train.stride);
             let gone = front.suspect.take().map(|endpoint| (endpoint, front.train.peer));
             if front.advance() {
                 queue.pop_front();
             }
             if let Some((endpoint, peer)) = gone {
                 self.source_gone(endpoint, peer);
+            }
+            if doubted {
+                self.train_at_fault(libc::EINVAL, to, size, stats);
             }
         }
     }
@@ -395,7 +404,17 @@ impl SendQueue {
         if let Some(endpoint) = front.suspect.take() {
             front.train.to = endpoint;
         }
+        if errno == libc::EINVAL {
+            front.doubted = true;
+            return;
+        }
         let (to, size) = (front.train.to.addr, front.train.stride);
+        self.train_at_fault(errno, to, size, stats);
+    }
+
+    /// Draws the lesson of a train to `to` with segments of `size` bytes that was refused for being one: sends no more such trains on
+    /// its path, or no trains at all.
+    fn train_at_fault(&mut self, errno: i32, to: SocketAddr, size: usize, stats: &mut IoStats) {
         stats.offload_fallbacks += 1;
         let unproven = !self.proven && self.narrow.len() + 1 >= UNPROVEN_REFUSALS;
         let off = errno == libc::EIO || (errno == libc::EINVAL && (size <= FITS_ANY_PATH || unproven));

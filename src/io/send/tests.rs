@@ -48,12 +48,32 @@ fn emsgsize_concerns_one_path_only() {
 
 #[test]
 fn einval_is_the_path_unless_the_segments_fit_every_path() {
-    let (mut queue, mut stats) = queue_of(&[(2904, 1452, peer(1))]);
-    assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
-    assert!(queue.gso());
-    let (mut queue, mut stats) = queue_of(&[(2000, 1000, peer(1))]);
-    assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
-    assert!(!queue.gso());
+    for (len, stride, goes_on) in [(2904, 1452, true), (2000, 1000, false)] {
+        let (mut queue, mut stats) = queue_of(&[(len, stride, peer(1))]);
+        assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
+        assert!(queue.gso(), "until its segments go");
+        assert_eq!(queue.fill(Family::Ipv4), 2);
+        queue.sent(1, Family::Ipv4, &mut stats);
+        assert_eq!((queue.gso(), stats.offload_fallbacks), (goes_on, 1));
+    }
+}
+
+#[test]
+fn einval_of_a_single_datagram_too_is_no_matter_of_trains() {
+    for to in [peer(1), sticky(1)] {
+        let all = [(2000, 1000, to), (2904, 1452, to), (2000, 1000, peer(2))];
+        let (mut queue, mut stats) = queue_of(&all);
+        while queue.lanes[0].queue.len() > 1 {
+            assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
+        }
+        assert_eq!((stats.udp_send_errors, stats.offload_fallbacks, queue.narrow.len()), (4, 0, 0));
+        assert!(queue.gso() && queue.fill(Family::Ipv4) == 1, "the other path's goes as a train");
+        let refused = Notice::SendRefused { to: to.addr, errno: libc::EINVAL, datagrams: 2 };
+        assert_eq!(
+            (queue.take_notice(), queue.take_notice(), queue.take_gone()),
+            (Some(refused), None, None)
+        );
+    }
 }
 
 #[test]
@@ -62,8 +82,8 @@ fn einval_everywhere_and_never_a_train_that_went_is_no_matter_of_paths() {
     let (mut queue, mut stats) = queue_of(&all);
     for n in 1..=4 {
         assert!(queue.refused(libc::EINVAL, Family::Ipv4, &mut stats).is_continue());
-        assert_eq!(queue.gso(), n < 4);
         queue.sent(2, Family::Ipv4, &mut stats);
+        assert_eq!(queue.gso(), n < 4);
     }
     assert_eq!(stats.udp_sent_datagrams, 8);
 }
