@@ -6,7 +6,7 @@
 
 use crate::index::WorkerCount;
 use crate::io::steer;
-use crate::sys::error::{errno, explain};
+use crate::sys::error::{MORE_FILES, errno, explain};
 use crate::sys::sockopt;
 use crate::wire::family::Family;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -166,7 +166,7 @@ fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> 
     };
     let steered = families.iter().all(|bound| bound.steered);
     let all = families.iter().flat_map(|bound| &bound.sockets);
-    let sockets = Arc::new(all.map(OwnedFd::try_clone).collect::<io::Result<_>>()?);
+    let sockets = Arc::new(all.map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(explain_open)?);
     let mut v4 = v4.into_iter().flat_map(|bound| bound.sockets);
     let mut v6 = v6.into_iter().flat_map(|bound| bound.sockets);
     let pairs = config.workers.iter().map(|_| UdpSockets { v4: v4.next(), v6: v6.next(), port }).collect();
@@ -228,13 +228,20 @@ fn explain_bind(error: io::Error, port: u16) -> io::Error {
     explain(error, what)
 }
 
+fn explain_open(error: io::Error) -> io::Error {
+    match errno(&error) {
+        Some(libc::EMFILE) => explain(error, format!("no UDP socket can be opened ({MORE_FILES})")),
+        _ => error,
+    }
+}
+
 /// Opens a socket with all its options, not yet bound.
 fn open(family: Family, config: &UdpConfig) -> io::Result<Socket> {
     let domain = match family {
         Family::Ipv4 => Domain::IPV4,
         Family::Ipv6 => Domain::IPV6,
     };
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP)).map_err(explain_open)?;
     set_buffers(&socket, config.options.buffer);
     if config.mark != 0 {
         set_mark(&SockRef::from(&socket), config.mark)?;

@@ -6,6 +6,7 @@
 use super::jobs::Request;
 use super::stream::{READ_SIZE, Stream};
 use crate::device::uapi::{self, ENOMEM, Framer, MAX_OPERATION};
+use crate::sys::error::MORE_FILES;
 use std::cell::{Cell, RefCell};
 use std::io::{Error, ErrorKind, Result};
 use std::net::Shutdown;
@@ -21,6 +22,8 @@ use zeroize::{Zeroize, Zeroizing};
 pub(super) const MAX_CONNECTIONS: usize = 64;
 /// Pause before looking again for a connection that may be ended.
 const RECHECK: Duration = Duration::from_millis(50);
+/// Pause before another connection is accepted after one could not be: a want of file descriptors does not pass at once.
+const RETRY: Duration = Duration::from_millis(100);
 /// Most pieces of an answer that wait for the client to read.
 const PIECES: usize = 2;
 
@@ -169,6 +172,7 @@ pub(super) async fn accept(
     read: Rc<Notify>,
     uring: bool,
 ) {
+    let mut failing = false;
     loop {
         let seated = match listener.accept().await {
             Ok((stream, _)) => connections.acquire(&stream).await.map(|permit| (stream, permit)),
@@ -176,6 +180,9 @@ pub(super) async fn accept(
         };
         match seated {
             Ok((stream, permit)) => {
+                if std::mem::take(&mut failing) {
+                    log::info!("control connections are accepted again");
+                }
                 let (requests, read) = (requests.clone(), Rc::clone(&read));
                 tokio::task::spawn_local(async move {
                     let served = match Stream::new(stream, uring) {
@@ -188,10 +195,24 @@ pub(super) async fn accept(
                 });
             }
             Err(error) => {
-                log::warn!("cannot accept a control connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await; // EMFILE does not pass by itself
+                // A client that waits is tried again for as long as it waits. Once is enough to tell.
+                if !std::mem::replace(&mut failing, true) {
+                    log::warn!(
+                        "cannot accept control connections, and goes on trying: {error}{}",
+                        remedy(&error)
+                    );
+                }
+                tokio::time::sleep(RETRY).await;
             }
         }
+    }
+}
+
+/// What to do about an error of accepting, to be said behind it.
+fn remedy(error: &Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => format!(" ({MORE_FILES})"),
+        _ => String::new(),
     }
 }
 

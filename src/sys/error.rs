@@ -19,6 +19,10 @@ impl Display for Explained {
 
 impl Error for Explained {}
 
+/// What to do where a running process has as many files open as it may (EMFILE).
+pub const MORE_FILES: &str =
+    "`prlimit --nofile=8192 --pid PID` lets a running process open more files, LimitNOFILE= a service";
+
 /// Puts `what` in front of the text of `error`. Its kind and error number stay.
 pub fn explain(error: io::Error, what: impl Display) -> io::Error {
     let message = format!("{what}: {error}");
