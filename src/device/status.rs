@@ -86,8 +86,11 @@ pub struct Summary {
 pub const SESSION_LIFE: Duration = Duration::from_secs(180);
 
 /// Whether a peer's last handshake, at a time since the Unix epoch, made a session that still lives. Zero is no handshake.
+///
+/// A handshake may lie in the future where the clock was set back since. One that lies far there was made under another time, and
+/// says nothing. Peers that live make another within two minutes.
 pub fn is_alive(last_handshake: Duration, wall: Duration) -> bool {
-    !last_handshake.is_zero() && wall.saturating_sub(last_handshake) < SESSION_LIFE
+    !last_handshake.is_zero() && wall.abs_diff(last_handshake) < SESSION_LIFE
 }
 
 impl Device {
@@ -210,6 +213,18 @@ mod tests {
     use crate::device::uapi::{PeerRequest, SetRequest};
     use crate::index::WorkerCount;
     use crate::time::Instant;
+
+    #[test]
+    fn a_clock_that_is_set_makes_no_dead_peer_alive() {
+        let (now, day) = (Duration::from_secs(1_000_000), Duration::from_secs(86_400));
+        assert!(
+            is_alive(now, now)
+                && is_alive(now, now + SESSION_LIFE / 2)
+                && is_alive(now, now - SESSION_LIFE / 2)
+        );
+        assert!(!is_alive(now, now + day) && !is_alive(now, now - day));
+        assert!(!is_alive(Duration::ZERO, Duration::from_secs(1)));
+    }
 
     #[test]
     fn the_answer_is_one_line_that_can_be_read_back() {

@@ -13,6 +13,8 @@ use crate::gateway::mtu::IPV6_MINIMUM;
 use crate::gateway::up::apply::Resolved;
 use crate::gateway::up::host::Host;
 use crate::gateway::up::{self, apply};
+use crate::sys::clock::Clock;
+use crate::time::Instant;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -74,7 +76,8 @@ impl Upkeep {
         }
         let Some(control) = ControlSocket::find(&self.interface) else { return };
         let Ok(device) = control.get_peers(&watched) else { return };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = Now { at: Clock.now(), wall };
         for (key, endpoint) in self.backoffs.due(&self.config, &device, now) {
             let held = device.peers.iter().find(|peer| peer.public_key == key).and_then(|peer| peer.endpoint);
             match endpoint.resolve() {
@@ -162,21 +165,35 @@ fn modified(file: &Path) -> Option<SystemTime> {
     std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// When to resolve which peer's name again. Times are since the Unix epoch, as the device's are.
+/// Two clocks, read at once.
+#[derive(Clone, Copy)]
+struct Now {
+    /// By a clock that nobody sets, and that goes on while the host sleeps.
+    at: Instant,
+    /// Time since the Unix epoch, as the device's handshakes are noted. Somebody may set it, forth and back.
+    wall: Duration,
+}
+
+/// When to resolve which peer's name again.
 #[derive(Default)]
 struct Backoffs(HashMap<PublicKey, Backoff>);
 
 struct Backoff {
+    /// The last handshake that was seen, as the device notes it.
+    handshake: Duration,
+    /// When it was first seen, and how old it was then.
+    seen: Instant,
+    age: Duration,
     /// The bytes sent to the peer when it last answered, or when its name was last resolved.
     sent: u64,
     /// The time before which its name is not resolved again.
-    next: Duration,
+    next: Instant,
     pause: Duration,
 }
 
 impl Backoffs {
     /// The peers, given by name, that are silent though something was sent to them, and whose pause is over.
-    fn due(&mut self, config: &Config, device: &DeviceState, now: Duration) -> Vec<(PublicKey, HostPort)> {
+    fn due(&mut self, config: &Config, device: &DeviceState, now: Now) -> Vec<(PublicKey, HostPort)> {
         let held: HashMap<PublicKey, &PeerState> =
             device.peers.iter().map(|peer| (peer.public_key, peer)).collect();
         self.0.retain(|key, _| held.contains_key(key));
@@ -191,25 +208,47 @@ impl Backoffs {
         due
     }
 
-    fn is_due(&mut self, peer: &PeerState, now: Duration) -> bool {
-        let fresh = Backoff { sent: peer.tx_bytes, next: now + FIRST_PAUSE, pause: FIRST_PAUSE };
+    fn is_due(&mut self, peer: &PeerState, Now { at, wall }: Now) -> bool {
         let Some(backoff) = self.0.get_mut(&peer.public_key) else {
-            self.0.insert(peer.public_key, fresh);
+            // Handshakes that are seen later are new when they are seen, whatever the clock says.
+            let age = wall.saturating_sub(peer.last_handshake);
+            self.0.insert(peer.public_key, Backoff::new(peer, at, age));
             return false;
         };
-        let silent = now.saturating_sub(peer.last_handshake) > SILENCE;
-        if !silent {
-            *backoff = fresh;
+        if peer.last_handshake != backoff.handshake {
+            *backoff = Backoff::new(peer, at, Duration::ZERO);
+        }
+        if backoff.age.saturating_add(at.since(backoff.seen)) <= SILENCE {
+            backoff.rest(peer, at);
             return false;
         }
         // A peer to which nothing was sent is silent, too. What was sent during the pause counts once it is over.
-        if now < backoff.next || peer.tx_bytes == backoff.sent {
+        if at < backoff.next || peer.tx_bytes == backoff.sent {
             return false;
         }
         backoff.sent = peer.tx_bytes;
-        backoff.next = now + backoff.pause;
+        backoff.next = at + backoff.pause;
         backoff.pause = (backoff.pause * 2).min(LONGEST_PAUSE);
         true
+    }
+}
+
+impl Backoff {
+    /// That of a peer whose last handshake is so old.
+    fn new(peer: &PeerState, at: Instant, age: Duration) -> Backoff {
+        Backoff {
+            handshake: peer.last_handshake,
+            seen: at,
+            age,
+            sent: peer.tx_bytes,
+            next: at + FIRST_PAUSE,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// Begins anew with the shortest pause.
+    fn rest(&mut self, peer: &PeerState, at: Instant) {
+        (self.sent, self.next, self.pause) = (peer.tx_bytes, at + FIRST_PAUSE, FIRST_PAUSE);
     }
 }
 
@@ -219,6 +258,13 @@ mod tests {
     use crate::gateway::config::PeerConfig;
 
     const NOW: Duration = Duration::from_secs(1_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    /// So many seconds after the beginning, by a clock that nobody set.
+    fn after(seconds: u64) -> Now {
+        let passed = Duration::from_secs(seconds);
+        Now { at: Instant::START + passed, wall: NOW + passed }
+    }
 
     fn world(host: &str) -> (Config, DeviceState) {
         let key = PublicKey([7; 32]);
@@ -235,7 +281,7 @@ mod tests {
         checks
             .filter(|&at| {
                 device.peers[0].tx_bytes += 148;
-                !backoffs.due(config, device, NOW + Duration::from_secs(at)).is_empty()
+                !backoffs.due(config, device, after(at)).is_empty()
             })
             .collect()
     }
@@ -276,7 +322,44 @@ mod tests {
         let (config, device) = world("gateway.example.org");
         let mut backoffs = Backoffs::default();
         for at in (0..600).step_by(5) {
-            assert!(backoffs.due(&config, &device, NOW + Duration::from_secs(at)).is_empty());
+            assert!(backoffs.due(&config, &device, after(at)).is_empty());
         }
+    }
+
+    /// When a name is first due while the clock is set after 60 s, for a peer that made its last handshake at the beginning or, where
+    /// it answers, makes one every 120 s.
+    fn first_due(set: impl Fn(Duration) -> Duration, answers: bool) -> Option<u64> {
+        let (config, mut device) = world("gateway.example.org");
+        let mut backoffs = Backoffs::default();
+        device.peers[0].last_handshake = NOW;
+        (0..2000).step_by(5).find(|&at| {
+            let mut now = after(at);
+            if at >= 60 {
+                now.wall = set(now.wall);
+            }
+            let peer = &mut device.peers[0];
+            peer.tx_bytes += 148;
+            if answers && at % 120 == 0 {
+                peer.last_handshake = now.wall;
+            }
+            !backoffs.due(&config, &device, now).is_empty()
+        })
+    }
+
+    #[test]
+    fn a_clock_that_is_set_by_a_day_changes_nothing() {
+        let forth = |wall: Duration| wall + DAY;
+        let back = |wall: Duration| wall - DAY;
+        for (what, set) in [("forth", &forth as &dyn Fn(Duration) -> Duration), ("back", &back)] {
+            assert_eq!(first_due(set, false), Some(165), "{what}: a silent peer");
+            assert_eq!(first_due(set, true), None, "{what}: a peer that answers");
+        }
+    }
+
+    #[test]
+    fn a_handshake_in_the_future_is_taken_for_a_new_one() {
+        let (config, mut device) = world("gateway.example.org");
+        device.peers[0].last_handshake = NOW + DAY;
+        assert_eq!(resolutions(&config, &mut device, 180), [165]);
     }
 }

@@ -284,10 +284,13 @@ fn rule_11_last_timestamp_survives_sessions_and_time() {
 
 #[test]
 fn rule_11_rekeys_survive_a_clock_that_jumps() {
+    const DAY: Duration = secs(86_400);
     const YEAR: Duration = secs(365 * 86_400);
     for seed in seeds(3) {
         let mut lab = Lab::pair(seed);
         let jumps = [
+            (DAY, Duration::ZERO),
+            (Duration::ZERO, DAY),
             (YEAR, Duration::ZERO),
             (Duration::ZERO, Duration::ZERO),
             (Duration::ZERO, 10 * YEAR),
