@@ -42,7 +42,14 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
     }
     session.hooks(&interface.pre_down)?;
     if let Some(loaded) = loaded.filter(|_| interface.save_config) {
-        save_to(&mut session, &control, loaded)?;
+        let saved = save_to(&mut session, &control, loaded);
+        if saved.is_err() {
+            session.console.remark(
+                "nothing is taken down, since SaveConfig= wants saved what the tunnel is now: mend what is told below, or take \
+                 SaveConfig= out of the file, and run `down' again",
+            );
+        }
+        saved?;
     }
     // The prefixes of the peers tell what wg-quick did. Where `up` brought the tunnel up, it noted that.
     let device = if session.journal.is_of_up() { control.get_interface() } else { control.get() };

@@ -6,7 +6,7 @@
 use super::dns::Manager;
 use super::{Failure, Result};
 use crate::crypto::x25519::PublicKey;
-use crate::gateway::config::{Address, value};
+use crate::gateway::config::{Address, value, write_private};
 use crate::routing::Prefix;
 use std::collections::HashSet;
 use std::fmt;
@@ -168,9 +168,16 @@ impl Journal {
         let append = || {
             std::fs::create_dir_all(DIRECTORY)?;
             let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path)?;
-            file.write_all(text(&new).as_bytes())
+            let before = file.metadata()?.len();
+            file.write_all(text(&new).as_bytes()).inspect_err(|_| {
+                // Half a line, as a full file system takes it, would spoil the next note.
+                let _ = file.set_len(before);
+            })
         };
-        append().map_err(|error| unwritable(&self.path, error))?;
+        if let Err(error) = append() {
+            self.known.retain(|trace| !new.contains(trace));
+            return Err(unwritable(&self.path, error));
+        }
         self.traces.extend(new);
         Ok(())
     }
@@ -202,7 +209,8 @@ impl Journal {
         if traces == self.traces {
             return Ok(());
         }
-        std::fs::write(&self.path, text(&traces)).map_err(Failure::of(self.path.display()))?;
+        // Whole or not at all: what is to be undone is not to be forgotten for want of room.
+        write_private(&self.path, text(&traces).as_bytes()).map_err(|error| unwritable(&self.path, error))?;
         self.known = traces.iter().cloned().collect();
         self.traces = traces;
         Ok(())

@@ -84,8 +84,8 @@ fn try_lock(path: &Path) -> std::io::Result<Option<File>> {
     if !stands {
         return Ok(None);
     }
-    file.set_len(0)?;
-    file.write_all(std::process::id().to_string().as_bytes())?;
+    // Those who wait are told who has it. Where /run is full they are not, but the lock holds all the same.
+    let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
     Ok(Some(file))
 }
 
