@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(20);
 const NAMESPACES: &str = "/run/netns";
 
 /// A control group of a test, which goes away with it.
-struct Group {
+pub(crate) struct Group {
     path: PathBuf,
     /// Whether it is of cgroup v2.
     unified: bool,
@@ -21,7 +21,7 @@ struct Group {
 
 impl Group {
     /// A group in the hierarchy of `controller`, in whichever version that is; says so where none can be made.
-    fn new(controller: &str) -> Option<Group> {
+    pub(crate) fn new(controller: &str) -> Option<Group> {
         let unified = PathBuf::from("/sys/fs/cgroup");
         let name = format!("rt-{}-{}", std::process::id(), serial());
         let has_v2 = fs::read_to_string(unified.join("cgroup.controllers"))
@@ -44,13 +44,24 @@ impl Group {
         Some(group)
     }
 
+    /// Takes a process in, with all its threads.
+    pub(crate) fn enter(&self, pid: u32) {
+        self.write("cgroup.procs", &pid.to_string());
+    }
+
+    /// Lets its processes have so many bytes of memory.
+    pub(crate) fn set_memory(&self, bytes: u64) {
+        let file = if self.unified { "memory.max" } else { "memory.limit_in_bytes" };
+        self.write(file, &bytes.to_string());
+    }
+
     fn write(&self, file: &str, text: &str) {
         let path = self.path.join(file);
         fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {text}: {error}", path.display()));
     }
 
     /// Lets its processes use these cores.
-    fn set_cores(&self, cores: &str) {
+    pub(crate) fn set_cores(&self, cores: &str) {
         if !self.unified {
             let all = fs::read_to_string(self.path.join("../cpuset.mems")).expect("nodes of memory");
             self.write("cpuset.mems", all.trim());
@@ -133,7 +144,7 @@ impl Tunnel {
 }
 
 /// The first two cores that this process may use; says so where there are not so many.
-fn two_cores() -> Option<[String; 2]> {
+pub(crate) fn two_cores() -> Option<[String; 2]> {
     let all = sh("taskset -cp $$").unwrap_or_default();
     let ranges = all.rsplit(' ').next().unwrap_or_default().trim().split(',');
     let mut cores = ranges.flat_map(|range| {

@@ -53,6 +53,11 @@ fn segments() -> Vec<Row> {
                 1000,
             )
         }),
+        row("a super-packet with CWR that its header does not tell of", BOTH, |e| {
+            let mut packets = tcp(e, Ip::default(), Tcp { flags: ACK | CWR, ..Tcp::default() }, 5000, 1000);
+            packets[0].unfinished.gso &= 0x7f;
+            packets
+        }),
         row("a super-packet with congestion experienced", BOTH, |e| {
             tcp(e, Ip { tos: 3, ..Ip::default() }, Tcp::default(), 5000, 1000)
         }),
