@@ -6,6 +6,7 @@
 
 use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
+use crate::device::Now;
 use crate::device::uapi::{PeerRequest, SetRequest};
 use crate::gateway::config::{Config, Document, HostPort, Mtu};
 use crate::gateway::control::{ControlSocket, DeviceState, PeerState};
@@ -77,7 +78,7 @@ impl Upkeep {
         let Some(control) = ControlSocket::find(&self.interface) else { return };
         let Ok(device) = control.get_peers(&watched) else { return };
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = Now { at: Clock.now(), wall };
+        let now = Now { mono: Clock.now(), wall };
         for (key, endpoint) in self.backoffs.due(&self.config, &device, now) {
             let held = device.peers.iter().find(|peer| peer.public_key == key).and_then(|peer| peer.endpoint);
             match endpoint.resolve() {
@@ -165,16 +166,7 @@ fn modified(file: &Path) -> Option<SystemTime> {
     std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// Two clocks, read at once.
-#[derive(Clone, Copy)]
-struct Now {
-    /// By a clock that nobody sets, and that goes on while the host sleeps.
-    at: Instant,
-    /// Time since the Unix epoch, as the device's handshakes are noted. Somebody may set it, forth and back.
-    wall: Duration,
-}
-
-/// When to resolve which peer's name again.
+/// When to resolve which peer's name again. Of the two clocks, somebody may set that of the wall, forth and back.
 #[derive(Default)]
 struct Backoffs(HashMap<PublicKey, Backoff>);
 
@@ -208,7 +200,7 @@ impl Backoffs {
         due
     }
 
-    fn is_due(&mut self, peer: &PeerState, Now { at, wall }: Now) -> bool {
+    fn is_due(&mut self, peer: &PeerState, Now { mono: at, wall }: Now) -> bool {
         let Some(backoff) = self.0.get_mut(&peer.public_key) else {
             // Handshakes that are seen later are new when they are seen, whatever the clock says.
             let age = wall.saturating_sub(peer.last_handshake);
@@ -263,7 +255,7 @@ mod tests {
     /// So many seconds after the beginning, by a clock that nobody set.
     fn after(seconds: u64) -> Now {
         let passed = Duration::from_secs(seconds);
-        Now { at: Instant::START + passed, wall: NOW + passed }
+        Now { mono: Instant::START + passed, wall: NOW + passed }
     }
 
     fn world(host: &str) -> (Config, DeviceState) {
