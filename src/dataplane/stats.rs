@@ -100,6 +100,8 @@ counters! {
     rx_bad_mac1,
     /// Cookie replies sent under load.
     tx_cookies,
+    /// Handshake messages dropped under load: the cookie replies to their source, and to all, are used up.
+    tx_cookies_withheld,
     /// Handshake messages dropped: there is no private key.
     rx_no_identity,
     /// Handshake messages dropped: the slow path's queue was full.

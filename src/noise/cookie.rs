@@ -1,11 +1,14 @@
 //! MAC1, MAC2 and cookies (paper, sections 5.3, 5.4.4 and 5.4.7; kernel `cookie.c`).
 
+mod budget;
+
 use crate::crypto::aead::{xopen, xseal};
 use crate::crypto::hash::{hash, mac};
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::PublicKey;
 use crate::time::Instant;
 use crate::wire::message::{COOKIE_REPLY_LEN, CookieReply};
+use budget::ReplyBudget;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
@@ -101,6 +104,8 @@ pub enum Verdict {
     },
     /// To be answered by this cookie reply alone: there is load, and MAC2 is not valid.
     Cookie([u8; COOKIE_REPLY_LEN]),
+    /// To be dropped: as before, but its source and all others had more replies of late than may be.
+    Unanswered,
 }
 
 /// The responder's side of the cookies, one a worker. It checks both MACs, the cheap test first, and gives cookies
@@ -112,12 +117,14 @@ pub struct Gate {
     secret: Option<(u64, Zeroizing<[u8; 32]>)>,
     /// Number of cookies given out.
     given: u64,
+    budget: ReplyBudget,
 }
 
 impl Gate {
     /// Gate `number` of those that have `keys`.
     pub fn new(keys: GateKeys, number: u8) -> Gate {
-        Gate { keys, number, secret: None, given: 0 }
+        let budget = ReplyBudget::new(&keys.root, number);
+        Gate { keys, number, secret: None, given: 0, budget }
     }
 
     /// What is to be done with `message` (type 1 or 2) from the address and port `from`. `loaded` says that the
@@ -129,10 +136,15 @@ impl Gate {
         if !loaded {
             return Verdict::Pass { proven: false };
         }
-        let cookie = self.cookie(from, now);
-        if has_mac2(message, &cookie) {
+        // Most messages of a flood bring no cookie and get none: they are not to cost the making of one.
+        let claims = split_macs(message).is_some_and(|(.., mac2)| *mac2 != [0; MAC_LEN]);
+        if claims && has_mac2(message, &self.cookie(from, now)) {
             return Verdict::Pass { proven: true };
         }
+        if !self.budget.take(from.ip(), now) {
+            return Verdict::Unanswered;
+        }
+        let cookie = self.cookie(from, now);
         Verdict::Cookie(self.reply(message, &cookie))
     }
 
@@ -174,11 +186,9 @@ impl Gate {
     }
 }
 
-/// Whether MAC2 was made with `cookie`. Most messages of a flood have an all-zero MAC2, which is tested first.
+/// Whether MAC2 was made with `cookie`.
 fn has_mac2(message: &[u8], cookie: &[u8; COOKIE_LEN]) -> bool {
-    message
-        .split_last_chunk::<MAC_LEN>()
-        .is_some_and(|(body, mac2)| *mac2 != [0; MAC_LEN] && mac(cookie, &[body]).ct_eq(mac2).into())
+    message.split_last_chunk::<MAC_LEN>().is_some_and(|(body, mac2)| mac(cookie, &[body]).ct_eq(mac2).into())
 }
 
 /// The initiator's side of the cookies, one a peer. It writes MAC1 and, with a cookie younger than 120 s, MAC2.

@@ -9,8 +9,8 @@ use ringtun::time::Instant;
 use ringtun::wire::message::{INITIATION_LEN, MessageKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// `count` initiations of nobody to `site`, from as many addresses, with a valid MAC1: anyone can make them.
-fn flood(lab: &mut Lab, site: usize, count: u32) {
+/// `count` initiations of nobody to `site`, from so many addresses, with a valid MAC1: anyone can make them.
+fn flood(lab: &mut Lab, site: usize, count: u32, sources: u32) {
     let mut jar = CookieJar::new(&lab.public(site));
     let (to, now) = (lab.sites[site].addr, lab.world.now());
     for i in 0..count {
@@ -18,7 +18,7 @@ fn flood(lab: &mut Lab, site: usize, count: u32) {
         ringtun::crypto::random::Entropy::fill(lab.world.rng(), &mut message);
         message[..4].copy_from_slice(&[1, 0, 0, 0]);
         jar.seal(&mut message, now);
-        let from = SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + i), 5000));
+        let from = SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + i % sources), 5000));
         lab.world.inject(from, to, &message);
     }
 }
@@ -26,7 +26,7 @@ fn flood(lab: &mut Lab, site: usize, count: u32) {
 /// Puts `site` under load for the next second.
 fn load(lab: &mut Lab, site: usize) {
     lab.host(site).slow_path_stalled = true;
-    flood(lab, site, 1000);
+    flood(lab, site, 1000, 1000);
     lab.world.run_for(millis(11));
     lab.host(site).slow_path_stalled = false;
     lab.world.settle();
@@ -146,16 +146,36 @@ fn rule_08_flood_does_not_slow_established_sessions() {
         // A slow path that is busy for good: the worst that a flood can do to it.
         lab.host(1).slow_path_stalled = true;
         for _ in 0..10 {
-            flood(&mut lab, 1, 1000);
+            flood(&mut lab, 1, 1000, 1000);
             let flow = lab.udp(0, 1, 5);
             lab.send(0, flow, 20, 500);
             lab.run(millis(11));
             assert_eq!(lab.missing(), 0, "at the wire's own delay");
         }
-        assert!(lab.counter(1, "tx_cookies") > 9000, "all but the first few are asked for a cookie");
+        let withheld = lab.counter(1, "tx_cookies_withheld");
+        assert!(
+            lab.counter(1, "tx_cookies") + withheld > 9000,
+            "all but the first few are asked for a cookie"
+        );
         lab.host(1).slow_path_stalled = false;
         lab.run(secs(1));
         assert_eq!(lab.handshakes(1, "initiations_accepted"), 1, "the one that made the session");
+    }
+}
+
+#[test]
+fn rule_08_flood_is_not_answered_one_by_one_and_a_newcomer_is_at_once() {
+    for seed in seeds(3) {
+        let (mut lab, mut puppet, _) = with_puppet(seed);
+        lab.host(0).slow_path_stalled = true;
+        let workers = u64::from(lab.host(0).workers());
+        flood(&mut lab, 0, 20_000, 4);
+        lab.world.run_for(millis(11));
+        let answered = lab.counter(0, "tx_cookies");
+        assert!((1000..workers * 1200).contains(&answered), "{answered}: a burst for all, and one a source");
+        let initiation = puppet.initiation(&mut lab);
+        puppet.say(&mut lab, &initiation);
+        assert!(puppet.take_cookie(&mut lab), "what is the newcomer's, the flood has not taken");
     }
 }
 

@@ -250,6 +250,7 @@ impl<I: Io> Receiver<'_, I> {
             _ => {
                 match gate.judge(message, origin.from, self.now, self.outbox.slow_path_is_loaded(self.now)) {
                     Verdict::Forged => return add(&self.outbox.stats.rx_bad_mac1, 1),
+                    Verdict::Unanswered => return add(&self.outbox.stats.tx_cookies_withheld, 1),
                     Verdict::Cookie(reply) => return self.reply_with_cookie(&reply, origin),
                     Verdict::Pass { proven } => proven,
                 }

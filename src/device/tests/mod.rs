@@ -294,7 +294,7 @@ impl Side {
             && let Some(gate) = &mut self.gate
         {
             match gate.judge(bytes, from, now, waiting >= UNDER_LOAD) {
-                Verdict::Forged => return,
+                Verdict::Forged | Verdict::Unanswered => return,
                 Verdict::Cookie(reply) => {
                     let datagram = HandshakeDatagram::new(&reply).unwrap();
                     return self.sends.push_back((Endpoint { addr: from, from: None }, datagram));
