@@ -129,7 +129,7 @@ impl Stage {
     }
 
     /// A host's link goes down and comes up: whoever speaks to it reaches it with the next attempt, and need not first notice a
-    /// silence.
+    /// silence. What it says itself is answered from the first packet on.
     fn check_bounce(&mut self, delay: Duration) -> Result<(), String> {
         let host = self.rng.below(self.sites.len() as u64) as usize;
         let others =
@@ -149,15 +149,31 @@ impl Stage {
         self.run(away)?;
         self.up(host, true);
         let begin = self.world.now();
+        let to = if self.is_gateway(host) { (host + 1) % self.gateways } else { self.sites[host].plan.home };
+        let asked = (to != host).then(|| self.flow(host, to, 24, true));
+        if let Some(flow) = asked {
+            self.talk(flow, millis(300), limit, 24);
+        }
         self.run(limit)?;
         for &flow in &flows {
             if self.account.since(flow, begin).arrived == 0 {
                 return Err(format!(
-                    "unreached: {flow:?} within {limit:?} after its link came up at {begin:?}"
+                    "link: {flow:?} not reached within {limit:?} after it came up at {begin:?}"
                 ));
             }
         }
-        self.run(secs(2) + REST + delay * 6)
+        self.run(secs(2) + REST + delay * 6)?;
+        let Some(asked) = asked else { return Ok(()) };
+        let answer = Flow { source: asked.destination, destination: asked.source, ..asked };
+        for flow in [asked, answer] {
+            let Arrivals { sent, arrived } = self.account.since(flow, begin);
+            if sent != arrived || sent == 0 {
+                return Err(format!(
+                    "answers: {arrived} of {sent} of {flow:?} arrived since its link came up at {begin:?}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Nobody speaks. In the end no host has a key, unless keepalives keep it.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Worlds of the test command.
-const WORLDS: u64 = 24;
+const WORLDS: u64 = 60;
 /// How long the test command goes on beginning further worlds.
 const BUDGET: Duration = Duration::from_secs(50);
 

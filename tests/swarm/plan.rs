@@ -140,7 +140,7 @@ impl Plan {
         let hosts: Vec<_> = (0..count).map(|host| host_plan(&mut rng, host, gateways)).collect();
         let mut plan = Plan { seed, gateways, hosts, rounds: Vec::new(), events: Vec::new() };
         for round in 0..3 + rng.below(4) as usize {
-            let storm = secs([20, 60, 150, 280][rng.below(4) as usize] + rng.below(20));
+            let storm = secs([20, 60, 130, 280][rng.below(4) as usize] + rng.below(30));
             let idle = secs([0, 0, 30, 200, 1000][rng.below(5) as usize]);
             let delay = millis([0, 10, 60][rng.below(3) as usize]);
             plan.rounds.push(Round { storm, idle, delay });
@@ -155,8 +155,13 @@ impl Plan {
 
     fn fill(&mut self, rng: &mut SimRng, round: usize, storm: Duration) {
         let mut events = Vec::new();
+        let absent = rng.chance(400).then(|| self.client(rng));
         for client in self.clients() {
             let home = self.hosts[client].home;
+            if Some(client) == absent {
+                events.extend(absence(rng, client, home, storm));
+                continue;
+            }
             for (from, to) in [(client, home), (home, client)] {
                 if rng.chance(500) {
                     events.push((Duration::ZERO, talk(rng, from, to, storm)));
@@ -246,6 +251,17 @@ fn host_plan(rng: &mut SimRng, host: usize, gateways: usize) -> HostPlan {
         keepalive: if !is_gateway && rng.chance(300) { [5, 25][rng.below(2) as usize] } else { 0 },
         asymmetric,
     }
+}
+
+/// A client begins a session and is spoken to. Then its program is killed, and started again at the end of the storm, with nothing to
+/// say.
+fn absence(rng: &mut SimRng, client: usize, home: usize, storm: Duration) -> [(Duration, Event); 3] {
+    let (pace, gone) = (millis(300 + rng.below(2_000)), secs(3 + rng.below(8)));
+    [
+        (Duration::ZERO, Event::Talk { from: home, to: client, pace, time: storm, len: 24, echo: false }),
+        (Duration::ZERO, Event::Bounce { host: client, after: millis(200) }),
+        (gone, Event::Restart { host: client, after: storm }),
+    ]
 }
 
 fn talk(rng: &mut SimRng, from: usize, to: usize, storm: Duration) -> Event {
