@@ -64,6 +64,21 @@ mod tests {
         }
     }
 
+    /// Each bit of the result is a bit of one of the two, whatever the others are: so flipping one at a time shows all there is.
+    #[test]
+    fn every_bit_comes_from_where_it_should_for_every_worker() {
+        for worker in 0..=u8::MAX {
+            for base in [0, u32::MAX, 0x5555_5555, 0xaaaa_aaaa] {
+                let ReceiverIndex(index) = ReceiverIndex::new(worker, base);
+                assert_eq!(index, base & !0xff | u32::from(worker));
+                for bit in (0..32).map(|bit| 1 << bit) {
+                    let ReceiverIndex(flipped) = ReceiverIndex::new(worker, base ^ bit);
+                    assert_eq!(flipped ^ index, bit & !0xff);
+                }
+            }
+        }
+    }
+
     #[test]
     fn worker_comes_first_on_the_wire() {
         // What the steering program reads with one byte load.

@@ -148,6 +148,24 @@ mod tests {
         assert!(window.accept(LIMIT - WINDOW));
     }
 
+    /// All walks of four counters, each at an edge of a word, of the window, of its ring or of the limit, seen from the first: there
+    /// is no other place at which the window does anything else.
+    #[test]
+    fn agrees_with_a_set_on_every_walk_along_the_edges() {
+        const EDGES: [u64; 9] = [0, 1, 63, 64, WINDOW - 1, WINDOW, WINDOW + 63, 8192, 2 * 8192 + 1];
+        for base in [0, 62, 8192, LIMIT - WINDOW - 64, LIMIT - 1] {
+            let ahead = EDGES.iter().map(|edge| base.saturating_add(*edge));
+            let steps: Vec<u64> = ahead.chain(EDGES.iter().map(|edge| base.saturating_sub(*edge))).collect();
+            for (second, third) in
+                steps.iter().flat_map(|second| steps.iter().map(move |third| (second, third)))
+            {
+                for fourth in &steps {
+                    agree([base, *second, *third, *fourth, *second]);
+                }
+            }
+        }
+    }
+
     fn steps() -> impl Strategy<Value = Vec<(u8, u64)>> {
         prop::collection::vec((0u8..4, 0u64..20_000), 1..400)
     }

@@ -146,6 +146,28 @@ mod tests {
         assert_eq!(fold(pseudo_header(&[0x60; 39], 6, 1)), 7);
     }
 
+    /// Every length up to several of the widest registers, from every alignment within one, of the bytes that carry most and least,
+    /// and of each bit alone at each place.
+    #[test]
+    fn sum_equals_the_naive_sum_at_every_length_and_alignment() {
+        for byte in [0, 1, 0x80, 0xff] {
+            let data = [byte; 400];
+            for (at, len) in (0..64).flat_map(|at| (0..=300).map(move |len| (at, len))) {
+                assert_eq!(
+                    fold(sum(&data[at..at + len], 0)),
+                    naive(&data[at..at + len], 0),
+                    "{byte} {at} {len}"
+                );
+            }
+        }
+        let mut data = [0; 300];
+        for (place, bit) in (0..data.len()).flat_map(|place| (0..8).map(move |bit| (place, bit))) {
+            data[place] = 1 << bit;
+            assert_eq!(fold(sum(&data, 0)), naive(&data, 0), "bit {bit} of byte {place}");
+            data[place] = 0;
+        }
+    }
+
     proptest! {
         #[test]
         fn sum_equals_the_naive_sum(data in prop::collection::vec(any::<u8>(), 0..2100), initial: u16) {
