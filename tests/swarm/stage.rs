@@ -1,17 +1,22 @@
 //! The hosts of a plan at work: their configurations, what is done to them, and what they say.
 
-use crate::account::{Account, inner4, inner6};
+use crate::account::{Account, MARK, inner4, inner6};
 use crate::plan::{Event, HostPlan, Plan, Timed, Translator, client_addresses, gateway_addresses, millis};
 use ringtun::crypto::x25519::{PrivateKey, PublicKey};
 use ringtun::sim::host::{ECHO_PORT, FIRST_UPLINK};
 use ringtun::sim::world::InnerTraffic;
 use ringtun::sim::{Faults, Flow, HostId, Inner, SimHost, SimRng, Uplinks, World};
 use ringtun::time::Instant;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 pub(crate) const PORT: u16 = 51820;
+/// Where the mark of a payload stands in a data message: behind its header, the headers of UDP over IPv4 or of TCP over IPv6, and a
+/// serial number.
+const MARK_PLACES: [usize; 2] = [16 + 28 + 8, 16 + 60 + 8];
 /// Bytes of a segment of a super-packet.
 const SEGMENT: u16 = 1_200;
 
@@ -43,6 +48,8 @@ pub(crate) struct Stage {
     pub(crate) account: Account,
     pub(crate) rng: SimRng,
     tasks: BTreeMap<(Instant, u64), Task>,
+    /// Whether a payload was seen on the wire.
+    in_clear: Rc<Cell<bool>>,
     serial: u64,
     flows: u16,
 }
@@ -65,6 +72,13 @@ impl Stage {
             sites.push(Site { id, key, plan, inside, psk: 0, furthest: 0, restarted: false, is_up: false });
         }
         let rng = world.rng().fork();
+        let in_clear = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&in_clear);
+        world.network.filter = Some(Box::new(move |datagram| {
+            let shows = |at: usize| datagram.bytes.get(at..at + MARK.len()) == Some(&MARK);
+            seen.set(seen.get() || MARK_PLACES.into_iter().any(shows));
+            true
+        }));
         let mut stage = Stage {
             world,
             sites,
@@ -72,6 +86,7 @@ impl Stage {
             account: Account::default(),
             rng,
             tasks: BTreeMap::new(),
+            in_clear,
             serial: 0,
             flows: 0,
         };
@@ -265,6 +280,9 @@ impl Stage {
         for (id, inner) in delivered {
             let host = self.sites.iter().position(|site| site.id == id).unwrap_or_default();
             self.account.delivered(host, self.gateways, &inner)?;
+        }
+        if self.in_clear.get() {
+            return Err("plaintext: a payload in clear on the wire".into());
         }
         match self.world.violations().first() {
             Some(first) => Err(first.clone()),
