@@ -33,6 +33,7 @@ pub(crate) fn frame(udp: bool, port: u16, segments: usize, gso_size: u16) -> Vec
         packet[9] = ip::UDP;
     } else {
         packet[32..34].copy_from_slice(&[0x80, ip::tcp_flags::ACK]);
+        packet[38..40].copy_from_slice(&[0, 0]); // no urgent pointer
         packet[40..52].copy_from_slice(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
     [vnet.to_bytes().to_vec(), packet].concat()
