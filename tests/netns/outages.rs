@@ -3,7 +3,7 @@
 
 use crate::bulk;
 use crate::implementation::{RINGTUN_TWO, ringtun_itself};
-use crate::lab::{Host, find_program, skip, wait_for};
+use crate::lab::{Host, eventually, find_program, skip, wait_for};
 use crate::pair::{A, B, Family, Pair, Side, V4, V6};
 use std::time::{Duration, Instant};
 
@@ -207,15 +207,26 @@ impl Stage {
         Some(stage)
     }
 
-    /// Leads A to where B is spoken to. During an outage B may have answered from another address, which A then follows.
+    /// Leads A to where B is spoken to, until B answers from there. During an outage B may have answered from another address, which
+    /// A then follows, and what is under way from there leads it back once more.
     fn speak_to_service(&self) {
         let (name, peer) = (self.pair[A].name(), &self.pair[B].public);
-        self.run(At::A, &format!("wg set {name} peer {peer} endpoint SERVICE:51820"));
+        let service = self.filled("SERVICE:51820");
+        eventually("B is spoken to where it answers", HEALS, || {
+            if self.pair[A].wg_show("endpoints") != service {
+                self.run(At::A, &format!("wg set {name} peer {peer} endpoint {service}"));
+            }
+            let passes = self.pair.ping(A, V4, Duration::from_secs(1)).is_ok();
+            passes && self.pair[A].wg_show("endpoints") == service
+        });
+    }
+
+    fn filled(&self, script: &str) -> String {
+        words(self.family).iter().fold(script.to_owned(), |script, (word, is)| script.replace(word, is))
     }
 
     fn run(&self, at: At, script: &str) {
-        let script =
-            words(self.family).iter().fold(script.to_owned(), |script, (word, is)| script.replace(word, is));
+        let script = self.filled(script);
         match at {
             At::A => self.pair[A].host.run(&script),
             At::B => self.pair[B].host.run(&script),
@@ -289,7 +300,6 @@ fn heals_by_itself(family: Family) {
     });
     for outage in OUTAGES {
         stage.speak_to_service();
-        stage.pair.expect_ping(A, V4);
         let lines = stage.log_lines();
         outage.breaks.iter().for_each(|(at, script)| stage.run(*at, script));
         if outage.cuts {
