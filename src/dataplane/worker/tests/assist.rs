@@ -97,14 +97,7 @@ fn a_session_ends_only_after_what_came_on_it_was_released() {
     let (mut rig, remote) = assisted(&links);
     let stolen = steal(&mut rig, &remote, 7);
     rig.control(Control::Drop(id(0), index_of(0, 0)));
-    std::thread::scope(|scope| {
-        let assist = Arc::clone(&links.assist);
-        scope.spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            assist.finish(0, JobKind::Open, stolen.work());
-        });
-        rig.turn();
-    });
+    turn_while_returned(&mut rig, stolen);
     assert_eq!(tags(&mut rig), [7]);
 }
 

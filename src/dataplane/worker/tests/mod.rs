@@ -8,6 +8,7 @@ mod sealing;
 mod tx;
 
 use super::{Turn, Worker, WorkerConfig};
+use crate::dataplane::assist::Job;
 use crate::dataplane::directory::DirectoryWriter;
 use crate::dataplane::{Control, Event, Links, PeerId, PeerShared};
 use crate::io::{Endpoint, LocalAddr, SendTrain};
@@ -312,5 +313,17 @@ fn while_another_helps(links: &Links, work: impl FnOnce()) {
         over.store(true, Relaxed);
         let (opened, sealed) = helper.join().unwrap();
         println!("the helper opened {opened} trains and sealed {sealed}");
+    });
+}
+
+/// Has the worker make a turn in which another one returns `stolen`, a train of its own, late.
+fn turn_while_returned(rig: &mut Rig, stolen: Job) {
+    let (assist, giver, kind) = (Arc::clone(&rig.links.assist), stolen.giver, stolen.kind());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            assist.finish(giver, kind, stolen.work());
+        });
+        rig.turn();
     });
 }

@@ -110,14 +110,7 @@ fn a_session_ends_only_after_what_it_sealed_has_left() {
     let (mut rig, mut remote) = assisted(&links);
     let stolen = steal(&mut rig, 3);
     rig.control(Control::Drop(id(0), index_of(0, 0)));
-    std::thread::scope(|scope| {
-        let assist = Arc::clone(&links.assist);
-        scope.spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            assist.finish(0, JobKind::Seal, stolen.work());
-        });
-        rig.turn();
-    });
+    turn_while_returned(&mut rig, stolen);
     assert_eq!(looked_at(&mut remote, &rig.sent())[0].2, 3 << 20);
 }
 
@@ -172,14 +165,7 @@ fn a_worker_without_buffers_waits_for_those_that_others_have() {
     let stolen = steal(&mut rig, 3);
     rig.push_frame(&super_frame(4, LARGE));
     let taken: Vec<_> = std::iter::from_fn(|| rig.io.alloc()).collect();
-    std::thread::scope(|scope| {
-        let assist = Arc::clone(&links.assist);
-        scope.spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            assist.finish(0, JobKind::Seal, stolen.work());
-        });
-        rig.turn();
-    });
+    turn_while_returned(&mut rig, stolen);
     assert_eq!(looked_at(&mut remote, &rig.sent())[0].2, 3 << 20, "the turn did not end before");
     // The kernel would have given back what was sent; here it is kept.
     assert_eq!(rig.count(|stats| &stats.tx_no_buffer), LARGE.div_ceil(1380) as u64);
