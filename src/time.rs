@@ -29,6 +29,22 @@ impl Instant {
     }
 }
 
+/// A token bucket, kept as the time at which it is full again. It is full at first.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct TokenBucket(Instant);
+
+impl TokenBucket {
+    /// Takes a token that fills in `cost` from a bucket that fills in `size`. False where there is none.
+    pub fn draw(&mut self, now: Instant, cost: Duration, size: Duration) -> bool {
+        let full_at = self.0.max(now) + cost;
+        let enough = full_at.since(now) <= size;
+        if enough {
+            self.0 = full_at;
+        }
+        enough
+    }
+}
+
 impl Add<Duration> for Instant {
     type Output = Instant;
     fn add(self, by: Duration) -> Instant {

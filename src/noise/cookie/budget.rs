@@ -2,7 +2,7 @@
 //! the answers cost more than all else that is done about it.
 
 use crate::crypto::hash::hash;
-use crate::time::Instant;
+use crate::time::{Instant, TokenBucket};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,9 +23,8 @@ const COMMON_FULL: Duration = Duration::from_millis(100);
 pub(super) struct ReplyBudget {
     /// Where a source's bucket lies cannot be foreseen, so nobody can aim at another's.
     key: [u64; 2],
-    /// When each bucket is full again.
-    sources: Box<[Instant]>,
-    common: Instant,
+    sources: Box<[TokenBucket]>,
+    common: TokenBucket,
 }
 
 impl ReplyBudget {
@@ -33,8 +32,8 @@ impl ReplyBudget {
     pub(super) fn new(root: &[u8; 32], number: u8) -> ReplyBudget {
         let drawn = hash(&[root, b"replies", &[number]]);
         let word = |at: usize| drawn[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let sources = vec![Instant::START; BUCKETS].into_boxed_slice();
-        ReplyBudget { key: [word(0), word(8) | 1], sources, common: Instant::START }
+        let sources = vec![TokenBucket::default(); BUCKETS].into_boxed_slice();
+        ReplyBudget { key: [word(0), word(8) | 1], sources, common: TokenBucket::default() }
     }
 
     /// Whether one more reply may go to `source` now.
@@ -45,19 +44,10 @@ impl ReplyBudget {
         };
         let drawn = (network ^ self.key[0]).wrapping_mul(self.key[1]);
         let bucket = (drawn >> (u64::BITS - BUCKETS.ilog2())) as usize;
-        let own = self.sources.get_mut(bucket).is_some_and(|full| draw(full, now, SOURCE_COST, SOURCE_FULL));
-        own || draw(&mut self.common, now, COMMON_COST, COMMON_FULL)
+        let own =
+            self.sources.get_mut(bucket).is_some_and(|bucket| bucket.draw(now, SOURCE_COST, SOURCE_FULL));
+        own || self.common.draw(now, COMMON_COST, COMMON_FULL)
     }
-}
-
-/// Takes a token that is worth `cost` from a bucket that holds `size`, and is full again at `full`. False where it is empty.
-fn draw(full: &mut Instant, now: Instant, cost: Duration, size: Duration) -> bool {
-    let then = (*full).max(now) + cost;
-    let enough = then.since(now) <= size;
-    if enough {
-        *full = then;
-    }
-    enough
 }
 
 #[cfg(test)]
