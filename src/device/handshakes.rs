@@ -1,5 +1,6 @@
 //! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
 
+use super::events::PeerEvent;
 use super::work::{Arrival, HandshakeResult, HandshakeWork, WorkOutcome};
 use super::{Device, Now};
 use crate::crypto::stack;
@@ -10,6 +11,7 @@ use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{Answered, HandshakeError, Identity, IncomingInitiation};
 use crate::noise::session::{RecvSession, SendSession, SessionKeys};
 use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify, index};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -57,7 +59,11 @@ impl Device {
         let (outcome, arrival) = result.parts();
         match outcome {
             WorkOutcome::Opened(opened) => {
-                let incoming = opened.as_ref().map_err(|error| self.stats.refuse(*error)).ok()?;
+                let incoming = opened.as_ref().map_err(|error| {
+                    self.stats.refuse(*error);
+                    self.note_stranger(now.mono, arrival.from, Err(*error));
+                });
+                let incoming = incoming.ok()?;
                 return self.begin_answer(now, &*identity?, incoming, *arrival);
             }
             WorkOutcome::Answered(id, index, answered) => {
@@ -87,6 +93,7 @@ impl Device {
         slot.into_iter().for_each(|slot| self.renew(now, slot));
         let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) else {
             self.stats.dropped_unknown_peer += 1;
+            self.note_stranger(now.mono, arrival.from, Ok(&incoming.remote));
             return None;
         };
         let id = peer.shared.id;
@@ -95,7 +102,7 @@ impl Device {
             Ok(answering) => Some(HandshakeWork::answer(id, answering, arrival)),
             Err(error) => {
                 self.indices.free(index);
-                self.stats.refuse(error);
+                self.refuse(id, MessageKind::Initiation, arrival.from, error);
                 None
             }
         }
@@ -117,7 +124,14 @@ impl Device {
             peer.handshake.answered(identity, answered, now.mono)?;
             Ok(answered)
         });
-        let answered = taken.map_err(|error| self.stats.refuse(error)).ok()?;
+        let answered = match taken {
+            Ok(answered) => answered,
+            Err(error) => {
+                self.refuse(id, MessageKind::Initiation, arrival.from, error);
+                return None;
+            }
+        };
+        let again = peer.sessions.answered().is_some();
         // An initiation of ours may have given way to the peer's.
         if let Some(outstanding) = outstanding.filter(|_| peer.handshake.pending_index() != outstanding) {
             self.indices.free(outstanding);
@@ -126,6 +140,7 @@ impl Device {
         peer.jar.seal(&mut response, now.mono);
         let session = answered.keys.halves(peer.sessions.birth(now.mono));
         self.stats.initiations_accepted += 1;
+        self.note(id, PeerEvent::Answered { from: arrival.from, again });
         let heard = self.count_received(now, id, arrival);
         self.heard_from(id, heard);
         self.install(now, id, session);
@@ -148,12 +163,18 @@ impl Device {
         };
         let slot = self.indices.slot(response.receiver);
         slot.into_iter().for_each(|slot| self.renew(now, slot));
-        let peer = slot.and_then(|slot| self.peers.get_mut(slot));
-        let begun = peer
-            .ok_or(HandshakeError::Unexpected)
-            .and_then(|peer| Ok((peer.shared.id, peer.handshake.begin_completion(identity, &response)?)));
-        let (id, completing) = begun.map_err(|error| self.stats.refuse(error)).ok()?;
-        Some(HandshakeWork::complete(id, completing, arrival))
+        let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) else {
+            self.stats.refuse(HandshakeError::Unexpected);
+            return None;
+        };
+        let id = peer.shared.id;
+        match peer.handshake.begin_completion(identity, &response) {
+            Ok(completing) => Some(HandshakeWork::complete(id, completing, arrival)),
+            Err(error) => {
+                self.refuse(id, MessageKind::Response, arrival.from, error);
+                None
+            }
+        }
     }
 
     fn take_completion(
@@ -172,9 +193,10 @@ impl Device {
         });
         let session = match completed {
             Ok(session) => session,
-            Err(error) => return self.stats.refuse(error),
+            Err(error) => return self.refuse(id, MessageKind::Response, arrival.from, error),
         };
         self.stats.responses_accepted += 1;
+        self.note(id, PeerEvent::Completed(arrival.from));
         let heard = self.count_received(now, id, arrival);
         // What is staged goes when the session has taken effect, which is soon.
         self.take_heard(id, heard);
@@ -198,11 +220,21 @@ impl Device {
             return;
         };
         let peer = self.indices.slot(reply.receiver).and_then(|slot| self.peers.get_mut(slot));
-        if peer.is_some_and(|peer| peer.jar.accept(&reply, now.mono)) {
+        if let Some(peer) = peer
+            && peer.jar.accept(&reply, now.mono)
+        {
+            let id = peer.shared.id;
             self.stats.cookies_accepted += 1;
+            self.note(id, PeerEvent::CookieAsked);
         } else {
             self.stats.dropped_unexpected += 1;
         }
+    }
+
+    /// Counts and notes a handshake message that was refused to a peer.
+    fn refuse(&mut self, id: PeerId, kind: MessageKind, from: SocketAddr, error: HandshakeError) {
+        self.stats.refuse(error);
+        self.note(id, PeerEvent::Refused(kind, from, error));
     }
 
     /// Notes that an authentic handshake message arrived. Returns where the peer is.
@@ -255,7 +287,7 @@ impl Device {
         self.renew(now, slot);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let id = peer.shared.id;
-        let (Some(identity), Some(_)) = (&self.identity, peer.endpoint) else {
+        let (Some(identity), Some(endpoint)) = (&self.identity, peer.endpoint) else {
             return self.out.purge_staged(&peer.shared);
         };
         let outstanding = peer.handshake.pending_index();
@@ -275,6 +307,7 @@ impl Device {
         peer.jar.seal(&mut message, now.mono);
         peer.timers.initiation_sent(now.mono, &mut *self.entropy);
         self.stats.initiations_sent += 1;
+        self.note(id, PeerEvent::Initiated(endpoint.addr));
         self.send(now, id, &message);
     }
 

@@ -16,6 +16,7 @@
 mod allowed;
 mod attempts;
 mod balance;
+mod events;
 mod handshakes;
 mod indices;
 mod lifecycle;
@@ -55,6 +56,7 @@ use crate::time::Instant;
 use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
 use balance::Balancer;
+use events::{PeerEvent, StrangerLines};
 use indices::IndexTable;
 use lifecycle::{InterfaceState, InterfaceSweep};
 use outputs::{Broadcast, OutputQueue};
@@ -156,6 +158,7 @@ pub struct Device {
     identity_number: u32,
     balancer: Balancer,
     stats: DeviceStats,
+    stranger_lines: StrangerLines,
 }
 
 impl Device {
@@ -182,6 +185,7 @@ impl Device {
             identity_number: 0,
             balancer: Balancer::default(),
             stats: DeviceStats::default(),
+            stranger_lines: StrangerLines::default(),
         }
     }
 
@@ -356,6 +360,7 @@ impl Device {
             peer.timers.handshake_complete(now.mono);
             peer.shared.note_handshake(now.wall);
             self.clear_handshake(id.slot);
+            self.note(id, PeerEvent::Confirmed);
         }
         self.drop_freed(&shared, freed);
         let Some(peer) = self.peers.by_id(id) else { return };

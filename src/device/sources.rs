@@ -1,5 +1,6 @@
 //! Where peers are, and from which local addresses they are spoken to (kernel `socket.c`).
 
+use super::events::PeerEvent;
 use super::table::next_batch;
 use super::{Departure, Device};
 use crate::dataplane::PeerId;
@@ -41,9 +42,13 @@ impl Device {
 
     fn publish_endpoint(&mut self, id: PeerId, endpoint: Endpoint) -> bool {
         let Some(peer) = self.peers.by_id(id) else { return false };
-        let is_another = peer.endpoint.replace(endpoint) != Some(endpoint);
+        let before = peer.endpoint.replace(endpoint);
+        let is_another = before != Some(endpoint);
         if is_another {
             peer.shared.sending.set_endpoint(Some(endpoint));
+        }
+        if before.map(|before| before.addr) != Some(endpoint.addr) {
+            self.note(id, PeerEvent::Moved(endpoint.addr));
         }
         is_another
     }

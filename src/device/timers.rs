@@ -8,6 +8,7 @@
 //! [`PeerShared::armed`]: crate::dataplane::PeerShared::armed
 //! [`Event::Activity`]: crate::dataplane::Event::Activity
 
+use super::events::PeerEvent;
 use super::peer::Watch;
 use super::table::PeerTable;
 use super::{Device, Now};
@@ -150,12 +151,14 @@ impl Device {
             }
             Due::GiveUp => {
                 self.stats.given_up += 1;
+                self.note(id, PeerEvent::GivenUp);
                 self.clear_handshake(id.slot);
                 self.out.purge_staged(peer);
             }
             Due::ZeroKeys => {
                 self.clear_handshake(id.slot);
                 self.drop_sessions(id.slot);
+                self.note(id, PeerEvent::KeysWiped);
             }
         }
     }

@@ -48,5 +48,6 @@ mod tunnels;
 mod turns;
 mod unreachable;
 mod updown;
+mod verbose;
 
 use common::{implementation, lab};
