@@ -33,6 +33,8 @@ impl Group {
             }
             false => Group { path: unified.join(controller).join(name), unified: false },
         };
+        // Of a run that was interrupted: process ids come again.
+        let _ = fs::remove_dir(&group.path);
         if let Err(error) = fs::create_dir(&group.path) {
             skip(&format!("no control group {} can be made: {error}", group.path.display()));
             return None;
@@ -82,8 +84,15 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Its processes have ended, but the kernel may still be at it.
-        let _ = wait_for(Duration::from_secs(2), || fs::remove_dir(&self.path).ok());
+        // A process that has ended may still be on its way out; one that lives goes back to where it was.
+        let parent = self.path.join("../cgroup.procs");
+        let removed = wait_for(Duration::from_secs(5), || {
+            for pid in fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = fs::write(&parent, pid);
+            }
+            fs::remove_dir(&self.path).ok()
+        });
+        assert!(removed.is_some() || std::thread::panicking(), "{} stays behind", self.path.display());
     }
 }
 
