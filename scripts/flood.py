@@ -18,14 +18,13 @@ import os
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from bench import quantile, start_pings  # noqa: E402
-from lab import Implementation, Lab, LabError, Tunnel, main_guard, process_seconds  # noqa: E402
+from lab import Implementation, Lab, LabError, Tunnel, main_guard, process_seconds, public_key  # noqa: E402
 
 SOURCES = 50
 PORT = 51820
@@ -73,17 +72,14 @@ class Family:
         lab.run(namespace, "ethtool -K wire tx-udp-segmentation off")
         lab.run(namespace, "ip link set wire up")
         lab.run(victim, ["ip", "link", "set", near, "up"])
+        # At each wire's end: IPv6 answers solicitations for the addresses of the interface alone.
+        lab.run(victim, ["ip", "addr", "add", self.victim, "dev", near, *options])
         return namespace, near
 
     def route(self, tunnel, near, addresses):
         """Has the flooded end answer to these addresses by that wire, from the address that they speak to."""
         for address in addresses:
             tunnel.lab.run(tunnel.namespace["b"], ["ip", "route", "add", address, "dev", near, "src", self.victim])
-
-    def settle(self, tunnel):
-        """Gives the flooded end the address that all speak to."""
-        options = ["nodad"] if self.version == 6 else []
-        tunnel.lab.run(tunnel.namespace["b"], ["ip", "addr", "add", self.victim, "dev", "lo", *options])
 
 
 def send(public_key, rate, family):
@@ -138,15 +134,13 @@ def newcomer(tunnel, number, family):
     namespace, near = family.join(tunnel, f"n{number}", [address])
     family.route(tunnel, near, [address])
     private = lab.host(["wg", "genkey"]).strip()
-    public = subprocess.run(["wg", "pubkey"], input=private, text=True, check=True, capture_output=True).stdout.strip()
-    lab.run(tunnel.namespace["b"], ["wg", "set", tunnel.device["b"], "peer", public, "allowed-ips", f"{inside}/32"])
+    lab.run(tunnel.namespace["b"], [
+        "wg", "set", tunnel.device["b"], "peer", public_key(private), "allowed-ips", f"{inside}/32"])
     lab.run(tunnel.namespace["b"], ["ip", "route", "add", inside, "dev", tunnel.device["b"]])
     daemon = lab.device(namespace, tunnel.implementation, device)
-    path = lab.path("newcomer.conf")
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as text:
-        text.write(f"[Interface]\nPrivateKey = {private}\n[Peer]\nPublicKey = {tunnel.keys['a'][2]}\n"
-                   f"AllowedIPs = {tunnel.INNER['b']}/32\nEndpoint = {family.endpoint()}\n")
-    lab.run(namespace, ["wg", "setconf", device, path])
+    lab.set_configuration(namespace, device, (
+        f"[Interface]\nPrivateKey = {private}\n[Peer]\nPublicKey = {tunnel.keys['a'][2]}\n"
+        f"AllowedIPs = {tunnel.INNER['b']}/32\nEndpoint = {family.endpoint()}\n"))
     lab.run(namespace, ["ip", "addr", "add", f"{inside}/32", "dev", device])
     lab.run(namespace, ["ip", "link", "set", device, "up"])
     lab.run(namespace, ["ip", "route", "add", tunnel.INNER["b"], "dev", device])
@@ -178,7 +172,6 @@ def measure(lab, implementation, arguments):
     """One fresh tunnel's figures by name, and what each newcomer waited."""
     seconds, family = arguments.seconds, Family(arguments.family)
     with Tunnel(lab, implementation) as tunnel:
-        family.settle(tunnel)
         figures = {"calm": goodput(tunnel, seconds, arguments.pace), "calm p99": start_pings(tunnel, seconds)()["p99_us"]}
         attacker, process = start(tunnel, arguments.rate, family)
         try:

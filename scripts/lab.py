@@ -147,6 +147,13 @@ class Lab:
             time.sleep(0.05)
         return daemon
 
+    def set_configuration(self, namespace, device, text):
+        """Configures a device by `wg setconf`; the text has secrets, and nobody else reads it."""
+        path = self.path("wg.conf")
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+        self.run(namespace, ["wg", "setconf", device, path])
+
     @contextlib.contextmanager
     def iperf3_server(self, namespace):
         """iperf3's server in a namespace, listening when the body begins."""
@@ -186,6 +193,11 @@ class Lab:
     def _inside(namespace, command):
         argv = shlex.split(command) if isinstance(command, str) else list(command)
         return ["ip", "netns", "exec", namespace, *argv]
+
+
+def public_key(private):
+    """The public key of a private one."""
+    return subprocess.run(["wg", "pubkey"], input=private, text=True, check=True, capture_output=True).stdout.strip()
 
 
 def absent_peer(number):
@@ -268,7 +280,7 @@ class Tunnel:
         if self.wire == "forwarded":
             self._lay_lan()
         private = {side: lab.host(["wg", "genkey"]).strip() for side in "ab"}
-        public = {side: self._public_key(private[side]) for side in "ab"}
+        public = {side: public_key(private[side]) for side in "ab"}
         for side, other in ("ab", "ba"):
             self.keys[side] = private[side], other, public[other]
             self._start(side)
@@ -311,21 +323,16 @@ class Tunnel:
         lab.run(host, f"ip route add default via {self.GATEWAY}")
         lab.run(gateway, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
 
-    def _public_key(self, private):
-        return subprocess.run(["wg", "pubkey"], input=private, text=True, check=True, capture_output=True).stdout.strip()
-
     def _start(self, side):
         self.daemon[side] = self.lab.device(self.namespace[side], self.implementation, self.device[side])
 
     def _configure(self, side):
         private, other, public = self.keys[side]
         allowed = ", ".join([f"{self.INNER[other]}/32", *self._behind(side)])
-        path = self.lab.path("wg.conf")
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as text:
-            text.write(f"[Interface]\nPrivateKey = {private}\nListenPort = 51820\n[Peer]\nPublicKey = {public}\n"
-                       f"AllowedIPs = {allowed}\nEndpoint = {self.OUTER[other]}:51820\n")
         namespace, device = self.namespace[side], self.device[side]
-        self.lab.run(namespace, ["wg", "setconf", device, path])
+        self.lab.set_configuration(namespace, device, (
+            f"[Interface]\nPrivateKey = {private}\nListenPort = 51820\n[Peer]\nPublicKey = {public}\n"
+            f"AllowedIPs = {allowed}\nEndpoint = {self.OUTER[other]}:51820\n"))
         self.lab.run(namespace, f"ip addr add {self.INNER[side]}/24 dev {device}")
         self.lab.run(namespace, f"ip link set {device} mtu {8920 if self.wire == 'jumbo' else 1420}")
         self.bring_up(side)
