@@ -34,12 +34,16 @@ impl Instant {
 pub struct TokenBucket(Instant);
 
 impl TokenBucket {
-    /// Takes a token that fills in `cost` from a bucket that fills in `size`. False where there is none.
+    /// Whether there is a token that fills in `cost` in a bucket that fills in `size`.
+    pub fn has(self, now: Instant, cost: Duration, size: Duration) -> bool {
+        self.0.since(now) + cost <= size
+    }
+
+    /// Takes such a token. False where there is none.
     pub fn draw(&mut self, now: Instant, cost: Duration, size: Duration) -> bool {
-        let full_at = self.0.max(now) + cost;
-        let enough = full_at.since(now) <= size;
+        let enough = self.has(now, cost, size);
         if enough {
-            self.0 = full_at;
+            self.0 = self.0.max(now) + cost;
         }
         enough
     }

@@ -138,13 +138,14 @@ impl Gate {
         }
         // Most messages of a flood bring no cookie and get none: they are not to cost the making of one.
         let claims = split_macs(message).is_some_and(|(.., mac2)| *mac2 != [0; MAC_LEN]);
-        if claims && has_mac2(message, &self.cookie(from, now)) {
+        let cookie = claims.then(|| self.cookie(from, now));
+        if cookie.is_some_and(|cookie| has_mac2(message, &cookie)) {
             return Verdict::Pass { proven: true };
         }
         if !self.budget.take(from.ip(), now) {
             return Verdict::Unanswered;
         }
-        let cookie = self.cookie(from, now);
+        let cookie = cookie.unwrap_or_else(|| self.cookie(from, now));
         Verdict::Cookie(self.reply(message, &cookie))
     }
 

@@ -25,8 +25,10 @@ pub struct Limiter {
     swept: Instant,
 }
 
+/// What counts as one source.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum LimitedSource {
+pub(super) enum LimitedSource {
+    /// The address.
     V4([u8; 4]),
     /// The first eight bytes of the address: the /64.
     V6([u8; 8]),
@@ -66,7 +68,8 @@ impl Limiter {
 }
 
 impl LimitedSource {
-    fn of(address: IpAddr) -> LimitedSource {
+    /// The source that an address belongs to.
+    pub(super) fn of(address: IpAddr) -> LimitedSource {
         match address.to_canonical() {
             IpAddr::V4(address) => LimitedSource::V4(address.octets()),
             IpAddr::V6(address) => {

@@ -231,6 +231,7 @@ impl Worker {
     /// Takes frames from the TUN queue towards UDP. Returns whether the budget was used up.
     fn take_frames<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut sender = self.sender(io, now);
+        // A large frame makes two trains. No more are read than there is room for among those that others seal.
         let mut budget = TRAFFIC_BUDGET.min(LARGE_COST / 2 * sender.sealing.room());
         while budget > 0 {
             let Some(frame) = sender.io.recv_tun() else { break };

@@ -2,7 +2,7 @@
 
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::io::Io;
-use crate::time::Instant;
+use crate::time::{Instant, TokenBucket};
 use crate::wire::icmp::{Unreachable, unreachable};
 use crate::wire::ip;
 use crate::wire::vnet::{VNET_HDR_LEN, VnetHeader};
@@ -12,14 +12,13 @@ use std::time::Duration;
 
 /// One message a millisecond on average, per worker (Linux: `net.ipv4.icmp_msgs_per_sec`, 1000).
 const INTERVAL: Duration = Duration::from_millis(1);
-/// Messages at once after a pause (Linux: `net.ipv4.icmp_msgs_burst`, 50).
-const BURST: u32 = 50;
+/// Messages at once after a pause, as time: 50 (Linux: `net.ipv4.icmp_msgs_burst`).
+const BURST: Duration = Duration::from_millis(50);
 
-/// Answers packets that cannot be tunnelled. The rate is kept by a token bucket, stored as the time at which it is
-/// full again.
+/// Answers packets that cannot be tunnelled, at a bounded rate.
 #[derive(Default)]
 pub(super) struct UnreachableSender {
-    full_at: Instant,
+    bucket: TokenBucket,
     /// The broadcast addresses of the interface's networks. A packet to one of them is never answered (RFC 1122
     /// section 3.2.2).
     pub(super) broadcasts: Arc<[Ipv4Addr]>,
@@ -40,7 +39,7 @@ impl UnreachableSender {
         if matches!(info.destination, IpAddr::V4(to) if self.broadcasts.contains(&to)) {
             return;
         }
-        if !self.has_token(now) {
+        if !self.bucket.has(now, INTERVAL, BURST) {
             add(&stats.icmp_limited, 1);
             return;
         }
@@ -50,7 +49,7 @@ impl UnreachableSender {
         };
         let (vnet, out) = buf.split_at_mut(VNET_HDR_LEN);
         let Some(len) = unreachable(packet, why, out) else { return };
-        self.full_at = self.full_at.max(now) + INTERVAL;
+        self.bucket.draw(now, INTERVAL, BURST);
         add(&stats.icmp_sent, 1);
         let message = ip::transport(&out[..len]).and_then(|transport| out.get(transport.offset..len));
         if message.is_some_and(|message| io.send_icmp(info.source, message)) {
@@ -59,10 +58,6 @@ impl UnreachableSender {
         vnet.copy_from_slice(&VnetHeader::default().to_bytes());
         let piece = 0..VNET_HDR_LEN + len;
         io.write_tun(&buf.share(), std::slice::from_ref(&piece));
-    }
-
-    fn has_token(&self, now: Instant) -> bool {
-        self.full_at.since(now) <= INTERVAL * (BURST - 1)
     }
 }
 
@@ -74,17 +69,11 @@ mod tests {
     fn a_burst_then_one_an_interval() {
         let mut unreachable = UnreachableSender::default();
         let mut now = Instant::from_nanos(1_000_000_000);
-        let mut spend = |now| {
-            let allowed = unreachable.has_token(now);
-            if allowed {
-                unreachable.full_at = unreachable.full_at.max(now) + INTERVAL;
-            }
-            allowed
-        };
-        assert_eq!((0..100).filter(|_| spend(now)).count(), BURST as usize);
+        let mut spend = |now| unreachable.bucket.draw(now, INTERVAL, BURST);
+        assert_eq!((0..100).filter(|_| spend(now)).count(), 50);
         now = now + INTERVAL;
         assert_eq!((0..100).filter(|_| spend(now)).count(), 1);
         now = now + Duration::from_secs(3600);
-        assert_eq!((0..100).filter(|_| spend(now)).count(), BURST as usize);
+        assert_eq!((0..100).filter(|_| spend(now)).count(), 50);
     }
 }

@@ -2,6 +2,7 @@
 //! the answers cost more than all else that is done about it.
 
 use crate::crypto::hash::hash;
+use crate::noise::limiter::{self, LimitedSource};
 use crate::time::{Instant, TokenBucket};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use std::time::Duration;
 /// Number of buckets for sources; 32 KiB a worker. Two sources may share one: then they share its rate.
 const BUCKETS: usize = 1 << 12;
 /// The time in which a source's bucket gains a reply: as many a second as the limiter allows handshakes.
-const SOURCE_COST: Duration = super::super::limiter::COST;
+const SOURCE_COST: Duration = limiter::COST;
 /// A full bucket of a source, as time: a burst of 5.
-const SOURCE_FULL: Duration = super::super::limiter::REFILL;
+const SOURCE_FULL: Duration = limiter::REFILL;
 /// The time in which the bucket of all sources gains a reply: 10,000 a second, some hundredths of a core.
 const COMMON_COST: Duration = Duration::from_micros(100);
 /// A full bucket of all sources, as time: a burst of 1,000.
@@ -38,9 +39,9 @@ impl ReplyBudget {
 
     /// Whether one more reply may go to `source` now.
     pub(super) fn take(&mut self, source: IpAddr, now: Instant) -> bool {
-        let network = match source.to_canonical() {
-            IpAddr::V4(address) => u64::from(address.to_bits()),
-            IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+        let network = match LimitedSource::of(source) {
+            LimitedSource::V4(address) => u32::from_be_bytes(address).into(),
+            LimitedSource::V6(network) => u64::from_be_bytes(network),
         };
         let drawn = (network ^ self.key[0]).wrapping_mul(self.key[1]);
         let bucket = (drawn >> (u64::BITS - BUCKETS.ilog2())) as usize;
