@@ -19,9 +19,10 @@
 //! too busy does not pause. On the way back there is no hurry: it waits for a tick in which no worker was hot, so that all of
 //! them slept now and then, which they do only once their queues are empty.
 
-mod policy;
+pub(super) mod policy;
 
 use super::Device;
+use super::events::PeerEvent;
 use super::peer::{Peer, Watch};
 use super::table::next_batch;
 use crate::dataplane::assist::Assist;
@@ -30,7 +31,7 @@ use crate::dataplane::{PeerId, PeerShared};
 use crate::index::ReceiverIndex;
 use crate::time::Instant;
 use Direction::{Received, Sealed, Sent};
-use policy::{Decision, Loads, PeerLoad, Policy};
+use policy::{Decision, Direction, Loads, PeerLoad, Policy};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -42,18 +43,6 @@ const TICK: Duration = Duration::from_secs(1);
 const ENGAGED: u16 = 100;
 /// Number of peers that are looked at in one call, in some 0.1 ms.
 pub(super) const WEIGHED: u32 = 2048;
-
-/// Which way data goes, and how that is shared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Direction {
-    /// From the TUN device to the peer. Sharing it is to spread the peer.
-    Sent,
-    /// From the peer to the TUN device. Sharing it is to have the owner assisted.
-    Received,
-    /// From the TUN device to a peer that is spread already, which helps none of its flows. Sharing it is to have the worker
-    /// assisted that seals a flow.
-    Sealed,
-}
 
 /// The samples of the workers' busy shares, and when the next is due.
 #[derive(Default)]
@@ -213,19 +202,12 @@ impl Device {
         match direction {
             Sent => {
                 peer.spread = shared;
-                log::debug!("peer {}: {}", id.slot, if shared { "spread" } else { "drawn back" });
                 self.steer_peer(id);
             }
-            Received | Sealed => {
-                let flag = match direction {
-                    Received => &peer.shared.assisted,
-                    _ => &peer.shared.seal_assisted,
-                };
-                flag.store(shared || self.balancer.shares_all, Relaxed);
-                let what = if shared { "assisted" } else { "assisted no more" };
-                log::debug!("peer {}: {direction:?}: {what}", id.slot);
-            }
+            Received => peer.shared.assisted.store(shared || self.balancer.shares_all, Relaxed),
+            Sealed => peer.shared.seal_assisted.store(shared || self.balancer.shares_all, Relaxed),
         }
+        self.note(id, PeerEvent::Shared(direction, shared));
     }
 
     /// Gives a peer to another worker: what is sent to it from now on, and what it sends from its next session on.
@@ -234,7 +216,7 @@ impl Device {
             self.stats.peers_given += 1;
             self.peers.give(id.slot, worker);
             self.steer_peer(id);
-            log::debug!("peer {}: given to worker {worker}", id.slot);
+            self.note(id, PeerEvent::Given(worker));
         }
     }
 

@@ -1,19 +1,19 @@
 //! What happens to peers, in words: what the log says at the level `verbose`.
 
 use super::Device;
+use super::balance::policy::Direction;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::PeerId;
 use crate::noise::handshake::HandshakeError;
 use crate::time::{Instant, TokenBucket};
-use crate::wire::message::MessageKind;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// The time in which another line about a stranger may be written: five a second.
-const STRANGER_COST: Duration = Duration::from_millis(200);
-/// Lines about strangers at once, as time: 20.
-const STRANGER_BURST: Duration = Duration::from_secs(4);
+/// The time in which another line about a refused message may be written: five a second.
+const REFUSAL_COST: Duration = Duration::from_millis(200);
+/// Such lines at once, as time: 20.
+const REFUSAL_BURST: Duration = Duration::from_secs(4);
 
 /// What happened to a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,8 +26,6 @@ pub(super) enum PeerEvent {
     Completed(SocketAddr),
     /// The peer used the session that this end answered.
     Confirmed,
-    /// A handshake message from there, with the peer's key or for an initiation to it, was refused.
-    Refused(MessageKind, SocketAddr, HandshakeError),
     /// The peer is under load and asks for an initiation with a cookie.
     CookieAsked,
     /// The peer is elsewhere than before.
@@ -36,6 +34,10 @@ pub(super) enum PeerEvent {
     GivenUp,
     /// The keys of all sessions were wiped, as none was made for long.
     KeysWiped,
+    /// The workers began to share what the peer moves, or ceased to.
+    Shared(Direction, bool),
+    /// The peer was given to this worker.
+    Given(u8),
 }
 
 impl fmt::Display for PeerEvent {
@@ -50,9 +52,6 @@ impl fmt::Display for PeerEvent {
             ),
             PeerEvent::Completed(from) => write!(f, "response from {from} received: the session is ready"),
             PeerEvent::Confirmed => f.write_str("the session is ready: the peer uses it"),
-            PeerEvent::Refused(kind, from, why) => {
-                write!(f, "{} from {from} refused: {}", named(*kind), reason(*kind, *why))
-            }
             PeerEvent::CookieAsked => {
                 f.write_str("the peer is under load: the next initiation carries its cookie")
             }
@@ -63,34 +62,54 @@ impl fmt::Display for PeerEvent {
             PeerEvent::KeysWiped => {
                 f.write_str("no new session for long: the keys of the old ones are wiped")
             }
+            PeerEvent::Shared(Direction::Sent, true) => {
+                f.write_str("what is sent to it is spread over all workers")
+            }
+            PeerEvent::Shared(Direction::Sent, false) => {
+                f.write_str("what is sent to it is one worker's again")
+            }
+            PeerEvent::Shared(Direction::Received, true) => {
+                f.write_str("all workers help to open what it sends")
+            }
+            PeerEvent::Shared(Direction::Received, false) => {
+                f.write_str("its worker alone opens what it sends")
+            }
+            PeerEvent::Shared(Direction::Sealed, true) => {
+                f.write_str("all workers help to seal each of its flows")
+            }
+            PeerEvent::Shared(Direction::Sealed, false) => {
+                f.write_str("each of its flows is sealed by one worker")
+            }
+            PeerEvent::Given(worker) => write!(f, "given to worker {worker}"),
         }
     }
 }
 
-fn named(kind: MessageKind) -> &'static str {
-    match kind {
-        MessageKind::Initiation => "initiation",
-        MessageKind::Response => "response",
-        MessageKind::CookieReply => "cookie reply",
-        MessageKind::Data => "data message",
-    }
+/// Whose message was refused.
+#[derive(Clone, Copy)]
+pub(super) enum Refused<'a> {
+    /// An initiation that does not tell whose it is.
+    Initiation(HandshakeError),
+    /// An initiation with this key, which is no peer's.
+    Stranger(&'a PublicKey),
+    /// A peer's initiation.
+    InitiationOf(PeerId, HandshakeError),
+    /// A response to an initiation to this peer.
+    ResponseOf(PeerId, HandshakeError),
 }
 
-/// Why a message was refused, and what may be behind it.
-fn reason(kind: MessageKind, error: HandshakeError) -> &'static str {
-    match (error, kind) {
-        (HandshakeError::Decrypt, MessageKind::Response) => {
-            "it does not authenticate (do the preshared keys of both ends agree?)"
-        }
-        (HandshakeError::Decrypt, _) => {
+/// Why an initiation was refused, and what may be behind it.
+fn reason(error: HandshakeError) -> &'static str {
+    match error {
+        HandshakeError::Decrypt => {
             "it does not authenticate (is what the sender has as this end's public key right?)"
         }
-        (HandshakeError::LowOrder, _) => "a public key in it is of low order",
-        (HandshakeError::Replay, _) => {
+        HandshakeError::LowOrder => "a public key in it is of low order",
+        HandshakeError::Replay => {
             "its time is not after that of the last one (a copy; or the sender's clock was set back)"
         }
-        (HandshakeError::Flood, _) => "the last one is too short a time ago",
-        (HandshakeError::Unexpected, _) => "it answers nothing that is outstanding",
+        HandshakeError::Flood => "the last one is too short a time ago",
+        HandshakeError::Unexpected => "it answers nothing that is outstanding",
     }
 }
 
@@ -105,21 +124,24 @@ impl fmt::Display for Abbreviated {
     }
 }
 
-/// How many lines about strangers may be written. Anyone can send what causes one.
+/// How many lines about refused messages may be written. Anyone can send what causes one: a copy of a peer's will do.
 #[derive(Default)]
-pub(super) struct StrangerLines {
+pub(super) struct RefusalLines {
     bucket: TokenBucket,
     left_out: u64,
 }
 
-impl StrangerLines {
-    /// Whether a line may be written now, and how many were left out before it.
-    fn next(&mut self, now: Instant) -> Option<u64> {
-        if self.bucket.draw(now, STRANGER_COST, STRANGER_BURST) {
-            return Some(std::mem::take(&mut self.left_out));
+impl RefusalLines {
+    /// What to say behind a line that may be written now: how many were left out before it.
+    fn next(&mut self, now: Instant) -> Option<String> {
+        if !self.bucket.draw(now, REFUSAL_COST, REFUSAL_BURST) {
+            self.left_out += 1;
+            return None;
         }
-        self.left_out += 1;
-        None
+        Some(match std::mem::take(&mut self.left_out) {
+            0 => String::new(),
+            more => format!(" (and {more} more that were refused)"),
+        })
     }
 }
 
@@ -133,25 +155,33 @@ impl Device {
         }
     }
 
-    /// Notes that an initiation from there is of no peer, or does not authenticate.
-    pub(super) fn note_stranger(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        why: Result<&PublicKey, HandshakeError>,
-    ) {
+    /// Notes that a handshake message from there was refused.
+    pub(super) fn note_refused(&mut self, now: Instant, from: SocketAddr, refused: Refused<'_>) {
         if !log::log_enabled!(log::Level::Debug) {
             return;
         }
-        let Some(left_out) = self.stranger_lines.next(now) else { return };
-        let more = if left_out > 0 { format!(" (and {left_out} more like it)") } else { String::new() };
-        match why {
-            Ok(key) => log::debug!("initiation from {from} refused: {key} is no peer's public key{more}"),
-            Err(error) => {
-                log::debug!(
-                    "initiation from {from} refused: {}{more}",
-                    reason(MessageKind::Initiation, error)
-                );
+        let Some(more) = self.refusal_lines.next(now) else { return };
+        let mut key = |id| self.peers.by_id(id).map(|peer| Abbreviated(peer.public_key));
+        match refused {
+            Refused::Initiation(error) => {
+                log::debug!("initiation from {from} refused: {}{more}", reason(error))
+            }
+            Refused::Stranger(key) => {
+                log::debug!("initiation from {from} refused: {key} is no peer's public key{more}");
+            }
+            Refused::InitiationOf(id, error) => {
+                let Some(key) = key(id) else { return };
+                log::debug!("{key}: initiation from {from} refused: {}{more}", reason(error));
+            }
+            Refused::ResponseOf(id, error) => {
+                let Some(key) = key(id) else { return };
+                let reason = match error {
+                    HandshakeError::Decrypt => {
+                        "it does not authenticate (do the preshared keys of both ends agree?)"
+                    }
+                    error => reason(error),
+                };
+                log::debug!("{key}: response from {from} refused: {reason}{more}");
             }
         }
     }
@@ -162,13 +192,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_about_strangers_are_bounded_and_the_rest_is_counted() {
-        let mut lines = StrangerLines::default();
+    fn lines_about_refused_messages_are_bounded_and_the_rest_is_counted() {
+        let mut lines = RefusalLines::default();
         let at = |millis| Instant::START + Duration::from_millis(millis);
-        assert_eq!((0..1000).filter(|_| lines.next(at(0)) == Some(0)).count(), 20);
+        let nothing = Some(String::new());
+        assert_eq!((0..1000).filter(|_| lines.next(at(0)) == nothing).count(), 20);
         assert_eq!(lines.next(at(199)), None);
-        assert_eq!(lines.next(at(200)), Some(981));
-        assert_eq!(lines.next(at(10_000)), Some(0));
+        assert_eq!(lines.next(at(200)).as_deref(), Some(" (and 981 more that were refused)"));
+        assert_eq!(lines.next(at(10_000)), nothing);
     }
 
     #[test]

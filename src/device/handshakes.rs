@@ -1,6 +1,6 @@
 //! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
 
-use super::events::PeerEvent;
+use super::events::{PeerEvent, Refused};
 use super::work::{Arrival, HandshakeResult, HandshakeWork, WorkOutcome};
 use super::{Device, Now};
 use crate::crypto::stack;
@@ -61,7 +61,7 @@ impl Device {
             WorkOutcome::Opened(opened) => {
                 let incoming = opened.as_ref().map_err(|error| {
                     self.stats.refuse(*error);
-                    self.note_stranger(now.mono, arrival.from, Err(*error));
+                    self.note_refused(now.mono, arrival.from, Refused::Initiation(*error));
                 });
                 let incoming = incoming.ok()?;
                 return self.begin_answer(now, &*identity?, incoming, *arrival);
@@ -93,7 +93,7 @@ impl Device {
         slot.into_iter().for_each(|slot| self.renew(now, slot));
         let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) else {
             self.stats.dropped_unknown_peer += 1;
-            self.note_stranger(now.mono, arrival.from, Ok(&incoming.remote));
+            self.note_refused(now.mono, arrival.from, Refused::Stranger(&incoming.remote));
             return None;
         };
         let id = peer.shared.id;
@@ -102,7 +102,7 @@ impl Device {
             Ok(answering) => Some(HandshakeWork::answer(id, answering, arrival)),
             Err(error) => {
                 self.indices.free(index);
-                self.refuse(id, MessageKind::Initiation, arrival.from, error);
+                self.refuse(now, arrival.from, Refused::InitiationOf(id, error), error);
                 None
             }
         }
@@ -127,7 +127,7 @@ impl Device {
         let answered = match taken {
             Ok(answered) => answered,
             Err(error) => {
-                self.refuse(id, MessageKind::Initiation, arrival.from, error);
+                self.refuse(now, arrival.from, Refused::InitiationOf(id, error), error);
                 return None;
             }
         };
@@ -171,7 +171,7 @@ impl Device {
         match peer.handshake.begin_completion(identity, &response) {
             Ok(completing) => Some(HandshakeWork::complete(id, completing, arrival)),
             Err(error) => {
-                self.refuse(id, MessageKind::Response, arrival.from, error);
+                self.refuse(now, arrival.from, Refused::ResponseOf(id, error), error);
                 None
             }
         }
@@ -193,7 +193,7 @@ impl Device {
         });
         let session = match completed {
             Ok(session) => session,
-            Err(error) => return self.refuse(id, MessageKind::Response, arrival.from, error),
+            Err(error) => return self.refuse(now, arrival.from, Refused::ResponseOf(id, error), error),
         };
         self.stats.responses_accepted += 1;
         self.note(id, PeerEvent::Completed(arrival.from));
@@ -231,10 +231,10 @@ impl Device {
         }
     }
 
-    /// Counts and notes a handshake message that was refused to a peer.
-    fn refuse(&mut self, id: PeerId, kind: MessageKind, from: SocketAddr, error: HandshakeError) {
+    /// Counts and notes a handshake message of a peer's that was refused.
+    fn refuse(&mut self, now: Now, from: SocketAddr, refused: Refused<'_>, error: HandshakeError) {
         self.stats.refuse(error);
-        self.note(id, PeerEvent::Refused(kind, from, error));
+        self.note_refused(now.mono, from, refused);
     }
 
     /// Notes that an authentic handshake message arrived. Returns where the peer is.

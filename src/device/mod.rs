@@ -56,7 +56,7 @@ use crate::time::Instant;
 use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
 use balance::Balancer;
-use events::{PeerEvent, StrangerLines};
+use events::{PeerEvent, RefusalLines};
 use indices::IndexTable;
 use lifecycle::{InterfaceState, InterfaceSweep};
 use outputs::{Broadcast, OutputQueue};
@@ -158,7 +158,7 @@ pub struct Device {
     identity_number: u32,
     balancer: Balancer,
     stats: DeviceStats,
-    stranger_lines: StrangerLines,
+    refusal_lines: RefusalLines,
 }
 
 impl Device {
@@ -185,7 +185,7 @@ impl Device {
             identity_number: 0,
             balancer: Balancer::default(),
             stats: DeviceStats::default(),
-            stranger_lines: StrangerLines::default(),
+            refusal_lines: RefusalLines::default(),
         }
     }
 

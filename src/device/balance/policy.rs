@@ -1,7 +1,7 @@
 //! The policy of [balance](super): what to do for a worker that is hot. It knows neither devices nor clocks.
 
-use super::Direction::{self, Received, Sealed, Sent};
 use crate::dataplane::PeerId;
+use Direction::{Received, Sealed, Sent};
 use std::collections::HashMap;
 
 /// Busy share in thousandths from which a worker is hot.
@@ -20,6 +20,18 @@ const WORTH: u64 = 8;
 /// Most peers that are shared at a time, each way. Each made most of what a worker moved and has not calmed down since, so
 /// more than a few are not to be expected.
 const MAX_SHARED: usize = 256;
+
+/// Which way data goes, and how that is shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::device) enum Direction {
+    /// From the TUN device to the peer. Sharing it is to spread the peer.
+    Sent,
+    /// From the peer to the TUN device. Sharing it is to have the owner assisted.
+    Received,
+    /// From the TUN device to a peer that is spread already, which helps none of its flows. Sharing it is to have the worker
+    /// assisted that seals a flow.
+    Sealed,
+}
 
 /// What one peer moved in a tick, in bytes a second.
 #[derive(Clone, Copy, Debug)]
