@@ -85,6 +85,7 @@ fn flags() -> Vec<Row> {
             e.run(&RUN, |i, _, tcp| tcp.flags |= if i > 5 { ECE } else { 0 })
         }),
         row("CWR in a run", BOTH, |e| e.run(&RUN, |i, _, tcp| tcp.flags |= if i == 3 { CWR } else { 0 })),
+        row("CWR in every packet of a run", BOTH, |e| e.run(&RUN, |_, _, tcp| tcp.flags |= CWR)),
         row("CWR and ECE first", BOTH, |e| {
             e.run(&RUN, |i, _, tcp| tcp.flags |= if i == 0 { CWR | ECE } else { 0 })
         }),
