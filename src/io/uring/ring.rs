@@ -4,6 +4,7 @@ use super::buffers::{BufferRing, GROUP};
 use crate::io::edge::{Edge, ReceiveInfo, TrainShape, shape};
 use crate::io::slab::{Buf, Pool};
 use crate::sys::cmsg::{CONTROL_LEN, NAME_LEN};
+use io_uring::register::Restriction;
 use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use std::io::{Error, ErrorKind, Result};
@@ -15,6 +16,9 @@ const SUBMISSIONS: u32 = 32;
 /// Size of the completion queue: one for each provided buffer and each poll. Beyond it the kernel queues them itself
 /// (NODROP).
 const COMPLETIONS: u32 = 256;
+
+/// IORING_REGISTER_SYNC_CANCEL of linux/io_uring.h, which the crate does not name.
+const REGISTER_SYNC_CANCEL: u8 = 24;
 
 /// Where a received train begins, in bytes: `io_uring_recvmsg_out`, name and control data come before it.
 pub(super) const START: usize = 16 + NAME_LEN + CONTROL_LEN;
@@ -77,6 +81,7 @@ impl Ring {
             return Err(Error::new(ErrorKind::Unsupported, "io_uring of this kernel is too old"));
         }
         let buffers = BufferRing::new(&uring, Edge::receive_buffers(pool), pool)?;
+        restrict(&uring)?;
         // SAFETY: msghdr is plain data for which all zeros is a valid value.
         let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         header.msg_namelen = NAME_LEN as libc::socklen_t;
@@ -241,12 +246,26 @@ impl Drop for Ring {
     }
 }
 
-/// Makes the best ring that the kernel has: completions are made in our own enters only (6.1), or at least without
+/// Lets the ring do for ever what a worker does, and nothing else. A filter of system calls cannot see what goes through a ring: who
+/// takes a worker over could open files and connect sockets through it otherwise.
+fn restrict(uring: &IoUring) -> Result<()> {
+    let mut allowed = [
+        Restriction::sqe_op(opcode::PollAdd::CODE),
+        Restriction::sqe_op(opcode::RecvMsgMulti::CODE),
+        Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_flags_allowed(squeue::Flags::BUFFER_SELECT.bits()),
+        Restriction::register_op(REGISTER_SYNC_CANCEL),
+    ];
+    uring.submitter().register_restrictions(&mut allowed)?;
+    uring.submitter().register_enable_rings()
+}
+
+/// Makes the best ring that the kernel has, which does nothing before it is enabled: completions are made in our own enters only (6.1), or at least without
 /// interrupting us (5.19), or else as they come.
 fn build() -> Result<IoUring> {
     let common = || {
         let mut builder = IoUring::builder();
-        builder.setup_cqsize(COMPLETIONS).dontfork();
+        builder.setup_cqsize(COMPLETIONS).dontfork().setup_r_disabled();
         builder
     };
     let mut deferred = common();
@@ -263,4 +282,30 @@ fn build() -> Result<IoUring> {
         }
     }
     Err(last.unwrap_or_else(|| ErrorKind::Unsupported.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_does_nothing_but_a_workers_work() {
+        let pool = Pool::new(4).unwrap();
+        let mut ring = match Ring::new(&pool) {
+            Ok(ring) => ring,
+            Err(error) => return eprintln!("not run: no io_uring here: {error}"),
+        };
+        let path = c"/proc/self/status";
+        let open = opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build();
+        let socket = opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build();
+        let drained = opcode::PollAdd::new(Fd(0), 0).build().flags(squeue::Flags::IO_DRAIN);
+        for entry in [open, socket, drained] {
+            ring.push(entry.user_data(RequestKind::Tun.tag(0))).unwrap();
+            ring.enter(1, Some(Duration::from_secs(1))).unwrap();
+            assert_eq!(ring.next_event().unwrap().outcome, Err(libc::EACCES));
+        }
+        let refused = ring.uring.submitter().register_files(&[0]).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+        assert!(ring.uring.submitter().register_restrictions(&mut []).is_err(), "for ever");
+    }
 }
