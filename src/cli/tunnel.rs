@@ -64,7 +64,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         return finish(Err(Failure::of(format!("{}: cannot start a thread", tunnel.name()))(error)));
     }
     if confined {
-        confine::after_start();
+        confine_started(&tunnel);
     }
     if says {
         announce(tunnel.name(), false);
@@ -77,6 +77,13 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         }
         outcome => finish(outcome.map_err(Failure::Tunnel)),
     }
+}
+
+/// Filters the system calls, once all rings are there.
+fn confine_started(tunnel: &Tunnel) {
+    // The slow path answers when it has its ring, and where it cannot have one, why not is known at the tunnel's end.
+    let _ = tunnel.status();
+    confine::after_start();
 }
 
 /// Tells those who wait that the tunnel is there, and the service manager from time to time how it fares.

@@ -35,6 +35,8 @@ pub struct Status {
     pub udp_steering: Option<bool>,
     /// Whether sockets ask for UDP_GRO.
     pub gro: bool,
+    /// How many system calls of the program its filter refused.
+    pub refused_calls: u64,
     /// The owner of each peer, in the device's order.
     pub peers: Vec<Owner>,
     /// Counters of handshakes, by what became of them.

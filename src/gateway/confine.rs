@@ -44,7 +44,7 @@ pub fn before_start(config: Option<&Path>) {
     }
 }
 
-/// Filters the system calls of all threads from now on.
+/// Filters the system calls of all threads from now on. All rings of io_uring must be there.
 pub fn after_start() {
     if let Err(error) = calls::filter() {
         log::warn!("system calls are not filtered: {error}");

@@ -62,6 +62,9 @@ pub fn table(measured: &Measured) -> String {
     if let Some(unbound) = &status.unbound {
         let _ = writeln!(text, "  listening port: {unbound}");
     }
+    if status.refused_calls > 0 {
+        let _ = writeln!(text, "  refused system calls: {}, see the log", status.refused_calls);
+    }
     let _ =
         writeln!(text, "  peers: {}, on {}\n", status.peers.len(), counted(status.workers.len(), "worker"));
     for (what, part, whole) in SHARES {

@@ -15,6 +15,7 @@ use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
 use crate::slowpath::listening::{LinkEvent, LinkState};
 use crate::slowpath::pinning::Pinning;
 use crate::sys::clock::Clock;
+use crate::sys::refusals;
 use crate::sys::source::RoutingTables;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -61,6 +62,8 @@ pub(super) struct Driver {
     tidy_at: Option<Instant>,
     /// Whether it was logged that the kernel does not steer the UDP sockets.
     warned_unsteered: bool,
+    /// How many refused system calls are worth another line of the log.
+    refusals_to_tell: u64,
 }
 
 impl Driver {
@@ -105,6 +108,7 @@ impl Driver {
             jobs: Jobs::default(),
             tidy_at: None,
             warned_unsteered: false,
+            refusals_to_tell: 1,
         }
     }
 
@@ -135,6 +139,7 @@ impl Driver {
         if let Some(pinning) = &mut self.pinning {
             pinning.look(now.mono);
         }
+        self.tell_refusals();
         if self.tidy_at.is_some_and(|due| due <= now.mono) {
             self.tidy();
         }
@@ -169,6 +174,22 @@ impl Driver {
     /// Whether no worker is far behind with its controls.
     fn workers_keep_up(&self) -> bool {
         self.backlog.iter().all(|backlog| backlog.len() < KEPT)
+    }
+
+    /// Logs which system calls a filter refused, at the first, and each time that they have doubled.
+    fn tell_refusals(&mut self) {
+        let refused = refusals::count();
+        if refused < self.refusals_to_tell {
+            return;
+        }
+        self.refusals_to_tell = refused.saturating_mul(2);
+        let which: Vec<String> =
+            refusals::list().iter().map(|(call, times)| format!("number {call} ({times} ×)")).collect();
+        log::warn!(
+            "the filter of system calls refused {}: nothing in this program is known to need them; \
+             --unconfined leaves the filter out",
+            which.join(", ")
+        );
     }
 
     fn tidy(&mut self) {
@@ -261,6 +282,7 @@ impl Driver {
             tun_steering,
             udp_steering,
             gro,
+            refused_calls: refusals::count(),
             ..self.device.status(&self.links)
         }
     }

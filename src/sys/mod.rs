@@ -20,6 +20,7 @@ pub mod memory;
 pub mod namespace;
 #[cfg(test)]
 pub(crate) mod netns;
+pub mod refusals;
 pub(crate) mod rtnl;
 pub(crate) mod sockopt;
 pub mod source;

@@ -1,9 +1,11 @@
 //! The system calls that a running tunnel makes, and those that only an intruder would.
 
+use crate::sys::refusals;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter_all_threads};
 use std::io::{Error, ErrorKind, Result};
 
-/// What workers, slow path, helpers, the resolver and the C library call. Others are refused with EPERM.
+/// What workers, slow path, helpers, the resolver and the C library call. Others are refused with EPERM. Rings are made before, as
+/// one that was made later could do what the filter forbids.
 #[rustfmt::skip]
 const CALLED: &[libc::c_long] = &[
     // memory
@@ -31,7 +33,7 @@ const CALLED: &[libc::c_long] = &[
     libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_sendmmsg, libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_recvmmsg,
     libc::SYS_eventfd2, libc::SYS_epoll_create1, libc::SYS_epoll_ctl, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2,
     libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_timerfd_create, libc::SYS_timerfd_settime,
-    libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register,
+    libc::SYS_io_uring_enter, libc::SYS_io_uring_register,
     libc::SYS_bpf, libc::SYS_setns,
 ];
 
@@ -63,11 +65,11 @@ const FATAL: &[libc::c_long] = &[
 ///
 /// Where the kernel has no seccomp filters, or does not allow them.
 pub(super) fn filter() -> Result<()> {
-    let allow = program(
-        CALLED.iter().chain(CALLED_IN_OLD_FORM),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-    )?;
+    let refuse = match refusals::follow()? {
+        true => SeccompAction::Trap,
+        false => SeccompAction::Errno(libc::EPERM as u32),
+    };
+    let allow = program(CALLED.iter().chain(CALLED_IN_OLD_FORM), SeccompAction::Allow, refuse)?;
     let kill = program(FATAL.iter(), SeccompAction::KillProcess, SeccompAction::Allow)?;
     // Of two filters the stricter answer counts. The first one installed may not forbid to install the second.
     for program in [kill, allow] {

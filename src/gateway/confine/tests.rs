@@ -1,4 +1,6 @@
 use super::*;
+use crate::sys::refusals;
+use rustix::process::{Signal, getpid, kill_process};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
@@ -54,6 +56,11 @@ fn filtered(task: &str) -> ExitStatus {
 #[test]
 fn a_task_for_the_filtered() {
     let Ok(task) = std::env::var(TASK) else { return };
+    if task == "hear a stranger's signal" {
+        refusals::follow().unwrap();
+        kill_process(getpid(), Signal::SYS).unwrap();
+        return assert_eq!(refusals::count(), 0);
+    }
     set_no_new_privs(true).unwrap();
     after_start();
     match &task[..] {
@@ -61,7 +68,14 @@ fn a_task_for_the_filtered() {
         "link a file" => {
             let error = std::fs::hard_link("/proc/self/exe", "/tmp/ringtun-link").unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+            let number = libc::SYS_linkat as usize;
+            assert_eq!((refusals::count(), refusals::list()), (1, vec![(number, 1)]));
         }
+        "make a ring" => {
+            let refused = io_uring::IoUring::new(8).map(drop).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+        }
+
         _ => {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.send_to(b"datagram", socket.local_addr().unwrap()).unwrap();
@@ -75,6 +89,8 @@ fn a_task_for_the_filtered() {
 #[test]
 fn what_only_an_intruder_calls_ends_the_process_and_what_nobody_needs_is_refused() {
     assert_eq!(filtered("run a program").signal(), Some(libc::SIGSYS));
-    assert!(filtered("link a file").success());
+    for task in ["link a file", "make a ring", "hear a stranger's signal"] {
+        assert!(filtered(task).success(), "{task}");
+    }
     assert!(filtered("go on").success());
 }

@@ -120,6 +120,13 @@ fn add_device(samples: &mut Samples, name: &str, status: &Status) {
     state("ringtun_tun_steered", "Whether eBPF chooses the TUN queue of a packet.", status.tun_steering);
     let udp = status.udp_steering.unwrap_or(false);
     state("ringtun_udp_steered", "Whether BPF chooses the socket of a datagram.", udp);
+    samples.add(
+        "ringtun_refused_system_calls_total",
+        MetricKind::Counter,
+        "System calls of the program that its own filter refused.",
+        &[interface],
+        &status.refused_calls.to_string(),
+    );
     for (counter, value) in &status.handshakes {
         // What may fall again has a name that says so. All other counters only rise.
         let (suffix, kind) =
