@@ -95,13 +95,12 @@ impl Tun {
     ///
     /// # Errors
     ///
-    /// Where the device cannot be created. The error names the remedy (no /dev/net/tun, no CAP_NET_ADMIN, name in use).
+    /// Where the device cannot be created. The error names the remedy (no /dev/net/tun, no CAP_NET_ADMIN, name in use). EPERM where
+    /// another process attached itself to it meanwhile.
     pub fn create(config: &TunConfig) -> io::Result<Tun> {
         check_name(&config.name)?;
         let mut queues = Vec::with_capacity(config.queues.get());
-        // Without IFF_TUN_EXCL the first queue would join a device of this name that another process holds.
-        let first = open_queue()?;
-        let name = attach(first.as_fd(), &config.name, QUEUE_FLAGS | libc::IFF_TUN_EXCL)?;
+        let (first, name) = first_queue(&config.name)?;
         ioctl::set_vnet_header_len(first.as_fd(), VNET_HDR_LEN)?;
         queues.push(first);
         while queues.len() < config.queues.get() {
@@ -109,6 +108,7 @@ impl Tun {
             attach(queue.as_fd(), &name, QUEUE_FLAGS)?;
             queues.push(queue);
         }
+        check_alone(&name, queues.len())?;
         let offloads = set_offloads(queues[0].as_fd(), config.offloads)?;
         let index = link::index(&name)?;
         link::configure(index, config.mtu, TX_QUEUE_LEN)
@@ -169,6 +169,30 @@ fn open_queue() -> io::Result<OwnedFd> {
         };
         explain(error, format!("{DEVICE} {remedy}"))
     })
+}
+
+/// Creates the device with its first queue. Returns the device's name, too.
+///
+/// It belongs to this process's user from the beginning. The kernel lets anybody who may open /dev/net/tun add a queue to a
+/// multi-queue device that belongs to nobody (`tun_not_capable`), and so read what others send and speak in the host's name.
+fn first_queue(name: &str) -> io::Result<(OwnedFd, String)> {
+    let queue = open_queue()?;
+    // Without IFF_TUN_EXCL the queue would join a device of this name that another process holds.
+    let name = attach(queue.as_fd(), name, QUEUE_FLAGS | libc::IFF_TUN_EXCL)?;
+    ioctl::set_owner(queue.as_fd(), rustix::process::geteuid().as_raw())?;
+    Ok((queue, name))
+}
+
+/// Checks that nobody else has a queue: somebody may have opened one before the device belonged to us.
+fn check_alone(name: &str, queues: usize) -> io::Result<()> {
+    // Where netlink is refused, there is nothing to be found out.
+    let strangers = link::tun_state(name).map_or(0, |state| state.queues.saturating_sub(queues));
+    if strangers == 0 {
+        return Ok(());
+    }
+    let message =
+        format!("another process attached itself to {name} while it was made: see who has /dev/net/tun open");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
 }
 
 /// Makes the file a queue of the device and returns the device's name.
@@ -312,11 +336,39 @@ mod tests {
         });
     }
 
+    /// Makes this thread, and no other, one of user 65534, who has no rights. Root may.
+    fn become_nobody() {
+        // SAFETY: the raw system call changes this thread alone (libc's function would change all).
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+    }
+
+    #[test]
+    fn nobody_else_may_add_a_queue() {
+        in_netns(|| {
+            let made = Tun::create(&config("rt-tun0", 2)).unwrap();
+            let strangers = open_queue().unwrap();
+            become_nobody();
+            let refused = ioctl::set_interface(strangers.as_fd(), "rt-tun0", QUEUE_FLAGS as u16).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+            assert_eq!(link::tun_state("rt-tun0").unwrap().queues, made.queues.len());
+        });
+    }
+
+    #[test]
+    fn a_queue_of_a_stranger_is_noticed() {
+        in_netns(|| {
+            let _made = Tun::create(&config("rt-tun0", 2)).unwrap();
+            let strangers = open_queue().unwrap();
+            attach(strangers.as_fd(), "rt-tun0", QUEUE_FLAGS).unwrap();
+            let error = check_alone("rt-tun0", 2).unwrap_err();
+            assert!(error.to_string().contains("another process attached itself to rt-tun0"), "{error}");
+        });
+    }
+
     #[test]
     fn without_the_right_to_create_the_error_says_who_may() {
         in_netns(|| {
-            // SAFETY: the raw system call changes this thread alone (libc's function would change all); root may.
-            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+            become_nobody();
             let error = Tun::create(&config("rt-tun0", 1)).unwrap_err();
             assert!(error.to_string().contains("needs root or CAP_NET_ADMIN"), "{error}");
         });

@@ -57,6 +57,12 @@ pub(crate) fn set_offload(tun: BorrowedFd<'_>, bits: libc::c_uint) -> io::Result
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) })
 }
 
+/// Lets `user` add queues to the device, and nobody else who lacks CAP_NET_ADMIN (TUNSETOWNER).
+pub(crate) fn set_owner(tun: BorrowedFd<'_>, user: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOWNER takes its argument by value.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(user)) })
+}
+
 /// Sets the length in bytes of the virtio-net header before each packet (TUNSETVNETHDRSZ).
 pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: usize) -> io::Result<()> {
     let len = len as libc::c_int;

@@ -6,9 +6,11 @@
 use crate::sys::error::invalid;
 use crate::sys::rtnl::Asker;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::Nla;
 use std::ffi::CString;
 use std::io;
 
@@ -36,26 +38,63 @@ pub(crate) fn scope(index: u32) -> String {
 /// Whether the interface called `name` is a tunnel's, of this or another program. To delete any other one, such as `lo`, is
 /// no advice to give. False where the kernel does not say.
 pub(crate) fn is_tunnel(name: &str) -> bool {
-    let kind = || {
-        let mut message = LinkMessage::default();
-        message.header.index = index(name).ok()?;
-        match Asker::open().ok()?.query(RouteNetlinkMessage::GetLink(message)).ok()? {
-            RouteNetlinkMessage::NewLink(link) => kind_of(link),
-            _ => None,
-        }
-    };
-    matches!(kind(), Some(InfoKind::Tun | InfoKind::Wireguard))
+    let info = link_info(name).unwrap_or_default();
+    info.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Tun | InfoKind::Wireguard)))
 }
 
-fn kind_of(link: LinkMessage) -> Option<InfoKind> {
+/// What the kernel tells of a TUN device (`tun_fill_info`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TunState {
+    /// The user who may open queues without CAP_NET_ADMIN.
+    pub(crate) owner: Option<u32>,
+    /// Whether it stays when the last queue is closed.
+    pub(crate) is_persistent: bool,
+    /// Whether it may have more than one queue.
+    pub(crate) is_multi_queue: bool,
+    /// How many files are attached to it, enabled or not.
+    pub(crate) queues: usize,
+}
+
+/// The state of the TUN device called `name`.
+///
+/// # Errors
+///
+/// Where there is none of this name, or netlink does not answer.
+pub(crate) fn tun_state(name: &str) -> io::Result<TunState> {
+    let values = link_info(name)?.into_iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Tun(values)) => Some(values),
+        _ => None,
+    });
+    let mut state = TunState::default();
+    for value in values.ok_or_else(|| invalid(format!("{name} is no TUN device")))? {
+        let mut bytes = [0; 4];
+        let len = value.value_len().min(bytes.len());
+        value.emit_value(&mut bytes[..len]);
+        let number = u32::from_ne_bytes(bytes);
+        // IFLA_TUN_* of linux/if_link.h; those that say yes or no are one byte.
+        match value.kind() {
+            1 => state.owner = Some(number),
+            6 => state.is_persistent = number.to_ne_bytes()[0] != 0,
+            7 => state.is_multi_queue = number.to_ne_bytes()[0] != 0,
+            8 | 9 => state.queues += number as usize,
+            _ => {}
+        }
+    }
+    Ok(state)
+}
+
+fn link_info(name: &str) -> io::Result<Vec<LinkInfo>> {
+    let mut message = LinkMessage::default();
+    message.header.index = index(name)?;
+    let RouteNetlinkMessage::NewLink(link) = Asker::open()?.query(RouteNetlinkMessage::GetLink(message))?
+    else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
     let info = link.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(info) => Some(info),
         _ => None,
-    })?;
-    info.into_iter().find_map(|info| match info {
-        LinkInfo::Kind(kind) => Some(kind),
-        _ => None,
-    })
+    });
+    Ok(info.unwrap_or_default())
 }
 
 /// Sets MTU (in bytes), transmit queue length (in packets), NOARP, and no MULTICAST. UP stays as it is.
@@ -93,6 +132,20 @@ mod tests {
             let error = configure(4711, 1420, 1000).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
             assert_eq!(index("rt-none0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        });
+    }
+
+    #[test]
+    fn the_state_of_a_tun_device_is_what_it_was_made_with() {
+        in_netns(|| {
+            ip("tuntap add rt-tun0 mode tun");
+            ip("tuntap add rt-tun1 mode tun multi_queue user 65534");
+            let single = TunState { is_persistent: true, ..TunState::default() };
+            assert_eq!(tun_state("rt-tun0").unwrap(), single);
+            let prepared = TunState { owner: Some(65_534), is_multi_queue: true, ..single };
+            assert_eq!(tun_state("rt-tun1").unwrap(), prepared);
+            assert!(tun_state("lo").unwrap_err().to_string().contains("no TUN device"));
+            assert!(tun_state("rt-none0").is_err());
         });
     }
 
