@@ -6,6 +6,7 @@
 use crate::index::WorkerCount;
 use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::error::{errno, explain, invalid};
+use crate::sys::link::TunState;
 use crate::sys::{ioctl, link};
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::fs::OpenOptions;
@@ -89,6 +90,9 @@ impl Tun {
     /// Creates the device, down and without addresses. It sets MTU, transmit queue length, NOARP without MULTICAST, and no
     /// link-local address.
     ///
+    /// A device that was prepared for this process is taken over instead, and stays when its queues are closed: one of this name
+    /// that is persistent, belongs to the process's user, and has no queue. MTU, flags and addresses are left to whoever made it.
+    ///
     /// gso_max_size stays at its default. Below it, the kernel cuts every *forwarded* super-packet that is longer into
     /// single packets before the device sees it (`gso_features_check`), and a gateway loses nine tenths of its throughput.
     /// GRO builds 64 KiB ones whatever the device says, and only local TCP honours the limit.
@@ -100,7 +104,7 @@ impl Tun {
     pub fn create(config: &TunConfig) -> io::Result<Tun> {
         check_name(&config.name)?;
         let mut queues = Vec::with_capacity(config.queues.get());
-        let (first, name) = first_queue(&config.name)?;
+        let (first, name, is_prepared) = first_queue(&config.name)?;
         ioctl::set_vnet_header_len(first.as_fd(), VNET_HDR_LEN)?;
         queues.push(first);
         while queues.len() < config.queues.get() {
@@ -111,6 +115,9 @@ impl Tun {
         check_alone(&name, queues.len())?;
         let offloads = set_offloads(queues[0].as_fd(), config.offloads)?;
         let index = link::index(&name)?;
+        if is_prepared {
+            return Ok(Tun { name, index, queues, offloads });
+        }
         link::configure(index, config.mtu, TX_QUEUE_LEN)
             .map_err(|error| explain(error, format!("{name}: MTU {}", config.mtu)))?;
         // This is refused where IPv6 is off or the MTU is below IPv6's least. Then no such address comes either.
@@ -171,16 +178,29 @@ fn open_queue() -> io::Result<OwnedFd> {
     })
 }
 
-/// Creates the device with its first queue. Returns the device's name, too.
+/// Opens the first queue, of a new device or of one that was prepared. Returns the device's name, and whether it was prepared.
 ///
-/// It belongs to this process's user from the beginning. The kernel lets anybody who may open /dev/net/tun add a queue to a
-/// multi-queue device that belongs to nobody (`tun_not_capable`), and so read what others send and speak in the host's name.
-fn first_queue(name: &str) -> io::Result<(OwnedFd, String)> {
+/// A new device belongs to this process's user from the beginning. The kernel lets anybody who may open /dev/net/tun add a queue to
+/// a multi-queue device that belongs to nobody (`tun_not_capable`), and so read what others send and speak in the host's name.
+fn first_queue(name: &str) -> io::Result<(OwnedFd, String, bool)> {
     let queue = open_queue()?;
+    let user = rustix::process::geteuid().as_raw();
     // Without IFF_TUN_EXCL the queue would join a device of this name that another process holds.
-    let name = attach(queue.as_fd(), name, QUEUE_FLAGS | libc::IFF_TUN_EXCL)?;
-    ioctl::set_owner(queue.as_fd(), rustix::process::geteuid().as_raw())?;
-    Ok((queue, name))
+    let error = match attach(queue.as_fd(), name, QUEUE_FLAGS | libc::IFF_TUN_EXCL) {
+        Ok(name) => {
+            ioctl::set_owner(queue.as_fd(), user)?;
+            return Ok((queue, name, false));
+        }
+        Err(error) => error,
+    };
+    let is_ours = |state: &TunState| state.is_persistent && state.owner == Some(user) && state.queues == 0;
+    let Some(state) = link::tun_state(name).ok().filter(is_ours) else { return Err(error) };
+    if !state.is_multi_queue {
+        let remedy = "make it anew: ip tuntap add NAME mode tun multi_queue user USER";
+        return Err(invalid(format!("{name} was prepared for this user, but without multi_queue: {remedy}")));
+    }
+    let name = attach(queue.as_fd(), name, QUEUE_FLAGS)?;
+    Ok((queue, name, true))
 }
 
 /// Checks that nobody else has a queue: somebody may have opened one before the device belonged to us.
@@ -362,6 +382,29 @@ mod tests {
             attach(strangers.as_fd(), "rt-tun0", QUEUE_FLAGS).unwrap();
             let error = check_alone("rt-tun0", 2).unwrap_err();
             assert!(error.to_string().contains("another process attached itself to rt-tun0"), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_device_that_was_prepared_for_this_user_is_taken_over_and_stays() {
+        in_netns(|| {
+            ip("tuntap add rt-tun0 mode tun multi_queue user 0");
+            ip("link set rt-tun0 mtu 1300 up");
+            ip("tuntap add rt-tun1 mode tun multi_queue user 65534");
+            ip("tuntap add rt-tun2 mode tun user 0");
+            for _ in 0..2 {
+                let tun = Tun::create(&config("rt-tun0", 3)).unwrap();
+                assert_eq!((tun.name.as_str(), tun.queues.len(), tun.offloads.tso), ("rt-tun0", 3, true));
+                assert_eq!(word_after(&ip("link show rt-tun0"), "mtu"), "1300");
+                let second = Tun::create(&config("rt-tun0", 1)).unwrap_err();
+                assert_eq!(errno(&second), Some(libc::EBUSY), "it has queues");
+                drop(tun);
+                eventually(|| (link::tun_state("rt-tun0").unwrap().queues == 0).then_some(()));
+            }
+            let others = Tun::create(&config("rt-tun1", 1)).unwrap_err();
+            assert_eq!(errno(&others), Some(libc::EBUSY));
+            let single = Tun::create(&config("rt-tun2", 1)).unwrap_err();
+            assert!(single.to_string().contains("without multi_queue"), "{single}");
         });
     }
 

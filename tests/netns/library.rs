@@ -16,7 +16,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(20);
+/// Within this what is expected happens.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// Bits of signals in /proc/PID/status: hang-up, interrupt, termination, a child's end, the users' two.
 const SIGNALS: [u32; 6] = [1, 2, 15, 17, 10, 12];
 
@@ -33,7 +34,7 @@ fn example(name: &str) -> PathBuf {
 }
 
 /// Two hosts on a wire, at 198.18.0.1 and 198.18.0.2.
-fn hosts() -> Option<[Host; 2]> {
+pub(crate) fn hosts() -> Option<[Host; 2]> {
     if !ready() {
         return None;
     }
@@ -49,24 +50,26 @@ fn hosts() -> Option<[Host; 2]> {
     Some(hosts)
 }
 
-fn name() -> String {
+/// The name of a new interface.
+pub(crate) fn name() -> String {
     format!("rt{}n{}", std::process::id() % 10_000_000, serial())
 }
 
 /// Gives the interface an address in the tunnel, and sets it up.
-fn set_up(host: &Host, name: &str, last: u8) {
+pub(crate) fn set_up(host: &Host, name: &str, last: u8) {
     eventually("the interface is there", SOON, || host.try_run(&format!("ip link show {name}")).is_ok());
     host.run(&format!("ip addr add 10.99.0.{last}/24 dev {name} && ip link set {name} up"));
 }
 
-fn expect_pings(host: &Host, last: u8, processes: &[&Process]) {
+/// Waits until pings come back.
+pub(crate) fn expect_pings(host: &Host, last: u8, processes: &[&Process]) {
     let ping = || host.try_run(&format!("ping -c 3 -i 0.2 -w 5 10.99.0.{last}")).is_ok();
     let said = || processes.iter().map(|process| process.said()).collect::<String>();
     assert!(crate::lab::wait_for(SOON, || ping().then_some(())).is_some(), "no ping: {}", said());
 }
 
 /// The example `tunnel` on `host`, with its peer at the other end.
-fn tunnel(host: &Host, name: &str, private: &str, peer: &str, peer_last: u8) -> Process {
+pub(crate) fn tunnel(host: &Host, name: &str, private: &str, peer: &str, peer_last: u8) -> Process {
     let program = example("tunnel").display().to_string();
     let endpoint = format!("198.18.0.{peer_last}:51820");
     let mut command = host.command(&program, &[name, "51820", peer, &endpoint, "10.99.0.0/24"]);

@@ -38,6 +38,7 @@ mod pair;
 mod ports;
 mod rekey;
 mod reload;
+mod rootless;
 mod secrets;
 mod shortages;
 mod sources;
