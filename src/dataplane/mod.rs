@@ -41,7 +41,7 @@ use crate::sys::waker::Waker;
 use crate::time::Instant;
 use crate::wire::message::MAX_HANDSHAKE_LEN;
 use crossbeam::queue::ArrayQueue;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence,
@@ -96,6 +96,10 @@ pub struct PeerShared {
     asked_at: AtomicU64,
     /// When the last handshake completed, in nanoseconds since the Unix epoch; 0 is never.
     handshake_at: AtomicU64,
+    /// Since when the peer is connected, in nanoseconds since the Unix epoch; 0 where it is not.
+    connected_at: AtomicU64,
+    /// Packets received from the peer and dropped, as their source is not among its AllowedIPs.
+    pub refused_sources: AtomicU64,
     /// Whether the slow path watches the peer's time stamps: an [`Event::Activity`] is under way, or its timer is
     /// armed. No further event is needed then.
     ///
@@ -140,6 +144,8 @@ impl PeerShared {
             staged_by: StagedNotes::default(),
             asked_at: AtomicU64::new(0),
             handshake_at: AtomicU64::new(0),
+            connected_at: AtomicU64::new(0),
+            refused_sources: AtomicU64::new(0),
             armed: AtomicBool::new(false),
             handshake_wanted: AtomicBool::new(false),
         }
@@ -232,14 +238,27 @@ impl PeerShared {
 
     /// Notes that a handshake completed, at a time since the Unix epoch.
     pub fn note_handshake(&self, wall: Duration) {
-        let nanos = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
-        self.handshake_at.store(nanos.max(1), Relaxed);
+        self.handshake_at.store(stamp(wall), Relaxed);
     }
 
     /// When the last handshake completed, as time since the Unix epoch. `None` where there was none.
     pub fn last_handshake(&self) -> Option<Duration> {
-        let nanos = self.handshake_at.load(Relaxed);
-        (nanos != 0).then(|| Duration::from_nanos(nanos))
+        read_stamp(&self.handshake_at)
+    }
+
+    /// Notes that the peer is connected, from a time since the Unix epoch on.
+    pub fn note_connected(&self, wall: Duration) {
+        self.connected_at.store(stamp(wall), Relaxed);
+    }
+
+    /// Notes that the peer is not connected. Returns whether it was until now.
+    pub fn note_disconnected(&self) -> bool {
+        self.connected_at.swap(0, Relaxed) != 0
+    }
+
+    /// Since when the peer is connected, as time since the Unix epoch. `None` where it is not.
+    pub fn connected_since(&self) -> Option<Duration> {
+        read_stamp(&self.connected_at)
     }
 
     /// The stamps, for the timers.
@@ -255,6 +274,16 @@ impl PeerShared {
             last_authenticated: read(&self.traffic.last_authenticated),
         }
     }
+}
+
+/// A time since the Unix epoch in nanoseconds, of which 0 stands for never.
+fn stamp(wall: Duration) -> u64 {
+    u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+fn read_stamp(stamp: &AtomicU64) -> Option<Duration> {
+    let nanos = stamp.load(Relaxed);
+    (nanos != 0).then(|| Duration::from_nanos(nanos))
 }
 
 /// A handshake message (types 1 to 3) on its way from or to the slow path.
@@ -350,6 +379,11 @@ pub enum Event {
     Roamed(PeerId, Endpoint),
     /// A packet for the peer could not be sent from its sticky source (the address went away).
     SourceGone(PeerId),
+    /// A handshake message from there had a wrong MAC1. Of many such messages only a few are reported.
+    WrongMac1(SocketAddr),
+    /// Packets of the peer's were dropped, the last with this source, which is not among its AllowedIPs. Of many such packets only
+    /// a few are reported.
+    SourceRefused(PeerId, IpAddr),
     /// The worker ended, since the TUN device is gone. Holds the message for the log.
     WorkerEnded(u8, String),
 }

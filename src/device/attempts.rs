@@ -31,16 +31,18 @@ impl Attempts {
         Attempts { since: now, pause: FIRST_PAUSE, next: now, errno: 0, logged: None }
     }
 
-    /// Notes that an attempt failed. An error is logged once; another error is logged again.
-    pub(super) fn failed(&mut self, now: Instant, error: &Error) {
+    /// Notes that an attempt failed. An error is logged once; another error is logged again. Returns whether it was.
+    pub(super) fn failed(&mut self, now: Instant, error: &Error) -> bool {
         self.errno = errno(error).unwrap_or(libc::EIO);
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         let may_be_ours = self.errno == libc::EADDRINUSE && now.since(self.since) < PORT_RELEASE;
-        if !may_be_ours && self.logged != Some(self.errno) {
+        let is_news = !may_be_ours && self.logged != Some(self.errno);
+        if is_news {
             self.logged = Some(self.errno);
             log::error!("{error}; trying again until it can be bound");
         }
+        is_news
     }
 
     /// Notes that an attempt succeeded.

@@ -22,7 +22,7 @@
 pub(super) mod policy;
 
 use super::Device;
-use super::events::PeerEvent;
+use super::events::EventKind;
 use super::peer::{Peer, Watch};
 use super::table::next_batch;
 use crate::dataplane::assist::Assist;
@@ -207,7 +207,7 @@ impl Device {
             Received => peer.shared.assisted.store(shared || self.balancer.shares_all, Relaxed),
             Sealed => peer.shared.seal_assisted.store(shared || self.balancer.shares_all, Relaxed),
         }
-        self.note(id, PeerEvent::Shared(direction, shared));
+        self.note(id, EventKind::Shared { direction, by_all: shared });
     }
 
     /// Gives a peer to another worker: what is sent to it from now on, and what it sends from its next session on.
@@ -216,7 +216,7 @@ impl Device {
             self.stats.peers_given += 1;
             self.peers.give(id.slot, worker);
             self.steer_peer(id);
-            self.note(id, PeerEvent::Given(worker));
+            self.note(id, EventKind::Given { worker });
         }
     }
 

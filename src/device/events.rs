@@ -1,216 +1,361 @@
-//! What happens to peers, in words: what the log says at the level `verbose`.
+//! What happens to the device and its peers, as values: for the log at the level `verbose`, and for whoever follows it.
 
-use super::Device;
+mod watching;
+
+pub(super) use watching::{EventQueue, Refused};
+
 use super::balance::policy::Direction;
 use crate::crypto::x25519::PublicKey;
-use crate::dataplane::PeerId;
 use crate::noise::handshake::HandshakeError;
-use crate::time::{Instant, TokenBucket};
-use std::fmt;
-use std::net::SocketAddr;
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-/// The time in which another line about a refused message may be written: five a second.
-const REFUSAL_COST: Duration = Duration::from_millis(200);
-/// Such lines at once, as time: 20.
-const REFUSAL_BURST: Duration = Duration::from_secs(4);
+/// Something that happened. It is followed on the control socket; the workers' own events are [`crate::dataplane::Event`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceEvent {
+    /// The peer that it is about. `None` where it is about the device, or a sender that is no peer.
+    pub peer: Option<PublicKey>,
+    /// What happened.
+    pub kind: EventKind,
+}
 
-/// What happened to a peer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum PeerEvent {
-    /// An initiation was sent there.
-    Initiated(SocketAddr),
-    /// An initiation from there was answered. `again` says that the answer before it was not used either.
-    Answered { from: SocketAddr, again: bool },
-    /// A response from there completed the handshake.
-    Completed(SocketAddr),
-    /// The peer used the session that this end answered.
-    Confirmed,
-    /// The peer is under load and asks for an initiation with a cookie.
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The interface is up, and the sockets are bound to this UDP port.
+    Up {
+        /// The UDP port.
+        port: u16,
+    },
+    /// The interface is down, and the sockets are closed.
+    Down,
+    /// The interface is up, but no sockets can be bound; that is tried again.
+    Unbound {
+        /// The UDP port; 0 is any.
+        port: u16,
+        /// What the kernel said.
+        error: String,
+    },
+    /// The peer was added.
+    PeerAdded,
+    /// The peer was removed.
+    PeerRemoved,
+    /// An initiation was sent.
+    InitiationSent {
+        /// The peer's endpoint.
+        to: SocketAddr,
+    },
+    /// An initiation was answered. The peer has a session of it once it uses that.
+    InitiationAnswered {
+        /// Its sender.
+        from: SocketAddr,
+        /// Whether the session of the answer before was not used either.
+        again: bool,
+    },
+    /// An initiation was refused.
+    InitiationRefused {
+        /// Its sender.
+        from: SocketAddr,
+        /// Why it was.
+        why: RefusalReason,
+        /// The public key in it, where that is no peer's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+        /// How many other refusals nobody was told of, as there were too many.
+        left_out: u64,
+    },
+    /// A response completed the handshake: the session is ready.
+    ResponseReceived {
+        /// Its sender.
+        from: SocketAddr,
+    },
+    /// A response was refused.
+    ResponseRefused {
+        /// Its sender.
+        from: SocketAddr,
+        /// Why it was.
+        why: RefusalReason,
+        /// How many other refusals nobody was told of, as there were too many.
+        left_out: u64,
+    },
+    /// The peer is under load, and asks for an initiation with a cookie.
     CookieAsked,
-    /// The peer is elsewhere than before.
-    Moved(SocketAddr),
+    /// The peer used the session that this end had answered.
+    SessionConfirmed,
+    /// The session became too old, and there is no other.
+    SessionExpired,
+    /// There is a session, and both ends are known to have it.
+    Connected {
+        /// Where the peer is.
+        endpoint: Option<SocketAddr>,
+    },
+    /// There is no session any more on which the peer answers.
+    Disconnected {
+        /// Why that is so.
+        why: DisconnectReason,
+    },
     /// Initiations went unanswered for as long as the protocol tries.
     GivenUp,
     /// The keys of all sessions were wiped, as none was made for long.
     KeysWiped,
+    /// The peer is elsewhere than before.
+    Moved {
+        /// The peer's new endpoint.
+        to: SocketAddr,
+    },
+    /// Packets out of the tunnel were dropped, as their source is not among the peer's AllowedIPs. There may be many for one
+    /// such event.
+    SourceRefused {
+        /// The source address of the last of them.
+        source: IpAddr,
+    },
     /// The workers began to share what the peer moves, or ceased to.
-    Shared(Direction, bool),
-    /// The peer was given to this worker.
-    Given(u8),
+    Shared {
+        /// Which part of it.
+        direction: Direction,
+        /// Whether they share it from now on.
+        by_all: bool,
+    },
+    /// The peer was given to another worker.
+    Given {
+        /// The number of the worker.
+        worker: u8,
+    },
+    /// More handshake messages arrive than are answered: cookies are asked for.
+    FloodBegan,
+    /// Handshake messages are answered without cookies again.
+    FloodEnded,
+    /// A worker does without something that the kernel refuses, or dropped packets for it.
+    WorkerNotice {
+        /// The number of the worker.
+        worker: u8,
+        /// What it is.
+        notice: String,
+    },
+    /// Events are missing here, as they were not read as fast as they came.
+    Lost {
+        /// The number of these.
+        count: u64,
+    },
 }
 
-impl fmt::Display for PeerEvent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PeerEvent::Initiated(to) => write!(f, "initiation sent to {to}"),
-            PeerEvent::Answered { from, again: false } => write!(f, "initiation from {from} answered"),
-            PeerEvent::Answered { from, again: true } => write!(
-                f,
-                "initiation from {from} answered again, as nothing came on the session of the last answer: either answers do not \
-                 arrive there, or the preshared keys differ"
-            ),
-            PeerEvent::Completed(from) => write!(f, "response from {from} received: the session is ready"),
-            PeerEvent::Confirmed => f.write_str("the session is ready: the peer uses it"),
-            PeerEvent::CookieAsked => {
-                f.write_str("the peer is under load: the next initiation carries its cookie")
-            }
-            PeerEvent::Moved(to) => write!(f, "the endpoint is {to} now"),
-            PeerEvent::GivenUp => {
-                f.write_str("no answer to initiations for 90 s: given up until there is something to send")
-            }
-            PeerEvent::KeysWiped => {
-                f.write_str("no new session for long: the keys of the old ones are wiped")
-            }
-            PeerEvent::Shared(Direction::Sent, true) => {
-                f.write_str("what is sent to it is spread over all workers")
-            }
-            PeerEvent::Shared(Direction::Sent, false) => {
-                f.write_str("what is sent to it is one worker's again")
-            }
-            PeerEvent::Shared(Direction::Received, true) => {
-                f.write_str("all workers help to open what it sends")
-            }
-            PeerEvent::Shared(Direction::Received, false) => {
-                f.write_str("its worker alone opens what it sends")
-            }
-            PeerEvent::Shared(Direction::Sealed, true) => {
-                f.write_str("all workers help to seal each of its flows")
-            }
-            PeerEvent::Shared(Direction::Sealed, false) => {
-                f.write_str("each of its flows is sealed by one worker")
-            }
-            PeerEvent::Given(worker) => write!(f, "given to worker {worker}"),
+/// Why a handshake message was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalReason {
+    /// MAC1 is wrong: its sender has another public key for this end.
+    WrongMac1,
+    /// The message does not authenticate.
+    NotAuthentic,
+    /// A public key in it is of low order.
+    LowOrder,
+    /// The public key in it is no peer's.
+    UnknownKey,
+    /// Its timestamp is not after that of the last one.
+    Replayed,
+    /// It came too soon after the last one.
+    TooSoon,
+    /// It answers nothing that is outstanding.
+    Unexpected,
+    /// Under load, its source sends more than its share.
+    RateLimited,
+}
+
+/// Why a peer is no longer connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DisconnectReason {
+    /// Initiations went unanswered, and nothing else came.
+    Unanswered,
+    /// The session became too old.
+    Expired,
+    /// The interface went down.
+    InterfaceDown,
+    /// This end has another private key.
+    KeyChanged,
+    /// The peer was removed.
+    Removed,
+}
+
+impl From<HandshakeError> for RefusalReason {
+    fn from(error: HandshakeError) -> RefusalReason {
+        match error {
+            HandshakeError::Decrypt => RefusalReason::NotAuthentic,
+            HandshakeError::LowOrder => RefusalReason::LowOrder,
+            HandshakeError::Replay => RefusalReason::Replayed,
+            HandshakeError::Flood => RefusalReason::TooSoon,
+            HandshakeError::Unexpected => RefusalReason::Unexpected,
         }
     }
 }
 
-/// Whose message was refused.
-#[derive(Clone, Copy)]
-pub(super) enum Refused<'a> {
-    /// An initiation that does not tell whose it is.
-    Initiation(HandshakeError),
-    /// An initiation with this key, which is no peer's.
-    Stranger(&'a PublicKey),
-    /// A peer's initiation.
-    InitiationOf(PeerId, HandshakeError),
-    /// A response to an initiation to this peer.
-    ResponseOf(PeerId, HandshakeError),
+impl RefusalReason {
+    /// The reason in words, and what may be behind it. `response` says that the message is one, and no initiation.
+    fn words(self, response: bool) -> &'static str {
+        match self {
+            RefusalReason::WrongMac1 => {
+                "its MAC is wrong (is what the sender has as this end's public key right?)"
+            }
+            RefusalReason::NotAuthentic if response => {
+                "it does not authenticate (do the preshared keys of both ends agree?)"
+            }
+            RefusalReason::NotAuthentic => {
+                "it does not authenticate (is what the sender has as this end's public key right?)"
+            }
+            RefusalReason::LowOrder => "a public key in it is of low order",
+            RefusalReason::UnknownKey => "its public key is no peer's",
+            RefusalReason::Replayed => {
+                "its time is not after that of the last one (a copy; or the sender's clock was set back)"
+            }
+            RefusalReason::TooSoon => "the last one is too short a time ago",
+            RefusalReason::Unexpected => "it answers nothing that is outstanding",
+            RefusalReason::RateLimited => "there is a flood, and this source sends too many",
+        }
+    }
 }
 
-/// Why an initiation was refused, and what may be behind it.
-fn reason(error: HandshakeError) -> &'static str {
-    match error {
-        HandshakeError::Decrypt => {
-            "it does not authenticate (is what the sender has as this end's public key right?)"
+impl Display for DisconnectReason {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DisconnectReason::Unanswered => "initiations are not answered",
+            DisconnectReason::Expired => "the session is too old",
+            DisconnectReason::InterfaceDown => "the interface is down",
+            DisconnectReason::KeyChanged => "this end has another private key",
+            DisconnectReason::Removed => "the peer was removed",
+        })
+    }
+}
+
+/// What follows a line about a refused message.
+struct More(u64);
+
+impl Display for More {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            more => write!(f, " (and {more} more that were refused)"),
         }
-        HandshakeError::LowOrder => "a public key in it is of low order",
-        HandshakeError::Replay => {
-            "its time is not after that of the last one (a copy; or the sender's clock was set back)"
+    }
+}
+
+impl Display for EventKind {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            EventKind::Up { port } => write!(f, "the interface is up, at UDP port {port}"),
+            EventKind::Down => f.write_str("the interface is down"),
+            EventKind::Unbound { port, error } => {
+                write!(f, "UDP port {port} cannot be bound: {error}; trying again")
+            }
+            EventKind::PeerAdded => f.write_str("added"),
+            EventKind::PeerRemoved => f.write_str("removed"),
+            EventKind::InitiationSent { to } => write!(f, "initiation sent to {to}"),
+            EventKind::InitiationAnswered { from, again: false } => {
+                write!(f, "initiation from {from} answered")
+            }
+            EventKind::InitiationAnswered { from, again: true } => write!(
+                f,
+                "initiation from {from} answered again, as nothing came on the session of the last answer: either answers do not \
+                 arrive there, or the preshared keys differ"
+            ),
+            EventKind::InitiationRefused { from, key: Some(key), left_out, .. } => {
+                write!(f, "initiation from {from} refused: {key} is no peer's public key{}", More(*left_out))
+            }
+            EventKind::InitiationRefused { from, why, left_out, .. } => {
+                write!(f, "initiation from {from} refused: {}{}", why.words(false), More(*left_out))
+            }
+            EventKind::ResponseReceived { from } => {
+                write!(f, "response from {from} received: the session is ready")
+            }
+            EventKind::ResponseRefused { from, why, left_out } => {
+                write!(f, "response from {from} refused: {}{}", why.words(true), More(*left_out))
+            }
+            EventKind::CookieAsked => {
+                f.write_str("the peer is under load: the next initiation carries its cookie")
+            }
+            EventKind::SessionConfirmed => f.write_str("the session is ready: the peer uses it"),
+            EventKind::SessionExpired => f.write_str("the session is too old, and there is no other"),
+            EventKind::Connected { endpoint: Some(endpoint) } => write!(f, "connected, at {endpoint}"),
+            EventKind::Connected { endpoint: None } => f.write_str("connected"),
+            EventKind::Disconnected { why } => write!(f, "disconnected: {why}"),
+            EventKind::GivenUp => {
+                f.write_str("no answer to initiations for 90 s: given up until there is something to send")
+            }
+            EventKind::KeysWiped => {
+                f.write_str("no new session for long: the keys of the old ones are wiped")
+            }
+            EventKind::Moved { to } => write!(f, "the endpoint is {to} now"),
+            EventKind::SourceRefused { source } => {
+                write!(f, "packets from {source} dropped: no AllowedIPs of the peer hold this address")
+            }
+            EventKind::Shared { direction, by_all } => f.write_str(sharing(*direction, *by_all)),
+            EventKind::Given { worker } => write!(f, "given to worker {worker}"),
+            EventKind::FloodBegan => {
+                f.write_str("a flood of handshake messages: cookies are asked for from now on")
+            }
+            EventKind::FloodEnded => f.write_str("the flood of handshake messages is over"),
+            EventKind::WorkerNotice { worker, notice } => write!(f, "worker {worker}: {notice}"),
+            EventKind::Lost { count } => {
+                write!(f, "{count} events are missing here, as they came faster than they were read")
+            }
         }
-        HandshakeError::Flood => "the last one is too short a time ago",
-        HandshakeError::Unexpected => "it answers nothing that is outstanding",
+    }
+}
+
+fn sharing(direction: Direction, by_all: bool) -> &'static str {
+    match (direction, by_all) {
+        (Direction::Sent, true) => "what is sent to it is spread over all workers",
+        (Direction::Sent, false) => "what is sent to it is one worker's again",
+        (Direction::Received, true) => "all workers help to open what it sends",
+        (Direction::Received, false) => "its worker alone opens what it sends",
+        (Direction::Sealed, true) => "all workers help to seal each of its flows",
+        (Direction::Sealed, false) => "each of its flows is sealed by one worker",
     }
 }
 
 /// A peer's key as wireguard-go's log abbreviates it.
 struct Abbreviated(PublicKey);
 
-impl fmt::Display for Abbreviated {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Display for Abbreviated {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let text = self.0.to_base64();
         let part = |range| text.get(range).unwrap_or_default();
         write!(f, "peer({}…{})", part(0..4), part(39..43))
     }
 }
 
-/// How many lines about refused messages may be written. Anyone can send what causes one: a copy of a peer's will do.
-#[derive(Default)]
-pub(super) struct RefusalLines {
-    bucket: TokenBucket,
-    left_out: u64,
-}
-
-impl RefusalLines {
-    /// What to say behind a line that may be written now: how many were left out before it.
-    fn next(&mut self, now: Instant) -> Option<String> {
-        if !self.bucket.draw(now, REFUSAL_COST, REFUSAL_BURST) {
-            self.left_out += 1;
-            return None;
+/// The event as a line of the log.
+impl Display for DeviceEvent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.peer {
+            Some(key) => write!(f, "{}: {}", Abbreviated(key), self.kind),
+            None => self.kind.fmt(f),
         }
-        Some(match std::mem::take(&mut self.left_out) {
-            0 => String::new(),
-            more => format!(" (and {more} more that were refused)"),
-        })
     }
 }
 
-impl Device {
-    /// Notes what happened to a peer.
-    pub(super) fn note(&mut self, id: PeerId, event: PeerEvent) {
-        if log::log_enabled!(log::Level::Debug)
-            && let Some(peer) = self.peers.by_id(id)
-        {
-            log::debug!("{}: {event}", Abbreviated(peer.public_key));
-        }
-    }
+/// An event as those who follow a device are told of it, one line of JSON each.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventReport {
+    /// When it happened, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The public key of the peer that it is about, in Base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
 
-    /// Notes that a handshake message from there was refused.
-    pub(super) fn note_refused(&mut self, now: Instant, from: SocketAddr, refused: Refused<'_>) {
-        if !log::log_enabled!(log::Level::Debug) {
-            return;
-        }
-        let Some(more) = self.refusal_lines.next(now) else { return };
-        let mut key = |id| self.peers.by_id(id).map(|peer| Abbreviated(peer.public_key));
-        match refused {
-            Refused::Initiation(error) => {
-                log::debug!("initiation from {from} refused: {}{more}", reason(error))
-            }
-            Refused::Stranger(key) => {
-                log::debug!("initiation from {from} refused: {key} is no peer's public key{more}");
-            }
-            Refused::InitiationOf(id, error) => {
-                let Some(key) = key(id) else { return };
-                log::debug!("{key}: initiation from {from} refused: {}{more}", reason(error));
-            }
-            Refused::ResponseOf(id, error) => {
-                let Some(key) = key(id) else { return };
-                let reason = match error {
-                    HandshakeError::Decrypt => {
-                        "it does not authenticate (do the preshared keys of both ends agree?)"
-                    }
-                    error => reason(error),
-                };
-                log::debug!("{key}: response from {from} refused: {reason}{more}");
-            }
-        }
+impl EventReport {
+    /// The report of an event that happened at `wall`, the time since the Unix epoch.
+    pub fn new(event: DeviceEvent, wall: Duration) -> EventReport {
+        let time_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        EventReport { time_ms, peer: event.peer.map(|key| key.to_base64()), kind: event.kind }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_about_refused_messages_are_bounded_and_the_rest_is_counted() {
-        let mut lines = RefusalLines::default();
-        let at = |millis| Instant::START + Duration::from_millis(millis);
-        let nothing = Some(String::new());
-        assert_eq!((0..1000).filter(|_| lines.next(at(0)) == nothing).count(), 20);
-        assert_eq!(lines.next(at(199)), None);
-        assert_eq!(lines.next(at(200)).as_deref(), Some(" (and 981 more that were refused)"));
-        assert_eq!(lines.next(at(10_000)), nothing);
-    }
-
-    #[test]
-    fn a_key_is_abbreviated_as_wireguard_go_does() {
-        assert_eq!(Abbreviated(PublicKey([0; 32])).to_string(), "peer(AAAA…AAAA)");
-        let mut key = [0; 32];
-        (key[0], key[31]) = (0xff, 0xff);
-        let text = PublicKey(key).to_base64();
-        assert_eq!(
-            Abbreviated(PublicKey(key)).to_string(),
-            format!("peer({}…{})", &text[..4], &text[39..43])
-        );
-    }
-}
+mod tests;

@@ -1,9 +1,11 @@
 //! Handshake messages in and out (kernel `receive.c`: `wg_receive_handshake_packet`, and `send.c`).
 
-use super::events::{PeerEvent, Refused};
+use super::events::{EventKind, RefusalReason, Refused};
+use super::history::{RefusedMessage, millis};
 use super::work::{Arrival, HandshakeResult, HandshakeWork, WorkOutcome};
 use super::{Device, Now};
 use crate::crypto::stack;
+use crate::crypto::x25519::PublicKey;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
 use crate::index::ReceiverIndex;
 use crate::io::Endpoint;
@@ -29,6 +31,7 @@ impl Device {
         // A sender that has a cookie receives at its address, and that address has a budget.
         if message.proven && !self.limiter.allow(message.from.ip(), now.mono) {
             self.stats.dropped_rate_limited += 1;
+            self.refuse_stranger(now, message.from, RefusalReason::RateLimited, None);
             return None;
         }
         let bytes = message.datagram.bytes();
@@ -61,7 +64,7 @@ impl Device {
             WorkOutcome::Opened(opened) => {
                 let incoming = opened.as_ref().map_err(|error| {
                     self.stats.refuse(*error);
-                    self.note_refused(now.mono, arrival.from, Refused::Initiation(*error));
+                    self.refuse_stranger(now, arrival.from, (*error).into(), None);
                 });
                 let incoming = incoming.ok()?;
                 return self.begin_answer(now, &*identity?, incoming, *arrival);
@@ -93,7 +96,7 @@ impl Device {
         slot.into_iter().for_each(|slot| self.renew(now, slot));
         let Some(peer) = slot.and_then(|slot| self.peers.get_mut(slot)) else {
             self.stats.dropped_unknown_peer += 1;
-            self.note_refused(now.mono, arrival.from, Refused::Stranger(&incoming.remote));
+            self.refuse_stranger(now, arrival.from, RefusalReason::UnknownKey, Some(incoming.remote));
             return None;
         };
         let id = peer.shared.id;
@@ -131,7 +134,6 @@ impl Device {
                 return None;
             }
         };
-        let again = peer.sessions.answered().is_some();
         // An initiation of ours may have given way to the peer's.
         if let Some(outstanding) = outstanding.filter(|_| peer.handshake.pending_index() != outstanding) {
             self.indices.free(outstanding);
@@ -139,9 +141,8 @@ impl Device {
         let mut response = answered.response;
         peer.jar.seal(&mut response, now.mono);
         let session = answered.keys.halves(peer.sessions.birth(now.mono));
-        self.stats.initiations_accepted += 1;
-        self.note(id, PeerEvent::Answered { from: arrival.from, again });
         let heard = self.count_received(now, id, arrival);
+        self.initiation_answered(now, id, arrival.from);
         self.heard_from(id, heard);
         self.install(now, id, session);
         // The session's owner sends it, after it has taken the receiving half: order within one queue.
@@ -196,7 +197,7 @@ impl Device {
             Err(error) => return self.refuse(now, arrival.from, Refused::ResponseOf(id, error), error),
         };
         self.stats.responses_accepted += 1;
-        self.note(id, PeerEvent::Completed(arrival.from));
+        self.note(id, EventKind::ResponseReceived { from: arrival.from });
         let heard = self.count_received(now, id, arrival);
         // What is staged goes when the session has taken effect, which is soon.
         self.take_heard(id, heard);
@@ -209,6 +210,7 @@ impl Device {
             // this keepalive.
             self.out.one(owner, Control::Confirm(Arc::clone(&peer.shared)));
         }
+        self.connect(now, id);
         self.check_timers(now, id.slot);
     }
 
@@ -225,16 +227,38 @@ impl Device {
         {
             let id = peer.shared.id;
             self.stats.cookies_accepted += 1;
-            self.note(id, PeerEvent::CookieAsked);
+            peer.history().cookie_asked_ms = Some(millis(now.wall));
+            self.note(id, EventKind::CookieAsked);
         } else {
             self.stats.dropped_unexpected += 1;
         }
     }
 
     /// Counts and notes a handshake message of a peer's that was refused.
-    fn refuse(&mut self, now: Now, from: SocketAddr, refused: Refused<'_>, error: HandshakeError) {
+    fn refuse(&mut self, now: Now, from: SocketAddr, refused: Refused, error: HandshakeError) {
         self.stats.refuse(error);
+        let (id, response) = match refused {
+            Refused::InitiationOf(id, _) => (id, false),
+            Refused::ResponseOf(id, _) => (id, true),
+        };
+        // What answers nothing says nothing: a copy may have overtaken it.
+        if error != HandshakeError::Unexpected {
+            let refused = RefusedMessage { at_ms: millis(now.wall), from, why: error.into() };
+            self.remember_refused(id, response, refused);
+        }
         self.note_refused(now.mono, from, refused);
+    }
+
+    /// Notes that a handshake message was refused which does not tell whose it is.
+    pub(super) fn refuse_stranger(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        why: RefusalReason,
+        key: Option<PublicKey>,
+    ) {
+        self.strangers.note(millis(now.wall), from, why, key);
+        self.note_stranger(now.mono, from, why, key);
     }
 
     /// Notes that an authentic handshake message arrived. Returns where the peer is.
@@ -242,6 +266,9 @@ impl Device {
         if let Some(peer) = self.peers.by_id(id) {
             peer.shared.traffic.rx_bytes.fetch_add(arrival.len as u64, Relaxed);
             peer.shared.authenticated_received(now.mono);
+            if let Some(history) = peer.history.as_mut().filter(|_| peer.shared.connected_since().is_none()) {
+                history.leave_out(arrival.len as u64);
+            }
         }
         Endpoint { addr: arrival.from, from: arrival.to }
     }
@@ -306,8 +333,7 @@ impl Device {
         }
         peer.jar.seal(&mut message, now.mono);
         peer.timers.initiation_sent(now.mono, &mut *self.entropy);
-        self.stats.initiations_sent += 1;
-        self.note(id, PeerEvent::Initiated(endpoint.addr));
+        self.initiation_sent(now, id, endpoint.addr);
         self.send(now, id, &message);
     }
 

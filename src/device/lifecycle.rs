@@ -1,6 +1,7 @@
 //! Interface up and down, the local key, peers added and removed (kernel `device.c`, `peer.c`, `netlink.c`).
 
 use super::attempts::Attempts;
+use super::events::{DisconnectReason, EventKind};
 use super::outputs::Broadcast;
 use super::peer::{Peer, Watch};
 use super::table::next_batch;
@@ -43,7 +44,10 @@ impl Device {
         match (self.link, up) {
             (InterfaceState::Down, true) => self.bind(now, Attempts::new(now.mono)),
             (InterfaceState::Binding(..) | InterfaceState::Up, false) => self.stop(now),
-            (InterfaceState::Unbound(_), false) => self.link = InterfaceState::Down,
+            (InterfaceState::Unbound(_), false) => {
+                self.link = InterfaceState::Down;
+                self.note_device(|| EventKind::Down);
+            }
             (InterfaceState::Binding(..) | InterfaceState::Unbound(_) | InterfaceState::Up, true)
             | (InterfaceState::Down, false) => {}
         }
@@ -81,7 +85,10 @@ impl Device {
                 self.start(now, port);
             }
             Err(error) => {
-                attempts.failed(now.mono, &error);
+                if attempts.failed(now.mono, &error) {
+                    let port = self.port;
+                    self.note_device(|| EventKind::Unbound { port, error: error.to_string() });
+                }
                 self.link = InterfaceState::Unbound(attempts);
             }
         }
@@ -96,6 +103,7 @@ impl Device {
         self.begin_sweep(now, true);
         self.link = InterfaceState::Up;
         self.port = port;
+        self.note_device(|| EventKind::Up { port });
         self.sweep(now);
     }
 
@@ -104,6 +112,7 @@ impl Device {
     fn stop(&mut self, now: Now) {
         self.begin_sweep(now, false);
         self.link = InterfaceState::Down;
+        self.note_device(|| EventKind::Down);
         self.sweep(now);
         self.out.bind(None);
     }
@@ -126,7 +135,7 @@ impl Device {
         for slot in batch {
             match up {
                 true => self.take_up(now, slot),
-                false => self.take_down(slot),
+                false => self.take_down(now, slot),
             }
         }
     }
@@ -142,10 +151,10 @@ impl Device {
         }
     }
 
-    fn take_down(&mut self, slot: u32) {
+    fn take_down(&mut self, now: Now, slot: u32) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         peer.interrupted |= peer.sessions.current().is_some();
-        self.forget_secrets(slot);
+        self.forget_secrets(now, slot, DisconnectReason::InterfaceDown);
         if let Some(peer) = self.peers.get_mut(slot) {
             self.out.purge_staged(&peer.shared);
             peer.watch = Watch::Off;
@@ -193,7 +202,7 @@ impl Device {
         if std::mem::replace(&mut peer.identity, self.identity_number) == self.identity_number {
             return;
         }
-        self.forget_secrets(slot);
+        self.forget_secrets(now, slot, DisconnectReason::KeyChanged);
         if let Some(peer) = self.peers.get_mut(slot) {
             peer.handshake.identity_changed();
             // Packets that waited for a key may now ask for a handshake again at once.
@@ -219,6 +228,7 @@ impl Device {
             self.share_added(&shared);
             self.directory.insert(shared);
         }
+        self.note_key(key, EventKind::PeerAdded);
         id.slot
     }
 
@@ -226,6 +236,10 @@ impl Device {
     pub(super) fn remove_peer(&mut self, slot: u32) {
         self.allowed.remove_some(&mut self.peers, slot, usize::MAX);
         let Some(mut peer) = self.peers.remove(slot) else { return };
+        if peer.shared.note_disconnected() {
+            self.note_key(peer.public_key, EventKind::Disconnected { why: DisconnectReason::Removed });
+        }
+        self.note_key(peer.public_key, EventKind::PeerRemoved);
         self.schedule.forget(slot, peer.scheduled);
         self.forget_load(peer.shared.id);
         self.directory.remove(slot);
@@ -237,9 +251,9 @@ impl Device {
     }
 
     /// Drops a peer's sessions and handshake and stops its timers; its configuration stays.
-    fn forget_secrets(&mut self, slot: u32) {
+    fn forget_secrets(&mut self, now: Now, slot: u32, why: DisconnectReason) {
         self.clear_handshake(slot);
-        self.drop_sessions(slot);
+        self.drop_sessions(now, slot, why);
         if let Some(peer) = self.peers.get_mut(slot) {
             peer.timers.stop();
         }
@@ -254,8 +268,9 @@ impl Device {
         peer.handshake.clear();
     }
 
-    /// Forgets all sessions.
-    pub(super) fn drop_sessions(&mut self, slot: u32) {
+    /// Forgets all sessions, for the reason `why`.
+    pub(super) fn drop_sessions(&mut self, now: Now, slot: u32, why: DisconnectReason) {
+        self.disconnect(now, slot, why);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (shared, freed) = (Arc::clone(&peer.shared), peer.sessions.clear());
         self.drop_freed(&shared, freed);

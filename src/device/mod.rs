@@ -16,8 +16,10 @@
 mod allowed;
 mod attempts;
 mod balance;
-mod events;
+mod connection;
+pub mod events;
 mod handshakes;
+mod history;
 mod indices;
 mod lifecycle;
 mod outputs;
@@ -26,6 +28,7 @@ mod sessions;
 mod sources;
 mod stats;
 pub mod status;
+mod strangers;
 mod table;
 mod timers;
 mod transaction;
@@ -35,7 +38,9 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use history::{Disconnection, History, RefusedMessage, Sighting};
 pub use stats::DeviceStats;
+pub use strangers::Stranger;
 pub use transaction::{ConfigureError, More, Transaction};
 pub use work::{HandshakeResult, HandshakeWork};
 
@@ -56,7 +61,7 @@ use crate::time::Instant;
 use crate::wire::message::MAX_INNER_LEN;
 use allowed::AllowedIps;
 use balance::Balancer;
-use events::{PeerEvent, RefusalLines};
+use events::{EventKind, EventQueue, RefusalReason};
 use indices::IndexTable;
 use lifecycle::{InterfaceState, InterfaceSweep};
 use outputs::{Broadcast, OutputQueue};
@@ -67,6 +72,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use strangers::Strangers;
 use table::PeerTable;
 use timers::Schedule;
 
@@ -158,7 +164,8 @@ pub struct Device {
     identity_number: u32,
     balancer: Balancer,
     stats: DeviceStats,
-    refusal_lines: RefusalLines,
+    events: EventQueue,
+    strangers: Strangers,
 }
 
 impl Device {
@@ -185,7 +192,8 @@ impl Device {
             identity_number: 0,
             balancer: Balancer::default(),
             stats: DeviceStats::default(),
-            refusal_lines: RefusalLines::default(),
+            events: EventQueue::default(),
+            strangers: Strangers::default(),
         }
     }
 
@@ -226,6 +234,8 @@ impl Device {
             Event::Confirmed(id, index) => self.confirmed(now, id, index),
             Event::Roamed(id, heard) => self.heard_from(id, heard),
             Event::SourceGone(id) => self.clear_source(id),
+            Event::WrongMac1(from) => self.refuse_stranger(now, from, RefusalReason::WrongMac1, None),
+            Event::SourceRefused(id, source) => self.source_refused(now, id, source),
             // The driver logs it and ends the device; nothing here depends on it.
             Event::WorkerEnded(..) => {}
         }
@@ -360,7 +370,8 @@ impl Device {
             peer.timers.handshake_complete(now.mono);
             peer.shared.note_handshake(now.wall);
             self.clear_handshake(id.slot);
-            self.note(id, PeerEvent::Confirmed);
+            self.note(id, EventKind::SessionConfirmed);
+            self.connect(now, id);
         }
         self.drop_freed(&shared, freed);
         let Some(peer) = self.peers.by_id(id) else { return };

@@ -1,5 +1,6 @@
 //! What the slow path keeps of one peer.
 
+use super::history::History;
 use super::sessions::Sessions;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::PeerShared;
@@ -38,6 +39,8 @@ pub(super) struct Peer {
     pub(super) spread: bool,
     /// Bytes sent and received when [`super::balance`] last compared them.
     pub(super) sampled: (u64, u64),
+    /// What was tried since the peer was last connected; `None` is nothing.
+    pub(super) history: Option<Box<History>>,
 }
 
 /// Whether the slow path checks the peer's time stamps by itself.
@@ -74,6 +77,7 @@ impl Peer {
             interrupted: false,
             spread: false,
             sampled: (0, 0),
+            history: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where peers are, and from which local addresses they are spoken to (kernel `socket.c`).
 
-use super::events::PeerEvent;
+use super::events::EventKind;
 use super::table::next_batch;
 use super::{Departure, Device};
 use crate::dataplane::PeerId;
@@ -48,7 +48,7 @@ impl Device {
             peer.shared.sending.set_endpoint(Some(endpoint));
         }
         if before.map(|before| before.addr) != Some(endpoint.addr) {
-            self.note(id, PeerEvent::Moved(endpoint.addr));
+            self.note(id, EventKind::Moved { to: endpoint.addr });
         }
         is_another
     }

@@ -8,7 +8,8 @@
 //! [`PeerShared::armed`]: crate::dataplane::PeerShared::armed
 //! [`Event::Activity`]: crate::dataplane::Event::Activity
 
-use super::events::PeerEvent;
+use super::events::{DisconnectReason, EventKind};
+use super::history::millis;
 use super::peer::Watch;
 use super::table::PeerTable;
 use super::{Device, Now};
@@ -113,6 +114,7 @@ impl Device {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (shared, freed) = (Arc::clone(&peer.shared), peer.sessions.expire(now.mono));
         self.drop_freed(&shared, freed);
+        self.check_connection(now, slot);
         while let Some(due) = self.due(now, slot) {
             self.act(now, &shared, due);
         }
@@ -132,6 +134,7 @@ impl Device {
         let due = peer.timers.poll(now.mono, &activity, &mut *self.entropy);
         if let Some(stamp) = peer.timers.take_handled() {
             peer.shared.unanswered_handled(stamp);
+            self.data_unanswered(slot, stamp);
         }
         due
     }
@@ -151,14 +154,17 @@ impl Device {
             }
             Due::GiveUp => {
                 self.stats.given_up += 1;
-                self.note(id, PeerEvent::GivenUp);
+                if let Some(peer) = self.peers.by_id(id) {
+                    peer.history().given_up_ms = Some(millis(now.wall));
+                }
+                self.note(id, EventKind::GivenUp);
                 self.clear_handshake(id.slot);
                 self.out.purge_staged(peer);
             }
             Due::ZeroKeys => {
                 self.clear_handshake(id.slot);
-                self.drop_sessions(id.slot);
-                self.note(id, PeerEvent::KeysWiped);
+                self.drop_sessions(now, id.slot, DisconnectReason::Expired);
+                self.note(id, EventKind::KeysWiped);
             }
         }
     }
@@ -197,7 +203,8 @@ impl Device {
             Watch::On => Some(now + KEEPALIVE_TIMEOUT),
             Watch::Off => None,
         };
-        let deadlines = [peer.timers.next(&activity), peer.sessions.next_expiry(), watched];
+        let deadlines =
+            [peer.timers.next(&activity), peer.sessions.next_expiry(), peer.connected_until(), watched];
         deadlines.into_iter().flatten().min()
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Driver {
     warned_unsteered: bool,
     /// How many refused system calls are worth another line of the log.
     refusals_to_tell: u64,
+    /// Whether cookies are asked for, as far as it was told.
+    pub(super) flooded: bool,
 }
 
 impl Driver {
@@ -109,12 +111,12 @@ impl Driver {
             tidy_at: None,
             warned_unsteered: false,
             refusals_to_tell: 1,
+            flooded: false,
         }
     }
 
     pub(super) fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { mono: Clock.now(), wall }
+        Now { mono: Clock.now(), wall: wall() }
     }
 
     /// Does a bounded share of what waits, then the timers. `Err` where a worker ended.
@@ -126,11 +128,10 @@ impl Driver {
             while let Ok(command) = self.commands.next() {
                 self.jobs.command(command);
             }
-            while let Some((worker, notice)) = self.links.slow.notices.pop() {
-                log::warn!("worker {worker}: {notice}");
-            }
+            self.take_notices();
         }
         let now = self.now();
+        self.look_for_flood(now.mono);
         if self.device.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.device.handle_timeout(now);
         }
@@ -384,6 +385,7 @@ impl Driver {
                 Output::Steer(prefix, target) => self.steer(prefix, target),
             }
         }
+        self.tell_events();
         let stuck = self.deliver();
         let waits = self.postponed.is_some();
         let changes = self.jobs.has_changes() && self.workers_keep_up() && !waits;
@@ -391,7 +393,7 @@ impl Driver {
         {
             return Some(Instant::START);
         }
-        let due = [self.device.poll_timeout(), self.tidy_at].into_iter().flatten().min();
+        let due = [self.device.poll_timeout(), self.tidy_at, self.flood_ends()].into_iter().flatten().min();
         let again = (stuck || waits).then(|| Clock.now() + RETRY);
         [due, again].into_iter().flatten().min()
     }
@@ -426,6 +428,11 @@ impl Driver {
             log::debug!("cannot steer the packets to {prefix}: {error}");
         }
     }
+}
+
+/// The time since the Unix epoch.
+pub(super) fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Binds one pair of sockets for each worker.

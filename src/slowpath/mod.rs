@@ -10,6 +10,7 @@
 mod addrgen;
 mod connections;
 mod driver;
+mod followers;
 pub mod handle;
 mod helpers;
 mod jobs;

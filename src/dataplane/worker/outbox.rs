@@ -5,12 +5,16 @@ use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::{Event, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox};
 use crate::io::Notice;
-use crate::time::Instant;
-use std::net::SocketAddr;
+use crate::time::{Instant, TokenBucket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+/// The time in which another report of a handshake message with a wrong MAC1, or of a packet with a wrong source, may be made.
+const SAMPLE_COST: Duration = Duration::from_millis(250);
+/// Such reports at once, as time: 16 of each.
+const SAMPLE_BURST: Duration = Duration::from_secs(4);
 /// Shortest time between two lines of log about routing loops.
 const LOOP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -22,6 +26,8 @@ pub(super) struct WorkerOutbox {
     workers: Vec<Inbox>,
     ring_slow: bool,
     ring_workers: Vec<bool>,
+    wrong_macs: TokenBucket,
+    refused_sources: TokenBucket,
 }
 
 impl WorkerOutbox {
@@ -33,6 +39,8 @@ impl WorkerOutbox {
             workers: links.workers.clone(),
             ring_slow: false,
             ring_workers: vec![false; links.workers.len()],
+            wrong_macs: TokenBucket::default(),
+            refused_sources: TokenBucket::default(),
         }
     }
 
@@ -63,6 +71,22 @@ impl WorkerOutbox {
             peer.note_asked(now);
         } else {
             peer.handshake_wanted.store(false, Relaxed);
+        }
+    }
+
+    /// Reports a handshake message with a wrong MAC1, unless many were reported of late.
+    pub(super) fn wrong_mac1(&mut self, from: SocketAddr, now: Instant) {
+        if self.wrong_macs.draw(now, SAMPLE_COST, SAMPLE_BURST) {
+            self.emit(Event::WrongMac1(from));
+        }
+    }
+
+    /// Counts a packet of a peer's whose source is not the peer's, and reports it, unless many were reported of late.
+    pub(super) fn refused_source(&mut self, peer: &PeerShared, source: IpAddr, now: Instant) {
+        add(&self.stats.rx_bad_source, 1);
+        peer.refused_sources.fetch_add(1, Relaxed);
+        if self.refused_sources.draw(now, SAMPLE_COST, SAMPLE_BURST) {
+            self.emit(Event::SourceRefused(peer.id, source));
         }
     }
 

@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -249,7 +250,10 @@ impl<I: Io> Receiver<'_, I> {
             MessageKind::CookieReply => false,
             _ => {
                 match gate.judge(message, origin.from, self.now, self.outbox.slow_path_is_loaded(self.now)) {
-                    Verdict::Forged => return add(&self.outbox.stats.rx_bad_mac1, 1),
+                    Verdict::Forged => {
+                        self.outbox.wrong_mac1(origin.from, self.now);
+                        return add(&self.outbox.stats.rx_bad_mac1, 1);
+                    }
                     Verdict::Unanswered => return add(&self.outbox.stats.tx_cookies_withheld, 1),
                     Verdict::Cookie(reply) => return self.reply_with_cookie(&reply, origin),
                     Verdict::Pass { proven } => proven,
@@ -309,27 +313,27 @@ impl<I: Io> Receiver<'_, I> {
             None => receiving.session.open_train(train, stride),
         };
         let verified = opened.map_or(Opened::default(), |opened| opened.verified);
-        let opened = self.accept(slot, buf, run, stride, (received, verified), origin.ecn);
+        let opened = self.accept((receiver, slot), buf, run, stride, (received, verified), origin.ecn);
         if opened.bytes > 0 {
             self.note(receiver, &opened, origin);
         }
         opened.accepted
     }
 
-    /// Checks the inner packets of the messages that opened, and gives them to the coalescer.
+    /// Checks the inner packets of the messages that opened, and gives them to the coalescer. They came for the receiver index
+    /// of a session, from the peer in that slot.
     fn accept(
         &mut self,
-        slot: u32,
+        (receiver, slot): (u32, u32),
         buf: &mut Buf,
         run: Range<usize>,
         stride: usize,
         (received, verified): (Received, Opened),
         ecn: u8,
     ) -> RunOutcome {
-        let stats = &self.outbox.stats;
         let mut opened = RunOutcome::default();
         for (i, start) in run.clone().step_by(stride).enumerate() {
-            let end = run.end.min(start + stride);
+            let (stats, end) = (&self.outbox.stats, run.end.min(start + stride));
             if !received.fresh.is_ok(i) {
                 let replayed = received.replayed.is_ok(i);
                 add(if replayed { &stats.rx_replayed } else { &stats.rx_decrypt_failed }, 1);
@@ -348,7 +352,7 @@ impl<I: Io> Receiver<'_, I> {
             };
             // Device-wide longest prefix: a peer cannot speak from a subnet of another's (rule 9).
             if self.routes.lookup(info.source) != Some(slot) {
-                add(&stats.rx_bad_source, 1);
+                self.refuse_source(receiver, info.source);
                 continue;
             }
             let packet = text.start..text.start + info.len;
@@ -362,6 +366,13 @@ impl<I: Io> Receiver<'_, I> {
             opened.accepted += 1;
         }
         opened
+    }
+
+    #[cold]
+    fn refuse_source(&mut self, receiver: u32, source: IpAddr) {
+        if let Some(receiving) = self.rx.sessions.get(&receiver) {
+            self.outbox.refused_source(&receiving.peer, source, self.now);
+        }
     }
 
     /// Notes that authentic and fresh messages arrived: stamps, counters, confirmation, roaming, rekeying.

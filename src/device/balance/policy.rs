@@ -2,6 +2,7 @@
 
 use crate::dataplane::PeerId;
 use Direction::{Received, Sealed, Sent};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Busy share in thousandths from which a worker is hot.
@@ -22,8 +23,9 @@ const WORTH: u64 = 8;
 const MAX_SHARED: usize = 256;
 
 /// Which way data goes, and how that is shared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::device) enum Direction {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
     /// From the TUN device to the peer. Sharing it is to spread the peer.
     Sent,
     /// From the peer to the TUN device. Sharing it is to have the owner assisted.

@@ -192,7 +192,7 @@ fn ends_that_start_at_once_get_one_session_and_one_of_them_renews_it() {
     pair.now = pair.now + Duration::from_secs(125);
     for side in [&mut pair.a, &mut pair.b] {
         let id = side.peer();
-        side.device.drop_sessions(id.slot);
+        side.device.drop_sessions(at(pair.now), id.slot, DisconnectReason::Expired);
         side.drain();
         side.event(pair.now, Event::NeedHandshake(id));
         assert_eq!(side.sends.len(), 1);

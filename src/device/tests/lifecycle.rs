@@ -39,7 +39,7 @@ fn going_down_drops_sessions_and_handshakes_and_closes_the_sockets() {
 impl Side {
     fn now_initiates(&mut self, now: Instant) {
         let id = self.peer();
-        self.device.drop_sessions(id.slot);
+        self.device.drop_sessions(at(now), id.slot, DisconnectReason::Expired);
         self.drain();
         self.device.initiate(at(now), id.slot);
         self.drain();

@@ -2,12 +2,14 @@
 
 mod arming;
 mod configure;
+mod events;
 mod handshake;
 mod lifecycle;
 mod spreading;
 mod sweeping;
 mod timing;
 
+use super::events::DisconnectReason;
 use super::uapi::{AllowedIp, PeerRequest, SetRequest};
 use super::*;
 use crate::crypto::x25519::PrivateKey;
