@@ -4,6 +4,7 @@ use super::config::{CheckArgs, StripArgs};
 use super::doctor::DoctorArgs;
 use super::exchange::{ExportArgs, ImportArgs};
 use super::generate::GenerateCommand;
+use super::monitor::MonitorArgs;
 use super::mtu::MtuArgs;
 use super::peer::PeerCommand;
 use super::service::ServiceArgs;
@@ -28,6 +29,7 @@ Examples:
   WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
   ringtun check wg0 && ringtun peer add laptop --endpoint vpn.example.org
   ringtun show wg0 --verbose && ringtun status wg0 && sudo ringtun doctor
+  ringtun monitor wg0                who connects, who does not, and why
   (umask 077; ringtun genkey | tee private.key | ringtun pubkey > public.key)
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
 
@@ -74,6 +76,8 @@ pub(super) enum Command {
     Showconf(ShowconfArgs),
     /// Show what the workers of running tunnels have counted
     Status(StatusArgs),
+    /// Tell what happens to the peers of running tunnels, as it happens
+    Monitor(MonitorArgs),
     /// Report what this host offers a tunnel, and how to get what is missing
     Doctor(DoctorArgs),
     /// Write man pages and completions

@@ -11,6 +11,7 @@ mod exchange;
 mod generate;
 mod keys;
 mod logger;
+mod monitor;
 mod mtu;
 mod peer;
 mod service;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
         Some(Command::Show(args)) => show::show(&args),
         Some(Command::Showconf(args)) => show::showconf(&args),
         Some(Command::Status(args)) => show::status(&args),
+        Some(Command::Monitor(args)) => monitor::run(&args),
         Some(Command::Generate(command)) => generate::run(&command, Cli::command()),
         Some(Command::Doctor(args)) => match doctor::run(&args) {
             Ok(code) => return code,

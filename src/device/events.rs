@@ -230,9 +230,9 @@ impl Display for DisconnectReason {
 }
 
 /// What follows a line about a refused message.
-struct More(u64);
+struct LeftOut(u64);
 
-impl Display for More {
+impl Display for LeftOut {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
@@ -240,6 +240,10 @@ impl Display for More {
         }
     }
 }
+
+/// What is behind it that an initiation is answered once more.
+const UNUSED: &str = " again, as nothing came on the session of the last answer: either answers do not arrive there, or the \
+    preshared keys differ";
 
 impl Display for EventKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -252,25 +256,21 @@ impl Display for EventKind {
             EventKind::PeerAdded => f.write_str("added"),
             EventKind::PeerRemoved => f.write_str("removed"),
             EventKind::InitiationSent { to } => write!(f, "initiation sent to {to}"),
-            EventKind::InitiationAnswered { from, again: false } => {
-                write!(f, "initiation from {from} answered")
+            EventKind::InitiationAnswered { from, again } => {
+                write!(f, "initiation from {from} answered{}", if *again { UNUSED } else { "" })
             }
-            EventKind::InitiationAnswered { from, again: true } => write!(
-                f,
-                "initiation from {from} answered again, as nothing came on the session of the last answer: either answers do not \
-                 arrive there, or the preshared keys differ"
-            ),
             EventKind::InitiationRefused { from, key: Some(key), left_out, .. } => {
-                write!(f, "initiation from {from} refused: {key} is no peer's public key{}", More(*left_out))
+                let more = LeftOut(*left_out);
+                write!(f, "initiation from {from} refused: {key} is no peer's public key{more}")
             }
             EventKind::InitiationRefused { from, why, left_out, .. } => {
-                write!(f, "initiation from {from} refused: {}{}", why.words(false), More(*left_out))
+                write!(f, "initiation from {from} refused: {}{}", why.words(false), LeftOut(*left_out))
             }
             EventKind::ResponseReceived { from } => {
                 write!(f, "response from {from} received: the session is ready")
             }
             EventKind::ResponseRefused { from, why, left_out } => {
-                write!(f, "response from {from} refused: {}{}", why.words(true), More(*left_out))
+                write!(f, "response from {from} refused: {}{}", why.words(true), LeftOut(*left_out))
             }
             EventKind::CookieAsked => {
                 f.write_str("the peer is under load: the next initiation carries its cookie")

@@ -18,8 +18,9 @@ mod attempts;
 mod balance;
 mod connection;
 pub mod events;
+pub mod facts;
 mod handshakes;
-mod history;
+pub mod history;
 mod indices;
 mod lifecycle;
 mod outputs;
@@ -28,7 +29,7 @@ mod sessions;
 mod sources;
 mod stats;
 pub mod status;
-mod strangers;
+pub mod strangers;
 mod table;
 mod timers;
 mod transaction;
@@ -38,9 +39,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-pub use history::{Disconnection, History, RefusedMessage, Sighting};
 pub use stats::DeviceStats;
-pub use strangers::Stranger;
 pub use transaction::{ConfigureError, More, Transaction};
 pub use work::{HandshakeResult, HandshakeWork};
 

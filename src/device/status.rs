@@ -198,7 +198,7 @@ impl Listing {
 }
 
 /// Writes a value as JSON. There are only maps with text for keys, text and numbers in it, none of which can fail.
-fn json(value: &impl Serialize) -> String {
+pub(super) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
 }
 

@@ -58,7 +58,6 @@ impl Strangers {
     }
 
     /// All of them, in no order.
-    #[cfg(test)]
     pub(super) fn list(&self) -> Vec<Stranger> {
         let told = |noted: &NotedStranger| Stranger {
             from: noted.from,

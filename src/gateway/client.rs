@@ -25,7 +25,21 @@ pub fn interfaces() -> Result<Vec<String>, Failure> {
     interfaces_in(directory).map_err(Failure::of(directory.display()))
 }
 
+/// The interfaces that [`interfaces`] lists, without those that are `known`, whose sockets are left alone.
+///
+/// # Errors
+///
+/// As for [`interfaces`].
+pub fn interfaces_besides(known: impl Fn(&str) -> bool) -> Result<Vec<String>, Failure> {
+    let directory = Path::new(socket::DIRECTORY);
+    found_in(directory, known).map_err(Failure::of(directory.display()))
+}
+
 fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
+    found_in(directory, |_| false)
+}
+
+fn found_in(directory: &Path, known: impl Fn(&str) -> bool) -> std::io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -38,7 +52,9 @@ fn interfaces_in(directory: &Path) -> std::io::Result<Vec<String>> {
         Err(error) => error.kind() == ErrorKind::PermissionDenied,
     };
     let paths = entries.take(MAX_INTERFACES).flatten().map(|entry| entry.path());
-    let named = paths.filter_map(|path| Some((name(&path)?, path))).filter(|(name, _)| !name.is_empty());
+    let named = paths
+        .filter_map(|path| Some((name(&path)?, path)))
+        .filter(|(name, _)| !name.is_empty() && !known(name));
     Ok(named.filter(|(_, path)| is_one(path)).map(|(name, _)| name).collect())
 }
 

@@ -11,6 +11,7 @@ pub mod executable;
 pub mod ipv6;
 pub mod limits;
 pub mod metrics;
+pub mod monitor;
 pub mod mtu;
 pub mod notify;
 pub mod peering;

@@ -3,9 +3,10 @@
 //! A connection that does nothing gives way when another waits for its place. One that left an operation unfinished gives
 //! way when another needs its place or its memory. The end of the stream says so to it.
 
+use super::followers::WAITING_LINES;
 use super::jobs::Request;
 use super::stream::{READ_SIZE, Stream};
-use crate::device::uapi::{self, ENOMEM, Framer, MAX_OPERATION};
+use crate::device::uapi::{self, ENOMEM, Framer, MAX_OPERATION, Operation};
 use crate::sys::error::MORE_FILES;
 use std::cell::{Cell, RefCell};
 use std::io::{Error, ErrorKind, Result};
@@ -26,6 +27,8 @@ const RECHECK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(100);
 /// Most pieces of an answer that wait for the client to read.
 const PIECES: usize = 2;
+/// Bytes that are read of what a follower says.
+const LAST_WORDS: usize = 16;
 
 /// What all connections together may do, and for how long one may be silent while others wait.
 #[derive(Clone, Copy)]
@@ -218,7 +221,7 @@ fn remedy(error: &Error) -> String {
 
 /// Serves one connection: operations one after the other until the client closes.
 async fn serve(
-    mut stream: Stream,
+    stream: Stream,
     permit: &Permit,
     requests: mpsc::Sender<Request>,
     read: &Notify,
@@ -253,11 +256,16 @@ async fn serve(
                     return stream.write_all(uapi::answer(Err(error.errno)).into_bytes()).await;
                 }
             };
-            let (answer, mut pieces) = mpsc::channel::<Zeroizing<String>>(PIECES);
+            let follows = operation == Operation::Monitor;
+            let room = if follows { WAITING_LINES } else { PIECES };
+            let (answer, mut pieces) = mpsc::channel::<Zeroizing<String>>(room);
             requests
                 .send(Request { operation, answer })
                 .await
                 .map_err(|_| Error::from(ErrorKind::BrokenPipe))?;
+            if follows {
+                return follow(&stream, pieces).await;
+            }
             while let Some(piece) = pieces.recv().await {
                 read.notify_one();
                 connection.is(State::Midway);
@@ -266,6 +274,20 @@ async fn serve(
             }
         }
         connections.hold(connection, framer.room_after(0)).await;
+    }
+}
+
+/// Sends a follower what happens, until its end or the device's. Whatever it says ends it, too: there is no more to ask.
+async fn follow(stream: &Stream, mut lines: mpsc::Receiver<Zeroizing<String>>) -> Result<()> {
+    let mut said = std::pin::pin!(stream.read(Vec::with_capacity(LAST_WORDS)));
+    loop {
+        tokio::select! {
+            _ = &mut said => return Ok(()),
+            line = lines.recv() => match line {
+                Some(line) => stream.write_all(line.as_bytes().to_vec()).await?,
+                None => return Ok(()),
+            },
+        }
     }
 }
 

@@ -3,12 +3,13 @@
 
 use crate::dataplane::{Control, Event, Links};
 use crate::device::status::Status;
-use crate::device::uapi::SetRequest;
+use crate::device::uapi::{Operation, SetRequest};
 use crate::device::{BindRequest, ConfigureError, Device, Now, Output, Transaction};
 use crate::index::WorkerCount;
 use crate::io::steer::{Target, TunSteering};
 use crate::io::udp::{self, SocketOptions, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
+use crate::slowpath::followers::Followers;
 use crate::slowpath::handle::{Commands, Running};
 use crate::slowpath::helpers::{self, Helpers};
 use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
@@ -22,6 +23,7 @@ use std::collections::VecDeque;
 use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use zeroize::Zeroizing;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -66,6 +68,7 @@ pub(super) struct Driver {
     refusals_to_tell: u64,
     /// Whether cookies are asked for, as far as it was told.
     pub(super) flooded: bool,
+    pub(super) followers: Followers,
 }
 
 impl Driver {
@@ -112,6 +115,7 @@ impl Driver {
             warned_unsteered: false,
             refusals_to_tell: 1,
             flooded: false,
+            followers: Followers::default(),
         }
     }
 
@@ -253,9 +257,20 @@ impl Driver {
 
     /// Takes in an operation of the control socket.
     pub(super) fn take_request(&mut self, request: Request) {
-        let mut jobs = std::mem::take(&mut self.jobs);
-        jobs.add(request, self.now().wall, || self.status());
-        self.jobs = jobs;
+        let Request { operation, answer } = request;
+        match operation {
+            Operation::Monitor => self.followers.add(answer),
+            Operation::Diagnose { key, tries } => {
+                let facts = self.device.facts(self.now(), &key, tries);
+                // It is one piece, for which there is room. An asker who has gone needs no answer.
+                let _ = answer.try_send(Zeroizing::new(facts));
+            }
+            operation => {
+                let mut jobs = std::mem::take(&mut self.jobs);
+                jobs.add(Request { operation, answer }, self.now().wall, || self.status());
+                self.jobs = jobs;
+            }
+        }
     }
 
     /// Whether the owner asked for the end.

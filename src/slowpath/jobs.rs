@@ -96,6 +96,8 @@ impl Jobs {
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::GetPeers(named) => Answer::Dump(Dump::of(named)),
             Operation::Status => Answer::Listing(Listing::new(&status(), wall, true)),
+            // The driver answers these itself.
+            Operation::Monitor | Operation::Diagnose { .. } => return,
             Operation::StatusOfNoPeers => Answer::Listing(Listing::new(&status(), wall, false)),
         };
         self.replies.push_back(Reply { answer, to, begun: false });

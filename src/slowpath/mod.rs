@@ -20,4 +20,5 @@ pub mod pinning;
 mod routes;
 pub mod runtime;
 mod stream;
+mod telling;
 mod tunnels;

@@ -192,7 +192,13 @@ pub(crate) fn uapi(data: &[u8]) {
                     assert!(named.len() <= data.len() / 76, "each takes a line");
                     assert!(device.uapi_get_peers(named).ends_with("errno=0\n\n"));
                 }
-                Ok(Operation::Get | Operation::Status | Operation::StatusOfNoPeers) | Err(_) => {}
+                Ok(Operation::Diagnose { key, tries }) => {
+                    let facts = device.facts(now, &key, tries);
+                    assert!(facts.starts_with("facts={") && facts.ends_with("}\nerrno=0\n\n"));
+                    while device.poll_output().is_some() {}
+                }
+                Ok(Operation::Get | Operation::Status | Operation::StatusOfNoPeers | Operation::Monitor)
+                | Err(_) => {}
             }
         }
     }

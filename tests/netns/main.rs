@@ -33,6 +33,7 @@ mod lifecycle;
 mod load;
 mod loops;
 mod memory;
+mod monitor;
 mod outages;
 mod pair;
 mod ports;

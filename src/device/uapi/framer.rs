@@ -13,12 +13,16 @@ const SLACK: usize = 64 * 1024;
 pub const MAX_NAMED: usize = 4096;
 /// Bytes of a question's line that names a peer.
 const NAME_LINE: usize = "public_key=".len() + 64 + 1;
-/// The first lines of operations: of a question, or of a transaction. Only the first question may have other lines.
+/// The first lines of operations: of a question, or of a transaction.
 const GET: &[u8] = b"get=1\n";
 const STATUS: &[u8] = b"status=1\n";
 const SET: &[u8] = b"set=1\n";
+const MONITOR: &[u8] = b"monitor=1\n";
+const DIAGNOSE: &[u8] = b"diagnose=1\n";
 /// The second line of a question about no peer.
 const NO_PEERS: &[u8] = b"peers=none\n";
+/// The last line of a question about one peer that also has a handshake tried.
+const TRY: &[u8] = b"handshake=true\n";
 /// How the lines of a question about some peers begin.
 const NAME: &[u8] = b"public_key=";
 
@@ -34,6 +38,17 @@ pub enum Operation {
     Status,
     /// The status without the owners of the peers is asked for (`status=1` and the line `peers=none`).
     StatusOfNoPeers,
+    /// All events from now on are asked for (`monitor=1`), until the client closes. This is this program's own operation; see
+    /// [`crate::device::events`].
+    Monitor,
+    /// What is known of a peer is asked for (`diagnose=1` and a line `public_key=`), and with the line `handshake=true` a
+    /// handshake is tried, too. This is this program's own operation; see [`crate::device::facts`].
+    Diagnose {
+        /// The key of the peer.
+        key: PublicKey,
+        /// Whether a handshake is tried.
+        tries: bool,
+    },
     /// A transaction (`set=1`): its lines with the first and without the empty one, for [`super::SetRequest::parse`].
     Set(Zeroizing<Vec<u8>>),
 }
@@ -106,8 +121,15 @@ impl Framer {
         if self.buffer.starts_with(STATUS) {
             return self.cut_status();
         }
+        if self.buffer.starts_with(MONITOR) {
+            return self.cut_question(MONITOR, Operation::Monitor);
+        }
+        if self.buffer.starts_with(DIAGNOSE) {
+            return self.cut_diagnose();
+        }
         if !self.buffer.starts_with(SET) {
-            let may_become_one = [GET, STATUS, SET].iter().any(|line| line.starts_with(&self.buffer));
+            let may_become_one =
+                [GET, STATUS, SET, MONITOR, DIAGNOSE].iter().any(|line| line.starts_with(&self.buffer));
             return (!may_become_one).then(|| Err(error(EINVAL, 1, "neither get=1 nor set=1")));
         }
         let end = match self.find_end(MAX_OPERATION)? {
@@ -169,6 +191,27 @@ impl Framer {
             return None;
         }
         self.cut_question(STATUS, Operation::Status)
+    }
+
+    /// Takes a question about one peer off.
+    fn cut_diagnose(&mut self) -> Option<Result<Operation, UapiError>> {
+        let end = match self.find_end(DIAGNOSE.len() + NAME_LINE + TRY.len())? {
+            Ok(end) => end,
+            Err(TooLong) => {
+                return Some(Err(error(E2BIG, 1, "a question about one peer has too many lines")));
+            }
+        };
+        let lines = &self.buffer[DIAGNOSE.len()..end];
+        let (name, tries) = match lines.strip_suffix(TRY) {
+            Some(name) => (name, true),
+            None => (lines, false),
+        };
+        let operation = parse::named_peers(name, 2).and_then(|named| match named[..] {
+            [key] => Ok(Operation::Diagnose { key, tries }),
+            _ => Err(error(EINVAL, 3, "a question about one peer names one")),
+        });
+        self.consume(end + 1);
+        Some(operation)
     }
 
     /// Takes a question off, which is `line` and the empty one.

@@ -1,10 +1,14 @@
 //! The cross-platform configuration protocol's text: `get=1` and `set=1` (<https://www.wireguard.com/xplatform/>).
 //!
-//! Two more operations are this program's own. `status=1` asks for the [`crate::device::status`], and with the
+//! Some more operations are this program's own. `status=1` asks for the [`crate::device::status`], and with the
 //! line `peers=none` for all of it but the list of the peers. `get=1` asks for a part
 //! of the configuration where lines follow it: `public_key=` and a key for each of at most `MAX_NAMED` peers, in
 //! hexadecimal, or `peers=none`. It is answered as ever, with the lines of the interface and those of the named peers in
 //! the order in which they are named; of a peer that there is not, nothing is said.
+//!
+//! `monitor=1` is answered with `errno=0` and an empty line, and from then on with a line `event=` for whatever happens, until
+//! the client closes. `diagnose=1` with a line `public_key=` asks what the device knows of a peer that does not connect, and is
+//! answered with a line `facts=`.
 //!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
 //! [`Device::dump`](super::Device::dump). `set` is parsed whole by a [`SetParser`] into a [`SetRequest`], which
@@ -31,6 +35,8 @@ pub const EINVAL: i32 = 22;
 pub const EIO: i32 = 5;
 /// EPROTO: a line that is not `key=value`.
 pub const EPROTO: i32 = 71;
+/// EBUSY: as many follow the events as may.
+pub const EBUSY: i32 = 16;
 /// ENOMEM: more peers than there may be, or more unfinished operations than are kept.
 pub const ENOMEM: i32 = 12;
 /// E2BIG: an operation longer than [`MAX_OPERATION`].

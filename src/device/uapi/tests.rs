@@ -224,6 +224,31 @@ fn a_question_about_some_peers_is_cut_wherever_the_reads_end() {
 }
 
 #[test]
+fn those_who_follow_and_those_who_ask_why_are_understood_wherever_the_reads_end() {
+    let key = "07".repeat(32);
+    let stream = format!(
+        "diagnose=1\npublic_key={key}\n\ndiagnose=1\npublic_key={key}\nhandshake=true\n\nmonitor=1\n\nget=1\n\n"
+    );
+    let diagnose = |tries| Ok(Operation::Diagnose { key: PublicKey([7; 32]), tries });
+    let expected = vec![diagnose(false), diagnose(true), Ok(Operation::Monitor), Ok(Operation::Get)];
+    for piece in 1..=stream.len() {
+        assert_eq!(frame(stream.as_bytes(), piece), expected, "{piece}");
+    }
+    for (lines, errno) in [
+        (format!("public_key={key}\npublic_key={key}\n\n"), E2BIG),
+        (format!("handshake=true\npublic_key={key}\n\n"), EINVAL),
+        ("handshake=true\n\n".to_owned(), EPROTO),
+        ("public_key=07\n\n".to_owned(), EINVAL),
+        ("\n".to_owned(), EPROTO),
+    ] {
+        let operations = frame(format!("diagnose=1\n{lines}").as_bytes(), 7);
+        let refused = operations.first().and_then(|first| first.as_ref().err()).map(|error| error.errno);
+        assert_eq!((operations.len(), refused), (1, Some(errno)), "{lines}");
+    }
+    assert_eq!(frame(b"monitor=1\nx", 3)[0].as_ref().unwrap_err().errno, EINVAL);
+}
+
+#[test]
 fn a_question_about_peers_that_is_wrong_or_too_long_is_refused() {
     let name = |digits: usize| format!("public_key={}\n", "0".repeat(digits));
     for (lines, errno, line) in [
