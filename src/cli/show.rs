@@ -1,7 +1,7 @@
 //! `show`, `showconf`, `status`: running devices, on standard output.
 
 use super::config::{print_bytes, print_json};
-use crate::gateway::metrics::{self, Measured};
+use crate::gateway::metrics::{self, Measured, TextFormat};
 use crate::gateway::show::{self, Field, Paint, View};
 use crate::gateway::{Failure, client};
 use clap::{Args, ValueEnum};
@@ -181,7 +181,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     };
     if args.prometheus {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        return print_bytes(metrics::prometheus(&measured, wall).as_bytes());
+        return print_bytes(metrics::prometheus(&measured, wall, TextFormat::Classic).as_bytes());
     }
     if args.json {
         let of = |one: &Measured| serde_json::json!({ "interface": one.name, "status": one.status });

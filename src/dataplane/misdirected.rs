@@ -47,6 +47,11 @@ impl Default for MisdirectedQueue {
 }
 
 impl MisdirectedQueue {
+    /// Number of entries that wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether `len` more bytes may wait. Asking first spares the copy under overload.
     pub fn has_room(&self, len: usize) -> bool {
         !self.queue.is_full() && self.bytes.load(Relaxed) + len <= MISDIRECTED_BYTES

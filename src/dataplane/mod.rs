@@ -10,6 +10,7 @@ mod atomic;
 pub(crate) mod counters;
 pub mod directory;
 pub mod handshakes;
+pub mod histograms;
 pub mod misdirected;
 mod notes;
 pub mod sending;
@@ -23,6 +24,7 @@ pub mod worker;
 use crate::dataplane::assist::Assist;
 use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::handshakes::HandshakeQueue;
+use crate::dataplane::histograms::Histograms;
 use crate::dataplane::misdirected::MisdirectedQueue;
 use crate::dataplane::notes::StagedNotes;
 use crate::dataplane::sending::Sending;
@@ -399,6 +401,8 @@ pub struct Inbox {
     pub waker: Waker,
     /// What the worker counts.
     pub stats: Arc<WorkerStats>,
+    /// How large its turns are, and how long they take.
+    pub histograms: Arc<Histograms>,
 }
 
 /// The slow path's inbox, as workers see it.
@@ -442,6 +446,7 @@ impl Links {
                 misdirected: Arc::default(),
                 waker: Waker::new()?,
                 stats: Arc::default(),
+                histograms: Arc::default(),
             })
         };
         let workers = (0..workers).map(|_| inbox()).collect::<std::io::Result<Vec<Inbox>>>()?;

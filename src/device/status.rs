@@ -5,7 +5,8 @@
 use super::uapi::CHUNK;
 use super::{Device, More};
 use crate::dataplane::directory::PeerDirectory;
-use crate::dataplane::{Links, PeerShared};
+use crate::dataplane::histograms::HistogramCounts;
+use crate::dataplane::{Inbox, Links, PeerShared};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -43,6 +44,12 @@ pub struct Status {
     pub handshakes: Counters,
     /// The counters of each worker.
     pub workers: Vec<Counters>,
+    /// How large each worker's turns are (`turn_packets`), and how long they take (`turn_nanos`), without turns that moved nothing.
+    pub histograms: Vec<BTreeMap<String, HistogramCounts>>,
+    /// What waits for the slow path, by queue.
+    pub slow_waiting: Counters,
+    /// What waits for each worker, by queue.
+    pub waiting: Vec<Counters>,
     /// What the peers have in common. `None` where an earlier version of the program answered.
     pub summary: Option<Summary>,
 }
@@ -105,6 +112,13 @@ impl Device {
             unbound: self.unbound(),
             handshakes: by_name(self.stats().snapshot()),
             workers: links.workers.iter().map(|inbox| by_name(inbox.stats.snapshot())).collect(),
+            histograms: links.workers.iter().map(histograms).collect(),
+            slow_waiting: queues([
+                ("events", links.slow.events.len()),
+                ("handshakes", links.slow.handshakes.waiting()),
+                ("notices", links.slow.notices.len()),
+            ]),
+            waiting: links.workers.iter().map(waiting).collect(),
             ..Status::default()
         }
     }
@@ -200,6 +214,20 @@ impl Listing {
 /// Writes a value as JSON. There are only maps with text for keys, text and numbers in it, none of which can fail.
 pub(super) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
+}
+
+fn histograms(inbox: &Inbox) -> BTreeMap<String, HistogramCounts> {
+    let of = &inbox.histograms;
+    let all = [("turn_packets", of.turn_packets()), ("turn_nanos", of.turn_nanos())];
+    all.into_iter().map(|(name, counts)| (name.to_owned(), counts)).collect()
+}
+
+fn waiting(inbox: &Inbox) -> Counters {
+    queues([("controls", inbox.controls.len()), ("misdirected", inbox.misdirected.waiting())])
+}
+
+fn queues<const N: usize>(waiting: [(&str, usize); N]) -> Counters {
+    waiting.into_iter().map(|(queue, waiting)| (queue.to_owned(), waiting as u64)).collect()
 }
 
 fn by_name(snapshot: Vec<(&'static str, u64)>) -> Counters {

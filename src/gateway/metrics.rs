@@ -2,7 +2,7 @@
 
 mod prometheus;
 
-pub use prometheus::prometheus;
+pub use prometheus::{TextFormat, prometheus};
 
 use crate::device::status::{Counters, Status};
 use crate::gateway::control::DeviceState;

@@ -30,6 +30,7 @@ mod unreachable;
 
 use crate::crypto::stack;
 use crate::dataplane::assist::JobKind;
+use crate::dataplane::histograms::Turns;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::Io;
@@ -98,6 +99,7 @@ pub struct Worker {
     helped_at: Option<Instant>,
     /// Whether a control was carried out in this turn, which may have ended the life of a key.
     had_control: bool,
+    turns: Turns,
 }
 
 impl Worker {
@@ -114,6 +116,7 @@ impl Worker {
             sealing: Reorder::new(config.id, JobKind::Seal, Arc::clone(&links.assist)),
             helped_at: None,
             had_control: false,
+            turns: Turns::default(),
         }
     }
 
@@ -137,8 +140,10 @@ impl Worker {
         self.outbox.ring();
         let stats = &self.outbox.stats;
         stats.add_refusals(&self.rx.take_refusals());
-        stats.publish_io(&io.stats());
+        let io_stats = io.stats();
+        stats.publish_io(&io_stats);
         add(&stats.turns, 1);
+        self.turns.note(stats, io_stats.awake_nanos, &self.inbox.histograms);
         turn
     }
 

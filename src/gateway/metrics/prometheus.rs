@@ -1,7 +1,8 @@
-//! Devices in Prometheus' text exposition format, version 0.0.4. `promtool check metrics` finds nothing to say about it: every
+//! Devices in Prometheus' text exposition format, version 0.0.4, or in that of OpenMetrics 1.0. `promtool check metrics` finds nothing to say about it: every
 //! metric has its help and type, in that order, units are base units, and only counters end in `_total`.
 
 use super::Measured;
+use crate::dataplane::histograms::HistogramCounts;
 use crate::dataplane::stats::WorkerStats;
 use crate::device::DeviceStats;
 use crate::device::status::{Status, is_alive};
@@ -11,11 +12,21 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+/// A form of text for metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TextFormat {
+    /// Prometheus' own, version 0.0.4.
+    Classic,
+    /// OpenMetrics 1.0: a counter's family has no `_total` in its name, and the text has an end.
+    Open,
+}
+
 /// What kind of metric a sample is of.
 #[derive(Clone, Copy)]
 enum MetricKind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// The samples by metric, since all samples of a metric must stand together after its type.
@@ -24,13 +35,44 @@ struct Samples(BTreeMap<String, (MetricKind, String, String)>);
 
 impl Samples {
     fn add(&mut self, metric: &str, kind: MetricKind, help: &str, labels: &[(&str, &str)], value: &str) {
-        let labels: Vec<String> =
-            labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escaped(text))).collect();
+        let labels = written(labels);
+        // Writing to a string cannot fail, here and below.
+        let _ = writeln!(self.of(metric, kind, help), "{metric}{{{labels}}} {value}");
+    }
+
+    /// Adds a histogram, whose values are `unit` of the metric's unit each.
+    fn add_histogram(
+        &mut self,
+        metric: &str,
+        help: &str,
+        labels: &[(&str, &str)],
+        counts: &HistogramCounts,
+        unit: f64,
+    ) {
+        let labels = written(labels);
+        let text = self.of(metric, MetricKind::Histogram, help);
+        let (mut bound, mut sum) = (counts.first as f64 * unit, 0u64);
+        for (at, count) in counts.buckets.iter().enumerate() {
+            sum = sum.wrapping_add(*count);
+            let le = if at + 1 == counts.buckets.len() { "+Inf".to_owned() } else { bound.to_string() };
+            let _ = writeln!(text, "{metric}_bucket{{{labels},le=\"{le}\"}} {sum}");
+            bound *= 2.0;
+        }
+        let _ = writeln!(text, "{metric}_sum{{{labels}}} {}", counts.sum as f64 * unit);
+        let _ = writeln!(text, "{metric}_count{{{labels}}} {sum}");
+    }
+
+    /// The samples of a metric, to be added to.
+    fn of(&mut self, metric: &str, kind: MetricKind, help: &str) -> &mut String {
         let (.., samples) =
             self.0.entry(metric.to_owned()).or_insert_with(|| (kind, plain(help), String::new()));
-        // Writing to a string cannot fail, here and below.
-        let _ = writeln!(samples, "{metric}{{{}}} {value}", labels.join(","));
+        samples
     }
+}
+
+fn written(labels: &[(&str, &str)]) -> String {
+    let labels = labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escaped(text)));
+    labels.collect::<Vec<_>>().join(",")
 }
 
 /// A label's value, with backslashes, quotes and newlines escaped.
@@ -45,7 +87,7 @@ fn plain(text: &str) -> String {
 }
 
 /// All devices. The metrics of peers have the names and labels that the usual exporter gives them.
-pub fn prometheus(devices: &[Measured], wall: Duration) -> String {
+pub fn prometheus(devices: &[Measured], wall: Duration, format: TextFormat) -> String {
     let mut samples = Samples::default();
     for measured in devices {
         let name = measured.name.as_str();
@@ -70,8 +112,16 @@ pub fn prometheus(devices: &[Measured], wall: Duration) -> String {
         let kind = match kind {
             MetricKind::Counter => "counter",
             MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         };
-        let _ = write!(text, "# HELP {metric} {help}\n# TYPE {metric} {kind}\n{samples}");
+        let family = match format {
+            TextFormat::Open => metric.strip_suffix("_total").unwrap_or(&metric),
+            TextFormat::Classic => &metric,
+        };
+        let _ = write!(text, "# HELP {family} {help}\n# TYPE {family} {kind}\n{samples}");
+    }
+    if format == TextFormat::Open {
+        text.push_str("# EOF\n");
     }
     text
 }
@@ -135,6 +185,12 @@ fn add_device(samples: &mut Samples, name: &str, status: &Status) {
         let metric = format!("ringtun_slow_path_{counter}{suffix}");
         samples.add(&metric, kind, help, &[interface], &value.to_string());
     }
+    for (queue, waiting) in &status.slow_waiting {
+        let help = "Entries that wait for the slow path, by queue.";
+        let labels = [interface, ("queue", queue.as_str())];
+        samples.add("ringtun_slow_path_waiting", MetricKind::Gauge, help, &labels, &waiting.to_string());
+    }
+    add_turns(samples, name, status);
     for (id, worker) in status.workers.iter().enumerate() {
         let id = id.to_string();
         for (counter, value) in worker {
@@ -149,6 +205,30 @@ fn add_device(samples: &mut Samples, name: &str, status: &Status) {
     }
 }
 
+/// What waits for each worker, and what its turns are like.
+fn add_turns(samples: &mut Samples, name: &str, status: &Status) {
+    let interface = ("interface", name);
+    for (id, queues) in status.waiting.iter().enumerate() {
+        for (queue, waiting) in queues {
+            let labels = [interface, ("worker", &id.to_string()), ("queue", queue.as_str())];
+            let help = "Entries that wait for the worker, by queue.";
+            samples.add("ringtun_worker_waiting", MetricKind::Gauge, help, &labels, &waiting.to_string());
+        }
+    }
+    for (id, histograms) in status.histograms.iter().enumerate() {
+        let id = id.to_string();
+        let labels = [interface, ("worker", id.as_str())];
+        if let Some(packets) = histograms.get("turn_packets") {
+            let help = "Packets that a turn of the worker moved, both ways together.";
+            samples.add_histogram("ringtun_worker_turn_packets", help, &labels, packets, 1.0);
+        }
+        if let Some(nanos) = histograms.get("turn_nanos") {
+            let help = "Time that a turn of the worker took in which it moved packets.";
+            samples.add_histogram("ringtun_worker_turn_seconds", help, &labels, nanos, 1e-9);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::measured;
@@ -157,8 +237,25 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
+    fn buckets_are_cumulative_and_in_base_units() {
+        let mut samples = Samples::default();
+        let counts = HistogramCounts { first: 1024, buckets: vec![2, 1, 4], sum: 9000 };
+        samples.add_histogram("turn_seconds", "Time.", &[("worker", "0")], &counts, 1e-9);
+        let (_, _, text) = &samples.0["turn_seconds"];
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 5);
+        assert!(
+            lines[1].starts_with("turn_seconds_bucket{worker=\"0\",le=\"0.000002048")
+                && lines[1].ends_with(" 3")
+        );
+        assert_eq!(lines[2], "turn_seconds_bucket{worker=\"0\",le=\"+Inf\"} 7");
+        assert!(lines[3].starts_with("turn_seconds_sum{worker=\"0\"} 0.000009"), "{text}");
+        assert_eq!(lines[4], "turn_seconds_count{worker=\"0\"} 7");
+    }
+
+    #[test]
     fn what_is_so_now_is_a_gauge_and_what_ever_happened_a_counter() {
-        let text = prometheus(&[measured("wg0")], Duration::ZERO);
+        let text = prometheus(&[measured("wg0")], Duration::ZERO, TextFormat::Classic);
         for metric in ["peers_spread_total counter", "peers_spread_now gauge"] {
             assert!(text.contains(&format!("# TYPE ringtun_slow_path_{metric}\n")), "{metric}: {text}");
         }
@@ -166,7 +263,7 @@ mod tests {
 
     #[test]
     fn samples_of_one_metric_stand_together_after_its_help_and_type() {
-        let text = prometheus(&[measured("wg0"), measured("w\"1")], Duration::ZERO);
+        let text = prometheus(&[measured("wg0"), measured("w\"1")], Duration::ZERO, TextFormat::Classic);
         let from = text.find("# HELP ringtun_worker_rx_owned_total ").unwrap();
         let block: Vec<&str> = text[from..].lines().take(6).collect();
         assert_eq!(
@@ -194,7 +291,8 @@ mod tests {
             "{{interface=\"wg0\",public_key=\"{key}\",allowed_ips=\"10.0.0.2/32,fd00::2/128\",friendly_name=\"anna's laptop\"}}"
         );
         for (seconds, connected) in [(1100, 1), (1000 + SESSION_LIFE.as_secs(), 0)] {
-            let text = prometheus(std::slice::from_ref(&one), Duration::from_secs(seconds));
+            let text =
+                prometheus(std::slice::from_ref(&one), Duration::from_secs(seconds), TextFormat::Classic);
             assert!(text.contains(&format!("\nwireguard_received_bytes_total{labels} 5\n")), "{text}");
             assert!(text.contains(&format!("\nwireguard_peer_connected{labels} {connected}\n")), "{text}");
         }
@@ -209,7 +307,7 @@ mod tests {
         let status = all.status.as_mut().unwrap();
         status.workers = vec![named(WorkerStats::default().snapshot())];
         status.handshakes = named(DeviceStats::default().snapshot());
-        let text = prometheus(&[all], Duration::ZERO);
+        let text = prometheus(&[all], Duration::ZERO, TextFormat::Classic);
         let mut seen = HashSet::new();
         let mut lines = text.lines().peekable();
         while let Some(help) = lines.next() {
