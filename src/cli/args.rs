@@ -10,7 +10,7 @@ use super::peer::PeerCommand;
 use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
-use crate::gateway::Failure;
+use crate::gateway::{Failure, http};
 use crate::io::slab::MAX_BUFFERS;
 use crate::io::tun;
 use crate::io::udp::{MAX_SOCKET_BUFFER, MIN_SOCKET_BUFFER, SOCKET_BUFFER};
@@ -32,6 +32,7 @@ Examples:
   ringtun monitor wg0                who connects, who does not, and why
   (umask 077; ringtun genkey | tee private.key | ringtun pubkey > public.key)
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
+  ringtun --http 9586 wg0            and http://127.0.0.1:9586/ shows what it does; /metrics for Prometheus
 
 Environment:
   LOG_LEVEL              silent, error (default), info, verbose
@@ -150,6 +151,9 @@ pub(super) struct TunnelArgs {
     /// Do not pin workers to cores [default: pinned, unless the CPU quota is below the number of cores]
     #[arg(long, env = "RINGTUN_NO_PIN", value_parser = clap::builder::FalseyValueParser::new())]
     no_pin: bool,
+    /// Serve metrics, status and a page over HTTP, read-only: a port of 127.0.0.1, ADDRESS:PORT, or unix:PATH
+    #[arg(long, value_name = "WHERE", env = "RINGTUN_HTTP")]
+    pub(super) http: Option<http::HttpAddress>,
     /// Keep all capabilities, system calls and files within reach [default: only what a running tunnel needs]
     #[arg(long, env = "RINGTUN_UNCONFINED", value_parser = clap::builder::FalseyValueParser::new())]
     pub(super) unconfined: bool,

@@ -8,10 +8,11 @@ use super::args::TunnelArgs;
 use super::{daemon, finish, logger};
 use crate::device::status::Summary;
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
-use crate::gateway::{Failure, confine, limits, upkeep};
+use crate::gateway::{Failure, confine, http, limits, upkeep};
 use crate::tunnel::plural::counted;
-use crate::tunnel::{Error, Tunnel, TunnelStatus};
+use crate::tunnel::{Builder, Error, Tunnel, TunnelStatus};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,6 +36,7 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
     let says = !daemon::is_child() && !args.is_started_by_up() && !TunnelArgs::is_handed_a_device();
     let upkeep = args.config.clone();
     let confined = !args.unconfined;
+    let http = args.http.clone();
     let builder = match args.into_builder() {
         Ok(builder) => builder,
         Err(failure) => {
@@ -42,30 +44,10 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    limits::raise_descriptors();
-    if confined {
-        confine::before_start(upkeep.as_deref());
-    }
-    let signals = match Signals::catch() {
-        Ok(signals) => signals,
-        Err(error) => return finish(Err(Failure::of("cannot catch signals")(error))),
-    };
-    let tunnel = match builder.start() {
+    let tunnel = match begin(builder, upkeep, http.as_ref(), confined) {
         Ok(tunnel) => tunnel,
-        Err(error) => return finish(Err(Failure::Tunnel(error))),
+        Err(failure) => return finish(Err(failure)),
     };
-    signals.stop(&tunnel);
-    if let Some(file) = upkeep
-        && let Err(error) = upkeep::start(tunnel.name().to_owned(), file)
-    {
-        tunnel.stop();
-        // What is reported is why the tunnel had to end.
-        let _ = tunnel.wait();
-        return finish(Err(Failure::of(format!("{}: cannot start a thread", tunnel.name()))(error)));
-    }
-    if confined {
-        confine_started(&tunnel);
-    }
     if says {
         announce(tunnel.name(), false);
     }
@@ -77,6 +59,42 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         }
         outcome => finish(outcome.map_err(Failure::Tunnel)),
     }
+}
+
+/// Starts the tunnel and what accompanies it, and gives up what none of that needs.
+fn begin(
+    builder: Builder,
+    file: Option<PathBuf>,
+    http: Option<&http::HttpAddress>,
+    confined: bool,
+) -> Result<Tunnel, Failure> {
+    limits::raise_descriptors();
+    // A port below 1024 and the place of a socket may need rights that are about to go.
+    let http = http.map(http::Listener::bind).transpose().map_err(Failure::of("--http"))?;
+    if confined {
+        confine::before_start(file.as_deref());
+    }
+    let signals = Signals::catch().map_err(Failure::of("cannot catch signals"))?;
+    let tunnel = builder.start().map_err(Failure::Tunnel)?;
+    signals.stop(&tunnel);
+    if let Err(error) = accompany(&tunnel, file, http) {
+        tunnel.stop();
+        // What is reported is why the tunnel had to end.
+        let _ = tunnel.wait();
+        return Err(Failure::of(format!("{}: cannot start a thread", tunnel.name()))(error));
+    }
+    if confined {
+        confine_started(&tunnel);
+    }
+    Ok(tunnel)
+}
+
+/// Starts the threads beside the tunnel: for its endpoints, where it has a file, and for its listener, where one is asked for.
+fn accompany(tunnel: &Tunnel, file: Option<PathBuf>, http: Option<http::Listener>) -> std::io::Result<()> {
+    if let Some(file) = file {
+        upkeep::start(tunnel.name().to_owned(), file)?;
+    }
+    http.map_or(Ok(()), |http| http.serve(tunnel.name().to_owned()))
 }
 
 /// Filters the system calls, once all rings are there.

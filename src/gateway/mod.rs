@@ -8,6 +8,7 @@ pub mod control;
 pub mod doctor;
 mod error;
 pub mod executable;
+pub mod http;
 pub mod ipv6;
 pub mod limits;
 pub mod metrics;

@@ -5,7 +5,7 @@ mod paint;
 mod pretty;
 mod units;
 
-pub use json::json;
+pub use json::{InterfaceJson, json};
 pub use paint::Paint;
 pub use pretty::pretty;
 
