@@ -24,6 +24,7 @@ mod fallbacks;
 mod firewall;
 mod healing;
 mod hostile;
+mod http;
 mod interop;
 mod ipv6;
 mod keeping;
