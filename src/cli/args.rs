@@ -7,6 +7,7 @@ use super::generate::GenerateCommand;
 use super::monitor::MonitorArgs;
 use super::mtu::MtuArgs;
 use super::peer::PeerCommand;
+use super::peer_hooks::PeerHooksArgs;
 use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
@@ -101,6 +102,9 @@ pub(super) enum Command {
     /// Add peers
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Run the hooks PeerUp and PeerDown of a running tunnel, in the background: `up` and `reload` start this
+    #[command(hide = true)]
+    PeerHooks(PeerHooksArgs),
     /// Convert a hostname.if(5) file of OpenBSD to a wg-quick file
     Import(ImportArgs),
     /// Convert a wg-quick file to another system's format

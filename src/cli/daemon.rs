@@ -1,20 +1,19 @@
 //! Going to the background as wireguard-go does: the command returns once device and socket exist.
 //!
-//! There is no fork without exec: the process starts itself again, with [`CHILD`] set and standard output as a pipe.
+//! There is no fork without exec: the process starts itself again, with [`BACKGROUND_CHILD`] set and standard output as a pipe.
 //! The child writes [`READY`] and drops its standard files. Anything else on the pipe means that the child failed, and
 //! then its message already stands on standard error.
 
-use crate::gateway::executable;
+use crate::gateway::executable::{self, BACKGROUND_CHILD};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
 
-const CHILD: &str = "RINGTUN_BACKGROUND_CHILD";
 const READY: &[u8] = b"ready\n";
 
 /// Whether this process is the child, which stays.
 pub(super) fn is_child() -> bool {
-    std::env::var_os(CHILD).is_some()
+    std::env::var_os(BACKGROUND_CHILD).is_some()
 }
 
 /// Whether WG_PROCESS_FOREGROUND=1 asks for the foreground, as for wireguard-go.
@@ -26,7 +25,7 @@ pub(super) fn asks_for_foreground() -> bool {
 pub(super) fn spawn_and_wait() -> std::io::Result<ExitCode> {
     let mut child = Command::new(executable::path()?)
         .args(std::env::args_os().skip(1))
-        .env(CHILD, "1")
+        .env(BACKGROUND_CHILD, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;

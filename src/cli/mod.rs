@@ -14,6 +14,7 @@ mod logger;
 mod monitor;
 mod mtu;
 mod peer;
+mod peer_hooks;
 mod service;
 mod show;
 mod suggest;
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
         },
         Some(Command::Strip(args)) => config::strip(&args),
         Some(Command::Mtu(args)) => mtu::mtu(&args),
+        Some(Command::PeerHooks(args)) => return peer_hooks::run(&args),
         Some(Command::Peer(command)) => peer::run(command),
         Some(Command::Import(args)) => exchange::import(&args),
         Some(Command::Export(args)) => exchange::export(&args),

@@ -2,6 +2,7 @@
 //!
 //! `wg` never asks for it, so it is free to grow: readers leave out what they do not know.
 
+use super::history::millis;
 use super::uapi::CHUNK;
 use super::{Device, More};
 use crate::dataplane::directory::PeerDirectory;
@@ -69,13 +70,16 @@ impl Display for Unbound {
     }
 }
 
-/// The worker that opens a peer's packets.
+/// The worker that opens a peer's packets, and whether the peer is connected.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Owner {
     /// The peer's public key in Base64.
     pub public_key: String,
     /// The number of the worker.
     pub worker: u8,
+    /// Since when the peer is connected, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected_ms: Option<u64>,
 }
 
 /// A few numbers, for those who want to know how the device does.
@@ -134,7 +138,11 @@ impl Device {
             };
             listing.summary.add(&peer.shared, listing.wall);
             if listing.with_owners {
-                let owner = Owner { public_key: peer.public_key.to_base64(), worker: peer.shared.owner() };
+                let owner = Owner {
+                    public_key: peer.public_key.to_base64(),
+                    worker: peer.shared.owner(),
+                    connected_ms: peer.shared.connected_since().map(millis),
+                };
                 if !std::mem::replace(&mut listing.first, false) {
                     chunk.push(',');
                 }
@@ -166,8 +174,8 @@ impl Summary {
     }
 }
 
-/// More bytes than an [`Owner`] has as text: 44 characters, three digits, names and punctuation.
-const OWNER_ROOM: usize = 128;
+/// More bytes than an [`Owner`] has as text: 44 characters, 23 digits, names and punctuation.
+const OWNER_ROOM: usize = 160;
 /// The place of the peers in the text of a status without any.
 const NO_PEERS: &str = "\"peers\":[]";
 /// The end of the text of a status without a summary, which is its last field.
@@ -268,8 +276,11 @@ mod tests {
         assert_eq!((status.workers.len(), status.workers[1]["rx_owned"]), (2, 7));
         assert!(status.handshakes.contains_key("initiations_sent"));
         status.summary = Some(Summary { peers: 40, ..Summary::default() });
-        let owner =
-            |seed: u8| Owner { public_key: PublicKey([seed; 32]).to_base64(), worker: (seed - 1) % 2 };
+        let owner = |seed: u8| Owner {
+            public_key: PublicKey([seed; 32]).to_base64(),
+            worker: (seed - 1) % 2,
+            connected_ms: None,
+        };
         for with_owners in [false, true] {
             // In slices of one peer each.
             let (mut listing, mut answer) =

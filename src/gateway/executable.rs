@@ -7,6 +7,9 @@ use std::path::PathBuf;
 /// `exe`.
 const LINK: &str = "/proc/self/exe";
 
+/// The environment variable by which a process that goes to the background tells its child so. Nobody else is to inherit it.
+pub const BACKGROUND_CHILD: &str = "RINGTUN_BACKGROUND_CHILD";
+
 /// The path of this program, to run it again. An upgrade replaces the file under a tunnel that runs; the tunnel still
 /// goes down by the program that brought it up.
 ///

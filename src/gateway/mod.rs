@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod mtu;
 pub mod notify;
+pub mod peer_hooks;
 pub mod peering;
 pub mod rights;
 pub mod route;

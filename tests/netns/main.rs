@@ -37,6 +37,7 @@ mod memory;
 mod monitor;
 mod outages;
 mod pair;
+mod peer_hooks;
 mod ports;
 mod rekey;
 mod reload;

@@ -18,6 +18,7 @@ mod file;
 mod lint;
 mod names;
 mod parse;
+mod peer_hooks;
 mod print;
 mod request;
 mod sections;
@@ -28,6 +29,7 @@ pub use edit::Runtime;
 pub use error::{ConfigError, ConfigErrors, Warning};
 pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
 pub use parse::Salvage;
+pub use peer_hooks::PeerHooks;
 pub use request::{allowed_ips, difference, get_text, set_text};
 pub use value::ValueError;
 

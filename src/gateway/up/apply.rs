@@ -69,6 +69,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
         firewall::clamp(&name, mtu, &mut session.console)?;
     }
     session.hooks(&interface.post_up)?;
+    session.start_peer_hooks(loaded)?;
     session.interrupt.check()?;
     session.journal.note(Trace::Finished)
 }

@@ -2,7 +2,9 @@
 
 use super::dns::Manager;
 use super::journal::Trace;
-use super::{Console, Failure, Result, Session, dns, firewall, load, policy, read, rights, snapshot};
+use super::{
+    Console, Failure, HooksLock, Result, Session, dns, firewall, load, policy, read, rights, snapshot,
+};
 use crate::gateway::config::{
     Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
 };
@@ -65,6 +67,9 @@ pub fn down(given: &str, console: Console<'_>) -> Result<()> {
         }
     }
     session.journal.forget();
+    if !HooksLock::wait_for_end(&session.name) {
+        session.console.remark("hooks of peers that were connected still run");
+    }
     session.hooks(&interface.post_down)
 }
 

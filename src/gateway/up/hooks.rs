@@ -2,6 +2,7 @@
 
 use super::interrupt::Interrupt;
 use super::{Console, Failure, Result};
+use crate::gateway::executable::BACKGROUND_CHILD;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -63,6 +64,14 @@ fn shell(hook: &str, place: HookContext<'_>) -> Command {
     command.env("LC_ALL", "C").env("INTERFACE", place.interface).env("CONFIG_FILE", place.file);
     command.env(LOCK_HELD, place.interface);
     command
+}
+
+/// The command for a hook that is part of no other command, with its text. The caller adds to its environment.
+pub(in crate::gateway) fn lone(hook: &str, interface: &str, file: &Path) -> (String, Command) {
+    let text = expand(hook, interface);
+    let mut command = shell(&text, HookContext { interface, file });
+    command.env_remove(LOCK_HELD).env_remove(BACKGROUND_CHILD).env_remove("NOTIFY_SOCKET");
+    (text, command)
 }
 
 fn wait(mut child: Child, interrupt: &Interrupt) -> std::io::Result<ExitStatus> {

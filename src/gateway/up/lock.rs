@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long another command is waited for. A slow `up`, with its hooks and names, usually takes less.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the last hooks of a tunnel that is gone are waited for: somewhat longer than they are given.
+const HOOKS_TIMEOUT: Duration = Duration::from_secs(12);
 /// Pause between two attempts to take the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -60,6 +62,58 @@ impl CommandLock {
             }
             std::thread::sleep(POLL_INTERVAL);
         }
+    }
+}
+
+/// What the process holds that runs the peers' hooks of a tunnel, until it is dropped: `/run/ringtun/NAME~hooks`.
+pub(in crate::gateway) struct HooksLock {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl HooksLock {
+    fn path(name: &str) -> PathBuf {
+        Path::new(DIRECTORY).join(format!("{name}~hooks"))
+    }
+
+    /// Takes the lock of the tunnel `name`. An earlier tunnel of this name may have hooks that still run, which are waited for.
+    pub(in crate::gateway) fn take(name: &str) -> Result<HooksLock> {
+        let path = HooksLock::path(name);
+        let begun = Instant::now();
+        loop {
+            if let Some(lock) = try_lock(&path).map_err(|error| unwritable(&path, error))? {
+                return Ok(HooksLock { path, _lock: lock });
+            }
+            if begun.elapsed() > HOOKS_TIMEOUT {
+                let holder = holder(&path);
+                return Err(Failure::new(format!("process {holder} runs the hooks of `{name}' already")));
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Whether a process runs the hooks of the tunnel `name`.
+    pub(super) fn is_held(name: &str) -> bool {
+        let Ok(file) = File::open(HooksLock::path(name)) else { return false };
+        matches!(flock(&file, FlockOperation::NonBlockingLockExclusive), Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// Waits until nobody runs the hooks of the tunnel `name`. False where that takes too long.
+    pub(super) fn wait_for_end(name: &str) -> bool {
+        let begun = Instant::now();
+        while HooksLock::is_held(name) {
+            if begun.elapsed() > HOOKS_TIMEOUT {
+                return false;
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        true
+    }
+}
+
+impl Drop for HooksLock {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path); // while it is locked, so that nobody else's goes
     }
 }
 

@@ -27,11 +27,13 @@ mod snapshot;
 
 pub use apply::add_routes_of;
 pub use down::{down, save};
+pub(in crate::gateway) use hooks::lone as hook_command;
+pub(in crate::gateway) use lock::HooksLock;
 pub use reload::reload;
 
 use crate::gateway::config::{Address, Config, LoadError, Loaded, Permissions, Place, Table, allowed_ips};
 use crate::gateway::control::ControlSocket;
-use crate::gateway::{Failure, ipv6};
+use crate::gateway::{Failure, executable, ipv6};
 use crate::routing::Prefix;
 use crate::sys::link;
 use crate::tunnel::leaving;
@@ -171,6 +173,21 @@ impl<'a> Session<'a> {
     fn hooks(&mut self, hooks: &[String]) -> Result<()> {
         let place = hooks::HookContext { interface: &self.name, file: &self.file };
         hooks::run(hooks, place, &mut self.console, &self.interrupt)
+    }
+
+    /// Starts the process that runs the peers' hooks, where the file has some and none runs.
+    fn start_peer_hooks(&mut self, loaded: &Loaded) -> Result<()> {
+        if loaded.document.peer_hooks(&loaded.config).is_empty() || HooksLock::is_held(&self.name) {
+            return Ok(());
+        }
+        self.interrupt.check()?;
+        let said = format!("ringtun peer-hooks {} {}", self.name, self.file.display());
+        self.console.command(&said);
+        let program = executable::path().map_err(Failure::of(&said))?;
+        let mut command = Command::new(program);
+        command.args(["peer-hooks", &self.name]).arg(&self.file).stdin(Stdio::null());
+        let status = command.status().map_err(Failure::of(&said))?;
+        if status.success() { Ok(()) } else { Err(Failure::new(format!("{said}: {status}"))) }
     }
 
     fn index(&self) -> Result<Option<u32>> {

@@ -39,7 +39,7 @@ pub fn reload(given: &str, mut console: Console<'_>) -> Result<()> {
         return Err(failure);
     }
     if reload.remove(&mut session)? {
-        return Ok(());
+        return session.start_peer_hooks(&loaded);
     }
     Err(Failure::new(format!(
         "`{}' has what its file says, but not all of the rest could be removed",
