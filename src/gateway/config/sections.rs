@@ -151,7 +151,7 @@ fn closing(row: &Row, open: &Row) -> bool {
     }
 }
 
-/// Where the section ends: behind the mark that closes it, or else behind its last value and the comments directly
+/// Where the section ends: behind the mark that closes it, if no value follows, or else behind its last value and the comments directly
 /// below; in either case behind the empty lines that follow. `opened` holds what marks open in the whole file.
 fn end(
     rows: &[Row],
@@ -169,7 +169,8 @@ fn end(
         row.comment && !others && !row.header_put_out
     };
     let below = || (last + 1..next_start).take_while(|&at| ours(&rows[at])).last().unwrap_or(last);
-    let end = closing.unwrap_or_else(below) + 1;
+    // Values below the mark are the section's all the same.
+    let end = closing.filter(|&at| at > last).unwrap_or_else(below) + 1;
     let blank = |&at: &usize| rows[at].kind == LineKind::Blank && !rows[at].comment;
     (end..next_start).take_while(blank).last().map_or(end, |at| at + 1)
 }

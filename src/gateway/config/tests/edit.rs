@@ -98,6 +98,14 @@ fn a_peer_that_is_gone_goes_with_its_comments_and_no_others() {
 }
 
 #[test]
+fn a_peer_that_is_gone_goes_with_its_values_below_a_mark_that_closes_it() {
+    let text = format!(
+        "### begin laptop ###\n[Peer]\nPublicKey = {PUBLIC}\n### end laptop ###\n\nAllowedIPs = 10.0.0.1/32\n# Name = x\n[Interface]\n"
+    );
+    assert_eq!(saved(&text, &DeviceState::default()), "# Name = x\n[Interface]\n");
+}
+
+#[test]
 fn a_new_peer_comes_last() {
     let mut now = device(FILE);
     let mut new = PeerState::new(PublicKey([7; 32]));
