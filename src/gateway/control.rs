@@ -105,12 +105,22 @@ impl PeerState {
             "endpoint" => self.endpoint = Some(value.parse().ok()?),
             "persistent_keepalive_interval" => self.persistent_keepalive = value.parse().ok()?,
             "allowed_ip" => self.allowed_ips.push(value.parse().ok()?),
-            "last_handshake_time_sec" => self.last_handshake += Duration::from_secs(value.parse().ok()?),
-            "last_handshake_time_nsec" => self.last_handshake += Duration::from_nanos(value.parse().ok()?),
+            "last_handshake_time_sec" => {
+                self.add_to_last_handshake(Duration::from_secs(value.parse().ok()?))?
+            }
+            "last_handshake_time_nsec" => {
+                self.add_to_last_handshake(Duration::from_nanos(value.parse().ok()?))?
+            }
             "tx_bytes" => self.tx_bytes = value.parse().ok()?,
             "rx_bytes" => self.rx_bytes = value.parse().ok()?,
             _ => {}
         }
+        Some(())
+    }
+
+    /// Adds one of the two parts of which the time is made.
+    fn add_to_last_handshake(&mut self, part: Duration) -> Option<()> {
+        self.last_handshake = self.last_handshake.checked_add(part)?;
         Some(())
     }
 }
@@ -335,6 +345,17 @@ mod tests {
         assert_eq!((peer.tx_bytes, peer.rx_bytes, peer.persistent_keepalive), (38333, 2224, 111));
         assert_eq!(DeviceState::parse("what\n"), None);
         assert!(!format!("{state:?}").contains("a8dac1"));
+    }
+
+    #[test]
+    fn a_time_beyond_all_times_is_no_answer() {
+        let times = ["last_handshake_time_sec", "last_handshake_time_nsec"];
+        for line in times.map(|key| format!("{key}={}\n", u64::MAX)) {
+            assert_eq!(
+                DeviceState::parse(&format!("{ANSWER}last_handshake_time_sec={}\n{line}", u64::MAX)),
+                None
+            );
+        }
     }
 
     /// A device that gives these answers, one a connection, to what it then reports to have been asked.

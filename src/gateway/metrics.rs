@@ -68,7 +68,7 @@ pub fn table(measured: &Measured) -> String {
     let _ =
         writeln!(text, "  peers: {}, on {}\n", status.peers.len(), counted(status.workers.len(), "worker"));
     for (what, part, whole) in SHARES {
-        let sum = |names: &[&str]| status.workers.iter().map(|worker| total(worker, names)).sum::<u64>();
+        let sum = |names: &[&str]| total(status.workers.iter(), names);
         let (part, whole) = (sum(&[part]), sum(whole));
         let share =
             if whole == 0 { "-".to_owned() } else { format!("{:.2} %", part as f64 * 100.0 / whole as f64) };
@@ -83,8 +83,10 @@ pub fn table(measured: &Measured) -> String {
     text
 }
 
-fn total(counters: &Counters, names: &[&str]) -> u64 {
-    names.iter().filter_map(|name| counters.get(*name)).sum()
+/// The sum of these counters. What a device counted may be anything, and more than all numbers is the largest.
+fn total<'a>(workers: impl Iterator<Item = &'a Counters>, names: &[&str]) -> u64 {
+    let values = workers.flat_map(|worker| names.iter().filter_map(|name| worker.get(*name)));
+    values.fold(0, |sum, value| sum.saturating_add(*value))
 }
 
 fn put_workers(text: &mut String, workers: &[Counters]) {
@@ -96,7 +98,7 @@ fn put_workers(text: &mut String, workers: &[Counters]) {
     let _ = writeln!(text, "{}", row(&mut (0..workers.len() as u64)));
     for name in names {
         let values: Vec<u64> = workers.iter().map(|worker| worker.get(name).copied().unwrap_or(0)).collect();
-        let sum = values.iter().fold(0u64, |sum, value| sum.wrapping_add(*value));
+        let sum = values.iter().fold(0u64, |sum, value| sum.saturating_add(*value));
         if sum > 0 {
             let _ = writeln!(text, "    {name:<22} {sum:>14}{}", row(&mut values.into_iter()));
         }
