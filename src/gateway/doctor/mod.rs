@@ -7,6 +7,9 @@ mod network;
 mod parse;
 mod tunnels;
 
+#[cfg(feature = "internals")]
+pub use firewall::blocked;
+
 use crate::gateway::rights::{NetAdmin, net_admin};
 use crate::io::slab::BUF_SIZE;
 use crate::io::tun::QUEUE_BYTES;

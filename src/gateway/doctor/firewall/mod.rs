@@ -10,6 +10,7 @@ mod nft;
 pub(super) use iptables::read as iptables;
 pub(super) use nft::{has_foreign, read as nft};
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 /// How deep chains within chains are followed. The kernel allows sixteen.
@@ -199,8 +200,10 @@ pub(super) fn blocking_chain<'a>(
         _ => None,
     });
     let mut bases = bases.map(|(chain, drops)| {
-        let verdicts: Vec<PacketVerdict> =
-            packets.iter().map(|packet| follow(chains, chain, *packet, 0)).collect();
+        let verdict = |packet: &FirstPacket<'_>| {
+            Following { chains, packet: *packet, known: HashMap::new() }.follow(chain, 0)
+        };
+        let verdicts: Vec<PacketVerdict> = packets.iter().map(verdict).collect();
         let is_dropped = |verdict: &PacketVerdict| {
             *verdict == PacketVerdict::Dropped || (*verdict == PacketVerdict::Undecided && drops)
         };
@@ -210,39 +213,71 @@ pub(super) fn blocking_chain<'a>(
     bases.find_map(|blocking| blocking)
 }
 
-fn follow(chains: &[Chain], chain: &Chain, packet: FirstPacket<'_>, depth: u32) -> PacketVerdict {
-    for rule in &chain.rules {
-        let (holds, is_named) = rule.matches(packet);
-        let certain = holds == RuleMatch::Yes;
-        if holds == RuleMatch::No {
-            continue;
-        }
-        match &rule.verdict {
-            Some(RuleVerdict::Accept) if certain || is_named => {
-                return PacketVerdict::Accepted { named: is_named };
+/// The names of the chains in nft's or iptables' text that drop what goes to a tunnel's port or comes out of it.
+#[cfg(feature = "internals")]
+pub fn blocked(text: &str, tunnel: &str, port: u16) -> Vec<String> {
+    let chains = nft(text).unwrap_or_else(|| iptables(text, "iptables"));
+    let asked = [
+        blocking_chain(&chains, Hook::Input, &[FirstPacket::ToPort(port)]),
+        blocking_chain(&chains, Hook::Forward, &[FirstPacket::OutOf(tunnel), FirstPacket::Into(tunnel)]),
+    ];
+    asked.into_iter().flatten().map(|blocking| blocking.chain.name.clone()).collect()
+}
+
+/// A packet on its way through the chains.
+struct Following<'a> {
+    chains: &'a [Chain],
+    packet: FirstPacket<'a>,
+    /// What becomes of the packet in the chains that it was in, by their places. Many rules may lead to one chain, which leads to
+    /// another by many: each is gone through once.
+    known: HashMap<usize, PacketVerdict>,
+}
+
+impl Following<'_> {
+    fn follow(&mut self, chain: &Chain, depth: u32) -> PacketVerdict {
+        for rule in &chain.rules {
+            let (holds, is_named) = rule.matches(self.packet);
+            let certain = holds == RuleMatch::Yes;
+            if holds == RuleMatch::No {
+                continue;
             }
-            Some(RuleVerdict::Drop) if certain => return PacketVerdict::Dropped,
-            Some(RuleVerdict::Return) if certain => return PacketVerdict::Undecided,
-            Some(RuleVerdict::Jump(name) | RuleVerdict::Goto(name)) if depth < MAX_DEPTH => {
-                let inner = chains
-                    .iter()
-                    .find(|one| one.name == *name && one.table == chain.table && one.tool == chain.tool);
-                let verdict =
-                    inner.map_or(PacketVerdict::Undecided, |inner| follow(chains, inner, packet, depth + 1));
-                let leaves = matches!(rule.verdict, Some(RuleVerdict::Goto(_)));
-                match verdict {
-                    PacketVerdict::Accepted { named } if certain || named || is_named => {
-                        return PacketVerdict::Accepted { named: named || is_named };
-                    }
-                    PacketVerdict::Dropped if certain => return PacketVerdict::Dropped,
-                    PacketVerdict::Undecided if certain && leaves => return PacketVerdict::Undecided,
-                    _ => {}
+            match &rule.verdict {
+                Some(RuleVerdict::Accept) if certain || is_named => {
+                    return PacketVerdict::Accepted { named: is_named };
                 }
+                Some(RuleVerdict::Drop) if certain => return PacketVerdict::Dropped,
+                Some(RuleVerdict::Return) if certain => return PacketVerdict::Undecided,
+                Some(RuleVerdict::Jump(name) | RuleVerdict::Goto(name)) if depth < MAX_DEPTH => {
+                    let leaves = matches!(rule.verdict, Some(RuleVerdict::Goto(_)));
+                    match self.enter(chain, name, depth + 1) {
+                        PacketVerdict::Accepted { named } if certain || named || is_named => {
+                            return PacketVerdict::Accepted { named: named || is_named };
+                        }
+                        PacketVerdict::Dropped if certain => return PacketVerdict::Dropped,
+                        PacketVerdict::Undecided if certain && leaves => return PacketVerdict::Undecided,
+                        _ => {}
+                    }
+                }
+                _ => {}
             }
-            _ => {}
         }
+        PacketVerdict::Undecided
     }
-    PacketVerdict::Undecided
+
+    /// What becomes of the packet in the chain of this name that stands beside `from`.
+    fn enter(&mut self, from: &Chain, name: &str, depth: u32) -> PacketVerdict {
+        let is_it = |one: &Chain| one.name == name && one.table == from.table && one.tool == from.tool;
+        let chains = self.chains;
+        let Some((at, inner)) = chains.iter().enumerate().find(|(_, one)| is_it(one)) else {
+            return PacketVerdict::Undecided;
+        };
+        if let Some(known) = self.known.get(&at) {
+            return *known;
+        }
+        let verdict = self.follow(inner, depth);
+        self.known.insert(at, verdict);
+        verdict
+    }
 }
 
 #[cfg(test)]

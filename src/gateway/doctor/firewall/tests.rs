@@ -180,3 +180,20 @@ fn iptables_words_mean_the_same() {
             .is_some_and(|blocking| blocking.by_policy)
     );
 }
+
+#[test]
+fn chains_that_many_ways_lead_to_are_gone_through_once() {
+    // Twenty ways from each chain to the next would make 20^14 ways to the last.
+    let (chains, ways) = (14, 20);
+    let mut text = "*filter\n:INPUT ACCEPT [0:0]\n".to_owned();
+    (0..chains).for_each(|at| text += &format!(":c{at} - [0:0]\n"));
+    text += "-A INPUT -j c0\n";
+    for at in 0..chains - 1 {
+        text += &format!("-A c{at} -s 10.0.0.0/8 -j c{}\n", at + 1).repeat(ways);
+        text += &format!("-A c{at} -j c{}\n", at + 1);
+    }
+    text += &format!("-A c{} -p udp -j DROP\nCOMMIT\n", chains - 1);
+    let chains = iptables(&text, "iptables");
+    let blocking = blocking_chain(&chains, Hook::Input, &[FirstPacket::ToPort(51820)]);
+    assert!(blocking.is_some_and(|blocking| !blocking.by_policy && blocking.chain.name == "INPUT"));
+}
