@@ -6,11 +6,14 @@ use crossbeam::queue::ArrayQueue;
 
 /// Messages with a valid cookie that may wait for the slow path, 4096 × ~220 bytes. Further ones are dropped and counted.
 pub const HANDSHAKE_QUEUE: usize = 4096;
-/// Others that may wait. A cookie is asked for long before this bound, except where many workers have taken some at once.
-const UNPROVEN: usize = HANDSHAKE_QUEUE / 4;
-/// Number of waiting handshake messages from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES /
-/// 8).
-pub const UNDER_LOAD: usize = HANDSHAKE_QUEUE / 8;
+/// The part of that which others may take. A cookie is asked for long before this bound, except where many workers have taken some
+/// at once.
+const UNPROVEN: usize = 4;
+/// The part of it from which on a cookie is asked for (kernel: MAX_QUEUED_INCOMING_HANDSHAKES / 8).
+const LOAD: usize = 8;
+/// Number of waiting handshake messages from which on a cookie is asked for.
+#[cfg(test)]
+pub const UNDER_LOAD: usize = HANDSHAKE_QUEUE / LOAD;
 
 /// The queue of all workers to the slow path.
 pub struct HandshakeQueue {
@@ -18,13 +21,12 @@ pub struct HandshakeQueue {
     others: ArrayQueue<IncomingHandshake>,
 }
 
-impl Default for HandshakeQueue {
-    fn default() -> HandshakeQueue {
-        HandshakeQueue { proven: ArrayQueue::new(HANDSHAKE_QUEUE), others: ArrayQueue::new(UNPROVEN) }
-    }
-}
-
 impl HandshakeQueue {
+    /// A queue for `room` messages with a cookie, and a part of that for others.
+    pub fn new(room: usize) -> HandshakeQueue {
+        HandshakeQueue { proven: ArrayQueue::new(room), others: ArrayQueue::new(room / UNPROVEN) }
+    }
+
     /// Adds a message. False where there is no room, and it is dropped.
     pub fn push(&self, message: IncomingHandshake) -> bool {
         let queue = if message.proven { &self.proven } else { &self.others };
@@ -43,6 +45,6 @@ impl HandshakeQueue {
 
     /// Whether so many wait that a cookie must be asked for.
     pub fn is_loaded(&self) -> bool {
-        self.proven.len().max(self.others.len()) >= UNDER_LOAD
+        self.proven.len().max(self.others.len()) >= self.proven.capacity() / LOAD
     }
 }

@@ -40,13 +40,12 @@ pub struct MisdirectedQueue {
     bytes: AtomicUsize,
 }
 
-impl Default for MisdirectedQueue {
-    fn default() -> MisdirectedQueue {
-        MisdirectedQueue { queue: ArrayQueue::new(MISDIRECTED_QUEUE), bytes: AtomicUsize::new(0) }
-    }
-}
-
 impl MisdirectedQueue {
+    /// A queue for `room` of them.
+    pub fn new(room: usize) -> MisdirectedQueue {
+        MisdirectedQueue { queue: ArrayQueue::new(room), bytes: AtomicUsize::new(0) }
+    }
+
     /// Number of entries that wait.
     pub fn waiting(&self) -> usize {
         self.queue.len()

@@ -23,9 +23,9 @@ pub mod worker;
 
 use crate::dataplane::assist::Assist;
 use crate::dataplane::directory::PeerDirectory;
-use crate::dataplane::handshakes::HandshakeQueue;
+use crate::dataplane::handshakes::{HANDSHAKE_QUEUE, HandshakeQueue};
 use crate::dataplane::histograms::Histograms;
-use crate::dataplane::misdirected::MisdirectedQueue;
+use crate::dataplane::misdirected::{MISDIRECTED_QUEUE, MisdirectedQueue};
 use crate::dataplane::notes::StagedNotes;
 use crate::dataplane::sending::Sending;
 use crate::dataplane::staging::Staging;
@@ -440,10 +440,20 @@ pub struct Links {
 impl Links {
     /// Queues for `workers` workers.
     pub fn new(workers: usize) -> std::io::Result<Links> {
+        Links::with_part_of_the_room(workers, 1)
+    }
+
+    /// Queues that are full sooner and take a small part of the memory, for tests that make a device thousands of times.
+    #[cfg(feature = "internals")]
+    pub fn narrow(workers: usize) -> std::io::Result<Links> {
+        Links::with_part_of_the_room(workers, 32)
+    }
+
+    fn with_part_of_the_room(workers: usize, part: usize) -> std::io::Result<Links> {
         let inbox = || {
             Ok(Inbox {
-                controls: Arc::new(ArrayQueue::new(CONTROL_QUEUE)),
-                misdirected: Arc::default(),
+                controls: Arc::new(ArrayQueue::new(CONTROL_QUEUE / part)),
+                misdirected: Arc::new(MisdirectedQueue::new(MISDIRECTED_QUEUE / part)),
                 waker: Waker::new()?,
                 stats: Arc::default(),
                 histograms: Arc::default(),
@@ -454,8 +464,8 @@ impl Links {
         Ok(Links {
             workers,
             slow: SlowPathInbox {
-                events: Arc::new(ArrayQueue::new(EVENT_QUEUE)),
-                handshakes: Arc::default(),
+                events: Arc::new(ArrayQueue::new(EVENT_QUEUE / part)),
+                handshakes: Arc::new(HandshakeQueue::new(HANDSHAKE_QUEUE / part)),
                 loaded_at: Arc::default(),
                 looped_at: Arc::default(),
                 notices: Arc::new(ArrayQueue::new(NOTICE_QUEUE)),

@@ -25,9 +25,20 @@ pub fn attach_udp(socket: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<()
     sockopt::attach_reuseport_filter(socket, &mut udp_program(workers.get() as u32))
 }
 
+/// The instructions of the classic-BPF program for so many workers, and of the extended-BPF program over two maps, each as the kernel
+/// reads them: for tests that run them elsewhere.
+#[cfg(feature = "internals")]
+pub fn programs(workers: WorkerCount, v4: BorrowedFd<'_>, v6: BorrowedFd<'_>) -> [Vec<[u8; 8]>; 2] {
+    let classic = udp_program(workers.get() as u32).into_iter().map(|insn| {
+        let ([c0, c1], [k0, k1, k2, k3]) = (insn.code.to_ne_bytes(), insn.k.to_ne_bytes());
+        [c0, c1, insn.jt, insn.jf, k0, k1, k2, k3]
+    });
+    [classic.collect(), program::assemble(v4, v6).into_iter().map(bpf::Insn::to_bytes).collect()]
+}
+
 /// The answer of the program that names no member of the group, upon which the kernel uses its hash of addresses and ports
 /// (`reuseport_select_sock`).
-const BY_HASH: u32 = u32::MAX;
+pub const BY_HASH: u32 = u32::MAX;
 
 /// Message types 2 to 4, and where the low byte of their receiver index stands (little-endian, so it comes first).
 const RESPONSE: u32 = 2;

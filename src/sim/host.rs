@@ -25,6 +25,7 @@ use crate::wire::message::MessageKind;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use wiretap::Wiretap;
@@ -80,6 +81,9 @@ pub struct SimHost {
     pub steer_tun: bool,
     /// How many controls the workers were given.
     pub controls: u64,
+    /// Whether frames that its kernel refuses may come out, as such frames were sent: then they are kept for
+    /// [`Self::take_refused`], and are no violation.
+    pub expects_refusals: bool,
     /// Whether the host answers what comes to port [`ECHO_PORT`], as its kernel would: at once, before any thread of the
     /// device goes on.
     pub echo: bool,
@@ -105,6 +109,7 @@ pub struct SimHost {
     delivered: Vec<Inner>,
     answered: Vec<Inner>,
     others: Vec<Vec<u8>>,
+    refused: Vec<Vec<u8>>,
     violations: Vec<String>,
 }
 
@@ -115,7 +120,8 @@ impl SimHost {
     ///
     /// Where the system has no memory or files left for its queues.
     pub fn new(config: HostConfig, mut rng: SimRng) -> std::io::Result<SimHost> {
-        let links = Links::new(config.workers.into())?;
+        let workers = config.workers.into();
+        let links = if config.narrow { Links::narrow(workers) } else { Links::new(workers) }?;
         let mut lane = |id| {
             let worker = WorkerConfig { id, mtu: config.mtu, coalesce: config.coalesce };
             let mut io = SimIo::new(config.gro, config.gso)?;
@@ -146,6 +152,7 @@ impl SimHost {
             handshakes: VecDeque::new(),
             steer_tun: true,
             controls: 0,
+            expects_refusals: false,
             echo: false,
             device: Device::new(WorkerCount::nearest(config.workers.into()), Box::new(rng.fork())),
             lanes,
@@ -165,6 +172,7 @@ impl SimHost {
             delivered: Vec::new(),
             answered: Vec::new(),
             others: Vec::new(),
+            refused: Vec::new(),
             violations: Vec::new(),
         })
     }
@@ -194,6 +202,7 @@ impl SimHost {
         let mut next = SimHost::new(self.config.clone(), rng)?;
         (next.wall_ahead, next.wall_behind) = (self.wall_ahead, self.wall_behind);
         (next.steer_tun, next.echo, next.faults) = (self.steer_tun, self.echo, self.faults);
+        next.expects_refusals = self.expects_refusals;
         next.forwards.clone_from(&self.forwards);
         next.violations = self.violations().cloned().collect();
         next.readdress(self.addresses.clone(), self.uplinks.clone());
@@ -338,6 +347,16 @@ impl SimHost {
     /// Inner packets of other protocols (ICMP) that reached the TUN device since the last call.
     pub fn take_others(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.others)
+    }
+
+    /// Frames that reached the TUN device since the last call and that the kernel refused, as [`Self::expects_refusals`] says.
+    pub fn take_refused(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Has the workers believe for a second that more handshake messages wait than can be worked on.
+    pub fn overload(&mut self) {
+        self.links.slow.loaded_at.store(self.at.as_nanos().max(1), Relaxed);
     }
 
     /// Puts a frame of `flow` on a TUN queue, as the kernel does when it routes the frame into the tunnel. False where the

@@ -81,6 +81,15 @@ pub(crate) struct Insn {
 
 const _: () = assert!(size_of::<Insn>() == 8);
 
+#[cfg(feature = "internals")]
+impl Insn {
+    /// The instruction as the kernel reads it.
+    pub(crate) fn to_bytes(self) -> [u8; 8] {
+        let ([o0, o1], [i0, i1, i2, i3]) = (self.offset.to_ne_bytes(), self.immediate.to_ne_bytes());
+        [self.code, self.registers, o0, o1, i0, i1, i2, i3]
+    }
+}
+
 const CLASS_LD: u8 = 0x00;
 const CLASS_LDX: u8 = 0x01;
 const CLASS_ST: u8 = 0x02;

@@ -64,7 +64,7 @@ impl Name {
 }
 
 /// Reads a sockaddr_in or sockaddr_in6.
-pub(crate) fn decode_name(name: &[u8]) -> Option<SocketAddr> {
+pub fn decode_name(name: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(*name.first_chunk()?));
     let port = u16::from_be_bytes(*name.get(2..)?.first_chunk()?);
     match family {
@@ -84,13 +84,14 @@ pub(crate) fn decode_name(name: &[u8]) -> Option<SocketAddr> {
 /// Control data under construction, or received.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(crate) struct ControlData {
+pub struct ControlData {
     bytes: [u8; CONTROL_LEN],
     len: usize,
 }
 
 impl ControlData {
-    pub(crate) const EMPTY: ControlData = ControlData { bytes: [0; CONTROL_LEN], len: 0 };
+    /// No messages.
+    pub const EMPTY: ControlData = ControlData { bytes: [0; CONTROL_LEN], len: 0 };
 
     /// Forgets all messages.
     pub(crate) fn clear(&mut self) {
@@ -100,6 +101,12 @@ impl ControlData {
     /// Bytes of all messages appended.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// All messages appended.
+    #[cfg(feature = "internals")]
+    pub fn messages(&self) -> &[u8] {
+        self.bytes(self.len)
     }
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -127,7 +134,7 @@ impl ControlData {
     }
 
     /// UDP_SEGMENT: exactly a u16 (`udp_cmsg_send` refuses any other length).
-    pub(crate) fn push_segment(&mut self, size: u16) {
+    pub fn push_segment(&mut self, size: u16) {
         self.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
     }
 
@@ -135,7 +142,7 @@ impl ControlData {
     ///
     /// The index stays 0, since any other forces the way out past the routing tables: over IPv4 even an interface without a
     /// route, whose wire is then searched for the peer by ARP. A link-local address means nothing without its interface.
-    pub(crate) fn push_source(&mut self, from: &LocalAddr) {
+    pub fn push_source(&mut self, from: &LocalAddr) {
         match from.ip {
             IpAddr::V4(ip) => {
                 let mut data = [0; 12];
@@ -153,7 +160,7 @@ impl ControlData {
     }
 
     /// DSCP and ECN bits as IP_TOS or IPV6_TCLASS: an int for both.
-    pub(crate) fn push_tos(&mut self, to: &SocketAddr, tos: u8) {
+    pub fn push_tos(&mut self, to: &SocketAddr, tos: u8) {
         let value = i32::from(tos).to_ne_bytes();
         match to {
             SocketAddr::V4(_) => self.push(libc::IPPROTO_IP, libc::IP_TOS, &value),
@@ -164,17 +171,17 @@ impl ControlData {
 
 /// What control data says about a received train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ReceivedControl {
+pub struct ReceivedControl {
     /// UDP_GRO's segment size in bytes; `None` for a lone datagram.
-    pub(crate) stride: Option<usize>,
+    pub stride: Option<usize>,
     /// The local address to which it was sent.
-    pub(crate) to: Option<LocalAddr>,
+    pub to: Option<LocalAddr>,
     /// The outer ECN bits.
-    pub(crate) ecn: u8,
+    pub ecn: u8,
 }
 
 /// Reads control data. `None` where it makes no sense.
-pub(crate) fn decode_control(mut control: &[u8]) -> Option<ReceivedControl> {
+pub fn decode_control(mut control: &[u8]) -> Option<ReceivedControl> {
     let mut decoded = ReceivedControl::default();
     while control.len() >= HEADER {
         let len = usize::from_ne_bytes(*control.first_chunk()?);

@@ -6,7 +6,7 @@
 pub(crate) mod bpf;
 pub(crate) mod calls;
 pub mod clock;
-pub(crate) mod cmsg;
+pub mod cmsg;
 pub mod error;
 pub mod group;
 pub mod gso;

@@ -35,6 +35,8 @@ pub struct HostConfig {
     pub steer: bool,
     /// How often, in thousandths, a peer is begun or ceased to be assisted wherever chance may decide on it. 0: never.
     pub assist: u32,
+    /// Whether its queues have little room, which makes a host in a fraction of the time.
+    pub narrow: bool,
 }
 
 impl Default for HostConfig {
@@ -48,6 +50,7 @@ impl Default for HostConfig {
             gso: true,
             steer: true,
             assist: 0,
+            narrow: false,
         }
     }
 }

@@ -149,6 +149,7 @@ impl SimHost {
                     Delivered::Packet(inner) => self.take_packet(inner),
                     Delivered::Other(other) => self.others.push(other),
                 }),
+                Err(_) if self.expects_refusals => self.refused.push(frame),
                 Err(why) => self.violations.push(why),
             }
         }
