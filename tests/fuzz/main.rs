@@ -79,4 +79,19 @@ macro_rules! replay {
     };
 }
 
-replay!(message, handshake, session, ip, tun_frame, coalesce, uapi, device);
+replay!(
+    message,
+    handshake,
+    session,
+    ip,
+    tun_frame,
+    coalesce,
+    uapi,
+    device,
+    steering,
+    config,
+    openbsd,
+    answer,
+    firewall,
+    control_data
+);

@@ -2,7 +2,10 @@
 //!
 //! `tests/fuzz/main.rs` runs them over the corpus and over random damage to it; `scripts/fuzz` has libFuzzer look for more.
 
+mod answers;
+mod config;
 mod device;
+mod steering;
 
 use ringtun::crypto::random::Entropy;
 use ringtun::crypto::x25519::{PrivateKey, SharedSecret};
@@ -47,6 +50,12 @@ pub(crate) const TARGETS: &[Target] = &[
     target("coalesce", coalesce, 2_000),
     target("uapi", uapi, 2_000),
     target("device", device::run, 300),
+    target("steering", steering::run, 2_000),
+    target("config", config::run, 500),
+    target("openbsd", config::openbsd, 500),
+    target("answer", answers::answer, 1_000),
+    target("firewall", answers::firewall, 1_000),
+    target("control_data", answers::control_data, 2_000),
 ];
 
 /// The lines of an answer to `get=1` that say what is configured, and not what has happened since.
