@@ -132,6 +132,28 @@ or unpack a toolchain of https://forge.rust-lang.org/infra/other-installation-me
     note "cargo $have"
 }
 
+# The platform that the compiler builds for.
+rust_host() {
+    rustc -vV | sed -n 's/^host: //p'
+}
+
+# llvm_tool NAME: the path of a tool of the LLVM that the compiler is built from. Nothing where there is none.
+llvm_tool() {
+    local version path
+    path=$(rustc --print sysroot)/lib/rustlib/$(rust_host)/bin/$1
+    version=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    [ -x "$path" ] || path=$(command -v "$1-$version") || return 0
+    echo "$path"
+}
+
+# Installs those tools beside the compiler where they are missing, if rustup is there to do it.
+need_llvm() {
+    if [ -z "$(llvm_tool llvm-cov)" ] && command -v rustup >/dev/null; then
+        note "rustup component add llvm-tools"
+        rustup component add llvm-tools || true
+    fi
+}
+
 # Builds the release binary and leaves its path in RINGTUN_BIN; a path given from outside is taken as it is.
 build_ringtun() {
     if [ -n "${RINGTUN_BIN:-}" ]; then

@@ -95,3 +95,13 @@ replay!(
     firewall,
     control_data
 );
+
+#[test]
+fn every_target_has_a_floor() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/coverage.txt");
+    let table = std::fs::read_to_string(table).unwrap();
+    let named: Vec<&str> =
+        table.lines().filter_map(|line| line.split(' ').next()).filter(|name| *name != "#").collect();
+    let targets: Vec<&str> = targets::TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(named, targets);
+}

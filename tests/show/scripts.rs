@@ -20,7 +20,7 @@ impl Programs {
         let path = std::env::temp_dir().join(format!("rt-programs-{}-{}", std::process::id(), serial()));
         std::fs::create_dir_all(&path).expect("a directory");
         let programs = Programs(path);
-        let needed = "bash sh dirname id mktemp cat sed tr tail grep sleep env rm cut awk sort head chmod mkdir ip setsid unshare mount readlink kill";
+        let needed = "bash sh dirname id mktemp cat sed tr tail grep sleep env rm cut awk sort head chmod mkdir realpath ip setsid unshare mount readlink kill";
         for name in needed.split(' ') {
             if let Some(real) = find_program(name) {
                 symlink(real, programs.0.join(name)).expect("a link");
@@ -151,6 +151,21 @@ fn a_missing_value_is_a_wrong_use_and_is_named() {
                 "{script} {arguments:?}: {said}"
             );
         }
+    }
+}
+
+#[test]
+fn options_of_fuzzing_that_do_not_go_together_are_a_wrong_use() {
+    for (arguments, expected) in [
+        (&["--from", "/nowhere"][..], "--from wants a directory"),
+        (&["--from", "/"], "--from goes with --minimize"),
+        (&["--renew"], "--renew goes with --coverage"),
+        (&["--coverage", "nothing"], "there is no target nothing; there are message "),
+    ] {
+        let done = Programs::new(&[]).run("scripts/fuzz", arguments);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
     }
 }
 
