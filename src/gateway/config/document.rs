@@ -103,9 +103,9 @@ pub(super) fn name_in(line: &[u8]) -> Option<String> {
     if !trim(before(comment, b'=')).eq_ignore_ascii_case(b"name") {
         return None;
     }
-    let name = trim(comment.get(before(comment, b'=').len() + 1..)?);
-    let name = String::from_utf8_lossy(name);
-    (!name.is_empty()).then(|| name.chars().filter(|c| !c.is_control()).collect())
+    let text = String::from_utf8_lossy(comment.get(before(comment, b'=').len() + 1..)?);
+    let name: String = text.chars().filter(|c| !c.is_control()).collect();
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 fn before(line: &[u8], mark: u8) -> &[u8] {

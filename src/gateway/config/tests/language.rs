@@ -317,6 +317,9 @@ fn a_peers_name_is_in_a_comment_in_or_directly_above_its_section() {
         names(&format!("[Peer]\nPublicKey={PUBLIC} # Name = behind\n# Nickname = x\n")),
         [some("behind")]
     );
+    // What is not shown of it leaves no blanks at its ends.
+    assert_eq!(names(&format!("[Peer]\n# Name = \x01 a\x02 \x03\nPublicKey={PUBLIC}\n")), [Some("a".into())]);
+    assert_eq!(names(&format!("[Peer]\n# Name = \x01\nPublicKey={PUBLIC}\n")), [None]);
     let tail = format!("[Peer]\nPublicKey={PUBLIC}\n# Name = a\n[Peer]\nPublicKey={OTHER}\n# Name = b\n");
     assert_eq!(names(&tail), [some("a"), some("b")]);
     let heads = format!("# Name = a\n[Peer]\nPublicKey={PUBLIC}\n# Name = b\n[Peer]\nPublicKey={OTHER}\n");
