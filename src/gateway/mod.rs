@@ -11,6 +11,7 @@ pub mod executable;
 pub mod http;
 pub mod ipv6;
 pub mod limits;
+pub mod live;
 pub mod metrics;
 pub mod monitor;
 pub mod mtu;
