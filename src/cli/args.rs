@@ -10,6 +10,7 @@ use super::peer::PeerCommand;
 use super::peer_hooks::PeerHooksArgs;
 use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
+use super::top::TopArgs;
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
 use crate::gateway::{Failure, http};
 use crate::io::slab::MAX_BUFFERS;
@@ -80,6 +81,8 @@ pub(super) enum Command {
     Status(StatusArgs),
     /// Tell what happens to the peers of running tunnels, as it happens
     Monitor(MonitorArgs),
+    /// Watch what a tunnel does: throughput, workers, peers
+    Top(TopArgs),
     /// Report what this host offers a tunnel, and how to get what is missing
     Doctor(DoctorArgs),
     /// Write man pages and completions

@@ -18,6 +18,7 @@ mod peer_hooks;
 mod service;
 mod show;
 mod suggest;
+mod top;
 mod tunnel;
 mod updown;
 
@@ -40,6 +41,7 @@ pub fn main() -> ExitCode {
         Some(Command::Show(args)) => show::show(&args),
         Some(Command::Showconf(args)) => show::showconf(&args),
         Some(Command::Status(args)) => show::status(&args),
+        Some(Command::Top(args)) => top::run(&args),
         Some(Command::Monitor(args)) => monitor::run(&args),
         Some(Command::Generate(command)) => generate::run(&command, Cli::command()),
         Some(Command::Doctor(args)) => match doctor::run(&args) {

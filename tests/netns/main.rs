@@ -48,6 +48,7 @@ mod sources;
 mod spy;
 mod story;
 mod tool;
+mod top;
 mod tunnels;
 mod turns;
 mod unreachable;
