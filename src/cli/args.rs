@@ -12,6 +12,7 @@ use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::top::TopArgs;
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
+use super::why::WhyArgs;
 use crate::gateway::{Failure, http};
 use crate::io::slab::MAX_BUFFERS;
 use crate::io::tun;
@@ -31,7 +32,7 @@ Examples:
   WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
   ringtun check wg0 && ringtun peer add laptop --endpoint vpn.example.org
   ringtun show wg0 --verbose && ringtun status wg0 && sudo ringtun doctor
-  ringtun monitor wg0                who connects, who does not, and why
+  ringtun monitor wg0 & ringtun why wg0 laptop
   (umask 077; ringtun genkey | tee private.key | ringtun pubkey > public.key)
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
   ringtun --http 9586 wg0            and http://127.0.0.1:9586/ shows what it does; /metrics for Prometheus
@@ -83,6 +84,8 @@ pub(super) enum Command {
     Monitor(MonitorArgs),
     /// Watch what a tunnel does: throughput, workers, peers
     Top(TopArgs),
+    /// Tell why a peer does not connect, or why packets do not pass, and what to do
+    Why(WhyArgs),
     /// Report what this host offers a tunnel, and how to get what is missing
     Doctor(DoctorArgs),
     /// Write man pages and completions

@@ -1,7 +1,7 @@
 //! The command line: arguments become a validated request, the request runs, an error becomes an exit code.
 //!
 //! Exit codes: 0 for done, 1 for failed, 2 for wrong usage (clap's own), 78 for a service whose configuration is missing
-//! or wrong.
+//! or wrong. `why` has its own, which its help tells.
 
 mod args;
 mod config;
@@ -21,6 +21,7 @@ mod suggest;
 mod top;
 mod tunnel;
 mod updown;
+mod why;
 
 use crate::gateway::Failure;
 use args::{Cli, Command};
@@ -42,6 +43,10 @@ pub fn main() -> ExitCode {
         Some(Command::Showconf(args)) => show::showconf(&args),
         Some(Command::Status(args)) => show::status(&args),
         Some(Command::Top(args)) => top::run(&args),
+        Some(Command::Why(args)) => match why::run(&args) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
         Some(Command::Monitor(args)) => monitor::run(&args),
         Some(Command::Generate(command)) => generate::run(&command, Cli::command()),
         Some(Command::Doctor(args)) => match doctor::run(&args) {

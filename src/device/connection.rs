@@ -109,7 +109,10 @@ impl Device {
         let history = peer.history();
         match response {
             true => history.refused_response = Some(refused),
-            false => history.refused_initiation = Some(refused),
+            false => {
+                history.refused_initiation = Some(refused);
+                history.refused_initiations = history.refused_initiations.saturating_add(1);
+            }
         }
     }
 

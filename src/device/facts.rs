@@ -47,6 +47,8 @@ pub struct PeerFacts {
     pub connected_ms: Option<u64>,
     /// When the last handshake completed.
     pub last_handshake_ms: Option<u64>,
+    /// When data of the peer's last came.
+    pub last_data_ms: Option<u64>,
     /// For how long data that was sent has not been answered.
     pub unanswered_data_ms: Option<u64>,
     /// Bytes received from the peer.
@@ -78,7 +80,7 @@ impl Device {
             public_key: self.public_key().map(PublicKey::to_base64),
             listen_port: self.listen_port(),
             fwmark: self.fwmark(),
-            peer: slot.and_then(|slot| self.peer_facts(now.mono, slot)),
+            peer: slot.and_then(|slot| self.peer_facts(now, slot)),
             strangers: self.strangers.list(),
         };
         format!("facts={}\nerrno=0\n\n", json(&facts))
@@ -94,14 +96,17 @@ impl Device {
         }
     }
 
-    fn peer_facts(&self, now: Instant, slot: u32) -> Option<PeerFacts> {
+    fn peer_facts(&self, now: Now, slot: u32) -> Option<PeerFacts> {
         let peer = self.peers.get(slot)?;
-        let unanswered = peer.shared.activity().unanswered_since;
+        let activity = peer.shared.activity();
+        let ago = |since: Instant| millis(now.mono.since(since));
+        let now_ms = millis(now.wall);
         Some(PeerFacts {
             endpoint: peer.endpoint.map(|endpoint| endpoint.addr),
             connected_ms: peer.shared.connected_since().map(millis),
             last_handshake_ms: peer.shared.last_handshake().map(millis),
-            unanswered_data_ms: unanswered.map(|since| millis(now.since(since))),
+            last_data_ms: activity.last_data_received.map(|at| now_ms.saturating_sub(ago(at))),
+            unanswered_data_ms: activity.unanswered_since.map(ago),
             rx_bytes: peer.shared.traffic.rx_bytes.load(Relaxed),
             tx_bytes: peer.shared.traffic.tx_bytes.load(Relaxed),
             persistent_keepalive: peer.timers.persistent_keepalive(),

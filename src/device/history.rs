@@ -32,6 +32,8 @@ pub struct History {
     pub unused_answers: u32,
     /// The last initiation of the peer's that was refused.
     pub refused_initiation: Option<RefusedMessage>,
+    /// Number of initiations of the peer's that were refused.
+    pub refused_initiations: u32,
     /// When and why the peer was no longer connected.
     pub disconnected: Option<Disconnection>,
     /// When a packet of the peer's was dropped whose source is not among its AllowedIPs, and that source.

@@ -1,9 +1,9 @@
 //! The devices that run on this host, found by their configuration sockets, and what they answer.
 
 use crate::device::status::{Status, Summary, is_alive};
+use crate::gateway::Failure;
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
-use crate::gateway::{Failure, up};
 use crate::io::tun;
 use crate::tunnel::socket;
 use std::collections::HashMap;
@@ -147,9 +147,7 @@ fn count(device: &DeviceState, wall: Duration) -> Summary {
 /// The names of peers by public key in base64, from the comments in the interface's file. There are none where the
 /// file cannot be read.
 pub fn peer_names(interface: &str) -> HashMap<String, String> {
-    let noted = up::noted_file(interface).map(|file| Place { file, interface: interface.to_owned() });
-    let place = noted.map_or_else(|| Place::find(interface), Ok);
-    let loaded = place.and_then(|place| place.load(Permissions::Warn));
+    let loaded = Place::of_running(interface).and_then(|place| place.load(Permissions::Warn).ok());
     let peers = loaded.map(|loaded| loaded.config.peers).unwrap_or_default();
     peers.into_iter().filter_map(|peer| Some((peer.public_key.to_base64(), peer.name?))).collect()
 }

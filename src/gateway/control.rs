@@ -1,9 +1,10 @@
 //! A running device seen from outside: its configuration socket, and what it answers.
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::device::facts::DeviceFacts;
 use crate::device::status::Status;
 use crate::device::uapi::{EINVAL, MAX_NAMED, SetRequest};
-use crate::gateway::config::{get_text, set_text};
+use crate::gateway::config::{diagnose_text, get_text, set_text};
 use crate::routing::Prefix;
 use crate::tunnel::socket;
 use std::io::{Error, ErrorKind, Read, Result, Write};
@@ -222,6 +223,22 @@ impl ControlSocket {
     /// Where the device does not answer.
     pub fn short_status(&self) -> Result<Option<Status>> {
         self.ask_status("status=1\npeers=none\n\n")
+    }
+
+    /// Asks what the device knows of a peer that does not connect; see [`DeviceFacts`]. With `tries` a handshake is tried.
+    /// `Ok(None)` where the device is another implementation, or an earlier version of this program.
+    ///
+    /// # Errors
+    ///
+    /// Where the device does not answer.
+    pub fn diagnose(&self, key: &PublicKey, tries: bool) -> Result<Option<DeviceFacts>> {
+        let answer = match self.exchange(&diagnose_text(key, tries)) {
+            Ok(answer) => answer,
+            Err(error) if error.raw_os_error() == Some(EINVAL) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let text = answer.lines().find_map(|line| line.strip_prefix("facts="));
+        Ok(text.and_then(|text| serde_json::from_str(text).ok()))
     }
 
     fn ask_status(&self, question: &str) -> Result<Option<Status>> {

@@ -24,5 +24,6 @@ pub mod service;
 pub mod show;
 pub mod up;
 pub mod upkeep;
+pub mod why;
 
 pub use error::Failure;

@@ -20,6 +20,8 @@ pub mod memory;
 pub mod namespace;
 #[cfg(test)]
 pub(crate) mod netns;
+#[cfg(feature = "cli")]
+pub(crate) mod packets;
 pub mod refusals;
 pub(crate) mod rtnl;
 pub(crate) mod sockopt;

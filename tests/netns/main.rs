@@ -54,5 +54,6 @@ mod turns;
 mod unreachable;
 mod updown;
 mod verbose;
+mod why;
 
 use common::{implementation, lab};

@@ -30,7 +30,7 @@ pub use error::{ConfigError, ConfigErrors, Warning};
 pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
 pub use parse::Salvage;
 pub use peer_hooks::PeerHooks;
-pub use request::{allowed_ips, difference, get_text, set_text};
+pub use request::{allowed_ips, diagnose_text, difference, get_text, set_text};
 pub use value::ValueError;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
@@ -263,6 +263,17 @@ impl HostPort {
     pub fn resolve(&self) -> std::io::Result<SocketAddr> {
         let nothing = || Error::new(ErrorKind::NotFound, "the name has no address");
         (self.host.as_str(), self.port).to_socket_addrs()?.next().ok_or_else(nothing)
+    }
+}
+
+impl HostPort {
+    /// Does as [`Self::resolve`], and returns all answers.
+    ///
+    /// # Errors
+    ///
+    /// Where the name cannot be resolved.
+    pub fn resolve_all(&self) -> std::io::Result<Vec<SocketAddr>> {
+        Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
     }
 }
 

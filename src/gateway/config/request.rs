@@ -170,6 +170,15 @@ pub fn get_text(keys: &[PublicKey]) -> String {
     text
 }
 
+/// The question what is known of a peer that does not connect as text, to the empty line. It is this program's own; see
+/// [`crate::device::uapi`].
+pub fn diagnose_text(key: &PublicKey, tries: bool) -> String {
+    let mut text = "diagnose=1\n".to_owned();
+    key_line(&mut text, "public_key", &key.0);
+    text.push_str(if tries { "handshake=true\n\n" } else { "\n" });
+    text
+}
+
 fn peer_lines(text: &mut String, peer: &PeerRequest) {
     key_line(text, "public_key", &peer.public_key.0);
     if peer.update_only {

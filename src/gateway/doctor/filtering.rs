@@ -41,6 +41,32 @@ const IPTABLES: [Iptables; 2] = [
     },
 ];
 
+/// What stands in the way of the running tunnel `name`: a chain that drops what comes to its UDP port, and one that drops what its
+/// peers send to others. `None` where no rule does so without a doubt.
+pub fn blocking(name: &str, port: Option<u16>) -> (Option<Finding>, Option<Finding>) {
+    let text = program("nft").and_then(|_| output("nft", &["-j", "list", "ruleset"]));
+    let chains = chains(text.as_deref().and_then(|text| Some((text, firewall::nft(text)?))));
+    let tunnels = [KnownTunnel::running(name, port)];
+    let blocks = |finding: Finding| Some(finding).filter(|finding| finding.level == Warn);
+    (blocks(input(&chains, &tunnels)), blocks(forward(&chains, &tunnels)))
+}
+
+/// Whether any rule translates the source addresses of packets that this host forwards.
+pub fn translates() -> bool {
+    let words = ["masquerade", "snat", "MASQUERADE", "SNAT"];
+    // Without a table's name these programs print the tables that there are, and make none.
+    let asked: [(&str, &[&str]); 5] = [
+        ("nft", &["list", "ruleset"]),
+        ("iptables-save", &[]),
+        ("ip6tables-save", &[]),
+        ("iptables-legacy-save", &[]),
+        ("ip6tables-legacy-save", &[]),
+    ];
+    let has_rule =
+        |text: String| words.iter().any(|word| text.split_whitespace().any(|other| other == *word));
+    asked.into_iter().filter_map(|(program, arguments)| output(program, arguments)).any(has_rule)
+}
+
 /// Findings about the firewall's tools, and about what its rules do with packets to, from and for the tunnels.
 pub(super) fn findings(tunnels: &[KnownTunnel]) -> Vec<Finding> {
     let nft = program("nft").map(|_| output("nft", &["-j", "list", "ruleset"]));

@@ -22,6 +22,9 @@ use crate::tunnel::plural::counted;
 use serde::Serialize;
 use std::fmt::Write;
 
+pub use filtering::{blocking, translates};
+pub use network::forwards;
+
 /// How things stand with one thing that was looked at.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -102,6 +102,11 @@ fn card(name: &str) -> Finding {
     }
 }
 
+/// Whether this host forwards packets of a family. Where that cannot be read, it is taken to.
+pub fn forwards(v4: bool) -> bool {
+    sysctl(if v4 { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" }) != Some(0)
+}
+
 pub(super) fn forwarding() -> Vec<Finding> {
     let one = |what: &str, name: &str| match sysctl(name) {
         Some(0) => Finding::new(

@@ -20,6 +20,11 @@ pub(super) struct KnownTunnel {
 }
 
 impl KnownTunnel {
+    /// A tunnel that runs.
+    pub(super) fn running(name: &str, port: Option<u16>) -> KnownTunnel {
+        KnownTunnel { name: name.to_owned(), port, hooks: Vec::new() }
+    }
+
     /// Whether the tunnel's hooks will change the firewall's chain of this name.
     pub(super) fn will_change(&self, chain: &str) -> bool {
         self.hooks.iter().any(|word| word.eq_ignore_ascii_case(chain))

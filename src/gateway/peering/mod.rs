@@ -2,8 +2,10 @@
 
 mod address;
 pub mod openbsd;
+mod select;
 
 pub use address::next_free;
+pub use select::{Candidate, select};
 
 use super::Failure;
 use super::config::{Address, Config, DnsServer, HostPort, Interface, Line, Mtu, PeerConfig};

@@ -93,7 +93,7 @@ fn wait(mut child: Child, interrupt: &Interrupt) -> std::io::Result<ExitStatus> 
 }
 
 /// The path of a program that is found in PATH, or in an administrator's usual PATH.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
+pub(in crate::gateway) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
     path.split(':').map(|directory| Path::new(directory).join(program)).find(|path| path.is_file())
 }

@@ -102,6 +102,18 @@ impl Host {
         Ok(ours.filter_map(held_address).collect())
     }
 
+    /// The addresses of all interfaces.
+    pub(in crate::gateway) fn own_addresses(&self) -> Result<BTreeSet<IpAddr>> {
+        let request = self.handle.address().get().execute();
+        let messages: Vec<AddressMessage> = self.runtime.block_on(request.try_collect()).map_err(into_io)?;
+        Ok(messages.iter().filter_map(held_address).map(|(address, _)| address.addr).collect())
+    }
+
+    /// The route to an address for packets that carry `mark`.
+    pub(in crate::gateway) fn route(&self, to: IpAddr, mark: u32) -> Result<route::KernelRoute> {
+        self.runtime.block_on(route::find_marked(&self.handle, to, mark))
+    }
+
     /// Does as `ip address add ADDRESS dev …`.
     pub(super) fn add_address(&self, index: u32, address: Address) -> Result<()> {
         let mut request = self.handle.address().add(index, address.addr, address.len);

@@ -27,7 +27,7 @@ mod snapshot;
 
 pub use apply::add_routes_of;
 pub use down::{down, save};
-pub(in crate::gateway) use hooks::lone as hook_command;
+pub(in crate::gateway) use hooks::{find as find_program, lone as hook_command};
 pub(in crate::gateway) use lock::HooksLock;
 pub use reload::reload;
 
@@ -81,6 +81,14 @@ pub(in crate::gateway) fn noted_file(interface: &str) -> Option<PathBuf> {
         Trace::File(file) => Some(file),
         _ => None,
     })
+}
+
+impl Place {
+    /// The file of a running tunnel: the one that `up` noted, or else the one of its name.
+    pub fn of_running(interface: &str) -> Option<Place> {
+        let noted = noted_file(interface).map(|file| Place { file, interface: interface.to_owned() });
+        noted.or_else(|| Place::find(interface).ok())
+    }
 }
 
 /// Replaces the clamping rules by those for another MTU, in bytes, where `up` was asked to clamp.
