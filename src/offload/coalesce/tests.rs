@@ -4,6 +4,7 @@ use crate::offload::testing::*;
 use crate::offload::train::{Train, TrainLimits};
 use proptest::prelude::*;
 
+mod exhaustive;
 mod properties;
 mod tunnels;
 

@@ -2,6 +2,7 @@ use super::*;
 use crate::offload::testing::*;
 use proptest::prelude::*;
 
+mod exhaustive;
 mod tunnels;
 
 /// What the buffer holds where nothing may be written.
