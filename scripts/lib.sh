@@ -154,6 +154,20 @@ need_llvm() {
     fi
 }
 
+# What makes the Debian package; one version, so that it makes the same.
+CARGO_DEB=3.6.3
+
+# Installs cargo-deb, where it is not there in this version, beside the other implementations or, for whoever may not write there, into
+# cargo's own directory, and puts it first in PATH.
+need_cargo_deb() {
+    local root=$PEERS
+    PATH=$PEERS/bin:$PATH
+    [ "$(cargo-deb --version 2>/dev/null)" != "cargo-deb $CARGO_DEB" ] || return 0
+    mkdir -p "$root/bin" 2>/dev/null && [ -w "$root/bin" ] || root=${CARGO_HOME:-$HOME/.cargo}
+    note "cargo install cargo-deb --version $CARGO_DEB"
+    cargo install --locked --quiet cargo-deb --version $CARGO_DEB --root "$root"
+}
+
 # Builds the release binary and leaves its path in RINGTUN_BIN; a path given from outside is taken as it is.
 build_ringtun() {
     if [ -n "${RINGTUN_BIN:-}" ]; then

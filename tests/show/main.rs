@@ -9,6 +9,7 @@ mod common;
 
 mod doctor;
 mod help;
+mod package;
 mod scripts;
 mod service;
 mod show;
