@@ -11,6 +11,7 @@ use super::udp::UdpSockets;
 use super::uring::Uring;
 use super::*;
 use crate::sys::clock::Clock;
+use crate::sys::netns::eventually;
 use crate::sys::waker::Waker;
 use crate::wire::vnet::VNET_HDR_LEN;
 use std::io::{Error, Write};
@@ -99,8 +100,15 @@ fn open_device(name: &str, kind: i32) -> OwnedFd {
     request[..name.len()].copy_from_slice(name.as_bytes());
     let flags = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request[16..18].copy_from_slice(&(flags as u16).to_ne_bytes());
-    // SAFETY: an ifreq is 40 bytes.
-    assert_eq!(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, request.as_mut_ptr()) }, 0);
+    // A command that another test is just starting may still hold a device of this name that was closed.
+    eventually(|| {
+        // SAFETY: an ifreq is 40 bytes.
+        let attached =
+            unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, request.as_mut_ptr()) == 0 };
+        let is_busy = || Error::last_os_error().raw_os_error() == Some(libc::EBUSY);
+        assert!(attached || is_busy(), "{}", Error::last_os_error());
+        attached.then_some(())
+    });
     crate::sys::ioctl::set_vnet_header_len(std::os::fd::AsFd::as_fd(&fd), VNET_HDR_LEN).unwrap();
     assert!(set_offloads(&fd, ALL_OFFLOADS) || set_offloads(&fd, TCP_OFFLOADS), "{}", Error::last_os_error());
     std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/router_solicitations"), "0").ok();
