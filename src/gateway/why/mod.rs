@@ -11,7 +11,7 @@ pub mod nat;
 mod observe;
 mod probe;
 
-pub use diagnosis::{Cause, CauseKind, causes};
+pub use diagnosis::{Cause, causes};
 pub use facts::Facts;
 pub use gather::{Asked, gather};
 
