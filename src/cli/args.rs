@@ -32,7 +32,7 @@ Examples:
   WG_QUICK_USERSPACE_IMPLEMENTATION=ringtun wg-quick up wg0
   ringtun check wg0 && ringtun peer add laptop --endpoint vpn.example.org
   ringtun show wg0 --verbose && ringtun status wg0 && sudo ringtun doctor
-  ringtun monitor wg0 & ringtun why wg0 laptop
+  ringtun monitor wg0                what happens to its peers, until Ctrl-C; `ringtun why wg0 PEER` for one of them
   (umask 077; ringtun genkey | tee private.key | ringtun pubkey > public.key)
   LOG_LEVEL=verbose ringtun -f --workers 4 --io syscalls wg0
   ringtun --http 9586 wg0            and http://127.0.0.1:9586/ shows what it does; /metrics for Prometheus

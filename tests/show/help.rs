@@ -45,7 +45,7 @@ fn prelude(directory: &Path) -> String {
 
 /// The example, made to end: what stays in the foreground is ended as Ctrl-C does it.
 fn made_to_end(example: &str) -> String {
-    if example.contains("ringtun -f") || example.contains("ringtun service") {
+    if ["-f", "service", "monitor"].iter().any(|word| example.contains(&format!("ringtun {word}"))) {
         let (environment, command) = example.split_at(example.find("ringtun").unwrap_or(0));
         return format!("{environment} timeout --preserve-status -s INT 3 {command}");
     }
