@@ -73,7 +73,7 @@ fn every_example_of_help_is_true() {
         let host = Host::namespace();
         let directory = std::env::temp_dir().join(format!("rt-{}-{}", std::process::id(), serial()));
         std::fs::create_dir(&directory).expect("a directory");
-        let begins = ["up ", "wg0", "-f", "service", "check", "peer"]
+        let begins = ["up ", "wg0", "-f", "--http", "service", "check", "peer"]
             .iter()
             .any(|word| example.contains(&format!("ringtun {word}")))
             || example.contains("wg-quick");
