@@ -27,7 +27,7 @@ pub(super) struct WorkerOutbox {
     ring_slow: bool,
     ring_workers: Vec<bool>,
     wrong_macs: TokenBucket,
-    refused_sources: TokenBucket,
+    refusal_reports: TokenBucket,
 }
 
 impl WorkerOutbox {
@@ -40,7 +40,7 @@ impl WorkerOutbox {
             ring_slow: false,
             ring_workers: vec![false; links.workers.len()],
             wrong_macs: TokenBucket::default(),
-            refused_sources: TokenBucket::default(),
+            refusal_reports: TokenBucket::default(),
         }
     }
 
@@ -81,12 +81,12 @@ impl WorkerOutbox {
         }
     }
 
-    /// Counts a packet of a peer's whose source is not the peer's, and reports it, unless many were reported of late.
-    pub(super) fn refused_source(&mut self, peer: &PeerShared, source: IpAddr, now: Instant) {
-        add(&self.stats.rx_bad_source, 1);
-        peer.refused_sources.fetch_add(1, Relaxed);
-        if self.refused_sources.draw(now, SAMPLE_COST, SAMPLE_BURST) {
-            self.emit(Event::SourceRefused(peer.id, source));
+    /// Counts packets of a peer's whose source is not the peer's, and reports the last, unless many were reported of late.
+    pub(super) fn refused_sources(&mut self, peer: &PeerShared, count: usize, last: IpAddr, now: Instant) {
+        add(&self.stats.rx_bad_source, count);
+        peer.refused_sources.fetch_add(count as u64, Relaxed);
+        if self.refusal_reports.draw(now, SAMPLE_COST, SAMPLE_BURST) {
+            self.emit(Event::SourceRefused(peer.id, last));
         }
     }
 

@@ -313,18 +313,21 @@ impl<I: Io> Receiver<'_, I> {
             None => receiving.session.open_train(train, stride),
         };
         let verified = opened.map_or(Opened::default(), |opened| opened.verified);
-        let opened = self.accept((receiver, slot), buf, run, stride, (received, verified), origin.ecn);
+        let opened = self.accept(slot, buf, run, stride, (received, verified), origin.ecn);
+        if let Some(source) = opened.refused_source {
+            self.refuse_sources(receiver, opened.refused, source);
+        }
         if opened.bytes > 0 {
             self.note(receiver, &opened, origin);
         }
         opened.accepted
     }
 
-    /// Checks the inner packets of the messages that opened, and gives them to the coalescer. They came for the receiver index
-    /// of a session, from the peer in that slot.
+    /// Checks the inner packets of the messages that opened, and gives them to the coalescer. They came from the peer in that
+    /// slot.
     fn accept(
         &mut self,
-        (receiver, slot): (u32, u32),
+        slot: u32,
         buf: &mut Buf,
         run: Range<usize>,
         stride: usize,
@@ -332,8 +335,9 @@ impl<I: Io> Receiver<'_, I> {
         ecn: u8,
     ) -> RunOutcome {
         let mut opened = RunOutcome::default();
+        let stats = &self.outbox.stats;
         for (i, start) in run.clone().step_by(stride).enumerate() {
-            let (stats, end) = (&self.outbox.stats, run.end.min(start + stride));
+            let end = run.end.min(start + stride);
             if !received.fresh.is_ok(i) {
                 let replayed = received.replayed.is_ok(i);
                 add(if replayed { &stats.rx_replayed } else { &stats.rx_decrypt_failed }, 1);
@@ -352,7 +356,8 @@ impl<I: Io> Receiver<'_, I> {
             };
             // Device-wide longest prefix: a peer cannot speak from a subnet of another's (rule 9).
             if self.routes.lookup(info.source) != Some(slot) {
-                self.refuse_source(receiver, info.source);
+                opened.refused += 1;
+                opened.refused_source = Some(info.source);
                 continue;
             }
             let packet = text.start..text.start + info.len;
@@ -369,9 +374,9 @@ impl<I: Io> Receiver<'_, I> {
     }
 
     #[cold]
-    fn refuse_source(&mut self, receiver: u32, source: IpAddr) {
+    fn refuse_sources(&mut self, receiver: u32, count: usize, last: IpAddr) {
         if let Some(receiving) = self.rx.sessions.get(&receiver) {
-            self.outbox.refused_source(&receiving.peer, source, self.now);
+            self.outbox.refused_sources(&receiving.peer, count, last, self.now);
         }
     }
 
@@ -418,6 +423,10 @@ struct RunOutcome {
     data: bool,
     /// Inner packets handed to the coalescer.
     accepted: usize,
+    /// Inner packets whose source is not the peer's.
+    refused: usize,
+    /// The source of the last of these.
+    refused_source: Option<IpAddr>,
 }
 
 /// Loads the heads of all messages at once. They may be in the cache of another core, and would be waited for one after the other.
