@@ -166,18 +166,14 @@ pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let measure = |name: String| -> Result<Measured, Failure> {
-        let status = client::status(&name)?;
-        // Only Prometheus is told of each peer.
-        let (device, names) = match args.prometheus {
-            true => (client::get(&name)?, client::peer_names(&name)),
-            false => Default::default(),
-        };
-        Ok(Measured { status, device, names, name })
+    // Only Prometheus is told of each peer.
+    let measure = |name: &str| match args.prometheus {
+        true => Measured::of(name).map(Measured::without_secrets),
+        false => Measured::counters_of(name),
     };
     let measured = match &args.interface {
-        Some(name) => vec![measure(name.clone())?],
-        None => each(&client::interfaces()?, |name| measure(name.to_owned()))?,
+        Some(name) => vec![measure(name)?],
+        None => each(&client::interfaces()?, measure)?,
     };
     if args.prometheus {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -193,21 +189,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
 
 /// A device as it is now. With `details` come what the file says and what the program itself reports.
 fn view(name: &str, details: bool) -> Result<View, Failure> {
-    let device = client::get(name)?;
-    let mut view = View {
-        name: name.to_owned(),
-        device,
+    let view = match details {
+        true => View::of(&Measured::of(name)?),
+        false => View { name: name.to_owned(), device: client::get(name)?, ..View::default() },
+    };
+    Ok(View {
         now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         reveal: std::env::var("WG_HIDE_KEYS").is_ok_and(|value| value == "never"),
-        ..View::default()
-    };
-    if details {
-        view.names = client::peer_names(name);
-        let status = client::status(name)?.unwrap_or_default();
-        view.owners = status.peers.into_iter().map(|owner| (owner.public_key, owner.worker)).collect();
-        view.unbound = status.unbound;
-    }
-    Ok(view)
+        ..view
+    })
 }
 
 fn paint() -> Paint {

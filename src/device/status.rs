@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 /// Counters, by their names.
 pub type Counters = BTreeMap<String, u64>;
@@ -87,23 +86,12 @@ pub struct Owner {
 pub struct Summary {
     /// How many peers there are.
     pub peers: usize,
-    /// How many peers had their last handshake recently enough for a session.
+    /// How many peers are connected.
     pub alive: usize,
     /// Bytes received from all present peers. Those of peers that were removed do not count.
     pub rx_bytes: u64,
     /// Bytes sent to all present peers. Those of peers that were removed do not count.
     pub tx_bytes: u64,
-}
-
-/// REJECT_AFTER_TIME (whitepaper 6.1): a handshake that is older than this has no session any more.
-pub const SESSION_LIFE: Duration = Duration::from_secs(180);
-
-/// Whether a peer's last handshake, at a time since the Unix epoch, made a session that still lives. Zero is no handshake.
-///
-/// A handshake may lie in the future where the clock was set back since. One that lies far there was made under another time, and
-/// says nothing. Peers that live make another within two minutes.
-pub fn is_alive(last_handshake: Duration, wall: Duration) -> bool {
-    !last_handshake.is_zero() && wall.abs_diff(last_handshake) < SESSION_LIFE
 }
 
 impl Device {
@@ -136,7 +124,7 @@ impl Device {
                 listing.end(chunk);
                 return true;
             };
-            listing.summary.add(&peer.shared, listing.wall);
+            listing.summary.add(&peer.shared);
             if listing.with_owners {
                 let owner = Owner {
                     public_key: peer.public_key.to_base64(),
@@ -158,17 +146,16 @@ impl Device {
 }
 
 impl Summary {
-    /// The summary of these peers. `wall` is the time since the Unix epoch.
-    pub fn of(peers: &PeerDirectory, wall: Duration) -> Summary {
+    /// The summary of these peers.
+    pub fn of(peers: &PeerDirectory) -> Summary {
         let mut summary = Summary::default();
-        peers.iter().for_each(|peer| summary.add(peer, wall));
+        peers.iter().for_each(|peer| summary.add(peer));
         summary
     }
 
-    fn add(&mut self, peer: &PeerShared, wall: Duration) {
-        let alive = is_alive(peer.last_handshake().unwrap_or_default(), wall);
+    fn add(&mut self, peer: &PeerShared) {
         self.peers += 1;
-        self.alive += usize::from(alive);
+        self.alive += usize::from(peer.connected_since().is_some());
         self.rx_bytes = self.rx_bytes.wrapping_add(peer.traffic.rx_bytes.load(Relaxed));
         self.tx_bytes = self.tx_bytes.wrapping_add(peer.traffic.tx_bytes.load(Relaxed));
     }
@@ -190,14 +177,13 @@ pub struct Listing {
     first: bool,
     /// Whether it lists the owners of the peers.
     with_owners: bool,
-    /// The summary of those that came, and the time since the Unix epoch at which their sessions count.
+    /// The summary of those that came.
     summary: Summary,
-    wall: Duration,
 }
 
 impl Listing {
-    /// Begins an answer. All but the peers is stated as it is now. `wall` is the time since the Unix epoch.
-    pub fn new(status: &Status, wall: Duration, with_owners: bool) -> Listing {
+    /// Begins an answer. All but the peers is stated as it is now.
+    pub fn new(status: &Status, with_owners: bool) -> Listing {
         let text = json(&Status { peers: Vec::new(), summary: None, ..status.clone() });
         let text = text.strip_suffix(NO_SUMMARY).unwrap_or(&text);
         let (head, tail) = text.split_once(NO_PEERS).unwrap_or((text, ""));
@@ -208,7 +194,6 @@ impl Listing {
             first: true,
             with_owners,
             summary: Summary::default(),
-            wall,
         }
     }
 
@@ -251,18 +236,7 @@ mod tests {
     use crate::device::uapi::{PeerRequest, SetRequest};
     use crate::index::WorkerCount;
     use crate::time::Instant;
-
-    #[test]
-    fn a_clock_that_is_set_makes_no_dead_peer_alive() {
-        let (now, day) = (Duration::from_secs(1_000_000), Duration::from_secs(86_400));
-        assert!(
-            is_alive(now, now)
-                && is_alive(now, now + SESSION_LIFE / 2)
-                && is_alive(now, now - SESSION_LIFE / 2)
-        );
-        assert!(!is_alive(now, now + day) && !is_alive(now, now - day));
-        assert!(!is_alive(Duration::ZERO, Duration::from_secs(1)));
-    }
+    use std::time::Duration;
 
     #[test]
     fn the_answer_is_one_line_that_can_be_read_back() {
@@ -283,8 +257,7 @@ mod tests {
         };
         for with_owners in [false, true] {
             // In slices of one peer each.
-            let (mut listing, mut answer) =
-                (Listing::new(&status, Duration::ZERO, with_owners), String::new());
+            let (mut listing, mut answer) = (Listing::new(&status, with_owners), String::new());
             while !device.list(&mut listing, &mut answer, &mut || false) {}
             status.peers = (1..=40).filter(|_| with_owners).map(owner).collect();
             let line =
@@ -303,13 +276,13 @@ mod tests {
             device.apply(now, &SetRequest { peers, ..SetRequest::default() }, &mut |_| Ok(0)).unwrap();
         };
         apply(&mut device, peers.clone());
-        for ((peer, at), bytes) in device.peers().iter().zip([0, 821, 820]).zip([1, 2, 4]) {
+        for ((peer, connected), bytes) in device.peers().iter().zip([false, true, false]).zip([1, 2, 4]) {
             peer.traffic.rx_bytes.store(bytes, Relaxed);
-            if at != 0 {
-                peer.note_handshake(Duration::from_secs(at));
+            if connected {
+                peer.note_connected(now.wall);
             }
         }
-        let summary = |device: &Device| Summary::of(&device.directory(), now.wall);
+        let summary = |device: &Device| Summary::of(&device.directory());
         assert_eq!(summary(&device), Summary { peers: 3, alive: 1, rx_bytes: 7, tx_bytes: 0 });
         apply(&mut device, vec![PeerRequest { remove: true, ..peers[1].clone() }]);
         assert_eq!(summary(&device), Summary { peers: 2, alive: 0, rx_bytes: 5, tx_bytes: 0 });

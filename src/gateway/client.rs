@@ -1,9 +1,10 @@
 //! The devices that run on this host, found by their configuration sockets, and what they answer.
 
-use crate::device::status::{Status, Summary, is_alive};
+use crate::device::status::{Status, Summary};
 use crate::gateway::Failure;
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
+use crate::gateway::standing::is_alive;
 use crate::io::tun;
 use crate::tunnel::socket;
 use std::collections::HashMap;

@@ -1,8 +1,10 @@
 //! What a tunnel does at the moment: rates and shares, from two looks at its counters.
 
-use crate::device::status::{Counters, Status, is_alive};
+use crate::device::status::{Counters, Status};
+use crate::gateway::Failure;
 use crate::gateway::control::DeviceState;
-use crate::gateway::{Failure, client};
+use crate::gateway::metrics::Measured;
+use crate::gateway::standing::{PeerStanding, Standings};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -82,29 +84,6 @@ pub struct PeerActivity {
     pub worker: Option<u8>,
 }
 
-/// How it stands with a peer.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PeerStanding {
-    /// There was no handshake.
-    Never,
-    /// The last handshake is too old for a session.
-    Silent,
-    /// There is a session that is young enough to be used.
-    Connected,
-}
-
-impl PeerStanding {
-    /// The word for people.
-    pub fn word(self) -> &'static str {
-        match self {
-            PeerStanding::Never => "never",
-            PeerStanding::Silent => "silent",
-            PeerStanding::Connected => "connected",
-        }
-    }
-}
-
 impl PeerActivity {
     /// Bits a second, both ways together.
     pub fn rate(&self) -> f64 {
@@ -124,22 +103,14 @@ impl Look {
     ///
     /// Where it does not run or answer, or is another implementation.
     pub fn at(interface: &str) -> Result<Look, Failure> {
-        let status = client::status(interface)?.ok_or_else(|| {
+        let Measured { name, status, device, names } = Measured::of(interface)?.without_secrets();
+        let status = status.ok_or_else(|| {
             Failure::new(format!(
-                "{interface} is served by another implementation than ringtun, which tells no more than `ringtun show`"
+                "{name} is served by another implementation than ringtun, which tells no more than `ringtun show`"
             ))
         })?;
-        let mut device = client::get(interface)?;
-        device.private_key = None;
-        device.peers.iter_mut().for_each(|peer| peer.preshared_key = None);
-        Ok(Look {
-            at: Instant::now(),
-            wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-            interface: interface.to_owned(),
-            status,
-            device,
-            names: client::peer_names(interface),
-        })
+        let (at, wall) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        Ok(Look { at, wall, interface: name, status, device, names })
     }
 
     /// What was done since `before`.
@@ -151,8 +122,7 @@ impl Look {
             .iter()
             .map(|peer| (peer.public_key, (peer.rx_bytes, peer.tx_bytes)))
             .collect();
-        let owners: HashMap<&str, u8> =
-            self.status.peers.iter().map(|owner| (owner.public_key.as_str(), owner.worker)).collect();
+        let standings = Standings::of(Some(&self.status));
         // A counter that fell is a new peer's of the same key.
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 * 8.0 / seconds;
         let peers: Vec<PeerActivity> = self
@@ -167,17 +137,13 @@ impl Look {
                 PeerActivity {
                     name: self.names.get(&public_key).cloned(),
                     endpoint: peer.endpoint.map(|endpoint| endpoint.to_string()),
-                    state: match age {
-                        None => PeerStanding::Never,
-                        Some(_) if is_alive(peer.last_handshake, self.wall) => PeerStanding::Connected,
-                        Some(_) => PeerStanding::Silent,
-                    },
+                    state: standings.standing(&public_key, peer, self.wall),
                     handshake_seconds: age.map(|age| age.as_secs()),
                     rx_bits_per_second: rate(peer.rx_bytes, rx),
                     tx_bits_per_second: rate(peer.tx_bytes, tx),
                     rx_bytes: peer.rx_bytes,
                     tx_bytes: peer.tx_bytes,
-                    worker: owners.get(public_key.as_str()).copied(),
+                    worker: standings.worker(&public_key),
                     public_key,
                 }
             })
@@ -254,6 +220,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::crypto::x25519::PublicKey;
     use crate::dataplane::histograms::HistogramCounts;
+    use crate::device::status::Owner;
     use crate::gateway::control::PeerState;
 
     /// A look at a tunnel with two workers and three peers, so many seconds after the first.
@@ -286,6 +253,11 @@ pub(crate) mod tests {
                 io: "io_uring".into(),
                 workers: vec![worker, counters(&[("io_slept_nanos", 4)])],
                 histograms: vec![[("turn_packets".to_owned(), turns)].into()],
+                peers: vec![Owner {
+                    public_key: PublicKey([2; 32]).to_base64(),
+                    worker: 1,
+                    connected_ms: Some(9_990_000),
+                }],
                 ..Status::default()
             },
             device: DeviceState {

@@ -6,6 +6,7 @@ pub use prometheus::{TextFormat, prometheus};
 
 use crate::device::status::{Counters, Status};
 use crate::gateway::control::DeviceState;
+use crate::gateway::{Failure, client};
 use crate::tunnel::plural::counted;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
@@ -21,6 +22,39 @@ pub struct Measured {
     pub device: DeviceState,
     /// The names of peers, by public key in base64.
     pub names: HashMap<String, String>,
+}
+
+impl Measured {
+    /// Asks a running device for everything, its secrets among it.
+    ///
+    /// # Errors
+    ///
+    /// Where the device does not run or does not answer.
+    pub fn of(name: &str) -> Result<Measured, Failure> {
+        Ok(Measured {
+            status: client::status(name)?,
+            device: client::get(name)?,
+            names: client::peer_names(name),
+            name: name.to_owned(),
+        })
+    }
+
+    /// Asks a running device for its counters alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::of`].
+    pub fn counters_of(name: &str) -> Result<Measured, Failure> {
+        let status = client::status(name)?;
+        Ok(Measured { status, device: DeviceState::default(), names: HashMap::new(), name: name.to_owned() })
+    }
+
+    /// The same without the private key and the preshared keys.
+    pub fn without_secrets(mut self) -> Measured {
+        self.device.private_key = None;
+        self.device.peers.iter_mut().for_each(|peer| peer.preshared_key = None);
+        self
+    }
 }
 
 /// The shares that are printed first: a text, the counter that is the part, and the counters that make up the whole.

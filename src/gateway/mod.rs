@@ -22,6 +22,7 @@ pub mod rights;
 pub mod route;
 pub mod service;
 pub mod show;
+pub mod standing;
 pub mod up;
 pub mod upkeep;
 pub mod why;

@@ -267,7 +267,7 @@ impl Driver {
             }
             operation => {
                 let mut jobs = std::mem::take(&mut self.jobs);
-                jobs.add(Request { operation, answer }, self.now().wall, || self.status());
+                jobs.add(Request { operation, answer }, || self.status());
                 self.jobs = jobs;
             }
         }

@@ -85,8 +85,8 @@ impl Reply {
 }
 
 impl Jobs {
-    /// Takes an operation in at `wall`, the time since the Unix epoch. `status` yields the device's status without its peers.
-    pub(super) fn add(&mut self, request: Request, wall: Duration, status: impl FnOnce() -> Status) {
+    /// Takes an operation in. `status` yields the device's status without its peers.
+    pub(super) fn add(&mut self, request: Request, status: impl FnOnce() -> Status) {
         let Request { operation, answer: to } = request;
         let answer = match operation {
             Operation::Set(body) => {
@@ -95,10 +95,10 @@ impl Jobs {
             }
             Operation::Get => Answer::Dump(Dump::default()),
             Operation::GetPeers(named) => Answer::Dump(Dump::of(named)),
-            Operation::Status => Answer::Listing(Listing::new(&status(), wall, true)),
+            Operation::Status => Answer::Listing(Listing::new(&status(), true)),
             // The driver answers these itself.
             Operation::Monitor | Operation::Diagnose { .. } => return,
-            Operation::StatusOfNoPeers => Answer::Listing(Listing::new(&status(), wall, false)),
+            Operation::StatusOfNoPeers => Answer::Listing(Listing::new(&status(), false)),
         };
         self.replies.push_back(Reply { answer, to, begun: false });
     }

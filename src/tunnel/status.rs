@@ -9,7 +9,7 @@ use crate::slowpath::handle::Running;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The state of a tunnel, at the time of the call.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct TunnelStatus {
     pub io_uring: bool,
     /// How many peers there are.
     pub peers: usize,
-    /// How many peers had a handshake within the last three minutes, so that packets pass.
+    /// How many peers are connected: there is a session that both ends have, so that packets pass.
     pub alive: usize,
     /// Bytes received from the present peers.
     pub rx_bytes: u64,
@@ -80,8 +80,7 @@ impl TunnelStatus {
 
     /// The whole state, with the peers' counters, which are read in the caller's thread.
     pub(super) fn complete(self, directory: &PeerDirectory) -> TunnelStatus {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let Summary { peers, alive, rx_bytes, tx_bytes } = Summary::of(directory, now);
+        let Summary { peers, alive, rx_bytes, tx_bytes } = Summary::of(directory);
         TunnelStatus { peers, alive, rx_bytes, tx_bytes, ..self }
     }
 }

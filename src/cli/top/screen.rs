@@ -1,6 +1,7 @@
 //! The screen of `top`: drawing and keys, without a terminal.
 
-use crate::gateway::live::{PeerActivity, PeerStanding, TunnelActivity, age_text, rate_text, scaled};
+use crate::gateway::live::{PeerActivity, TunnelActivity, age_text, rate_text, scaled};
+use crate::gateway::standing::PeerStanding;
 use ratatui::Frame;
 use ratatui::crossterm::event::KeyCode;
 use ratatui::layout::{Constraint, Layout, Rect};

@@ -1,9 +1,9 @@
 //! The state of the tunnel as its own process tells it, asked for at most once a second.
 
 use super::history::now_ms;
+use crate::gateway::Failure;
 use crate::gateway::metrics::Measured;
 use crate::gateway::show::{self, InterfaceJson, View};
-use crate::gateway::{Failure, client};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,34 +20,10 @@ pub(super) struct TunnelReport {
 }
 
 impl TunnelReport {
-    fn of(interface: &str) -> Result<TunnelReport, Failure> {
-        let status = client::status(interface)?;
-        let device = client::get(interface)?;
-        let names = client::peer_names(interface);
-        let owners = status.iter().flat_map(|status| &status.peers);
-        let owners = owners.map(|owner| (owner.public_key.clone(), owner.worker)).collect();
-        let unbound = status.as_ref().and_then(|status| status.unbound.clone());
-        let view = View { name: interface.to_owned(), device, owners, unbound, names, ..View::default() };
-        Ok(TunnelReport::from_view(view, |device, names| Measured {
-            name: interface.to_owned(),
-            status,
-            device,
-            names,
-        }))
-    }
-
-    /// Tells what the view shows, and then lets go of its keys.
-    fn from_view(
-        mut view: View,
-        measured: impl FnOnce(
-            crate::gateway::control::DeviceState,
-            std::collections::HashMap<String, String>,
-        ) -> Measured,
-    ) -> TunnelReport {
-        let device = show::json(&view);
-        view.device.private_key = None;
-        view.device.peers.iter_mut().for_each(|peer| peer.preshared_key = None);
-        TunnelReport { measured: measured(view.device, view.names), device, time_ms: now_ms() }
+    /// Tells what was measured, and then lets go of its keys.
+    fn of(measured: Measured) -> TunnelReport {
+        let device = show::json(&View::of(&measured));
+        TunnelReport { measured: measured.without_secrets(), device, time_ms: now_ms() }
     }
 }
 
@@ -59,7 +35,10 @@ pub(super) struct TunnelReports {
 
 impl TunnelReports {
     pub(super) fn new(interface: String) -> TunnelReports {
-        TunnelReports { ask: Box::new(move || TunnelReport::of(&interface)), last: Mutex::default() }
+        TunnelReports {
+            ask: Box::new(move || Ok(TunnelReport::of(Measured::of(&interface)?))),
+            last: Mutex::default(),
+        }
     }
 
     /// A fresh report. Whoever asks while it is made waits for it.
@@ -83,6 +62,7 @@ mod tests {
     use super::*;
     use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
     use crate::gateway::control::{DeviceState, PeerState};
+    use std::collections::HashMap;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     impl TunnelReport {
@@ -98,14 +78,8 @@ mod tests {
                 peers: vec![peer(1, 0), peer(2, 90)],
                 ..DeviceState::default()
             };
-            let view = View { name: "wg0".into(), device, ..View::default() };
             let status = Some(crate::device::status::Status::default());
-            TunnelReport::from_view(view, |device, names| Measured {
-                name: "wg0".into(),
-                status,
-                device,
-                names,
-            })
+            TunnelReport::of(Measured { name: "wg0".into(), status, device, names: HashMap::new() })
         }
     }
 

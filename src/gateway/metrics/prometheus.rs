@@ -5,9 +5,9 @@ use super::Measured;
 use crate::dataplane::histograms::HistogramCounts;
 use crate::dataplane::stats::WorkerStats;
 use crate::device::DeviceStats;
-use crate::device::status::{Status, is_alive};
+use crate::device::status::Status;
 use crate::gateway::control::PeerState;
-
+use crate::gateway::standing::{PeerStanding, Standings};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -91,6 +91,7 @@ pub fn prometheus(devices: &[Measured], wall: Duration, format: TextFormat) -> S
     let mut samples = Samples::default();
     for measured in devices {
         let name = measured.name.as_str();
+        let standings = Standings::of(measured.status.as_ref());
         for peer in &measured.device.peers {
             let key = peer.public_key.to_base64();
             let friendly = measured.names.get(&key).map_or("", String::as_str);
@@ -101,7 +102,7 @@ pub fn prometheus(devices: &[Measured], wall: Duration, format: TextFormat) -> S
                 ("allowed_ips", &allowed.join(",")),
                 ("friendly_name", friendly),
             ];
-            add_peer(&mut samples, &labels, peer, wall);
+            add_peer(&mut samples, &labels, peer, standings.standing(&key, peer, wall));
         }
         if let Some(status) = &measured.status {
             add_device(&mut samples, name, status);
@@ -126,7 +127,7 @@ pub fn prometheus(devices: &[Measured], wall: Duration, format: TextFormat) -> S
     text
 }
 
-fn add_peer(samples: &mut Samples, labels: &[(&str, &str)], peer: &PeerState, wall: Duration) {
+fn add_peer(samples: &mut Samples, labels: &[(&str, &str)], peer: &PeerState, standing: PeerStanding) {
     let PeerState { rx_bytes, tx_bytes, last_handshake, .. } = peer;
     let mut add = |metric, kind, help, value: u64| {
         samples.add(metric, kind, help, labels, &value.to_string());
@@ -144,12 +145,11 @@ fn add_peer(samples: &mut Samples, labels: &[(&str, &str)], peer: &PeerState, wa
         "Time of the last handshake since the Unix epoch. 0 is never.",
         last_handshake.as_secs(),
     );
-    let is_connected = is_alive(*last_handshake, wall);
     add(
         "wireguard_peer_connected",
         MetricKind::Gauge,
-        "Whether there is a session with the peer that is young enough to be used.",
-        is_connected.into(),
+        "Whether there is a session with the peer that both ends have.",
+        (standing == PeerStanding::Connected).into(),
     );
 }
 
@@ -233,7 +233,7 @@ fn add_turns(samples: &mut Samples, name: &str, status: &Status) {
 mod tests {
     use super::super::tests::measured;
     use super::*;
-    use crate::device::status::SESSION_LIFE;
+    use crate::device::status::Owner;
     use std::collections::HashSet;
 
     #[test]
@@ -280,19 +280,19 @@ mod tests {
     }
 
     #[test]
-    fn peers_have_their_names_and_prefixes_and_are_connected_as_long_as_their_session_lives() {
+    fn peers_have_their_names_and_prefixes_and_whether_they_are_connected() {
         let mut one = measured("wg0");
         let key = one.device.peers[0].public_key.to_base64();
         one.names.insert(key.clone(), "anna's laptop".into());
         one.device.peers[0].allowed_ips =
             ["10.0.0.2/32", "fd00::2/128"].map(|text| text.parse().unwrap()).into();
-        one.device.peers[0].last_handshake = Duration::from_secs(1000);
         let labels = format!(
             "{{interface=\"wg0\",public_key=\"{key}\",allowed_ips=\"10.0.0.2/32,fd00::2/128\",friendly_name=\"anna's laptop\"}}"
         );
-        for (seconds, connected) in [(1100, 1), (1000 + SESSION_LIFE.as_secs(), 0)] {
-            let text =
-                prometheus(std::slice::from_ref(&one), Duration::from_secs(seconds), TextFormat::Classic);
+        for (connected_ms, connected) in [(Some(7), 1), (None, 0)] {
+            let owner = Owner { public_key: key.clone(), worker: 0, connected_ms };
+            one.status.as_mut().unwrap().peers = vec![owner];
+            let text = prometheus(std::slice::from_ref(&one), Duration::ZERO, TextFormat::Classic);
             assert!(text.contains(&format!("\nwireguard_received_bytes_total{labels} 5\n")), "{text}");
             assert!(text.contains(&format!("\nwireguard_peer_connected{labels} {connected}\n")), "{text}");
         }

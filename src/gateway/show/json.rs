@@ -46,6 +46,8 @@ pub struct PeerJson {
     pub allowed_ips: Vec<String>,
     /// The time of the last handshake in seconds since the Unix epoch. `None` where there was none.
     pub latest_handshake: Option<u64>,
+    /// Since when the peer is connected, in seconds since the Unix epoch. `None` where it is not, or that is not known.
+    pub connected_since: Option<u64>,
     /// The bytes received from the peer.
     pub rx_bytes: u64,
     /// The bytes sent to the peer.
@@ -73,7 +75,8 @@ fn of_peer(view: &View, peer: &PeerState) -> PeerJson {
     let prefix = |prefix: &crate::routing::Prefix| format!("{}/{}", address(prefix.addr()), prefix.len());
     PeerJson {
         name: view.names.get(&key).cloned(),
-        owner: view.owners.get(&key).copied(),
+        owner: view.owners.get(&key).map(|owner| owner.worker),
+        connected_since: view.owners.get(&key).and_then(|owner| owner.connected_ms).map(|ms| ms / 1000),
         has_preshared_key: peer.preshared_key.is_some(),
         preshared_key: peer.preshared_key.as_ref().filter(|_| view.reveal).map(|key| key.to_base64()),
         endpoint: peer.endpoint.map(endpoint),

@@ -1,17 +1,21 @@
 //! A running device as text, to the letter of wg(8)'s `show` and `showconf`, and as JSON.
 
+mod columns;
 mod json;
 mod paint;
 mod pretty;
 mod units;
 
+pub use columns::{Align, columns};
 pub use json::{InterfaceJson, json};
 pub use paint::Paint;
 pub use pretty::pretty;
+pub use units::amount;
 
 use crate::crypto::x25519::SharedSecret;
-use crate::device::status::Unbound;
+use crate::device::status::{Owner, Unbound};
 use crate::gateway::control::{DeviceState, PeerState};
+use crate::gateway::metrics::Measured;
 use crate::sys::link;
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
@@ -27,14 +31,30 @@ pub struct View {
     pub device: DeviceState,
     /// The names of peers, by public key in base64.
     pub names: HashMap<String, String>,
-    /// The owning worker of each peer, by public key in base64. It is empty where the device has no workers.
-    pub owners: HashMap<String, u8>,
+    /// What the program says of each peer, by public key in base64. It is empty where that is another implementation.
+    pub owners: HashMap<String, Owner>,
     /// Why the device does not listen, where it should.
     pub unbound: Option<Unbound>,
     /// The present time in seconds since the Unix epoch.
     pub now: u64,
     /// Whether to show secrets, as WG_HIDE_KEYS=never asks for.
     pub reveal: bool,
+}
+
+impl View {
+    /// What was measured, to be shown without its secrets. The present time is left open.
+    pub fn of(measured: &Measured) -> View {
+        let status = measured.status.as_ref();
+        let owners = status.into_iter().flat_map(|status| &status.peers);
+        View {
+            name: measured.name.clone(),
+            device: measured.device.clone(),
+            names: measured.names.clone(),
+            owners: owners.map(|owner| (owner.public_key.clone(), owner.clone())).collect(),
+            unbound: status.and_then(|status| status.unbound.clone()),
+            ..View::default()
+        }
+    }
 }
 
 /// One column of `wg show`.

@@ -40,8 +40,8 @@ fn put_peer(text: &mut Text, view: &View, peer: &PeerState, paint: Paint, verbos
         if let Some(name) = view.names.get(&key) {
             line(text, paint, "name", name);
         }
-        if let Some(worker) = view.owners.get(&key) {
-            line(text, paint, "owner", &format!("worker {worker}"));
+        if let Some(owner) = view.owners.get(&key) {
+            line(text, paint, "owner", &format!("worker {}", owner.worker));
         }
     }
     if let Some(preshared) = &peer.preshared_key {

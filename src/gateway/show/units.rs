@@ -32,6 +32,11 @@ pub(super) fn ago(paint: Paint, now: u64, then: u64) -> String {
     }
 }
 
+/// An amount of bytes in the form `1.51 MiB`, without colours.
+pub fn amount(count: u64) -> String {
+    bytes(Paint { colours: false }, count)
+}
+
 /// An amount in the form `1.51 MiB`.
 pub(super) fn bytes(paint: Paint, bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];

@@ -16,6 +16,7 @@ pub use facts::Facts;
 pub use gather::{Asked, gather};
 
 use crate::device::facts::PeerFacts;
+use crate::gateway::live::age_text;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -72,13 +73,7 @@ impl Diagnosis {
 
 /// How long ago `then` was, both in milliseconds since the Unix epoch.
 fn span(now_ms: u64, then_ms: u64) -> String {
-    let seconds = now_ms.saturating_sub(then_ms) / 1000;
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
+    age_text(now_ms.saturating_sub(then_ms) / 1000)
 }
 
 /// What was tried with a peer, and what came back.
