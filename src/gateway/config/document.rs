@@ -94,21 +94,7 @@ pub(super) fn wg_cleaned(line: &[u8]) -> Zeroizing<Vec<u8>> {
     cleaned
 }
 
-/// The name in a comment `# Name = …`.
-pub(super) fn name_in(line: &[u8]) -> Option<String> {
-    let at = line.iter().position(|&byte| byte == b'#')?;
-    let comment = line.get(at..)?;
-    let start = comment.iter().position(|&byte| byte != b'#')?;
-    let comment = comment.get(start..)?;
-    if !trim(before(comment, b'=')).eq_ignore_ascii_case(b"name") {
-        return None;
-    }
-    let text = String::from_utf8_lossy(comment.get(before(comment, b'=').len() + 1..)?);
-    let name: String = text.chars().filter(|c| !c.is_control()).collect();
-    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
-}
-
-fn before(line: &[u8], mark: u8) -> &[u8] {
+pub(super) fn before(line: &[u8], mark: u8) -> &[u8] {
     line.split(|&byte| byte == mark).next().unwrap_or_default()
 }
 
@@ -141,7 +127,9 @@ impl Document {
     /// The document without the lines of private and preshared keys, for whoever has no use for them.
     pub fn without_keys(mut self) -> Document {
         let names_a_key = |line: &[u8]| {
-            let cleaned = wg_cleaned(line);
+            // Those of a peer that is out of use stand in a comment.
+            let marks = line.iter().take_while(|&&byte| byte == b'#' || is_space(byte)).count();
+            let cleaned = wg_cleaned(line.get(marks..).unwrap_or_default());
             let name = before(&cleaned, b'=');
             name.eq_ignore_ascii_case(b"PrivateKey") || name.eq_ignore_ascii_case(b"PresharedKey")
         };

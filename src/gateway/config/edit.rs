@@ -1,6 +1,6 @@
 //! Changes in place: whatever is not changed keeps its bytes, comments and order included.
 
-use super::document::{LineKind, is_space, wg_cleaned};
+use super::document::{LineKind, hook_command, is_space, wg_cleaned};
 use super::print::join;
 use super::{Address, Config, ConfigError, Document, HostPort, Mtu, PeerConfig};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
@@ -147,6 +147,34 @@ impl Document {
         }
     }
 
+    /// Adds a hook to the first `[Interface]` section, behind its values, unless the file has it already.
+    pub fn add_hook(&mut self, key: &'static str, command: &str) {
+        let has = |(line, kind): (&[u8], LineKind)| {
+            matches!(kind, LineKind::Quick(quick) if quick == key) && hook_command(line) == command.as_bytes()
+        };
+        if self.kinds().any(has) {
+            return;
+        }
+        let line = self.line_of(&[key, " = ", command].concat());
+        if let Some(section) = self.sections().into_iter().find(|section| section.interface) {
+            self.insert_below_values(&section.lines, line);
+        }
+    }
+
+    /// Puts a line below the last value of a section.
+    fn insert_below_values(&mut self, section: &Range<usize>, new: Zeroizing<Vec<u8>>) {
+        let is_value =
+            |(at, (_, kind)): &(usize, (&[u8], LineKind))| section.contains(at) && *kind != LineKind::Blank;
+        let below = self.kinds().enumerate().filter(is_value).last().map_or(section.start, |(at, _)| at) + 1;
+        let newline = self.newline();
+        if let Some(line) = self.lines.get_mut(below - 1)
+            && !line.ends_with(b"\n")
+        {
+            line.extend_from_slice(newline);
+        }
+        self.lines.insert(below, new);
+    }
+
     /// The lines of a section that set `key`.
     fn places(&self, section: &Range<usize>, key: &'static str) -> Vec<usize> {
         let sets = |line: &[u8], kind: LineKind| match kind {
@@ -172,19 +200,8 @@ impl Document {
                 }
             }
             (Some(text), None) => {
-                let values = self
-                    .kinds()
-                    .enumerate()
-                    .filter(|(at, (_, kind))| section.contains(at) && *kind != LineKind::Blank);
-                let below = values.last().map_or(section.start, |(at, _)| at) + 1;
-                let newline = self.newline();
-                if let Some(line) = self.lines.get_mut(below - 1)
-                    && !line.ends_with(b"\n")
-                {
-                    line.extend_from_slice(newline);
-                }
                 let line = self.line_of(&Zeroizing::new([key, " = ", &text].concat()));
-                self.lines.insert(below, line);
+                self.insert_below_values(&section, line);
                 end += 1;
             }
             (None, Some(last)) => places.push(last),
@@ -197,12 +214,12 @@ impl Document {
         section.start..end
     }
 
-    fn line_of(&self, text: &str) -> Zeroizing<Vec<u8>> {
+    pub(super) fn line_of(&self, text: &str) -> Zeroizing<Vec<u8>> {
         Zeroizing::new([text.as_bytes(), self.newline()].concat())
     }
 
     /// The line end of the file's first line.
-    fn newline(&self) -> &'static [u8] {
+    pub(super) fn newline(&self) -> &'static [u8] {
         if self.lines.first().is_some_and(|line| line.ends_with(b"\r\n")) { b"\r\n" } else { b"\n" }
     }
 }

@@ -11,16 +11,20 @@
 //! 16 bits, is an error.
 
 mod dialect;
+mod disabled;
 mod document;
 mod edit;
 mod error;
 mod file;
 mod lint;
 mod names;
+mod naming;
 mod parse;
 mod peer_hooks;
 mod print;
+mod putout;
 mod request;
+mod rows;
 mod sections;
 pub(in crate::gateway) mod value;
 
@@ -93,7 +97,7 @@ pub struct Interface {
 /// One `[Peer]` section.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerConfig {
-    /// The peer's name, from a comment `# Name = …` in the section or directly above it.
+    /// The peer's name, from a comment such as `# Name = …` in the section or directly above it.
     pub name: Option<String>,
     /// The peer's public key.
     pub public_key: PublicKey,

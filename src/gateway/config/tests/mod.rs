@@ -1,6 +1,7 @@
 //! Tests of the language's rules, of agreement with the programs that defined it, and of properties of every file.
 
 mod dialect;
+mod disabled;
 mod edit;
 mod file;
 mod language;
