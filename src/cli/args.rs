@@ -105,7 +105,7 @@ pub(super) enum Command {
     Strip(StripArgs),
     /// Explain how large the packets in a tunnel can be
     Mtu(MtuArgs),
-    /// Add peers
+    /// Add, list, rename, disable, enable, remove peers
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Run the hooks PeerUp and PeerDown of a running tunnel, in the background: `up` and `reload` start this

@@ -38,6 +38,7 @@ mod monitor;
 mod outages;
 mod pair;
 mod peer_hooks;
+mod peers;
 mod ports;
 mod rekey;
 mod reload;

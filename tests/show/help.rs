@@ -5,10 +5,38 @@ use crate::lab::{Host, find_program, ready, serial, sh, skip};
 use std::path::Path;
 
 /// Those who have examples, as they are called.
-const VERBS: [&str; 21] = [
-    "", "genkey", "genpsk", "pubkey", "service", "show", "showconf", "status", "doctor", "up", "down",
-    "save", "reload", "check", "strip", "mtu", "peer", "peer add", "import", "export", "help",
+const VERBS: [&str; 27] = [
+    "",
+    "genkey",
+    "genpsk",
+    "pubkey",
+    "service",
+    "show",
+    "showconf",
+    "status",
+    "doctor",
+    "up",
+    "down",
+    "save",
+    "reload",
+    "check",
+    "strip",
+    "mtu",
+    "peer",
+    "peer add",
+    "peer list",
+    "peer show",
+    "peer rename",
+    "peer disable",
+    "peer enable",
+    "peer remove",
+    "import",
+    "export",
+    "help",
 ];
+
+/// Makes the peer whom examples speak of.
+const KNOWN: &str = "ringtun peer add laptop --endpoint vpn.example.org >/dev/null 2>&1\n";
 
 /// The commands of the examples, without the words beside them.
 fn examples(verb: &str) -> Vec<String> {
@@ -79,6 +107,12 @@ fn every_example_of_help_is_true() {
             || example.contains("wg-quick");
         let name = if example.contains("office") { "./office.conf" } else { "wg0" };
         let before = if begins { String::new() } else { format!("ringtun up {name} 2>/dev/null\n") };
+        let known = ["show", "rename", "disable", "enable", "remove"];
+        let before = match known.iter().find(|verb| example.contains(&format!("peer {verb}"))) {
+            Some(&"enable") => format!("{before}{KNOWN}ringtun peer disable laptop 2>/dev/null\n"),
+            Some(_) => before + KNOWN,
+            None => before,
+        };
         let input = if example == "ringtun pubkey" { " <private.key" } else { "" };
         let script = format!("{}{before}{}{input}\n", prelude(&directory), made_to_end(&example));
         std::fs::write(directory.join("script"), script).expect("a script");

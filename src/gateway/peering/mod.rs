@@ -1,10 +1,14 @@
 //! The other end of a tunnel: its configuration, and how OpenBSD writes that.
 
 mod address;
+mod egress;
 pub mod openbsd;
+mod roster;
 mod select;
 
 pub use address::next_free;
+pub use egress::{EgressNeed, egress_needs, takes_everything};
+pub use roster::{RosterEntry, RosterState, candidates, roster};
 pub use select::{Candidate, select};
 
 use super::Failure;

@@ -1,9 +1,9 @@
 //! The steps of `up`.
 
 use super::journal::Trace;
-use super::routes::{Routes, in_order, is_default, prefixes};
-use super::{Console, Failure, Result, Session, dns, firewall, policy, snapshot};
-use crate::gateway::config::{Address, Config, HostPort, Loaded, Mtu, PeerConfig, Table, allowed_ips};
+use super::routes::{Routes, is_default, prefixes};
+use super::{Failure, Result, Session, dns, firewall, policy, snapshot};
+use crate::gateway::config::{Address, Config, HostPort, Loaded, Mtu, Table, allowed_ips};
 use crate::gateway::control::ControlSocket;
 use crate::gateway::executable;
 use crate::gateway::mtu::{self, IPV6_MINIMUM, Path};
@@ -105,23 +105,6 @@ pub(super) fn add_routes_replacing(
         policy::add_default(session, control, &mut routes, index, prefix)?;
     }
     Ok(())
-}
-
-/// Adds the routes to what a new peer of a running tunnel is allowed.
-///
-/// # Errors
-///
-/// Where the tunnel is not up in this network namespace, or a route cannot be added.
-pub fn add_routes_of(peer: &PeerConfig, loaded: &Loaded, console: Console<'_>) -> Result<()> {
-    let name = &loaded.place.interface;
-    let mut session = Session::new(&loaded.place, console)?;
-    let control = session.control()?;
-    let index = session.index()?.ok_or_else(|| {
-        Failure::new(format!("`{name}' is in another network namespace: its routes are to be added there"))
-    })?;
-    let prefixes = in_order(peer.allowed_ips.iter().copied().collect());
-    add_routes(&mut session, &control, index, loaded.config.interface.table, &prefixes)?;
-    session.journal.note_all(snapshot::of_peers(std::slice::from_ref(peer)))
 }
 
 /// Checks that the host has what the file asks for. This is done before hooks run, since nothing undoes those.

@@ -18,6 +18,7 @@ mod interrupt;
 mod iptables;
 mod journal;
 mod lock;
+mod membership;
 mod policy;
 mod reload;
 mod rights;
@@ -25,10 +26,10 @@ mod rollback;
 mod routes;
 mod snapshot;
 
-pub use apply::add_routes_of;
 pub use down::{down, save};
 pub(in crate::gateway) use hooks::{find as find_program, lone as hook_command};
 pub(in crate::gateway) use lock::HooksLock;
+pub use membership::{add_routes_of, remove_peer, run_commands};
 pub use reload::reload;
 
 use crate::gateway::config::{Address, Config, LoadError, Loaded, Permissions, Place, Table, allowed_ips};

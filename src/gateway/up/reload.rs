@@ -207,7 +207,7 @@ impl<'a> Reload<'a> {
         let mut gone = Vec::new();
         let mut good = true;
         for &(prefix, table) in self.owned.routes.iter().filter(|route| !wanted(route)) {
-            good &= self.remove_route(session, prefix, table);
+            good &= take_route(session, self.index, self.table, &self.prefixes, (prefix, table));
             gone.push(Trace::Route { prefix, table });
         }
         for &address in self.addresses_to_remove() {
@@ -230,25 +230,6 @@ impl<'a> Reload<'a> {
             good &= session.report(guarded);
         }
         Ok(good)
-    }
-
-    /// Removes a route of before the reload. With a default route its rules go, too. Returns whether all of it was done.
-    fn remove_route(&self, session: &mut Session<'_>, prefix: Prefix, table: u32) -> bool {
-        let v6 = prefix.addr().is_ipv6();
-        let mut good = remove_route_from(session, self.index, prefix, table);
-        let rules = Trace::Rules { v6, table };
-        if prefix.len() != 0 || !session.journal.has(&rules) {
-            return good;
-        }
-        let removed =
-            policy::remove_rules(session, v6, table).and_then(|()| session.journal.retract(&[rules]));
-        good &= session.report(removed);
-        if !self.prefixes.iter().any(|other| is_default(self.table, *other) && other.addr().is_ipv6() == v6) {
-            let name = session.name.clone();
-            let removed = firewall::remove_spoof(&name, Some(v6), &mut session.console);
-            good &= session.report(removed);
-        }
-        good
     }
 
     pub(super) fn mark_now(&self) -> Result<u32> {
@@ -286,6 +267,31 @@ fn resolve_what_can_be(config: &Config, session: &mut Session<'_>) -> Resolved {
         }
     }
     resolved
+}
+
+/// Removes a route, which the second number names the table of. With a default route its rules go, too. `staying` has the prefixes
+/// whose routes stay. Returns whether all of it was done.
+pub(super) fn take_route(
+    session: &mut Session<'_>,
+    index: u32,
+    kind: Table,
+    staying: &[Prefix],
+    (prefix, table): (Prefix, u32),
+) -> bool {
+    let v6 = prefix.addr().is_ipv6();
+    let mut good = remove_route_from(session, index, prefix, table);
+    let rules = Trace::Rules { v6, table };
+    if prefix.len() != 0 || !session.journal.has(&rules) {
+        return good;
+    }
+    let removed = policy::remove_rules(session, v6, table).and_then(|()| session.journal.retract(&[rules]));
+    good &= session.report(removed);
+    if !staying.iter().any(|other| is_default(kind, *other) && other.addr().is_ipv6() == v6) {
+        let name = session.name.clone();
+        let removed = firewall::remove_spoof(&name, Some(v6), &mut session.console);
+        good &= session.report(removed);
+    }
+    good
 }
 
 pub(super) fn remove_route_from(session: &mut Session<'_>, index: u32, prefix: Prefix, table: u32) -> bool {

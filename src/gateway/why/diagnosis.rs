@@ -398,7 +398,8 @@ fn by_conversation(facts: &Facts, seen: &Conversation) -> Option<Cause> {
          asked may have no route to that",
         seen.sent, seen.source
     );
-    Some(Cause::likely(CauseKind::Nat, found, commands(seen.source.into(), by, facts.has_nft).join("; ")))
+    let remedy = commands(&facts.interface, seen.source.into(), by, facts.has_nft).join("; ");
+    Some(Cause::likely(CauseKind::Nat, found, remedy))
 }
 
 #[cfg(test)]

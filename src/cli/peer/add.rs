@@ -1,38 +1,38 @@
 //! `peer add`: both ends of a new peer in one step.
 
-use super::config::{load, print_secret};
+use super::{running, unanswered};
+use crate::cli::config::{load, print_secret};
 use crate::crypto::random::{Entropy, SystemEntropy};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::uapi::SetRequest;
 use crate::gateway::Failure;
-use crate::gateway::config::{Config, DnsServer, FileLock, HostPort, Loaded, Mtu, Place, write_private};
+use crate::gateway::config::{
+    Config, DnsServer, FileLock, HostPort, Loaded, Mtu, PeerConfig, Place, write_private,
+};
 use crate::gateway::control::{ControlSocket, DeviceState};
-use crate::gateway::peering::{Introduction, Invitation, introduce, openbsd};
+use crate::gateway::doctor;
+use crate::gateway::peering::{
+    EgressNeed, Introduction, Invitation, egress_needs, introduce, openbsd, takes_everything,
+};
 use crate::gateway::route::route_to;
-use crate::gateway::up::{Console, add_routes_of};
+use crate::gateway::up::{Console, add_routes_of, run_commands};
 use crate::routing::Prefix;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use std::net::IpAddr;
 use zeroize::Zeroizing;
 
-#[derive(Subcommand)]
-pub(super) enum PeerCommand {
-    /// Add a new peer: its keys, its address, its section in the file, and its own configuration
-    Add(AddArgs),
-}
-
 #[derive(Args)]
 #[command(after_help = "Examples:
   ringtun peer add laptop --endpoint vpn.example.org
   ringtun peer add puffy --for openbsd --endpoint vpn.example.org:4500 --keepalive 25
-  ringtun peer add phone --for mobile --endpoint vpn.example.org --allowed-ips 0.0.0.0/0,::/0 --dns 192.168.96.1
+  ringtun peer add phone --for mobile --endpoint vpn.example.org --allowed-ips 0.0.0.0/0,::/0 --nat --dns 192.168.96.1
   ringtun peer add office --interface wg1 --behind 10.7.0.0/16 --psk
 
 Adds the peer's section to the interface's file and, where the tunnel is up, the peer to the running device, with routes to it. \
 The new peer's own configuration goes to standard output. Its private key is shown this once and stored nowhere.")]
-pub(super) struct AddArgs {
+pub(in crate::cli) struct AddArgs {
     /// The new peer's name, kept in the file as `# Name = NAME`
     #[arg(value_name = "NAME")]
     name: String,
@@ -54,6 +54,9 @@ pub(super) struct AddArgs {
     /// Networks to which the new peer sends through the tunnel [default: the tunnel's networks]
     #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
     allowed_ips: Vec<Prefix>,
+    /// Have this host forward what the new peer sends, and translate its address, now and whenever the tunnel comes up
+    #[arg(long)]
+    nat: bool,
     /// Networks behind the new peer, to be reached through it
     #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
     behind: Vec<Prefix>,
@@ -78,13 +81,7 @@ enum System {
     Mobile,
 }
 
-pub(super) fn run(command: PeerCommand) -> Result<(), Failure> {
-    match command {
-        PeerCommand::Add(args) => add(args),
-    }
-}
-
-fn add(args: AddArgs) -> Result<(), Failure> {
+pub(super) fn run(args: AddArgs) -> Result<(), Failure> {
     let place = Place::find(&args.interface)?;
     let file = place.file.clone();
     let lock = FileLock::take(&file)
@@ -93,57 +90,91 @@ fn add(args: AddArgs) -> Result<(), Failure> {
     let running = running(&loaded)?;
     let device = running.as_ref().map(|(_, device)| device);
     let public_key = own_key(&loaded, device)?;
-    let system = args.system;
+    let (system, nat) = (args.system, args.nat);
     let invitation = invitation(args, &loaded.config, device)?;
-    let ends = introduce(&loaded.config, public_key, invitation)?;
+    // A peer that is out of use keeps its name and its addresses.
+    let mut known = loaded.config.clone();
+    known.peers.extend(loaded.document.disabled_peers());
+    let ends = introduce(&known, public_key, invitation)?;
+    let needs = egress(&ends, &loaded, nat)?;
     // The text is rendered first, since a peer that cannot be shown must not be added.
     let text = render(system, &ends.there, &loaded.place.interface)?;
     loaded.document.add_peer(&ends.here);
+    for need in &needs {
+        need.commands.iter().for_each(|command| loaded.document.add_hook("PostUp", command));
+        need.undoing.iter().for_each(|command| loaded.document.add_hook("PostDown", command));
+    }
     write_private(&file, &loaded.document.bytes()).map_err(Failure::of(file.display()))?;
     eprintln!("added {} to {}", ends.here.name.as_deref().unwrap_or_default(), file.display());
     drop(lock);
-    let joined = running.as_ref().map_or(Ok(()), |(control, _)| join(control, &ends, &loaded));
+    let joined = running.as_ref().map_or(Ok(()), |(control, _)| {
+        join(control, &ends.here, &loaded).and_then(|()| open_way(&needs, &loaded))
+    });
     // The text is printed whatever came of that, since the key is nowhere else.
     print_secret(text.as_bytes())?;
     joined
 }
 
-/// Adds the new peer to the running tunnel, and the routes to what it is allowed.
-fn join(control: &ControlSocket, ends: &Introduction, loaded: &Loaded) -> Result<(), Failure> {
+/// What this host lacks for a new peer that sends everything here, where that is to be mended. Else it is told.
+fn egress(ends: &Introduction, loaded: &Loaded, nat: bool) -> Result<Vec<EgressNeed>, Failure> {
+    let allowed = ends.there.peers.first().map_or(&[][..], |peer| &peer.allowed_ips);
+    if !takes_everything(allowed) {
+        return match nat {
+            true => Err(Failure::new(
+                "--nat is for a peer that sends everything here: expected --allowed-ips 0.0.0.0/0, ::/0 or both",
+            )),
+            false => Ok(Vec::new()),
+        };
+    }
+    let name = &loaded.place.interface;
+    let needs = egress_needs(name, &loaded.config, allowed);
+    if let (_, Some(blocked)) = doctor::blocking(name, loaded.config.interface.listen_port) {
+        eprintln!("note: {}; {}", blocked.found, blocked.remedy.unwrap_or_default());
+    }
+    if nat {
+        return Ok(needs);
+    }
+    for EgressNeed { lacking, commands, .. } in &needs {
+        eprintln!("note: {lacking}; --nat mends it, or:");
+        commands.iter().for_each(|command| eprintln!("  {command}"));
+    }
+    Ok(Vec::new())
+}
+
+/// Does now what the file has done whenever the tunnel comes up.
+fn open_way(needs: &[EgressNeed], loaded: &Loaded) -> Result<(), Failure> {
+    let commands: Vec<String> = needs.iter().flat_map(|need| need.commands.clone()).collect();
+    let mut say = |line: &str| eprintln!("{line}");
+    run_commands(&commands, loaded, Console::new(&mut say)).map_err(|failure| Failure::Halfway {
+        source: Box::new(failure),
+        rest: "the new peer is in place, and this host does not let it out yet".to_owned(),
+    })
+}
+
+/// Adds a peer to the running tunnel, and the routes to what it is allowed.
+pub(super) fn join(control: &ControlSocket, peer: &PeerConfig, loaded: &Loaded) -> Result<(), Failure> {
     let name = &loaded.place.interface;
     let again = format!("`ringtun reload {name}` tries again");
-    apply(control, ends).map_err(unanswered(loaded)).map_err(|failure| Failure::Halfway {
+    apply(control, peer).map_err(unanswered(loaded)).map_err(|failure| Failure::Halfway {
         source: Box::new(failure),
         rest: format!("the file has the new peer already: {again}"),
     })?;
     eprintln!("added it to the running {name}");
     let mut say = |line: &str| eprintln!("{line}");
-    add_routes_of(&ends.here, loaded, Console::new(&mut say)).map_err(|failure| Failure::Halfway {
+    add_routes_of(peer, loaded, Console::new(&mut say)).map_err(|failure| Failure::Halfway {
         source: Box::new(failure),
         rest: format!("the tunnel has the new peer already, but not all of its routes: {again}"),
     })
 }
 
-/// The running device, if it belongs to this file. A device that only shares the interface's name has another key.
-fn running(loaded: &Loaded) -> Result<Option<(ControlSocket, DeviceState)>, Failure> {
-    let Some(control) = ControlSocket::find(&loaded.place.interface) else { return Ok(None) };
-    let device = control.get_interface().map_err(unanswered(loaded))?;
-    let key = loaded.config.interface.private_key.as_ref();
-    if key.is_some() && key != device.private_key.as_ref() {
-        let (interface, file) = (&loaded.place.interface, loaded.place.file.display());
-        eprintln!("warning: the running {interface} has another private key than {file}: it is left alone");
-        return Ok(None);
-    }
-    Ok(Some((control, device)))
-}
-
-/// Makes the failure of a device that runs, and does not answer as it should.
-fn unanswered(loaded: &Loaded) -> impl FnOnce(std::io::Error) -> Failure {
-    Failure::of(format!("the running {} does not answer as it should", loaded.place.interface))
-}
-
-fn apply(control: &ControlSocket, ends: &Introduction) -> std::io::Result<()> {
-    let peer = ends.here.request(&mut |_, _| None);
+fn apply(control: &ControlSocket, peer: &PeerConfig) -> std::io::Result<()> {
+    let peer = peer.request(&mut |_, endpoint| match endpoint.resolve() {
+        Ok(address) => Some(address),
+        Err(error) => {
+            eprintln!("warning: Endpoint {endpoint}: {error}");
+            None
+        }
+    });
     control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() })
 }
 
