@@ -81,13 +81,18 @@ pub fn main() -> ExitCode {
 }
 
 /// The answer to a command line that clap refuses. It is clap's own, unless the first word is a verb mistyped: then the
-/// rest of the line is not at fault.
+/// rest of the line is not at fault. Behind a verb that there is, the rest is.
 fn wrong_usage(error: &clap::Error) -> ExitCode {
     let first = std::env::args_os().nth(1).and_then(|word| word.into_string().ok());
-    match first.and_then(|word| Some((mistyped(&word)?, word))) {
+    match first.filter(|word| !is_verb(word)).and_then(|word| Some((mistyped(&word)?, word))) {
         Some((meant, word)) if error.use_stderr() => not_a_name(&word, &meant),
         _ => error.exit(),
     }
+}
+
+/// Whether there is a command of this name.
+fn is_verb(word: &str) -> bool {
+    word == "help" || Cli::command().get_subcommands().any(|verb| verb.get_name() == word)
 }
 
 /// The command that a name is probably meant to be. What stands behind `--` is a name, whatever it looks like.
@@ -114,5 +119,16 @@ fn finish(outcome: Result<(), Failure>) -> ExitCode {
             logger::fail(&format!("{failure:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verb_is_told_from_a_verb_mistyped() {
+        assert!(["show", "status", "help", "generate"].iter().all(|word| is_verb(word)));
+        assert!(!["shwo", "wg0", "-f", ""].iter().any(|word| is_verb(word)));
     }
 }
