@@ -13,6 +13,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::Nla;
 use std::ffi::CString;
 use std::io;
+#[cfg(feature = "cli")]
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The index of the interface called `name`.
 pub(crate) fn index(name: &str) -> io::Result<u32> {
@@ -110,6 +112,31 @@ pub(crate) fn disable_link_local(index: u32) -> io::Result<()> {
     set(index, LinkFlags::empty(), LinkFlags::empty(), vec![LinkAttribute::AfSpecUnspec(vec![inet6])])
 }
 
+/// Brings the interface up.
+#[cfg(feature = "cli")]
+pub(crate) fn set_up(index: u32) -> io::Result<()> {
+    set(index, LinkFlags::Up, LinkFlags::Up, Vec::new())
+}
+
+/// Makes two interfaces that are joined by a cable (veth(4)): `name` here, and `peer` in the network namespace `there`.
+///
+/// # Errors
+///
+/// EOPNOTSUPP where the kernel has no such interfaces, EEXIST where there is one of that name.
+#[cfg(feature = "cli")]
+pub(crate) fn add_veth_pair(name: &str, peer: &str, there: BorrowedFd<'_>) -> io::Result<()> {
+    use netlink_packet_route::link::InfoVeth;
+    let mut far = LinkMessage::default();
+    far.attributes = vec![LinkAttribute::IfName(peer.to_owned()), LinkAttribute::NetNsFd(there.as_raw_fd())];
+    let pair = LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far)));
+    let mut near = LinkMessage::default();
+    near.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth), pair]),
+    ];
+    Asker::open()?.create(RouteNetlinkMessage::NewLink(near))
+}
+
 /// Sends RTM_SETLINK, and reads its acknowledgement.
 fn set(index: u32, flags: LinkFlags, mask: LinkFlags, attributes: Vec<LinkAttribute>) -> io::Result<()> {
     let mut message = LinkMessage::default();
@@ -146,6 +173,24 @@ mod tests {
             assert_eq!(tun_state("rt-tun1").unwrap(), prepared);
             assert!(tun_state("lo").unwrap_err().to_string().contains("no TUN device"));
             assert!(tun_state("rt-none0").is_err());
+        });
+    }
+
+    #[test]
+    #[cfg(feature = "cli")]
+    fn a_cable_leads_from_one_namespace_to_another() {
+        use crate::sys::namespace::PrivateNetwork;
+        use std::os::fd::AsFd;
+        in_netns(|| {
+            let far = PrivateNetwork::new("rt-far").unwrap();
+            add_veth_pair("rt-near", "rt-far", far.file().as_fd()).unwrap();
+            assert!(index("rt-near").is_ok() && index("rt-far").is_err());
+            let up = |name: &'static str| set_up(index(name).unwrap()).unwrap();
+            up("rt-near");
+            far.run(move || up("rt-far")).unwrap();
+            assert!(ip("-o link show rt-near").contains("LOWER_UP"));
+            let again = add_veth_pair("rt-near", "rt-other", far.file().as_fd()).unwrap_err();
+            assert_eq!(again.raw_os_error(), Some(libc::EEXIST));
         });
     }
 

@@ -5,6 +5,8 @@
 
 pub(crate) mod bpf;
 pub(crate) mod calls;
+#[cfg(feature = "cli")]
+pub(crate) mod child;
 pub mod clock;
 pub mod cmsg;
 pub mod error;

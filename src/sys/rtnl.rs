@@ -26,6 +26,13 @@ impl Asker {
         self.exchange(message, NLM_F_REQUEST | NLM_F_ACK).map(|_| ())
     }
 
+    /// Has the kernel make what is not there yet.
+    #[cfg(feature = "cli")]
+    pub(super) fn create(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+        use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
+    }
+
     /// Asks the kernel one question.
     pub(super) fn query(&mut self, message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
         self.exchange(message, NLM_F_REQUEST)?.ok_or_else(|| io::ErrorKind::NotFound.into())
