@@ -9,6 +9,7 @@ pub mod doctor;
 mod error;
 pub mod executable;
 pub mod http;
+mod interrupt;
 pub mod ipv6;
 pub mod limits;
 pub mod live;

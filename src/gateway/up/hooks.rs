@@ -1,8 +1,8 @@
 //! PreUp, PostUp, PreDown, PostDown: the administrator's own commands, as wg-quick(8) runs them.
 
-use super::interrupt::Interrupt;
 use super::{Console, Failure, Result};
 use crate::gateway::executable::BACKGROUND_CHILD;
+use crate::gateway::interrupt::Interrupt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;

@@ -115,7 +115,7 @@ impl Host {
     }
 
     /// Does as `ip address add ADDRESS dev …`.
-    pub(super) fn add_address(&self, index: u32, address: Address) -> Result<()> {
+    pub(in crate::gateway) fn add_address(&self, index: u32, address: Address) -> Result<()> {
         let mut request = self.handle.address().add(index, address.addr, address.len);
         // ip(8) adds no broadcast address by itself either.
         *request.message_mut() = address_message(index, address);

@@ -2,9 +2,9 @@
 //!
 //! A command locks `/run/ringtun/NAME~`; `~` is in no interface's name. The lock ends with the process that holds it.
 
-use super::interrupt::Interrupt;
 use super::journal::{DIRECTORY, unwritable};
 use super::{Console, Failure, Result, hooks};
+use crate::gateway::interrupt::Interrupt;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};

@@ -1,17 +1,17 @@
 //! Signals in the middle of a command: the step at hand ends, and what was done is undone.
 
-use super::{Failure, Result};
+use crate::gateway::Failure;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A flag that says whether SIGINT, SIGTERM or SIGHUP arrived.
 #[derive(Clone)]
-pub(super) struct Interrupt(Arc<AtomicBool>);
+pub(in crate::gateway) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Catches these signals. From now on they do not end the process.
-    pub(super) fn catch() -> Result<Interrupt> {
+    pub(in crate::gateway) fn catch() -> Result<Interrupt, Failure> {
         let failed = |error: std::io::Error| Failure::of("cannot catch signals")(error);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let mut signals = Vec::new();
@@ -30,12 +30,12 @@ impl Interrupt {
     }
 
     /// Whether a signal arrived.
-    pub(super) fn requested(&self) -> bool {
+    pub(in crate::gateway) fn requested(&self) -> bool {
         self.0.load(Relaxed)
     }
 
     /// Fails once a signal arrived.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::gateway) fn check(&self) -> Result<(), Failure> {
         if self.requested() { Err(Failure::new("interrupted")) } else { Ok(()) }
     }
 }
