@@ -1,6 +1,7 @@
 //! What stands around a tunnel: its configuration file, its routes and rules, its service, and the configuration of the
 //! tunnel's other end.
 
+pub mod bench;
 pub mod client;
 pub mod config;
 pub mod confine;
