@@ -1,5 +1,6 @@
 //! What may stand on the command line, and how it becomes a [`Builder`].
 
+use super::bench::BenchArgs;
 use super::config::{CheckArgs, StripArgs};
 use super::doctor::DoctorArgs;
 use super::exchange::{ExportArgs, ImportArgs};
@@ -88,6 +89,8 @@ pub(super) enum Command {
     Why(WhyArgs),
     /// Report what this host offers a tunnel, and how to get what is missing
     Doctor(DoctorArgs),
+    /// Measure what this host does with this program, in network namespaces of its own
+    Bench(BenchArgs),
     /// Write man pages and completions
     #[command(subcommand, hide = true)]
     Generate(GenerateCommand),

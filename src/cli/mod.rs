@@ -4,6 +4,7 @@
 //! or wrong. `why` has its own, which its help tells.
 
 mod args;
+mod bench;
 mod config;
 mod daemon;
 mod doctor;
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
             Ok(code) => return code,
             Err(failure) => Err(failure),
         },
+        Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Up(args)) => updown::up(&args),
         Some(Command::Down(args)) => updown::down(&args),
         Some(Command::Save(args)) => updown::save(&args),
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_verb_is_told_from_a_verb_mistyped() {
-        assert!(["show", "status", "help", "generate"].iter().all(|word| is_verb(word)));
+        assert!(["show", "bench", "help", "generate"].iter().all(|word| is_verb(word)));
         assert!(!["shwo", "wg0", "-f", ""].iter().any(|word| is_verb(word)));
     }
 }

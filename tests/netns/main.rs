@@ -12,6 +12,7 @@
 mod common;
 
 mod assist;
+mod bench;
 mod bulk;
 mod confine;
 mod container;

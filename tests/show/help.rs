@@ -5,7 +5,7 @@ use crate::lab::{Host, find_program, ready, serial, sh, skip};
 use std::path::Path;
 
 /// Those who have examples, as they are called.
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 28] = [
     "",
     "genkey",
     "genpsk",
@@ -15,6 +15,7 @@ const VERBS: [&str; 27] = [
     "showconf",
     "status",
     "doctor",
+    "bench",
     "up",
     "down",
     "save",
@@ -77,7 +78,29 @@ fn made_to_end(example: &str) -> String {
         let (environment, command) = example.split_at(example.find("ringtun").unwrap_or(0));
         return format!("{environment} timeout --preserve-status -s INT 3 {command}");
     }
-    example.to_owned()
+    // What runs for a minute by default does the same in less.
+    if example.ends_with("ringtun bench") { format!("{example} --seconds 1") } else { example.to_owned() }
+}
+
+/// What must be there for an example beside the prelude: a tunnel, unless it begins one itself or needs none, the peer of whom it speaks, and
+/// results to compare.
+fn before(example: &str) -> String {
+    if example.contains("--compare") {
+        return "ringtun bench --seconds 1 --only rtt --json before.json; cp before.json after.json\n"
+            .to_owned();
+    }
+    let begins = ["up ", "wg0", "-f", "--http", "service", "check", "peer", "bench"]
+        .iter()
+        .any(|word| example.contains(&format!("ringtun {word}")))
+        || example.contains("wg-quick");
+    let name = if example.contains("office") { "./office.conf" } else { "wg0" };
+    let up = if begins { String::new() } else { format!("ringtun up {name} 2>/dev/null\n") };
+    let known = ["show", "rename", "disable", "enable", "remove"];
+    match known.iter().find(|verb| example.contains(&format!("peer {verb}"))) {
+        Some(&"enable") => format!("{up}{KNOWN}ringtun peer disable laptop 2>/dev/null\n"),
+        Some(_) => up + KNOWN,
+        None => up,
+    }
 }
 
 #[test]
@@ -101,20 +124,8 @@ fn every_example_of_help_is_true() {
         let host = Host::namespace();
         let directory = std::env::temp_dir().join(format!("rt-{}-{}", std::process::id(), serial()));
         std::fs::create_dir(&directory).expect("a directory");
-        let begins = ["up ", "wg0", "-f", "--http", "service", "check", "peer"]
-            .iter()
-            .any(|word| example.contains(&format!("ringtun {word}")))
-            || example.contains("wg-quick");
-        let name = if example.contains("office") { "./office.conf" } else { "wg0" };
-        let before = if begins { String::new() } else { format!("ringtun up {name} 2>/dev/null\n") };
-        let known = ["show", "rename", "disable", "enable", "remove"];
-        let before = match known.iter().find(|verb| example.contains(&format!("peer {verb}"))) {
-            Some(&"enable") => format!("{before}{KNOWN}ringtun peer disable laptop 2>/dev/null\n"),
-            Some(_) => before + KNOWN,
-            None => before,
-        };
         let input = if example == "ringtun pubkey" { " <private.key" } else { "" };
-        let script = format!("{}{before}{}{input}\n", prelude(&directory), made_to_end(&example));
+        let script = format!("{}{}{}{input}\n", prelude(&directory), before(&example), made_to_end(&example));
         std::fs::write(directory.join("script"), script).expect("a script");
         let done = host.try_run(&format!("unshare -m bash {}/script", directory.display()));
         let _ = std::fs::remove_dir_all(&directory);
