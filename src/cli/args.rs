@@ -79,7 +79,7 @@ pub(super) enum Command {
     Show(ShowArgs),
     /// Print a running tunnel's configuration, as `wg showconf` does
     Showconf(ShowconfArgs),
-    /// Show what the workers of running tunnels have counted
+    /// Show how running tunnels do: rates, shares, what was dropped and why
     Status(StatusArgs),
     /// Tell what happens to the peers of running tunnels, as it happens
     Monitor(MonitorArgs),

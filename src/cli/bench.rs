@@ -1,6 +1,6 @@
 //! `bench`: what this host does with this program.
 
-use super::config::print_bytes;
+use super::output::print_bytes;
 use crate::gateway::Failure;
 use crate::gateway::bench::{BenchComparison, BenchReport, BenchRequest, TestKind, measure};
 use clap::{Args, ValueEnum};

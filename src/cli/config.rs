@@ -1,11 +1,13 @@
 //! `check`, `strip`: what a configuration says, without touching anything.
 
+use super::candidates;
+use super::output::{print_json, print_secret};
 use crate::gateway::config::{Config, ConfigError, LoadError, Loaded, Permissions, Place, Warning};
 use crate::gateway::{Failure, ipv6, up};
 use crate::tunnel::plural::counted;
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use serde::Serialize;
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -20,7 +22,7 @@ no tunnel works with, such as a peer with one's own key, is an error here.
 Exit status: 0 without errors, 1 with errors, 2 wrong usage.")]
 pub(super) struct CheckArgs {
     /// Interface's name, or a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     given: String,
     /// Print one JSON object
     #[arg(long)]
@@ -32,7 +34,7 @@ pub(super) struct CheckArgs {
   wg syncconf wg0 <(ringtun strip wg0)")]
 pub(super) struct StripArgs {
     /// Interface's name, or a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     given: String,
 }
 
@@ -132,21 +134,4 @@ fn warn(file: &Path, warnings: &[Warning]) {
     for warning in warnings {
         eprintln!("warning: {}", warning.describe(file));
     }
-}
-
-pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(Failure::of("cannot write JSON"))?;
-    print_bytes(format!("{text}\n").as_bytes())
-}
-
-/// Prints a secret to standard output, with a warning where that is a file that everyone may read.
-pub(super) fn print_secret(bytes: &[u8]) -> Result<(), Failure> {
-    super::keys::warn_if_world_readable();
-    print_bytes(bytes)
-}
-
-/// Prints to standard output. A closed pipe is an error, not a panic.
-pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::of("cannot write the output"))
 }

@@ -1,6 +1,6 @@
 //! `doctor`: what this host offers.
 
-use super::config::{print_bytes, print_json};
+use super::output::{paint, print_bytes, print_json};
 use crate::gateway::{Failure, doctor};
 use clap::Args;
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
     let report = doctor::examine();
     match args.json {
         true => print_json(&report)?,
-        false => print_bytes(report.text().as_bytes())?,
+        false => print_bytes(report.text(paint()).as_bytes())?,
     }
     Ok(if report.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

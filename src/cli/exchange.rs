@@ -1,10 +1,13 @@
 //! `import`, `export`: between wg-quick's language and OpenBSD's.
 
-use super::config::{load, print_secret};
+use super::candidates;
+use super::config::load;
+use super::output::print_secret;
 use crate::gateway::Failure;
 use crate::gateway::config::{ConfigError, ConfigErrors, LoadError};
 use crate::gateway::peering::openbsd;
 use clap::{Args, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -26,7 +29,7 @@ pub(super) struct ImportArgs {
 What a hostname.if(5) file cannot express is reported on standard error.")]
 pub(super) struct ExportArgs {
     /// Interface's name, or a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     given: String,
     /// The system whose format to write
     #[arg(long = "for", value_name = "SYSTEM")]

@@ -1,9 +1,13 @@
 //! `generate`: man pages and completions, for packages.
 
+use super::manual;
 use crate::gateway::Failure;
 use clap::Subcommand;
-use clap_complete::Shell;
+use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 use std::path::{Path, PathBuf};
+
+/// The variable in which a shell names itself to the program whose command line it completes.
+const COMPLETE: &str = "COMPLETE";
 
 #[derive(Subcommand)]
 pub(super) enum GenerateCommand {
@@ -23,7 +27,9 @@ pub(super) enum GenerateCommand {
 pub(super) fn run(command: &GenerateCommand, program: clap::Command) -> Result<(), Failure> {
     let (directory, write): (_, fn(clap::Command, &Path) -> std::io::Result<()>) = match command {
         GenerateCommand::Man { directory } => (directory, man),
-        GenerateCommand::Completions { directory } => (directory, completions),
+        GenerateCommand::Completions { directory } => {
+            (directory, |program, directory| completions(&program, directory))
+        }
     };
     let done = std::fs::create_dir_all(directory).and_then(|()| write(program, directory));
     done.map_err(Failure::of(directory.display()))
@@ -43,15 +49,19 @@ fn write_pages(command: clap::Command, directory: &Path) -> std::io::Result<()> 
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let children: Vec<clap::Command> =
         command.get_subcommands().filter(|child| !child.is_hide_set()).cloned().collect();
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command).title(name.clone()).section("8").manual("ringtun").render(&mut page)?;
-    std::fs::write(directory.join(format!("{name}.8")), page)?;
+    std::fs::write(directory.join(format!("{name}.8")), manual::page(command, &name)?)?;
     children.into_iter().try_for_each(|child| write_pages(child, directory))
 }
 
-fn completions(mut program: clap::Command, directory: &Path) -> std::io::Result<()> {
-    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut program, "ringtun", directory)?;
+/// Writes scripts that ask the program itself, since it knows the interfaces, configurations and peers.
+fn completions(program: &clap::Command, directory: &Path) -> std::io::Result<()> {
+    let name = program.get_name();
+    let shells: [(&dyn EnvCompleter, &str); 3] =
+        [(&Bash, "ringtun.bash"), (&Zsh, "_ringtun"), (&Fish, "ringtun.fish")];
+    for (shell, file) in shells {
+        let mut script = Vec::new();
+        shell.write_registration(COMPLETE, name, name, name, &mut script)?;
+        std::fs::write(directory.join(file), script)?;
     }
     Ok(())
 }
@@ -71,6 +81,10 @@ mod tests {
             let page =
                 std::fs::read_to_string(directory.join(format!("ringtun-{}.8", command.get_name()))).unwrap();
             assert!(page.contains(&format!("ringtun\\-{}", command.get_name())), "{page}");
+            for section in ["EXAMPLES", "ENVIRONMENT", "FILES", "\"EXIT STATUS\"", "\"SEE ALSO\""] {
+                let wanted = section != "EXAMPLES" || command.get_after_help().is_some();
+                assert_eq!(page.contains(&format!(".SH {section}\n")), wanted, "{section}: {page}");
+            }
         }
         assert!(!directory.join("ringtun-generate.8").exists());
         for file in ["ringtun.8", "ringtun-peer-add.8", "ringtun.bash", "_ringtun", "ringtun.fish"] {

@@ -117,9 +117,24 @@ pub(super) fn say(line: &str) {
 
 /// Prints the error with which this process fails.
 pub(super) fn fail(message: &str) {
+    let message = &in_words(message);
     if !LOGGER.get().is_some_and(|logger| logger.tell_journal(ERROR, message)) {
         eprintln!("ringtun: {message}");
     }
+}
+
+/// The text without the numbers of the kernel's errors, which their words say already.
+fn in_words(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut words = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.bytes().take_while(u8::is_ascii_digit).count();
+        match part.get(digits..).and_then(|rest| rest.strip_prefix(')')) {
+            Some(rest) if digits > 0 => words.push_str(rest),
+            _ => words.extend([" (os error ", part]),
+        }
+    }
+    words
 }
 
 /// Appends a field in the form that lets its value hold line feeds: name, line feed, length (64 bits, little-endian),

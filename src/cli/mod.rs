@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod candidates;
 mod config;
 mod daemon;
 mod doctor;
@@ -12,8 +13,10 @@ mod exchange;
 mod generate;
 mod keys;
 mod logger;
+mod manual;
 mod monitor;
 mod mtu;
+mod output;
 mod peer;
 mod peer_hooks;
 mod service;
@@ -27,10 +30,13 @@ mod why;
 use crate::gateway::Failure;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 use std::process::ExitCode;
 
 /// Runs the program with this process's arguments.
 pub fn main() -> ExitCode {
+    // A shell that completes a command line sets COMPLETE, and this ends the process then.
+    CompleteEnv::with_factory(Cli::command).complete();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),

@@ -1,9 +1,11 @@
 //! `monitor`: what happens to the peers of running tunnels, line by line.
 
+use super::candidates;
 use crate::device::events::EventReport;
 use crate::gateway::monitor::{EventStream, PeerNames, json, text};
 use crate::gateway::{Failure, client};
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
@@ -32,7 +34,7 @@ it answers. Who reads too slowly is told how many events are missing.
 It ends at Ctrl-C, when nobody reads its output any more, and when the tunnel is gone.")]
 pub(super) struct MonitorArgs {
     /// Interface [default: all]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(candidates::interfaces))]
     interface: Option<String>,
     /// Print JSON, one object a line
     #[arg(long)]

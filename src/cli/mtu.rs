@@ -1,6 +1,6 @@
 //! `mtu`: how the MTU of a tunnel comes about, term by term.
 
-use super::config::{print_bytes, print_json};
+use super::output::{print_bytes, print_json};
 use crate::gateway::Failure;
 use crate::gateway::config::HostPort;
 use crate::gateway::mtu::{ETHERNET, IPV6_MINIMUM, Path, Sum, choose};

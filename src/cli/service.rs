@@ -1,8 +1,10 @@
 //! `service`: a tunnel that a service manager runs.
 
+use super::candidates;
 use super::{finish, logger};
 use crate::gateway::{Failure, service};
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use std::process::ExitCode;
 
 #[derive(Args)]
@@ -15,7 +17,7 @@ Tells the service manager (NOTIFY_SOCKET) when the tunnel is up, and every few s
 Exit status: 0 stopped by a signal, 78 the file is missing or wrong, 1 anything else that failed.")]
 pub(super) struct ServiceArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     config: String,
 }
 

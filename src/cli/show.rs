@@ -1,12 +1,14 @@
 //! `show`, `showconf`, `status`: running devices, on standard output.
 
-use super::config::{print_bytes, print_json};
+use super::candidates;
+use super::output::{paint, print_bytes, print_json};
+use crate::gateway::live::Look;
 use crate::gateway::metrics::{self, Measured, TextFormat};
-use crate::gateway::show::{self, Field, Paint, View};
+use crate::gateway::show::{self, Field, View};
 use crate::gateway::{Failure, client};
 use clap::{Args, ValueEnum};
-use std::io::IsTerminal;
-use std::time::{SystemTime, UNIX_EPOCH};
+use clap_complete::engine::ArgValueCandidates;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -15,16 +17,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
   ringtun show wg0 --verbose         with the peers' names and the worker that owns each
   ringtun show all dump              everything, tab-separated, each line with its interface
   ringtun show wg0 transfer
-  ringtun show wg0 --json | jq '.peers[].owner'
+  ringtun show wg0 --json | jq '.[].peers[].owner'
 
 Without --verbose and --json the output is that of `wg show`, to the letter.
 
 Environment:
-  WG_COLOR_MODE  always, never, auto (default: only on a terminal)
+  WG_COLOR_MODE  always, never, auto (default: only on a terminal, and without NO_COLOR)
   WG_HIDE_KEYS   never: private and preshared keys are shown, too")]
 pub(super) struct ShowArgs {
     /// Interface; `all` for each of them, `interfaces` for their names
-    #[arg(value_name = "NAME|all|interfaces", default_value = "all")]
+    #[arg(value_name = "NAME|all|interfaces", default_value = "all", add = ArgValueCandidates::new(candidates::shown))]
     interface: String,
     /// One field only
     #[arg(value_name = "FIELD", conflicts_with_all = ["json", "verbose"])]
@@ -77,24 +79,28 @@ impl From<FieldArg> for Field {
 #[command(after_help = "Example:\n  (umask 077; ringtun showconf wg0 > wg0.setconf)")]
 pub(super) struct ShowconfArgs {
     /// Interface
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(candidates::interfaces))]
     interface: String,
 }
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  ringtun status wg0                 counters of each worker, and their shares of the whole
+  ringtun status wg0                 rates, shares, and what was dropped and why
+  ringtun status wg0 --all           all counters of each worker; ringtun-status(8) explains them
   ringtun status --json
   ringtun status --prometheus > /var/lib/prometheus/node-exporter/ringtun.prom")]
 pub(super) struct StatusArgs {
     /// Interface [default: all]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(candidates::interfaces))]
     interface: Option<String>,
-    /// Print JSON
+    /// Print all counters of each worker, and how they were shared out
     #[arg(long)]
+    all: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "all")]
     json: bool,
     /// Print metrics in the text format of Prometheus
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, conflicts_with_all = ["json", "all"])]
     prometheus: bool,
 }
 
@@ -121,7 +127,7 @@ fn interfaces(args: &ShowArgs) -> Result<(), Failure> {
 fn one(args: &ShowArgs, view: &View) -> Result<(), Failure> {
     match args.field {
         Some(field) => print_bytes(show::field(view, field.into(), false).as_bytes()),
-        None if args.json => print_json(&show::json(view)),
+        None if args.json => print_json(&[show::json(view)]),
         None => print_bytes(show::pretty(view, paint(), args.verbose).as_bytes()),
     }
 }
@@ -165,7 +171,46 @@ pub(super) fn showconf(args: &ShowconfArgs) -> Result<(), Failure> {
     print_bytes(show::showconf(&view(&args.interface, false)?).as_bytes())
 }
 
+/// The time between two looks, from which rates are made.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How each tunnel does, for people.
+fn overviews(args: &StatusArgs) -> Result<(), Failure> {
+    let names = match &args.interface {
+        Some(name) => vec![name.clone()],
+        None => client::interfaces()?,
+    };
+    let look = |name: &str| match client::status(name)? {
+        Some(_) => Look::at(name).map(Some),
+        None => Ok(None),
+    };
+    let first = match names.as_slice() {
+        [one] => vec![(one, look(one)?)],
+        _ => each(&names, |name| look(name).map(|look| (name.to_owned(), look)))?
+            .into_iter()
+            .filter_map(|(name, look)| Some((names.iter().find(|one| **one == name)?, look)))
+            .collect(),
+    };
+    if first.iter().any(|(_, look)| look.is_some()) {
+        std::thread::sleep(INTERVAL);
+    }
+    let mut texts = Vec::new();
+    for (name, before) in first {
+        texts.push(match before {
+            Some(before) => {
+                let now = Look::at(name)?;
+                metrics::overview(&now.since(&before), now.status(), paint())
+            }
+            None => metrics::table(&Measured::counters_of(name)?),
+        });
+    }
+    print_bytes(texts.join("\n").as_bytes())
+}
+
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
+    if !args.all && !args.json && !args.prometheus {
+        return overviews(args);
+    }
     // Only Prometheus is told of each peer.
     let measure = |name: &str| match args.prometheus {
         true => Measured::of(name).map(Measured::without_secrets),
@@ -198,8 +243,4 @@ fn view(name: &str, details: bool) -> Result<View, Failure> {
         reveal: std::env::var("WG_HIDE_KEYS").is_ok_and(|value| value == "never"),
         ..view
     })
-}
-
-fn paint() -> Paint {
-    Paint::chosen(std::env::var("WG_COLOR_MODE").ok().as_deref(), std::io::stdout().is_terminal())
 }

@@ -1,9 +1,11 @@
 //! `up`, `down`, `save` and `reload`, which work on a tunnel by its configuration.
 
+use super::candidates;
 use super::logger;
 use crate::gateway::Failure;
 use crate::gateway::up::{self, Console, Options};
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 
 const UP_EXAMPLES: &str = "\
 Examples:
@@ -18,7 +20,7 @@ A line `# ClampMSS = true` in the file has the effect of --clamp-mss.";
 #[command(after_help = UP_EXAMPLES)]
 pub(super) struct UpArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     config: String,
     /// Clamp the segment size of forwarded TCP connections to what the tunnel holds (needs nft or iptables)
     #[arg(long)]
@@ -29,7 +31,7 @@ pub(super) struct UpArgs {
 #[command(after_help = "Examples:\n  ringtun down wg0\n  ringtun down ./office.conf")]
 pub(super) struct DownArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     config: String,
 }
 
@@ -39,7 +41,7 @@ pub(super) struct DownArgs {
 )]
 pub(super) struct SaveArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     config: String,
 }
 
@@ -52,7 +54,7 @@ pub(super) struct SaveArgs {
 )]
 pub(super) struct ReloadArgs {
     /// Interface, for /etc/wireguard/NAME.conf, or path of a file NAME.conf
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = ArgValueCompleter::new(candidates::configurations))]
     config: String,
 }
 

@@ -1,13 +1,15 @@
 //! `why`: what stands between a peer and its connection.
 
-use super::config::{print_bytes, print_json};
+use super::candidates;
 use super::logger;
+use super::output::{print_bytes, print_json};
 use crate::gateway::Failure;
 use crate::gateway::client;
 use crate::gateway::config::{Config, Loaded, Permissions, Place};
 use crate::gateway::peering::{Candidate, select};
 use crate::gateway::why::{Asked, Diagnosis, gather};
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,10 +28,10 @@ Exit status: 0 connected, and nothing is in the way; 1 not connected, or no tunn
 something keeps packets from passing.")]
 pub(super) struct WhyArgs {
     /// Interface
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(candidates::interfaces))]
     interface: String,
     /// The peer's name, its public key, or the beginning of that
-    #[arg(value_name = "PEER")]
+    #[arg(value_name = "PEER", add = ArgValueCandidates::new(candidates::peers))]
     peer: String,
     /// How long to wait for what is tried, and to look at what passes
     #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u16).range(0..=600))]

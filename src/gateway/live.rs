@@ -113,6 +113,11 @@ impl Look {
         Ok(Look { at, wall, interface: name, status, device, names })
     }
 
+    /// The counters.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
     /// What was done since `before`.
     pub fn since(&self, before: &Look) -> TunnelActivity {
         let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);

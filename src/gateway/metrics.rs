@@ -1,7 +1,9 @@
 //! The counters of running devices, as a table and in Prometheus' text form.
 
+mod overview;
 mod prometheus;
 
+pub use overview::{drop_reasons, overview};
 pub use prometheus::{TextFormat, prometheus};
 
 use crate::device::status::{Counters, Status};

@@ -1,7 +1,7 @@
 //! `show`, `showconf` and `status` of a device with traffic.
 
 use crate::implementation::{Device, Implementation, Io, RINGTUN_TWO, ringtun, ringtun_itself};
-use crate::lab::{Host, eventually, join, ready, sh, skip};
+use crate::lab::{Host, eventually, join, ready, serial, sh, skip};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -210,6 +210,7 @@ fn names_and_owners_are_told_to_those_who_ask() {
     let (program, name) = (ringtun().display().to_string(), &device.name);
     let json: serde_json::Value =
         serde_json::from_str(&a.run(&format!("{program} show {name} --json"))).expect("JSON");
+    let json = &json[0];
     let peers = json["peers"].as_array().expect("peers");
     let found = peers.iter().find(|one| one["public_key"] == peer.as_str()).expect("the peer");
     assert!(found["owner"].as_u64().is_some_and(|worker| worker < 2), "{found}");
@@ -217,6 +218,43 @@ fn names_and_owners_are_told_to_those_who_ask() {
     assert!(json.get("private_key").is_none() && found.get("preshared_key").is_none(), "{json}");
     let verbose = a.run(&format!("{program} show {name} --verbose"));
     assert_eq!(verbose.matches("\n  owner: worker ").count(), 3, "{verbose}");
+}
+
+/// What bash offers for the last of these words, by the script that the package installs.
+fn offered(host: &Host, words: &[&str], prelude: &str) -> Vec<String> {
+    let program = ringtun().display().to_string();
+    let (last, all) =
+        (words.len() - 1, words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" "));
+    let script = format!(
+        "PATH={}:$PATH; {prelude} . <(COMPLETE=bash ringtun); COMP_WORDS=({all}); COMP_CWORD={last}; COMP_TYPE=9; \
+         _clap_complete_ringtun ringtun '{}' '{}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        program.trim_end_matches("/ringtun"),
+        words[last],
+        words[last - 1]
+    );
+    let script_file = std::env::temp_dir().join(format!("rt-{}-{}", std::process::id(), serial()));
+    std::fs::write(&script_file, script).expect("a script");
+    let said = host.run(&format!("unshare -m bash {}", script_file.display()));
+    let _ = std::fs::remove_file(script_file);
+    said.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_shell_offers_interfaces_configurations_and_peers() {
+    let Some(Busy { a, device, peer, .. }) = busy() else { return };
+    let name = device.name.as_str();
+    assert!(offered(&a, &["ringtun", "show", ""], "").iter().any(|word| word == name));
+    assert!(offered(&a, &["ringtun", "show", name, "end"], "").iter().any(|word| word == "endpoints"));
+    let files = format!(
+        "mkdir -p /etc/wireguard; mount -t tmpfs none /etc/wireguard; \
+         printf '[Interface]\\n[Peer]\\n# Name = laptop\\nPublicKey = {peer}\\n' >/etc/wireguard/office.conf;"
+    );
+    for words in [&["ringtun", "up", "off"][..], &["ringtun", "peer", "list", "--interface", "off"]] {
+        assert_eq!(offered(&a, words, &files), ["office"], "{words:?}");
+    }
+    for words in [&["ringtun", "why", "office", "l"][..], &["ringtun", "peer", "show", "l"]] {
+        assert_eq!(offered(&a, words, &files), ["laptop"], "{words:?}");
+    }
 }
 
 #[test]
@@ -246,7 +284,12 @@ fn the_workers_counters_are_told_as_table_json_and_metrics() {
     };
     assert!(sum("rx_packets") >= 20 && sum("tx_packets") >= 20, "{status}");
     assert!(status["up"] == true && status["handshakes"]["initiations_sent"].as_u64() >= Some(1), "{status}");
-    let table = a.run(&format!("{program} status {name}"));
+    let told = a.run(&format!("{program} status {name}"));
+    for line in [format!("{name}: up, UDP port "), "  in all       ".into(), "  handshakes   ".into()] {
+        assert!(told.contains(&line), "{line}: {told}");
+    }
+    assert!(told.lines().all(|line| line.chars().count() <= 90), "{told}");
+    let table = a.run(&format!("{program} status {name} --all"));
     assert!(table.contains("data that arrived on its owner's core"), "{table}");
     let metrics = a.run(&format!("{program} status {name} --prometheus"));
     let line =

@@ -1,7 +1,9 @@
 //! `peer add`: both ends of a new peer in one step.
 
 use super::{running, unanswered};
-use crate::cli::config::{load, print_secret};
+use crate::cli::candidates;
+use crate::cli::config::load;
+use crate::cli::output::print_secret;
 use crate::crypto::random::{Entropy, SystemEntropy};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::device::uapi::SetRequest;
@@ -18,6 +20,7 @@ use crate::gateway::route::route_to;
 use crate::gateway::up::{Console, add_routes_of, run_commands};
 use crate::routing::Prefix;
 use clap::{Args, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use std::net::IpAddr;
@@ -43,7 +46,7 @@ pub(in crate::cli) struct AddArgs {
     #[arg(long, value_name = "HOST[:PORT]")]
     endpoint: Option<String>,
     /// Interface's name, or a file NAME.conf
-    #[arg(long, value_name = "NAME|FILE", default_value = "wg0")]
+    #[arg(long, value_name = "NAME|FILE", default_value = "wg0", add = ArgValueCompleter::new(candidates::configurations))]
     interface: String,
     /// Make a preshared key as well
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! `peer list`, `peer show`.
 
 use super::{KnownPeers, Meant, OnInterface};
-use crate::cli::config::{print_bytes, print_json};
+use crate::cli::output::{print_bytes, print_json};
 use crate::gateway::Failure;
 use crate::gateway::live::age_text;
 use crate::gateway::peering::RosterEntry;
@@ -80,7 +80,7 @@ pub(super) fn show(args: &ShowPeerArgs) -> Result<(), Failure> {
     let peers = KnownPeers::read(&args.meant.on.interface)?;
     let entry = peers.meant(&args.meant.peer)?;
     match args.json {
-        true => print_json(&entry),
+        true => print_json(&[entry]),
         false => print_bytes(described(&peers, &entry).as_bytes()),
     }
 }

@@ -4,12 +4,14 @@ mod add;
 mod change;
 mod list;
 
+use crate::cli::candidates;
 use crate::gateway::Failure;
 use crate::gateway::config::{Loaded, Permissions, Place};
 use crate::gateway::control::{ControlSocket, DeviceState};
 use crate::gateway::metrics::Measured;
 use crate::gateway::peering::{RosterEntry, candidates, roster, select};
 use clap::{Args, Subcommand};
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 #[derive(Subcommand)]
@@ -34,7 +36,7 @@ pub(super) enum PeerCommand {
 #[derive(Args)]
 struct Meant {
     /// The peer's name, its public key, or the beginning of that
-    #[arg(value_name = "PEER")]
+    #[arg(value_name = "PEER", add = ArgValueCandidates::new(candidates::peers))]
     peer: String,
     #[command(flatten)]
     on: OnInterface,
@@ -43,7 +45,7 @@ struct Meant {
 #[derive(Args)]
 struct OnInterface {
     /// Interface's name, or a file NAME.conf
-    #[arg(long, value_name = "NAME|FILE", default_value = "wg0")]
+    #[arg(long, value_name = "NAME|FILE", default_value = "wg0", add = ArgValueCompleter::new(candidates::configurations))]
     interface: String,
 }
 

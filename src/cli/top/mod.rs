@@ -2,10 +2,12 @@
 
 mod screen;
 
-use super::config::{print_bytes, print_json};
+use super::candidates;
+use super::output::{print_bytes, print_json};
 use crate::gateway::live::{Look, TunnelActivity, rate_text, scaled};
 use crate::gateway::{Failure, client};
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use screen::Screen;
 use std::fmt::Write;
@@ -26,7 +28,7 @@ Keys: q quits, s and S choose the column by which peers are sorted, r turns the 
 p pauses, n goes to the next tunnel.")]
 pub(super) struct TopArgs {
     /// Interface [default: the first that runs]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCandidates::new(candidates::interfaces))]
     interface: Option<String>,
     /// Look for a second, print what happened, and end
     #[arg(long)]

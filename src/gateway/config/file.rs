@@ -70,6 +70,15 @@ impl fmt::Display for LoadError {
                 f,
                 "`{given}` names no configuration: expected an interface's name (at most {MAX_NAME} of a-z A-Z 0-9 _ = + . -) or a file NAME.conf"
             ),
+            LoadError::File(path, error) if is_missing_name(path, error) => match configured().as_slice() {
+                [] => write!(f, "there is no {}, nor any other configuration in {DIRECTORY}", path.display()),
+                names => write!(
+                    f,
+                    "there is no {}; in {DIRECTORY} there are: {}",
+                    path.display(),
+                    names.join(", ")
+                ),
+            },
             LoadError::File(path, error) => write!(f, "{}: {error}", path.display()),
             LoadError::WorldReadable(path) => {
                 let file = path.display();
@@ -81,6 +90,22 @@ impl fmt::Display for LoadError {
 }
 
 impl std::error::Error for LoadError {}
+
+/// Whether a configuration is missing that was asked for by its interface's name, with nothing like it elsewhere.
+fn is_missing_name(path: &Path, error: &Error) -> bool {
+    // An error with a hint has no number.
+    error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error())
+        && path.parent() == Some(Path::new(DIRECTORY))
+}
+
+/// The names of the configurations in [`DIRECTORY`], sorted. There are none where it cannot be read.
+pub fn configured() -> Vec<String> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(".conf").map(str::to_owned);
+    let mut names: Vec<String> = entries.filter_map(name).filter(|name| is_interface_name(name)).collect();
+    names.sort();
+    names
+}
 
 /// Adds to the error what was probably meant, where a file's name was given as if it were the interface's, or the
 /// other way round.

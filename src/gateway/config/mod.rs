@@ -31,7 +31,7 @@ pub(in crate::gateway) mod value;
 pub use document::Document;
 pub use edit::Runtime;
 pub use error::{ConfigError, ConfigErrors, Warning};
-pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, write_private};
+pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, configured, write_private};
 pub use parse::Salvage;
 pub use peer_hooks::PeerHooks;
 pub use request::{allowed_ips, diagnose_text, difference, get_text, set_text};

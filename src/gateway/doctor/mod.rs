@@ -11,6 +11,7 @@ mod tunnels;
 pub use firewall::blocked;
 
 use crate::gateway::rights::{NetAdmin, net_admin};
+use crate::gateway::show::{Paint, wrapped};
 use crate::io::slab::BUF_SIZE;
 use crate::io::tun::QUEUE_BYTES;
 use crate::io::udp::{SOCKET_BUFFER, socket_bytes};
@@ -62,6 +63,30 @@ impl Finding {
 
     fn ok(what: impl Into<String>, found: impl Into<String>) -> Finding {
         Finding::new(what, Level::Ok, found, "")
+    }
+
+    fn lines(&self, paint: Paint) -> String {
+        const LINE: usize = 80;
+        const MARGIN: usize = 30;
+        let level = match self.level {
+            Level::Ok => paint.green("ok      "),
+            Level::Unknown => paint.cyan("unknown "),
+            Level::Warn => paint.yellow("warn    "),
+            Level::Missing => paint.cyan("missing "),
+            Level::Fatal => paint.red("FATAL   "),
+        };
+        let mut heading = format!("{level} {:<20} ", self.what);
+        let mut text = String::new();
+        let mut put = |line: &str| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{}{line}", std::mem::replace(&mut heading, " ".repeat(MARGIN)));
+        };
+        wrapped(&self.found, LINE - MARGIN).iter().for_each(|line| put(line));
+        let arrow = self.remedy.as_ref().map(|remedy| wrapped(remedy, LINE - MARGIN - 3)).unwrap_or_default();
+        for (at, line) in arrow.iter().enumerate() {
+            put(&format!("{} {line}", if at == 0 { "->" } else { "  " }));
+        }
+        text
     }
 }
 
@@ -117,25 +142,12 @@ pub fn examine() -> Report {
 }
 
 impl Report {
-    /// The report as lines for people.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        for finding in &self.findings {
-            let level = match finding.level {
-                Level::Ok => "ok",
-                Level::Unknown => "unknown",
-                Level::Warn => "warn",
-                Level::Missing => "missing",
-                Level::Fatal => "FATAL",
-            };
-            // Writing to a string cannot fail, here and below.
-            let _ = writeln!(text, "{level:<8} {:<20} {}", finding.what, finding.found);
-            if let Some(remedy) = &finding.remedy {
-                let _ = writeln!(text, "{:<8} {:<20} -> {remedy}", "", "");
-            }
-        }
+    /// The report as lines for people, of at most 80 characters where words allow it.
+    pub fn text(&self, paint: Paint) -> String {
+        let mut text: String = self.findings.iter().map(|finding| finding.lines(paint)).collect();
         let mebibytes = self.buffer_bytes_per_worker as f64 / f64::from(1 << 20);
         let io = if self.io == "io_uring" { "io_uring" } else { "epoll and plain system calls" };
+        // Writing to a string cannot fail.
         let _ = match self.can_run {
             true => writeln!(
                 text,
@@ -169,8 +181,25 @@ mod tests {
             assert!(report.findings.iter().any(|finding| finding.what == what), "{what}: {report:?}");
         }
         assert!(report.workers >= 1 && report.buffer_bytes_per_worker > 1 << 20);
-        let text = report.text();
+        let text = report.text(Paint { colours: false });
         assert!(report.findings.iter().all(|finding| text.contains(&finding.what)), "{text}");
+    }
+
+    #[test]
+    fn lines_are_aligned_and_keep_words_whole() {
+        let words =
+            "a remedy of many words with sysctl -w net.ipv6.conf.all.forwarding=1 in it, which is long";
+        let finding = Finding::new("IPv6 forwarding", Level::Warn, "off ".repeat(30), words);
+        let text = finding.lines(Paint { colours: false });
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("warn     IPv6 forwarding      off off"), "{text}");
+        assert!(lines.iter().skip(1).all(|line| line.starts_with(&" ".repeat(30))), "{text}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(
+            lines.iter().any(|line| line.starts_with(&format!("{}-> a remedy", " ".repeat(30)))),
+            "{text}"
+        );
+        assert!(text.contains("net.ipv6.conf.all.forwarding=1"), "{text}");
     }
 
     #[test]
@@ -187,8 +216,9 @@ mod tests {
             queue_bytes_per_worker: 0,
             findings: vec![fatal],
         };
-        assert!(report.text().contains("FATAL"), "{}", report.text());
-        assert!(report.text().contains("-> do this"));
+        let text = report.text(Paint { colours: false });
+        assert!(text.contains("FATAL") && text.contains("-> do this"), "{text}");
+        assert!(report.text(Paint { colours: true }).contains("\x1b[31mFATAL"));
         assert!(serde_json::to_string(&report).unwrap().contains("\"level\":\"fatal\""));
     }
 }

@@ -98,6 +98,7 @@ fn status_of(report: &TunnelReport, history: &ByteHistory, wanted: usize) -> Str
         "status": status,
         "device": device,
         "peers": all,
+        "drops": report.measured.status.as_ref().map(metrics::drop_reasons),
         "history": { "interval_ms": INTERVAL.as_millis() as u64, "samples": history.samples() },
     })
     .to_string()

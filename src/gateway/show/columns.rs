@@ -25,9 +25,31 @@ pub fn columns<const N: usize>(aligns: [Align; N], rows: &[[String; N]]) -> Stri
     rows.iter().map(line).collect()
 }
 
+/// The text in lines of at most `width` characters, but for words that are longer. Words stay whole.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_stay_whole() {
+        assert_eq!(wrapped("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("a sysctl.name.of.some.length b", 10), ["a", "sysctl.name.of.some.length", "b"]);
+        assert!(wrapped("  ", 10).is_empty());
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

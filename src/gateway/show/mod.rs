@@ -6,7 +6,7 @@ mod paint;
 mod pretty;
 mod units;
 
-pub use columns::{Align, columns};
+pub use columns::{Align, columns, wrapped};
 pub use json::{InterfaceJson, json};
 pub use paint::Paint;
 pub use pretty::pretty;

@@ -15,9 +15,9 @@ pub(super) const YELLOW: &str = "\x1b[33m";
 const CYAN: &str = "\x1b[36m";
 
 impl Paint {
-    /// The choice of WG_COLOR_MODE: `always`, `never`, or else colours on a terminal only.
-    pub fn chosen(mode: Option<&str>, terminal: bool) -> Paint {
-        Paint { colours: mode == Some("always") || (mode != Some("never") && terminal) }
+    /// The choice of WG_COLOR_MODE: `always`, `never`, or else colours on a terminal only, where NO_COLOR does not forbid them.
+    pub fn chosen(mode: Option<&str>, no_color: bool, terminal: bool) -> Paint {
+        Paint { colours: mode == Some("always") || (mode != Some("never") && terminal && !no_color) }
     }
 
     pub(super) fn code(self, code: &'static str) -> &'static str {
@@ -28,11 +28,23 @@ impl Paint {
         format!("{}{text}{}", self.code(code), self.code(RESET))
     }
 
-    pub(super) fn cyan(self, text: &str) -> String {
+    /// The text in cyan: what is beside the matter.
+    pub fn cyan(self, text: &str) -> String {
         self.wrap(CYAN, text)
     }
 
-    pub(super) fn red(self, text: &str) -> String {
+    /// The text in green: what is as it should be.
+    pub fn green(self, text: &str) -> String {
+        self.wrap(GREEN, text)
+    }
+
+    /// The text in yellow: what could be better.
+    pub fn yellow(self, text: &str) -> String {
+        self.wrap(YELLOW, text)
+    }
+
+    /// The text in red: what does not work.
+    pub fn red(self, text: &str) -> String {
         self.wrap(RED, text)
     }
 

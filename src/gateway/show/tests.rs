@@ -93,7 +93,8 @@ fn colours_follow_the_mode_and_the_terminal() {
         (None, true, true),
         (Some("x"), false, false),
     ] {
-        assert_eq!(Paint::chosen(mode, terminal).colours, colours);
+        assert_eq!(Paint::chosen(mode, false, terminal).colours, colours);
+        assert_eq!(Paint::chosen(mode, true, terminal).colours, mode == Some("always"));
     }
     assert!(!pretty(&view(), PLAIN, true).contains('\x1b'));
     assert!(
