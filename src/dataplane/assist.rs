@@ -10,6 +10,7 @@ use crate::dataplane::sleepers::Sleepers;
 use crate::io::slab::LentBuf;
 use crate::noise::session::SendSession;
 use crate::offload::coalesce::verifies;
+use crate::sys::trace;
 use crate::sys::waker::Waker;
 use crate::wire::ip;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, classify};
@@ -87,6 +88,8 @@ impl Job {
 
     /// Does what there is to do, in place.
     pub fn work(self) -> DoneTrain {
+        let (giver, kind, bytes) = (self.giver, self.kind(), self.run.len());
+        trace::help_begin(giver, kind as u8, bytes);
         let Job { number, mut buf, run, stride, task, .. } = self;
         let train = buf.get_mut(run).unwrap_or_default();
         let opened = match task {
@@ -96,6 +99,7 @@ impl Job {
                 None
             }
         };
+        trace::train_helped(giver, kind as u8, bytes);
         DoneTrain { number, buf, opened }
     }
 }

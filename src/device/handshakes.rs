@@ -12,10 +12,15 @@ use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{Answered, HandshakeError, Identity, IncomingInitiation};
 use crate::noise::session::{RecvSession, SendSession, SessionKeys};
+use crate::sys::trace;
 use crate::wire::message::{CookieReply, Initiation, MessageKind, Response, classify, index};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// The roles of a handshake, as tracepoints tell them.
+const INITIATOR: u8 = 0;
+const RESPONDER: u8 = 1;
 
 /// Both halves of a new session.
 type SessionHalves = (Arc<SendSession>, Box<RecvSession>);
@@ -102,7 +107,10 @@ impl Device {
         let id = peer.shared.id;
         let index = self.indices.allocate(peer.shared.owner(), id.slot, &mut *self.entropy);
         match peer.handshake.begin_answer(identity, incoming, index, now.mono, &mut *self.entropy) {
-            Ok(answering) => Some(HandshakeWork::answer(id, answering, arrival)),
+            Ok(answering) => {
+                trace::handshake_begun(id.slot, RESPONDER);
+                Some(HandshakeWork::answer(id, answering, arrival))
+            }
             Err(error) => {
                 self.indices.free(index);
                 self.refuse(now, arrival.from, Refused::InitiationOf(id, error), error);
@@ -147,6 +155,7 @@ impl Device {
         self.install(now, id, session);
         // The session's owner sends it, after it has taken the receiving half: order within one queue.
         self.send(now, id, &response);
+        trace::handshake_finished(id.slot, RESPONDER);
         self.check_timers(now, id.slot);
         Some(())
     }
@@ -210,6 +219,7 @@ impl Device {
             // this keepalive.
             self.out.one(owner, Control::Confirm(Arc::clone(&peer.shared)));
         }
+        trace::handshake_finished(id.slot, INITIATOR);
         self.connect(now, id);
         self.check_timers(now, id.slot);
     }
@@ -335,6 +345,7 @@ impl Device {
         peer.timers.initiation_sent(now.mono, &mut *self.entropy);
         self.initiation_sent(now, id, endpoint.addr);
         self.send(now, id, &message);
+        trace::handshake_begun(slot, INITIATOR);
     }
 
     /// Sends a sealed handshake message to the peer's endpoint, through the owner of the session that it is about.

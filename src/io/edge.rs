@@ -8,6 +8,7 @@ use crate::io::{IoStats, Notice, SendTrain, TunFrame, UdpTrain};
 use crate::sys::clock::Clock;
 use crate::sys::cmsg::{decode_control, decode_name};
 use crate::sys::icmp::IcmpSockets;
+use crate::sys::trace;
 use crate::time::Instant;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -58,13 +59,20 @@ impl Edge {
             return None;
         }
         let now = self.clock.now();
-        until.is_none_or(|until| until > now).then_some(now)
+        if until.is_some_and(|until| until <= now) {
+            return None;
+        }
+        trace::worker_sleep(until.map_or(-1, |until| until.as_nanos().saturating_sub(now.as_nanos()) as i64));
+        Some(now)
     }
 
     /// Notes the end of a wait, which slept from `asleep` on, if it slept.
     pub(super) fn wake(&mut self, asleep: Option<Instant>) -> Instant {
         let now = self.clock.now();
         self.stats.book(self.woken, asleep, now);
+        if let Some(asleep) = asleep {
+            trace::worker_wake(now.as_nanos().saturating_sub(asleep.as_nanos()));
+        }
         self.woken = now;
         now
     }
@@ -104,7 +112,9 @@ impl Edge {
     }
 
     pub(super) fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
+        trace::write_begin(1);
         self.tun.write(buf, pieces, &mut self.stats);
+        trace::tun_written(1);
         // The write ran the receive path of this host's own stack, which may have answered: an echo reply, an acknowledgment.
         self.tun.set_ready();
     }

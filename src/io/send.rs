@@ -27,6 +27,7 @@ use crate::io::udp::UdpSockets;
 use crate::io::{Endpoint, IoStats, Notice, SendTrain, SourceGone};
 use crate::offload::train::{MAX_BYTES, MAX_SEGMENTS};
 use crate::sys::calls::Batch;
+use crate::sys::trace;
 use crate::time::Instant;
 use crate::wire::family::Family;
 use std::collections::VecDeque;
@@ -275,6 +276,8 @@ impl SendQueue {
                 continue;
             };
             let count = self.fill(family);
+            let sent_before = stats.udp_sent_datagrams;
+            trace::send_begin(count);
             // SAFETY: the messages point into buffers of trains that stay in their queue during the call.
             let outcome = match unsafe { self.batch.send(socket, count) } {
                 Ok(0) => self.refused(libc::EAGAIN, family, stats),
@@ -284,6 +287,7 @@ impl SendQueue {
                 }
                 Err(errno) => self.refused(errno, family, stats),
             };
+            trace::datagrams_sent(count, stats.udp_sent_datagrams.wrapping_sub(sent_before));
             if outcome.is_break() {
                 return;
             }

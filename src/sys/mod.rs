@@ -28,5 +28,6 @@ pub mod refusals;
 pub(crate) mod rtnl;
 pub(crate) mod sockopt;
 pub mod source;
+pub mod trace;
 pub mod tun_namespace;
 pub mod waker;

@@ -35,6 +35,7 @@ use crate::dataplane::stats::add;
 use crate::dataplane::{Event, Inbox, Links};
 use crate::io::Io;
 use crate::offload::coalesce::CoalesceOptions;
+use crate::sys::trace;
 use crate::time::Instant;
 use outbox::WorkerOutbox;
 use padding::Padding;
@@ -134,6 +135,7 @@ impl Worker {
 
     /// Takes one turn: carries what is ready to completion, within fixed budgets.
     pub fn turn<I: Io>(&mut self, io: &mut I, now: Instant) -> Turn {
+        trace::turn_begin(self.id);
         let turn = self.take_all(io, now);
         io.flush();
         self.take_notices(io);
@@ -144,6 +146,7 @@ impl Worker {
         stats.publish_io(&io_stats);
         add(&stats.turns, 1);
         self.turns.note(stats, io_stats.awake_nanos, &self.inbox.histograms);
+        trace::turn_end(self.id, turn as u8);
         turn
     }
 
@@ -236,12 +239,18 @@ impl Worker {
     /// Takes frames from the TUN queue towards UDP. Returns whether the budget was used up.
     fn take_frames<I: Io>(&mut self, io: &mut I, now: Instant) -> bool {
         let mut sender = self.sender(io, now);
+        let before = sender.frames_taken();
         // A large frame makes two trains. No more are read than there is room for among those that others seal.
         let mut budget = TRAFFIC_BUDGET.min(LARGE_COST / 2 * sender.sealing.room());
         while budget > 0 {
             let Some(frame) = sender.io.recv_tun() else { break };
             budget = budget.saturating_sub(cost(frame.len));
             sender.frame(frame.buf.get(..frame.len).unwrap_or_default());
+        }
+        // Counted by what is counted anyway: a sum of its own would cost each frame more than the tracepoint costs the turn.
+        let [frames, supers] = sender.frames_taken();
+        if frames != before[0] {
+            trace::tun_read(sender.outbox.id, frames.wrapping_sub(before[0]), supers.wrapping_sub(before[1]));
         }
         // As long as another worker is at the oldest train, this one looks for it again and again.
         let waits = sender.finish();

@@ -20,6 +20,7 @@ use crate::noise::cookie::{Gate, Verdict};
 use crate::noise::session::{Received, RecvSession, SendSession};
 use crate::offload::coalesce::{CoalesceOptions, Coalescer, REFUSALS, TunnelPorts};
 use crate::routing::RouteTable;
+use crate::sys::trace;
 use crate::time::Instant;
 use crate::wire::ip;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader, MessageKind, TAG_LEN, classify};
@@ -121,6 +122,7 @@ impl<I: Io> Receiver<'_, I> {
     /// Takes one received train through all steps.
     pub(super) fn train(&mut self, train: UdpTrain) {
         add(&self.outbox.stats.rx_trains, 1);
+        trace::train_received(self.id, train.len, train.stride);
         self.take(train);
     }
 
@@ -310,7 +312,13 @@ impl<I: Io> Receiver<'_, I> {
         let train = &mut buf[run.clone()];
         let received = match opened {
             Some(opened) => receiving.session.admit(train, stride, opened.authentic),
-            None => receiving.session.open_train(train, stride),
+            None => {
+                let (id, bytes) = (self.id, train.len());
+                trace::open_begin(id, slot, count, bytes);
+                let received = receiving.session.open_train(train, stride);
+                trace::train_opened(id, slot, count, bytes);
+                received
+            }
         };
         let verified = opened.map_or(Opened::default(), |opened| opened.verified);
         let opened = self.accept(slot, buf, run, stride, (received, verified), origin.ecn);

@@ -20,6 +20,7 @@ use crate::noise::session::SendSession;
 use crate::offload::split::{Progress, Splitter};
 use crate::offload::train::TrainLimits;
 use crate::routing::RouteTable;
+use crate::sys::trace;
 use crate::time::Instant;
 use crate::wire::icmp::Unreachable;
 use crate::wire::ip;
@@ -99,6 +100,12 @@ impl<'a, I: Io> Sender<'a, I> {
             self.stage(peer, frame);
             self.flush_staged(slot);
         }
+    }
+
+    /// How many frames this worker has taken so far, and how many of them were super-packets.
+    pub(super) fn frames_taken(&self) -> [u64; 2] {
+        let stats = &self.outbox.stats;
+        [&stats.tx_frames, &stats.tx_super_packets].map(|counter| counter.load(Relaxed))
     }
 
     /// The peer in this slot. It outlives the borrow of the sender.
@@ -312,7 +319,7 @@ impl<'a, I: Io> Sender<'a, I> {
         if self.sealing.is_in_use() {
             self.share_out(peer, session, first, train);
         } else {
-            session.seal_train(first, &mut train.buf[..len], stride);
+            self.seal(session, first, &mut train, count);
             self.io.send_udp(train);
         }
         add(&self.outbox.stats.tx_trains, 1);
@@ -325,6 +332,16 @@ impl<'a, I: Io> Sender<'a, I> {
         }
     }
 
+    /// Seals a train of a peer's, of so many messages, in place.
+    #[inline]
+    fn seal(&self, session: &SendSession, first: u64, train: &mut SendTrain, messages: usize) {
+        let SendTrain { len, stride, peer, .. } = *train;
+        let slot = peer.unwrap_or_default();
+        trace::seal_begin(self.outbox.id, slot, messages, len);
+        session.seal_train(first, &mut train.buf[..len], stride);
+        trace::train_sealed(self.outbox.id, slot, messages, len);
+    }
+
     /// Gives a train to whoever has time to seal it, where its peer's are shared out. In any case it leaves behind all that were
     /// shared out before.
     #[inline(never)]
@@ -332,7 +349,8 @@ impl<'a, I: Io> Sender<'a, I> {
         let worth = train.len >= WORTH_SHARING && self.sealing.may_share(self.now);
         let shares = worth && peer.seal_assisted.load(Relaxed);
         if !shares {
-            session.seal_train(first, &mut train.buf[..train.len], train.stride);
+            let messages = train.len.div_ceil(train.stride);
+            self.seal(session, first, &mut train, messages);
             if self.sealing.is_empty() {
                 return self.io.send_udp(train);
             }

@@ -16,6 +16,7 @@ use crate::io::udp::UdpSockets;
 use crate::io::{Io, IoStats, Notice, SendTrain, SourceGone, TunFrame, UdpTrain};
 use crate::offload::coalesce::CoalesceOptions;
 use crate::sys::icmp::IcmpSockets;
+use crate::sys::trace;
 use crate::sys::waker::Waker;
 use crate::time::Instant;
 use crate::wire::family::Family;
@@ -236,6 +237,8 @@ impl Uring {
     }
 
     fn submit_writes(&mut self) {
+        let count = self.writes.queued();
+        trace::write_begin(count);
         while let Some(number) = self.writes.next() {
             let vectors = self.writes.vectors(number);
             // SAFETY: `writes` keeps both until the outcome is known, and is dropped after the ring.
@@ -246,6 +249,7 @@ impl Uring {
         }
         self.ring.submit();
         self.take_events();
+        trace::tun_written(count);
         self.edge.tun.set_ready();
     }
 
