@@ -114,7 +114,7 @@ install_debian_packages() {
 BUILD_PACKAGES=(gcc=gcc /usr/include/stdio.h=libc6-dev)
 COUNT_PACKAGES=(valgrind=valgrind)
 LAB_PACKAGES=(ip=iproute2 wg=wireguard-tools iperf3=iperf3 ping=iputils-ping ethtool=ethtool python3=python3 setpriv=util-linux)
-TEST_PACKAGES=(nft=nftables iptables-restore=iptables systemd-analyze=systemd qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod prometheus=prometheus chromium=chromium tmux=tmux)
+TEST_PACKAGES=(nft=nftables iptables-restore=iptables systemd-analyze=systemd qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio modinfo=kmod prometheus=prometheus chromium=chromium tmux=tmux bpftrace=bpftrace)
 
 # Ends here where there is no Rust that can build this. To be called before anything is installed or built.
 need_rust() {

@@ -51,6 +51,7 @@ mod spy;
 mod story;
 mod tool;
 mod top;
+mod trace;
 mod tunnels;
 mod turns;
 mod unreachable;
