@@ -11,6 +11,7 @@ pub(crate) mod counters;
 pub mod directory;
 pub mod handshakes;
 pub mod histograms;
+pub mod limits;
 pub mod misdirected;
 mod notes;
 pub mod sending;
@@ -25,6 +26,7 @@ use crate::dataplane::assist::Assist;
 use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::handshakes::{HANDSHAKE_QUEUE, HandshakeQueue};
 use crate::dataplane::histograms::Histograms;
+use crate::dataplane::limits::{LimitSettings, PeerLimits};
 use crate::dataplane::misdirected::{MISDIRECTED_QUEUE, MisdirectedQueue};
 use crate::dataplane::notes::StagedNotes;
 use crate::dataplane::sending::Sending;
@@ -44,10 +46,10 @@ use crate::time::Instant;
 use crate::wire::message::MAX_HANDSHAKE_LEN;
 use crossbeam::queue::ArrayQueue;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence,
 };
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Controls that may wait for one worker. The slow path keeps what does not fit, and tries again.
@@ -102,6 +104,8 @@ pub struct PeerShared {
     connected_at: AtomicU64,
     /// Packets received from the peer and dropped, as their source is not among its AllowedIPs.
     pub refused_sources: AtomicU64,
+    /// What limits the peer. It is made with the first limit that is set.
+    limits: OnceLock<Box<PeerLimits>>,
     /// Whether the slow path watches the peer's time stamps: an [`Event::Activity`] is under way, or its timer is
     /// armed. No further event is needed then.
     ///
@@ -148,6 +152,7 @@ impl PeerShared {
             handshake_at: AtomicU64::new(0),
             connected_at: AtomicU64::new(0),
             refused_sources: AtomicU64::new(0),
+            limits: OnceLock::new(),
             armed: AtomicBool::new(false),
             handshake_wanted: AtomicBool::new(false),
         }
@@ -162,6 +167,18 @@ impl PeerShared {
     /// Gives the peer to another worker. Its present sessions stay with their owners.
     pub fn give_to(&self, worker: u8) {
         self.owner.store(worker, Relaxed);
+    }
+
+    /// What limits the peer, if anything does or did.
+    pub fn limits(&self) -> Option<&PeerLimits> {
+        self.limits.get().map(|limits| &**limits)
+    }
+
+    /// Limits the peer from now on. `wall` is the time since the Unix epoch.
+    pub fn set_limits(&self, settings: &LimitSettings, now: Instant, wall: Duration) {
+        if !settings.is_none() || self.limits.get().is_some() {
+            self.limits.get_or_init(Box::default).set(settings, now, wall);
+        }
     }
 
     /// Notes that data (not a keepalive) was sent.
@@ -386,6 +403,8 @@ pub enum Event {
     /// Packets of the peer's were dropped, the last with this source, which is not among its AllowedIPs. Of many such packets only
     /// a few are reported.
     SourceRefused(PeerId, IpAddr),
+    /// The peer's quota is used up (`true`), or begins anew.
+    Quota(PeerId, bool),
     /// The worker ended, since the TUN device is gone. Holds the message for the log.
     WorkerEnded(u8, String),
 }

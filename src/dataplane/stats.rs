@@ -33,6 +33,8 @@ counters! {
     tx_staged_dropped,
     /// Frames dropped: no peer's AllowedIPs hold the destination.
     tx_no_peer,
+    /// Packets dropped: their peer's rate or quota is used up.
+    tx_limited,
     /// Packets dropped as they are outer packets of this device, which a route leads back into the tunnel.
     tx_looped,
     /// Frames dropped: the peer has no endpoint.
@@ -114,6 +116,8 @@ counters! {
     rx_decrypt_failed,
     /// Data messages dropped: they are authentic, but were seen before or are older than the replay window.
     rx_replayed,
+    /// Data messages dropped before they were opened: their peer's rate or quota is used up.
+    rx_limited,
     /// Inner packets dropped: they are neither IPv4 nor IPv6, or state contradictory lengths.
     rx_bad_inner,
     /// Inner packets dropped: the longest prefix that holds their source is not their peer's.

@@ -112,6 +112,11 @@ pub enum EventKind {
         /// The source address of the last of them.
         source: IpAddr,
     },
+    /// The peer's quota is used up, or its time has come and it begins anew.
+    Quota {
+        /// Whether it is used up.
+        used_up: bool,
+    },
     /// The workers began to share what the peer moves, or ceased to.
     Shared {
         /// Which part of it.
@@ -290,6 +295,8 @@ impl Display for EventKind {
             EventKind::SourceRefused { source } => {
                 write!(f, "packets from {source} dropped: no AllowedIPs of the peer hold this address")
             }
+            EventKind::Quota { used_up: true } => f.write_str("the quota is used up"),
+            EventKind::Quota { used_up: false } => f.write_str("the quota begins anew"),
             EventKind::Shared { direction, by_all } => f.write_str(sharing(*direction, *by_all)),
             EventKind::Given { worker } => write!(f, "given to worker {worker}"),
             EventKind::FloodBegan => {

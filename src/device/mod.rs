@@ -235,6 +235,7 @@ impl Device {
             Event::SourceGone(id) => self.clear_source(id),
             Event::WrongMac1(from) => self.refuse_stranger(now, from, RefusalReason::WrongMac1, None),
             Event::SourceRefused(id, source) => self.source_refused(now, id, source),
+            Event::Quota(id, used_up) => self.note(id, EventKind::Quota { used_up }),
             // The driver logs it and ends the device; nothing here depends on it.
             Event::WorkerEnded(..) => {}
         }

@@ -175,7 +175,7 @@ impl Device {
         } else if !transaction.outdated.is_empty() {
             next_batch(&mut transaction.outdated, BATCH).for_each(|slot| self.renew(now, slot));
         } else if let Some(request) = transaction.peers.next() {
-            transaction.step = self.apply_peer(request);
+            transaction.step = self.apply_peer(now, request);
         } else if let Some(steering) = &mut transaction.steering {
             self.allowed.steer(&self.peers, steering.by_ref().take(STEERED_A_SLICE), &mut self.out);
             return steering.len() > 0;
@@ -267,7 +267,7 @@ impl Device {
     }
 
     /// Adds or finds a peer, and sets what is one value. Returns what is left to do for it.
-    fn apply_peer(&mut self, request: PeerRequest) -> Option<Step> {
+    fn apply_peer(&mut self, now: Now, request: PeerRequest) -> Option<Step> {
         let slot = match self.peers.find(&request.public_key) {
             Some(slot) if request.remove => return Some(Step::Remove(slot)),
             Some(slot) => {
@@ -285,6 +285,9 @@ impl Device {
         };
         if let Some(addr) = request.endpoint {
             self.apply_endpoint(slot, Endpoint { addr, from: None });
+        }
+        if let (Some(limits), Some(peer)) = (&request.limits, self.peers.get(slot)) {
+            peer.shared.set_limits(limits, now.mono, now.wall);
         }
         Some(Step::Configure {
             slot,

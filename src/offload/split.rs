@@ -53,9 +53,10 @@ pub struct Splitter<'a> {
     /// What stands before the inner packet of a UDP tunnel's super-packet. The shape is then the inner packet's.
     outer: OuterHeaders,
     shape: Shape,
-    /// Number of all segments, and of the next to be written.
+    /// Number of all segments, of the next to be written, and of those that are to be written.
     segments: usize,
     next: usize,
+    end: usize,
 }
 
 enum Shape {
@@ -121,7 +122,7 @@ impl<'a> Splitter<'a> {
             let segments = (packet.len() - prototype.headers).div_ceil(prototype.gso_size).max(1);
             (Shape::Super(prototype), segments)
         };
-        Ok(Splitter { packet, info, outer, shape, segments, next: 0 })
+        Ok(Splitter { packet, info, outer, shape, segments, next: 0, end: segments })
     }
 
     /// Addresses, ECN and length of the packet or super-packet.
@@ -136,7 +137,24 @@ impl<'a> Splitter<'a> {
 
     /// Number of segments still to be written.
     pub fn remaining(&self) -> usize {
-        self.segments - self.next
+        self.end - self.next
+    }
+
+    /// Gives up all but the next `count` of the segments still to be written. What a super-packet's last segment bears alone, such as
+    /// FIN, goes with that.
+    pub fn keep(&mut self, count: usize) {
+        self.end = self.end.min(self.next + count);
+    }
+
+    /// Length of all segments' IP packets together, in bytes.
+    pub fn total_len(&self) -> usize {
+        match &self.shape {
+            Shape::Plain(_) => self.packet.len(),
+            Shape::Super(prototype) => {
+                let headers = self.outer.len() + prototype.headers;
+                self.packet.len() + (self.segments - 1) * headers
+            }
+        }
     }
 
     /// Writes as many segments as fit to `out`, the train's buffer.
@@ -157,7 +175,7 @@ impl<'a> Splitter<'a> {
     ) -> Progress {
         let full = |train: &Train| if train.is_empty() { Progress::Done } else { Progress::Full };
         match &self.shape {
-            Shape::Plain(_) if self.next > 0 => {}
+            Shape::Plain(_) if self.next >= self.end => {}
             Shape::Plain(checksum) => {
                 let Some(inner) = place(out, train, self.packet.len(), mtu, limits) else {
                     return full(train);
@@ -168,7 +186,7 @@ impl<'a> Splitter<'a> {
             Shape::Super(prototype) => {
                 let before = self.outer.len();
                 let packet = &self.packet[before..];
-                while self.next < self.segments {
+                while self.next < self.end {
                     let len = before + prototype.len_of(packet, self.next);
                     let Some(inner) = place(out, train, len, mtu, limits) else { return full(train) };
                     let last = self.next + 1 == self.segments;

@@ -13,6 +13,7 @@
 
 mod control;
 mod hash;
+mod limiting;
 mod loops;
 mod outbox;
 mod padding;

@@ -4,6 +4,7 @@
 //! therefore cut into runs of data messages for one index. Nearly every train is one run.
 
 use super::hash::IndexHasher;
+use super::limiting::admit_run;
 use super::outbox::WorkerOutbox;
 use super::receiving::{Origin, Receiving};
 use super::reorder::Reorder;
@@ -44,6 +45,16 @@ pub(super) struct WaitingTrain {
     run: Range<usize>,
     stride: usize,
     origin: Origin,
+}
+
+/// How a run of data messages is opened.
+enum Opening {
+    /// Now, as far as the peer's limits let it.
+    Limited,
+    /// Now; its peer's limits let it.
+    Admitted,
+    /// Another worker did.
+    Done(OpenedTrain),
 }
 
 /// What the receiving side keeps from turn to turn.
@@ -150,11 +161,11 @@ impl<I: Io> Receiver<'_, I> {
         };
         if self.rx.reorder.is_in_use() {
             match self.share_out(train) {
-                Some(train) => self.open(train, end),
+                Some(train) => self.open(train, end, false),
                 None => add(&self.outbox.stats.rx_shared_out, 1),
             }
         } else {
-            self.open(train, end);
+            self.open(train, end, false);
         }
     }
 
@@ -181,11 +192,19 @@ impl<I: Io> Receiver<'_, I> {
             return Some(train);
         }
         let (receiver, key) = (receiving.session.local_index(), Arc::clone(receiving.session.key()));
+        let run = match receiving.peer.limits() {
+            Some(limits) => {
+                admit_run(limits, &receiving.peer, self.outbox, self.now, start..start + len, stride)
+            }
+            None => start..start + len,
+        };
+        if run.is_empty() {
+            return None;
+        }
         while self.rx.reorder.is_full() {
             self.io.linger();
             self.release();
         }
-        let run = start..start + len;
         let waiting = WaitingTrain { receiver, run: run.clone(), stride, origin: Origin { from, to, ecn } };
         self.rx.reorder.push(waiting, train.buf, run, stride, JobTask::Open(receiver, key));
         None
@@ -196,14 +215,14 @@ impl<I: Io> Receiver<'_, I> {
         while let Some((train, DoneTrain { buf, opened, .. })) = self.rx.reorder.next() {
             let WaitingTrain { receiver, run, stride, origin } = train;
             let mut buf = self.io.restore(buf);
-            if opened.is_none() {
+            let Some(opened) = opened else {
                 let (start, len, Origin { from, to, ecn }) = (run.start, run.len(), origin);
-                self.open(UdpTrain { buf, start, len, stride, from, to, ecn }, run.end);
+                self.open(UdpTrain { buf, start, len, stride, from, to, ecn }, run.end, true);
                 continue;
-            }
+            };
             self.rx.coalescer.start(self.rx.coalesce);
             load_heads(&buf[run.clone()], stride);
-            if self.data(&mut buf, run, stride, receiver, origin, opened) > 0 {
+            if self.data(&mut buf, run, stride, receiver, origin, Opening::Done(opened)) > 0 {
                 self.deliver(buf);
             }
         }
@@ -218,8 +237,8 @@ impl<I: Io> Receiver<'_, I> {
         }
     }
 
-    /// Handles a train of checked bounds, which ends at `end`, at once.
-    fn open(&mut self, train: UdpTrain, end: usize) {
+    /// Handles a train of checked bounds, which ends at `end`, at once. `admitted` says that its peer's limits let it.
+    fn open(&mut self, train: UdpTrain, end: usize, admitted: bool) {
         let UdpTrain { mut buf, start, stride, from, to, ecn, .. } = train;
         let origin = Origin { from, to, ecn };
         self.rx.coalescer.start(self.rx.coalesce);
@@ -231,7 +250,8 @@ impl<I: Io> Receiver<'_, I> {
             at = run.end;
             match kind {
                 Run::Data(receiver) => {
-                    accepted += self.data(&mut buf, run, stride, receiver, origin, None);
+                    let how = if admitted { Opening::Admitted } else { Opening::Limited };
+                    accepted += self.data(&mut buf, run, stride, receiver, origin, how);
                 }
                 Run::Handshake(kind) => self.handshake(kind, &buf[run], origin),
                 Run::Malformed => add(&self.outbox.stats.rx_malformed, 1),
@@ -284,11 +304,11 @@ impl<I: Io> Receiver<'_, I> {
     fn data(
         &mut self,
         buf: &mut Buf,
-        run: Range<usize>,
+        mut run: Range<usize>,
         stride: usize,
         receiver: u32,
         origin: Origin,
-        opened: Option<OpenedTrain>,
+        how: Opening,
     ) -> usize {
         let owner = ReceiverIndex(receiver).worker();
         let count = run.len().div_ceil(stride);
@@ -308,20 +328,30 @@ impl<I: Io> Receiver<'_, I> {
             add(&stats.rx_expired, count);
             return 0;
         }
+        if let (Some(limits), Opening::Limited) = (receiving.peer.limits(), &how) {
+            run = admit_run(limits, &receiving.peer, self.outbox, self.now, run, stride);
+            if run.is_empty() {
+                return 0;
+            }
+        }
         let slot = receiving.peer.id.slot;
         let train = &mut buf[run.clone()];
-        let received = match opened {
-            Some(opened) => receiving.session.admit(train, stride, opened.authentic),
-            None => {
-                let (id, bytes) = (self.id, train.len());
+        let (received, verified) = match how {
+            Opening::Done(opened) => {
+                (receiving.session.admit(train, stride, opened.authentic), opened.verified)
+            }
+            _ => {
+                let (id, bytes, count) = (self.id, train.len(), train.len().div_ceil(stride));
                 trace::open_begin(id, slot, count, bytes);
                 let received = receiving.session.open_train(train, stride);
                 trace::train_opened(id, slot, count, bytes);
-                received
+                (received, Opened::default())
             }
         };
-        let verified = opened.map_or(Opened::default(), |opened| opened.verified);
-        let opened = self.accept(slot, buf, run, stride, (received, verified), origin.ecn);
+        let opened = self.accept(slot, buf, run.clone(), stride, (received, verified), origin.ecn);
+        if opened.bytes < run.len() {
+            self.refund(receiver, run.len() - opened.bytes);
+        }
         if let Some(source) = opened.refused_source {
             self.refuse_sources(receiver, opened.refused, source);
         }
@@ -379,6 +409,14 @@ impl<I: Io> Receiver<'_, I> {
             opened.accepted += 1;
         }
         opened
+    }
+
+    /// Gives back to the peer's limits what was drawn for messages that were forged or replayed: whoever sends those is to
+    /// take nothing from the peer.
+    #[cold]
+    fn refund(&self, receiver: u32, bytes: usize) {
+        let limits = self.rx.sessions.get(&receiver).and_then(|receiving| receiving.peer.limits());
+        limits.into_iter().for_each(|limits| limits.refund(bytes));
     }
 
     #[cold]

@@ -3,6 +3,7 @@
 //! Packets of one flow leave in the order in which they came (rule 3; [`super::trains`] says how), and what a peer
 //! has staged is sent before anything newer. A [`Sender`] lives for part of one turn and leaves no train open.
 
+use super::limiting::admit_frame;
 use super::loops::Loops;
 use super::outbox::WorkerOutbox;
 use super::padding::Padding;
@@ -93,6 +94,11 @@ impl<'a, I: Io> Sender<'a, I> {
         if splitter.next_len() > MAX_INNER_LEN {
             add(&self.outbox.stats.tx_oversized, splitter.remaining());
             return self.refuse_for(frame, Unreachable::TooBig(MAX_INNER_LEN as u32));
+        }
+        if let Some(limits) = peer.limits()
+            && !admit_frame(limits, peer, self.outbox, self.now, &mut splitter)
+        {
+            return;
         }
         if has_session && !self.staged.has(slot) {
             self.pack(slot, &mut splitter);

@@ -2,6 +2,8 @@
 //! second and 40 MB.
 
 use crate::crypto::x25519::PublicKey;
+use crate::dataplane::PeerShared;
+use crate::dataplane::limits::QuotaUse;
 use crate::device::More;
 use crate::device::{Device, peer::Peer};
 use std::fmt::Write;
@@ -13,7 +15,9 @@ pub const CHUNK: usize = 64 * 1024;
 /// More bytes than the lines of the interface have: 77 + 18 + 18 + 9.
 const DEVICE_ROOM: usize = 256;
 /// More bytes than the lines of a peer without its allowed IPs have: 2 × 79 + 19 + 74 + 5 × 50.
-const PEER_ROOM: usize = 640;
+const PEER_ROOM: usize = 640 + LIMITS_ROOM;
+/// More bytes than the lines of a peer's limits have: at most 16 numbers of 20 digits, and the words.
+const LIMITS_ROOM: usize = 512;
 /// More bytes than an allowed IP's line has: `allowed_ip=`, 39 + 4, newline.
 const ALLOWED_IP_ROOM: usize = 56;
 /// Most allowed IPs that are written in one step.
@@ -137,6 +141,7 @@ fn peer_lines(text: &mut String, peer: &Peer, order: u32, from: usize) -> Positi
         line(text, "tx_bytes", peer.shared.traffic.tx_bytes.load(Relaxed));
         line(text, "rx_bytes", peer.shared.traffic.rx_bytes.load(Relaxed));
         line(text, "persistent_keepalive_interval", peer.timers.persistent_keepalive());
+        limit_lines(text, &peer.shared);
     }
     for prefix in peer.allowed.iter().skip(from).take(PIECE) {
         line(text, "allowed_ip", format_args!("{}/{}", prefix.addr(), prefix.len()));
@@ -146,6 +151,22 @@ fn peer_lines(text: &mut String, peer: &Peer, order: u32, from: usize) -> Positi
         false => Position::Peer { order: order.saturating_add(1), allowed: 0 },
     }
 }
+
+/// Writes the lines of a peer's limits, where it has some.
+fn limit_lines(text: &mut String, peer: &PeerShared) {
+    let Some(limits) = peer.limits() else { return };
+    let settings = limits.settings();
+    if settings.is_none() {
+        return;
+    }
+    line(text, "ringtun_limits", settings);
+    let (inbound, outbound) = limits.limited();
+    line(text, "ringtun_limited", format_args!("{inbound} {outbound}"));
+    if let Some(QuotaUse { used, ends }) = limits.quota_use() {
+        line(text, "ringtun_quota", format_args!("{used} {ends}"));
+    }
+}
+
 fn line(text: &mut String, key: &str, value: impl std::fmt::Display) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{key}={value}");

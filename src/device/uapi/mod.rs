@@ -6,6 +6,10 @@
 //! hexadecimal, or `peers=none`. It is answered as ever, with the lines of the interface and those of the named peers in
 //! the order in which they are named; of a peer that there is not, nothing is said.
 //!
+//! Limits of a peer are this program's own, too: a line `ringtun_limits=` in a `set=1`, which holds a [`LimitSettings`], and in an answer to
+//! `get=1` for a peer that has some, followed by `ringtun_limited=` with the packets that were dropped each way, and `ringtun_quota=` with the
+//! bytes that are used and the second since the Unix epoch at which the quota begins anew.
+//!
 //! `monitor=1` is answered with `errno=0` and an empty line, and from then on with a line `event=` for whatever happens, until
 //! the client closes. `diagnose=1` with a line `public_key=` asks what the device knows of a peer that does not connect, and is
 //! answered with a line `facts=`.
@@ -26,6 +30,7 @@ pub use get::{CHUNK, Dump, chunk};
 pub use parse::SetParser;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::dataplane::limits::LimitSettings;
 use crate::routing::Prefix;
 use std::net::SocketAddr;
 
@@ -72,6 +77,8 @@ pub struct PeerRequest {
     pub endpoint: Option<SocketAddr>,
     /// Seconds between persistent keepalives. 0 is off.
     pub persistent_keepalive: Option<u16>,
+    /// Other limits, which replace all that there were.
+    pub limits: Option<Box<LimitSettings>>,
     /// Whether all allowed IPs of the peer are removed first.
     pub replace_allowed_ips: bool,
     /// Changes of allowed IPs, which are applied in order.
@@ -88,6 +95,7 @@ impl PeerRequest {
             preshared_key: None,
             endpoint: None,
             persistent_keepalive: None,
+            limits: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
         }

@@ -1,6 +1,7 @@
 //! The worker over queues in memory, against a remote that is two session halves.
 
 mod assist;
+mod limits;
 mod loops;
 mod mail;
 mod rx;
