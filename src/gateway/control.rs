@@ -1,6 +1,7 @@
 //! A running device seen from outside: its configuration socket, and what it answers.
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::dataplane::limits::{LimitSettings, QuotaUse};
 use crate::device::facts::DeviceFacts;
 use crate::device::status::Status;
 use crate::device::uapi::{EINVAL, MAX_NAMED, SetRequest};
@@ -53,6 +54,19 @@ pub struct PeerState {
     pub tx_bytes: u64,
     /// The bytes received from the peer.
     pub rx_bytes: u64,
+    /// What the peer is limited to.
+    pub limits: LimitState,
+}
+
+/// What a device said of a peer's limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LimitState {
+    /// The limits.
+    pub settings: LimitSettings,
+    /// Packets from the peer, and packets to it, that were dropped for them.
+    pub limited: (u64, u64),
+    /// How far the quota is used.
+    pub quota: Option<QuotaUse>,
 }
 
 impl PeerState {
@@ -67,6 +81,7 @@ impl PeerState {
             last_handshake: Duration::ZERO,
             tx_bytes: 0,
             rx_bytes: 0,
+            limits: LimitState::default(),
         }
     }
 }
@@ -96,6 +111,12 @@ impl DeviceState {
     }
 }
 
+/// Reads two numbers with a blank between them.
+fn two(text: &str) -> Option<(u64, u64)> {
+    let (one, other) = text.split_once(' ')?;
+    Some((one.parse().ok()?, other.parse().ok()?))
+}
+
 impl PeerState {
     fn take(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
@@ -114,6 +135,12 @@ impl PeerState {
             }
             "tx_bytes" => self.tx_bytes = value.parse().ok()?,
             "rx_bytes" => self.rx_bytes = value.parse().ok()?,
+            "ringtun_limits" => self.limits.settings = value.parse().ok()?,
+            "ringtun_limited" => self.limits.limited = two(value)?,
+            "ringtun_quota" => {
+                let (used, ends) = two(value)?;
+                self.limits.quota = Some(QuotaUse { used, ends });
+            }
             _ => {}
         }
         Some(())

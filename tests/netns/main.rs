@@ -32,6 +32,7 @@ mod keeping;
 mod keys;
 mod library;
 mod lifecycle;
+mod limits;
 mod load;
 mod loops;
 mod memory;

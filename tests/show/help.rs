@@ -5,7 +5,7 @@ use crate::lab::{Host, find_program, ready, serial, sh, skip};
 use std::path::Path;
 
 /// Those who have examples, as they are called.
-const VERBS: [&str; 28] = [
+const VERBS: [&str; 29] = [
     "",
     "genkey",
     "genpsk",
@@ -31,6 +31,7 @@ const VERBS: [&str; 28] = [
     "peer disable",
     "peer enable",
     "peer remove",
+    "peer limit",
     "import",
     "export",
     "help",
@@ -95,7 +96,7 @@ fn before(example: &str) -> String {
         || example.contains("wg-quick");
     let name = if example.contains("office") { "./office.conf" } else { "wg0" };
     let up = if begins { String::new() } else { format!("ringtun up {name} 2>/dev/null\n") };
-    let known = ["show", "rename", "disable", "enable", "remove"];
+    let known = ["show", "limit", "rename", "disable", "enable", "remove"];
     match known.iter().find(|verb| example.contains(&format!("peer {verb}"))) {
         Some(&"enable") => format!("{up}{KNOWN}ringtun peer disable laptop 2>/dev/null\n"),
         Some(_) => up + KNOWN,

@@ -1,9 +1,12 @@
 //! `peer rename`, `disable`, `enable`, `remove`: a peer's life in the file, and with it in the running tunnel.
 
-use super::{KnownPeers, Meant, add, running};
+use super::{KnownPeers, Meant, add, running, unanswered};
 use crate::crypto::x25519::PublicKey;
+use crate::device::uapi::{PeerRequest, SetRequest};
 use crate::gateway::Failure;
-use crate::gateway::config::{ConfigErrors, Document, FileLock, Loaded, write_private};
+use crate::gateway::config::{
+    ConfigErrors, Document, FileLock, LIMIT_KEYS, Loaded, set_limit, write_private,
+};
 use crate::gateway::peering::{RosterEntry, RosterState};
 use crate::gateway::up::{Console, remove_peer};
 use clap::Args;
@@ -51,6 +54,30 @@ gone then. `ringtun peer disable` keeps the section.")]
 pub(in crate::cli) struct RemoveArgs {
     #[command(flatten)]
     meant: Meant,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ringtun peer limit laptop --in 20M --out 100M
+  ringtun peer limit laptop --out \"50 Mbit/s burst 1 MB\"
+  ringtun peer limit laptop --quota \"100 GB per 30 days, then 1 Mbit/s\"
+  ringtun peer limit laptop --in none --out none --quota none
+
+Rates are of packets in the tunnel, their IP headers included. What is over a limit is dropped before it costs an encryption or a decryption. A \
+quota counts both ways together, and begins anew at multiples of its period since 1970 (days: at midnight UTC); once it is used up, nothing \
+passes, or as much as `then` says. The limits are kept in the file as comments, and count in the running tunnel at once: no session ends.")]
+pub(in crate::cli) struct LimitArgs {
+    #[command(flatten)]
+    meant: Meant,
+    /// Rate of what is received from the peer, or `none`
+    #[arg(long = "in", value_name = "RATE")]
+    inbound: Option<String>,
+    /// Rate of what is sent to the peer, or `none`
+    #[arg(long = "out", value_name = "RATE")]
+    outbound: Option<String>,
+    /// Bytes in a period, both ways together, or `none`
+    #[arg(long, value_name = "QUOTA")]
+    quota: Option<String>,
 }
 
 /// A change of a file under way: nobody else changes the file meanwhile.
@@ -146,6 +173,39 @@ pub(super) fn rename(args: &RenameArgs) -> Result<(), Failure> {
     let (key, before) = (change.key, change.title().to_owned());
     change.write(|document| document.rename_peer(&key, name))?;
     eprintln!("{before} is called {name} now");
+    Ok(())
+}
+
+pub(super) fn limit(args: &LimitArgs) -> Result<(), Failure> {
+    let mut change = PeerEdit::begin(&args.meant)?;
+    let (key, title) = (change.key, change.title().to_owned());
+    let mut limits =
+        change.file()?.config.peers.iter().rev().find(|peer| peer.public_key == key).map_or(
+            Err(Failure::new(format!("{title} is disabled: `ringtun peer enable` first"))),
+            |peer| Ok(peer.limits),
+        )?;
+    let given = [&args.inbound, &args.outbound, &args.quota];
+    if given.iter().all(|text| text.is_none()) {
+        return Err(Failure::new("nothing to change: expected --in, --out or --quota"));
+    }
+    for (text, what) in given.into_iter().zip(LIMIT_KEYS) {
+        match text.as_deref() {
+            None => {}
+            Some("none") => match what {
+                "LimitIn" => limits.inbound = None,
+                "LimitOut" => limits.outbound = None,
+                _ => limits.quota = None,
+            },
+            Some(text) => set_limit(&mut limits, what, text).map_err(Failure::of(format!("`{text}`")))?,
+        }
+    }
+    change.write(|document| document.limit_peer(&key, &limits))?;
+    let loaded = change.file()?;
+    eprintln!("limited {title} in {}", loaded.place.file.display());
+    let Some((control, _)) = running(loaded)? else { return Ok(()) };
+    let peer = PeerRequest { update_only: true, limits: Some(Box::new(limits)), ..PeerRequest::new(key) };
+    control.set(&SetRequest { peers: vec![peer], ..SetRequest::default() }).map_err(unanswered(loaded))?;
+    eprintln!("limited it in the running {}", loaded.place.interface);
     Ok(())
 }
 

@@ -115,7 +115,9 @@ fn described(peers: &KnownPeers, entry: &RosterEntry) -> String {
         ("worker", entry.worker.map(|worker| worker.to_string())),
         ("file", Some(place)),
     ];
-    let rows = facts.into_iter().filter_map(|(what, value)| Some([what.to_owned(), value?]));
+    let limits =
+        entry.limits.iter().flat_map(|limits| limits.words()).map(|(what, words)| (what, Some(words)));
+    let rows = facts.into_iter().chain(limits).filter_map(|(what, value)| Some([what.to_owned(), value?]));
     columns([Align::Left, Align::Left], &rows.collect::<Vec<_>>())
 }
 

@@ -24,6 +24,8 @@ pub(super) enum PeerCommand {
     Show(list::ShowPeerArgs),
     /// Give a peer another name
     Rename(change::RenameArgs),
+    /// Limit what a peer may move: a rate each way, and a quota
+    Limit(change::LimitArgs),
     /// Put a peer out of use, and keep it in the file
     Disable(change::DisableArgs),
     /// Put a peer in use again
@@ -55,6 +57,7 @@ pub(super) fn run(command: PeerCommand) -> Result<(), Failure> {
         PeerCommand::List(args) => list::list(&args),
         PeerCommand::Show(args) => list::show(&args),
         PeerCommand::Rename(args) => change::rename(&args),
+        PeerCommand::Limit(args) => change::limit(&args),
         PeerCommand::Disable(args) => change::disable(&args),
         PeerCommand::Enable(args) => change::enable(&args),
         PeerCommand::Remove(args) => change::remove(&args),

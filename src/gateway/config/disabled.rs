@@ -47,7 +47,7 @@ impl Document {
     }
 
     /// The sections with this key, each with all lines that are its own.
-    fn sections_of(&self, key: &PublicKey) -> Vec<Range<usize>> {
+    pub(super) fn sections_of(&self, key: &PublicKey) -> Vec<Range<usize>> {
         let Ok((config, _)) = self.parse() else { return Vec::new() };
         let sections = self.sections().into_iter().filter(|section| !section.interface);
         let pairs = sections.zip(&config.peers).filter(|(_, peer)| peer.public_key == *key);

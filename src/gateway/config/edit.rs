@@ -70,6 +70,12 @@ impl Document {
             self.add_peer(&as_section(state));
         }
         self.save_interface(&config, runtime);
+        for peer in &config.peers {
+            let now = current.get(&peer.public_key).map(|state| state.limits.settings);
+            if let Some(limits) = now.filter(|limits| *limits != peer.limits) {
+                self.limit_peer(&peer.public_key, &limits);
+            }
+        }
         Ok(())
     }
 
@@ -242,6 +248,7 @@ fn as_section(state: &PeerState) -> PeerConfig {
         allowed_ips: state.allowed_ips.clone(),
         endpoint: state.endpoint.map(HostPort::from),
         persistent_keepalive: Some(state.persistent_keepalive).filter(|&seconds| seconds != 0),
+        limits: state.limits.settings,
         ..PeerConfig::new(state.public_key)
     }
 }

@@ -16,6 +16,7 @@ mod document;
 mod edit;
 mod error;
 mod file;
+mod limits;
 mod lint;
 mod names;
 mod naming;
@@ -32,12 +33,14 @@ pub use document::Document;
 pub use edit::Runtime;
 pub use error::{ConfigError, ConfigErrors, Warning};
 pub use file::{DIRECTORY, FileLock, LoadError, Loaded, Permissions, Place, configured, write_private};
+pub use limits::{LIMIT_KEYS, quota_text, rate_text, set_limit};
 pub use parse::Salvage;
 pub use peer_hooks::PeerHooks;
 pub use request::{allowed_ips, diagnose_text, difference, get_text, set_text};
 pub use value::ValueError;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::dataplane::limits::LimitSettings;
 use crate::routing::Prefix;
 use crate::sys::link;
 use std::fmt;
@@ -109,6 +112,8 @@ pub struct PeerConfig {
     pub endpoint: Option<HostPort>,
     /// The interval of keepalives in seconds; 0 is off. `None` where the file says nothing of it.
     pub persistent_keepalive: Option<u16>,
+    /// What the peer is limited to, from comments such as `# LimitIn = …`.
+    pub limits: LimitSettings,
     /// The line of the section's header.
     pub line: Line,
 }
@@ -123,6 +128,7 @@ impl PeerConfig {
             allowed_ips: Vec::new(),
             endpoint: None,
             persistent_keepalive: None,
+            limits: LimitSettings::default(),
             line: Line(0),
         }
     }

@@ -45,6 +45,9 @@ impl Document {
             let peer = parser.peers.iter_mut().find(|(_, peer)| peer.line.0 == section.header + 1);
             if let Some((_, peer)) = peer {
                 peer.name = section.name;
+                let (limits, warnings) = self.limits_in(section.lines);
+                peer.limits = limits;
+                parser.warnings.extend(warnings);
             }
         }
         parser.finish()

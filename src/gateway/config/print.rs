@@ -1,5 +1,6 @@
 //! A [`Config`] printed as a wg-quick file, each key once and in wg-quick(8)'s order.
 
+use super::limits::limit_lines;
 use super::{Config, Interface, PeerConfig, Table};
 use std::fmt::{Display, Write};
 use zeroize::Zeroizing;
@@ -27,6 +28,9 @@ impl PeerConfig {
         text.push_str("[Peer]\n");
         if let Some(name) = &self.name {
             line(&mut text, "# Name", name);
+        }
+        for (key, value) in limit_lines(&self.limits) {
+            line(&mut text, &format!("# {key}"), value);
         }
         line(&mut text, "PublicKey", self.public_key.to_base64());
         if let Some(key) = &self.preshared_key {

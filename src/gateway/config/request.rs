@@ -2,6 +2,7 @@
 
 use super::{Config, HostPort, PeerConfig};
 use crate::crypto::x25519::{PublicKey, SharedSecret};
+use crate::dataplane::limits::LimitSettings;
 use crate::device::uapi::{AllowedIp, PeerRequest, SetRequest};
 use crate::gateway::control::{DeviceState, PeerState};
 use crate::routing::Prefix;
@@ -35,6 +36,7 @@ impl PeerConfig {
             preshared_key: self.preshared_key.clone().map(Box::new),
             endpoint: self.endpoint.as_ref().and_then(|endpoint| resolve(self, endpoint)),
             persistent_keepalive: self.persistent_keepalive,
+            limits: Some(self.limits).filter(|limits| !limits.is_none()).map(Box::new),
             replace_allowed_ips: true,
             allowed_ips: self.allowed_ips.iter().map(|&prefix| AllowedIp { prefix, remove: false }).collect(),
             ..PeerRequest::new(self.public_key)
@@ -48,6 +50,7 @@ struct Wanted {
     preshared_key: Option<SharedSecret>,
     endpoint: Option<SocketAddr>,
     persistent_keepalive: u16,
+    limits: LimitSettings,
     allowed: BTreeSet<Prefix>,
 }
 
@@ -100,6 +103,8 @@ fn wanted_peers(config: &Config, resolve: Resolver<'_>) -> (Vec<PublicKey>, Hash
         owners.extend(peer.allowed_ips.iter().map(|&prefix| (prefix, peer.public_key)));
         entry.preshared_key = peer.preshared_key.clone().or(entry.preshared_key.take());
         entry.endpoint = peer.endpoint.as_ref().and_then(|at| resolve(peer, at)).or(entry.endpoint);
+        // The last section's count, whatever they are.
+        entry.limits = peer.limits;
         entry.persistent_keepalive = peer.persistent_keepalive.unwrap_or(entry.persistent_keepalive);
     }
     for (prefix, owner) in owners {
@@ -128,7 +133,11 @@ fn peer_difference(key: PublicKey, wanted: &Wanted, current: Option<&PeerState>)
         request.allowed_ips =
             wanted.allowed.iter().map(|&prefix| AllowedIp { prefix, remove: false }).collect();
     }
+    if peer.limits.settings != wanted.limits {
+        request.limits = Some(Box::new(wanted.limits));
+    }
     let silent = request.preshared_key.is_none()
+        && request.limits.is_none()
         && request.endpoint.is_none()
         && request.persistent_keepalive.is_none()
         && !request.replace_allowed_ips;
@@ -193,6 +202,7 @@ fn peer_lines(text: &mut String, peer: &PeerRequest) {
     }
     value_line(text, "endpoint", peer.endpoint);
     value_line(text, "persistent_keepalive_interval", peer.persistent_keepalive);
+    value_line(text, "ringtun_limits", peer.limits.as_deref());
     if peer.replace_allowed_ips {
         text.push_str("replace_allowed_ips=true\n");
     }

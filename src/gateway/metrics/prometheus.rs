@@ -6,7 +6,7 @@ use crate::dataplane::histograms::HistogramCounts;
 use crate::dataplane::stats::WorkerStats;
 use crate::device::DeviceStats;
 use crate::device::status::Status;
-use crate::gateway::control::PeerState;
+use crate::gateway::control::{LimitState, PeerState};
 use crate::gateway::standing::{PeerStanding, Standings};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -151,6 +151,34 @@ fn add_peer(samples: &mut Samples, labels: &[(&str, &str)], peer: &PeerState, st
         "Whether there is a session with the peer that both ends have.",
         (standing == PeerStanding::Connected).into(),
     );
+    add_limits(samples, labels, &peer.limits);
+}
+
+/// What the peer is limited to, where it is.
+fn add_limits(samples: &mut Samples, labels: &[(&str, &str)], limits: &LimitState) {
+    let settings = limits.settings;
+    let mut add = |metric, kind, help, way: &str, value: u64| {
+        let way = Some(("direction", way)).filter(|(_, way)| !way.is_empty());
+        let labels: Vec<(&str, &str)> = labels.iter().copied().chain(way).collect();
+        samples.add(metric, kind, help, &labels, &value.to_string());
+    };
+    let ways = [("in", settings.inbound, limits.limited.0), ("out", settings.outbound, limits.limited.1)];
+    for (way, rate, limited) in ways.into_iter().filter(|_| !settings.is_none()) {
+        let help = "Rate to which the peer is limited, in bits a second.";
+        if let Some(rate) = rate {
+            add("ringtun_peer_limit_bits_per_second", MetricKind::Gauge, help, way, rate.bits_per_second);
+        }
+        let help = "Packets of the peer that were dropped, its rate or quota being used up.";
+        add("ringtun_peer_limited_packets_total", MetricKind::Counter, help, way, limited);
+    }
+    if let Some((quota, so_far)) = settings.quota.zip(limits.quota) {
+        let help = "Quota of the peer, both ways together.";
+        add("ringtun_peer_quota_bytes", MetricKind::Gauge, help, "", quota.bytes);
+        let help = "Bytes of the peer's quota that are used.";
+        add("ringtun_peer_quota_used_bytes", MetricKind::Gauge, help, "", so_far.used);
+        let help = "Time at which the peer's quota begins anew, since the Unix epoch.";
+        add("ringtun_peer_quota_ends_seconds", MetricKind::Gauge, help, "", so_far.ends);
+    }
 }
 
 fn add_device(samples: &mut Samples, name: &str, status: &Status) {

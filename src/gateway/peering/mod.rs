@@ -14,6 +14,7 @@ pub use select::{Candidate, select};
 use super::Failure;
 use super::config::{Address, Config, DnsServer, HostPort, Interface, Line, Mtu, PeerConfig};
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
+use crate::dataplane::limits::LimitSettings;
 use crate::routing::Prefix;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -103,6 +104,7 @@ pub fn introduce(
         allowed_ips,
         endpoint: invitation.endpoint,
         persistent_keepalive: invitation.keepalive,
+        limits: LimitSettings::default(),
         line: Line(0),
     };
     Ok(Introduction { here, there: Config { interface, peers: vec![this_end] } })

@@ -2,9 +2,10 @@
 
 use crate::crypto::x25519::PublicKey;
 use crate::gateway::config::{Loaded, PeerConfig};
-use crate::gateway::control::PeerState;
+use crate::gateway::control::{LimitState, PeerState};
 use crate::gateway::metrics::Measured;
 use crate::gateway::peering::Candidate;
+use crate::gateway::show::LimitsJson;
 use crate::gateway::standing::{PeerStanding, Standings};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,9 @@ pub struct RosterEntry {
     pub tx_bytes: u64,
     /// The worker that owns the peer.
     pub worker: Option<u8>,
+    /// What the peer is limited to: as the device has it, else the file. `None` where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsJson>,
 }
 
 /// How it stands with a peer in the list.
@@ -84,6 +88,7 @@ impl RosterEntry {
             rx_bytes: 0,
             tx_bytes: 0,
             worker: None,
+            limits: LimitsJson::of(&LimitState { settings: peer.limits, ..LimitState::default() }),
         }
     }
 
@@ -97,6 +102,7 @@ impl RosterEntry {
         self.endpoint = peer.endpoint.map(|endpoint| endpoint.to_string()).or(self.endpoint.take());
         self.persistent_keepalive = peer.persistent_keepalive;
         self.latest_handshake = Some(peer.last_handshake.as_secs()).filter(|&seconds| seconds != 0);
+        self.limits = LimitsJson::of(&peer.limits);
         (self.rx_bytes, self.tx_bytes) = (peer.rx_bytes, peer.tx_bytes);
     }
 }

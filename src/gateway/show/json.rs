@@ -1,5 +1,6 @@
 //! A running device in the form for programs, which is JSON.
 
+use super::limits::LimitsJson;
 use super::{View, address, endpoint, public_key};
 use crate::device::status::Unbound;
 use crate::gateway::control::PeerState;
@@ -54,6 +55,9 @@ pub struct PeerJson {
     pub tx_bytes: u64,
     /// The keepalive interval in seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// What the peer is limited to. `None` where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsJson>,
 }
 
 /// The device as `--json` prints it.
@@ -85,6 +89,7 @@ fn of_peer(view: &View, peer: &PeerState) -> PeerJson {
         rx_bytes: peer.rx_bytes,
         tx_bytes: peer.tx_bytes,
         persistent_keepalive: peer.persistent_keepalive,
+        limits: LimitsJson::of(&peer.limits),
         public_key: key,
     }
 }

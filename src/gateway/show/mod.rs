@@ -2,12 +2,14 @@
 
 mod columns;
 mod json;
+mod limits;
 mod paint;
 mod pretty;
 mod units;
 
 pub use columns::{Align, columns, wrapped};
 pub use json::{InterfaceJson, json};
+pub use limits::LimitsJson;
 pub use paint::Paint;
 pub use pretty::pretty;
 pub use units::amount;

@@ -1,7 +1,7 @@
 //! Changes of a file in place: what is not changed keeps its bytes.
 
 use super::*;
-use crate::gateway::control::{DeviceState, PeerState};
+use crate::gateway::control::{DeviceState, LimitState, PeerState};
 
 const FILE: &str = "\
 # the office
@@ -43,6 +43,7 @@ fn device(text: &str) -> DeviceState {
                 preshared_key: peer.preshared_key.clone(),
                 endpoint: peer.endpoint.as_ref().and_then(|at| Some((at.address()?, at.port).into())),
                 persistent_keepalive: peer.persistent_keepalive.unwrap_or(0),
+                limits: LimitState { settings: peer.limits, ..LimitState::default() },
                 allowed_ips: peer.allowed_ips.clone(),
                 ..PeerState::new(peer.public_key)
             })
@@ -69,6 +70,16 @@ fn a_peers_changed_values_are_written_in_place() {
     let expected =
         FILE.replace("192.0.2.7:51820 # static\n", "198.51.100.9:1234 # static\nPersistentKeepalive = 25\n");
     assert_eq!(saved(FILE, &now), expected);
+}
+
+#[test]
+fn a_peers_changed_limits_are_written_below_its_name() {
+    let mut now = device(FILE);
+    now.peers[1].limits.settings = "in 20000000 625000".parse().unwrap();
+    let limited = saved(FILE, &now);
+    assert_eq!(limited, FILE.replace("# Name = desk\n", "# Name = desk\n# LimitIn = 20 Mbit/s\n"));
+    assert_eq!(saved(&limited, &now), limited);
+    assert_eq!(saved(&limited, &device(FILE)), FILE);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Properties that hold for every file.
 
 use super::*;
-use crate::gateway::control::{DeviceState, PeerState};
+use crate::dataplane::limits::{LimitSettings, QuotaSetting, RateSetting};
+use crate::gateway::control::{DeviceState, LimitState, PeerState};
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -30,6 +31,22 @@ fn endpoint() -> impl Strategy<Value = HostPort> {
     (host, any::<u16>()).prop_map(|(host, port)| HostPort { host, port })
 }
 
+fn limits() -> impl Strategy<Value = LimitSettings> {
+    let number = prop_oneof![1_u64..1_000_000_000_000, (1_u64..1000).prop_map(|mega| mega * 1_000_000)];
+    let rate = (number.clone(), prop::option::of(number.clone())).prop_map(|(bits, burst)| {
+        burst.map_or(RateSetting::of(bits), |burst| RateSetting { bits_per_second: bits, burst })
+    });
+    let period = (1_u64..366 * 86_400).prop_map(std::time::Duration::from_secs);
+    let quota = (number.clone(), period, prop::option::of(number))
+        .prop_map(|(bytes, period, then)| QuotaSetting { bytes, period, then });
+    (
+        prop::option::weighted(0.2, rate.clone()),
+        prop::option::weighted(0.2, rate),
+        prop::option::weighted(0.2, quota),
+    )
+        .prop_map(|(inbound, outbound, quota)| LimitSettings { inbound, outbound, quota })
+}
+
 prop_compose! {
     pub(super) fn peer()(
         name in prop::option::of("[!-~ä]([ -~ä]{0,20}[!-~])?"),
@@ -38,9 +55,10 @@ prop_compose! {
         allowed in prop::collection::vec(address(), 0..5),
         endpoint in prop::option::of(endpoint()),
         persistent_keepalive in prop::option::of(any::<u16>()),
+        limits in limits(),
     ) -> PeerConfig {
         let allowed_ips = allowed.iter().map(Address::network).collect();
-        PeerConfig { name, preshared_key, allowed_ips, endpoint, persistent_keepalive, ..PeerConfig::new(PublicKey(key)) }
+        PeerConfig { name, preshared_key, allowed_ips, endpoint, persistent_keepalive, limits, ..PeerConfig::new(PublicKey(key)) }
     }
 }
 
@@ -115,6 +133,7 @@ proptest! {
             preshared_key: psk.clone(),
             endpoint: Some(endpoint.into()),
             allowed_ips: peer.allowed_ips.iter().take(2).copied().collect(),
+            limits: LimitState { settings: peer.limits, ..LimitState::default() },
             ..PeerState::new(peer.public_key)
         });
         let peers: Vec<PeerState> = config.peers.iter().enumerate().filter_map(known).collect();
