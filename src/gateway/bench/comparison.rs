@@ -81,7 +81,8 @@ impl BenchComparison {
 
 fn compared(test: &str, kind: &'static FigureKind, values: [f64; 2]) -> ComparedFigure {
     let ratio = (values[0] > 0.0).then(|| values[1] / values[0]);
-    let judgement = ratio.filter(|ratio| (ratio - 1.0).abs() >= NOTABLE).map(|ratio| {
+    let notable = ratio.filter(|ratio| kind.is_telling() && (ratio - 1.0).abs() >= NOTABLE);
+    let judgement = notable.map(|ratio| {
         let is_better = (ratio < 1.0) == kind.less_is_better;
         if is_better { "better" } else { "worse" }
     });
@@ -134,6 +135,19 @@ mod tests {
         let worse = Some("worse");
         assert_eq!(judged(of(&second, &first)), [("gbps", Some(0.8), worse), ("p50_us", Some(2.0), worse)]);
         assert_eq!(judged(of(&first, &first)), [("gbps", Some(1.0), None), ("p50_us", Some(1.0), None)]);
+    }
+
+    #[test]
+    fn fewer_cores_for_less_traffic_are_not_better_and_fewer_for_each_bit_are() {
+        let figures = |gbps, cores| BenchFigures {
+            gbps: Some(gbps),
+            cores: Some(cores),
+            cores_per_gbps: Some(cores / gbps),
+            ..BenchFigures::default()
+        };
+        let (first, second) = (report(&[("x", figures(8.0, 1.0))]), report(&[("x", figures(4.0, 0.4))]));
+        let judgements: Vec<_> = of(&first, &second).figures.iter().map(|one| one.judgement).collect();
+        assert_eq!(judgements, [Some("worse"), None, Some("better")]);
     }
 
     #[test]

@@ -81,7 +81,8 @@ impl BenchComparison {
                 })
                 .collect(),
         };
-        let panels: Vec<Panel> = self.figures.iter().map(panel).collect();
+        let panels: Vec<Panel> =
+            self.figures.iter().filter(|one| one.kind.0.is_telling()).map(panel).collect();
         let about = |at: usize| {
             let [host, _] = abouts[at].about();
             format!("{}: {host}", self.names[at])

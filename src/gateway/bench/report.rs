@@ -156,6 +156,12 @@ impl FigureKind {
         *(self.of)(&mut figures.clone())
     }
 
+    /// Whether two of it tell which program or host is better. Cores that do less are no gain, nor is a loss of what was sent at
+    /// another rate.
+    pub(super) fn is_telling(&self) -> bool {
+        self.is_result || self.name.starts_with("cores_per_")
+    }
+
     /// Sets the figure of this kind.
     fn set(&self, figures: &mut BenchFigures, value: Option<f64>) {
         *(self.of)(figures) = value;
