@@ -33,6 +33,8 @@ pub(super) fn run(args: TunnelArgs) -> ExitCode {
         };
     }
     logger::init(daemon::is_child(), args.name.as_deref().unwrap_or_default());
+    // A process in the background has no standard error, and a panic ends it.
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     let says = !daemon::is_child() && !args.is_started_by_up() && !TunnelArgs::is_handed_a_device();
     let upkeep = args.config.clone();
     let confined = !args.unconfined;

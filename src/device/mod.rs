@@ -23,6 +23,7 @@ mod handshakes;
 pub mod history;
 mod indices;
 mod lifecycle;
+pub mod memory;
 mod outputs;
 mod peer;
 mod sessions;

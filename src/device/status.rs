@@ -11,6 +11,7 @@ use crate::dataplane::{Inbox, Links, PeerShared};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Counters, by their names.
@@ -79,6 +80,12 @@ pub struct Owner {
     /// Since when the peer is connected, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connected_ms: Option<u64>,
+    /// Where the peer is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+    /// What is to be remembered of the peer, a [`PeerMemory`](super::memory::PeerMemory) as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
 }
 
 /// A few numbers, for those who want to know how the device does.
@@ -130,6 +137,8 @@ impl Device {
                     public_key: peer.public_key.to_base64(),
                     worker: peer.shared.owner(),
                     connected_ms: peer.shared.connected_since().map(millis),
+                    endpoint: peer.endpoint.map(|endpoint| endpoint.addr),
+                    memory: peer.memory().map(|memory| memory.to_string()),
                 };
                 if !std::mem::replace(&mut listing.first, false) {
                     chunk.push(',');
@@ -161,8 +170,8 @@ impl Summary {
     }
 }
 
-/// More bytes than an [`Owner`] has as text: 44 characters, 23 digits, names and punctuation.
-const OWNER_ROOM: usize = 160;
+/// More bytes than an [`Owner`] has as text: 44 characters, 23 digits, an endpoint of 58, a memory of 68, names and punctuation.
+const OWNER_ROOM: usize = 384;
 /// The place of the peers in the text of a status without any.
 const NO_PEERS: &str = "\"peers\":[]";
 /// The end of the text of a status without a summary, which is its last field.
@@ -254,6 +263,8 @@ mod tests {
             public_key: PublicKey([seed; 32]).to_base64(),
             worker: (seed - 1) % 2,
             connected_ms: None,
+            endpoint: None,
+            memory: None,
         };
         for with_owners in [false, true] {
             // In slices of one peer each.

@@ -289,6 +289,9 @@ impl Device {
         if let (Some(limits), Some(peer)) = (&request.limits, self.peers.get(slot)) {
             peer.shared.set_limits(limits, now.mono, now.wall);
         }
+        if let Some(memory) = &request.memory {
+            self.recall_peer(now, slot, memory);
+        }
         Some(Step::Configure {
             slot,
             replace_allowed_ips: request.replace_allowed_ips,

@@ -9,6 +9,7 @@
 
 mod calls;
 
+use crate::gateway::recall;
 use crate::tunnel::socket::{DIRECTORY, make_directory};
 use landlock::{
     ABI, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -83,14 +84,16 @@ fn drop_capabilities(config: Option<&Path>) -> io::Result<()> {
     Ok(set_capabilities(None, limit(kept))?)
 }
 
-/// Takes the right to run programs, to signal other processes, and to write anywhere but in the directory of the configuration
-/// sockets and to the devices that a tunnel opens.
+/// Takes the right to run programs, to signal other processes, and to write anywhere but in the directories of the configuration
+/// sockets and of what is remembered of peers, and to the devices that a tunnel opens.
 fn confine_files() -> Result<RulesetStatus, RulesetError> {
     let writing = AccessFs::from_write(LANDLOCK);
     // Without the directory there is no socket yet, and the one who makes it reports what is wrong.
     let _ = make_directory();
+    let _ = recall::make_directory(); // without it nothing is remembered
     let rules = [
         (DIRECTORY, writing),
+        (recall::DIRECTORY, writing),
         ("/dev/net/tun", AccessFs::from_file(LANDLOCK) & writing),
         ("/dev/null", AccessFs::from_file(LANDLOCK) & writing),
     ];

@@ -262,6 +262,8 @@ pub(crate) mod tests {
                     public_key: PublicKey([2; 32]).to_base64(),
                     worker: 1,
                     connected_ms: Some(9_990_000),
+                    endpoint: None,
+                    memory: None,
                 }],
                 ..Status::default()
             },

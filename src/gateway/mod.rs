@@ -20,6 +20,7 @@ pub mod mtu;
 pub mod notify;
 pub mod peer_hooks;
 pub mod peering;
+pub mod recall;
 pub mod rights;
 pub mod route;
 pub mod service;

@@ -6,16 +6,17 @@
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
 use crate::gateway::{Failure, client, executable};
-use rustix::process::{Pid, Signal as Kill, kill_process};
+use rustix::process::{Pid, Signal as Kill, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// Pause between two checks whether a run has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Runs the tunnel `given`, a name or a file, until SIGTERM or SIGINT. SIGHUP makes it reload its file.
+/// Runs the tunnel `given`, a name or a file, until SIGTERM or SIGINT. SIGHUP makes it reload its file. A tunnel whose process
+/// crashes is started anew at once, unless it does so again and again.
 ///
 /// # Errors
 ///
@@ -33,10 +34,16 @@ pub fn run(given: &str) -> Result<(), Failure> {
             manager: Notify::from_env(),
             stop: [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?],
             reload: catch(SignalKind::hangup())?,
+            children: catch(SignalKind::child())?,
+            crashes: Crashes::default(),
         };
         service.live().await
     })
 }
+
+/// How long a crash counts against the tunnel, and how many of them in that time are too many.
+const CRASH_MEMORY: Duration = Duration::from_secs(60);
+const MOST_CRASHES: usize = 5;
 
 struct Service<'a> {
     given: &'a str,
@@ -44,24 +51,71 @@ struct Service<'a> {
     manager: Option<Notify>,
     stop: [Signal; 2],
     reload: Signal,
+    children: Signal,
+    crashes: Crashes,
+}
+
+/// Why the tunnel is looked after no more.
+enum EndOfCare {
+    /// A signal asked for it.
+    Asked,
+    /// The tunnel's process ended as none should: what the kernel said of it.
+    Crashed(String),
+    /// The tunnel ended in another way, which a new start would not mend.
+    Gone(Failure),
 }
 
 impl Service<'_> {
     async fn live(mut self) -> Result<(), Failure> {
-        if let Stopped(true) = self.verb("up").await? {
-            self.tell(Notify::stopping);
-            return Ok(());
+        // The tunnel's process becomes a child of this one when `up`, which starts it, ends: so its own end is heard of at once.
+        if let Err(error) = set_child_subreaper(Some(getpid())) {
+            log::debug!("the tunnel's process cannot become a child: {error}");
         }
-        self.tell(|manager| manager.ready("The tunnel is up"));
-        let ended = self.look_after().await;
-        self.tell(Notify::stopping);
-        // This is done also where the tunnel ended by itself: routes, rules and hooks are still to be undone.
-        let down = self.verb("down").await.map(drop);
-        ended.and(down)
+        loop {
+            if let Stopped(true) = self.verb("up").await? {
+                self.tell(Notify::stopping);
+                return Ok(());
+            }
+            self.tell(|manager| manager.ready("The tunnel is up"));
+            let end = self.look_after().await;
+            if let EndOfCare::Crashed(how) = &end {
+                log::error!("the tunnel's process {how}");
+                // Routes, rules and hooks are still to be undone.
+                self.verb("down").await?;
+                if self.crashes.may_start_anew(Instant::now()) {
+                    self.tell(|manager| {
+                        manager.status(&format!("Starting anew: the tunnel's process {how}"))
+                    });
+                    continue;
+                }
+                self.tell(Notify::stopping);
+                return Err(Failure::new(format!(
+                    "the tunnel's process {how}, and {MOST_CRASHES} times within {} s: it is not started again",
+                    CRASH_MEMORY.as_secs()
+                )));
+            }
+            self.tell(Notify::stopping);
+            let down = self.verb("down").await.map(drop);
+            return match end {
+                EndOfCare::Gone(failure) => Err(failure),
+                _ => down,
+            };
+        }
     }
 
-    /// Reports the tunnel's state until a signal arrives (`Ok`) or the tunnel ends.
-    async fn look_after(&mut self) -> Result<(), Failure> {
+    /// Reports the tunnel's state until a signal arrives or the tunnel ends.
+    async fn look_after(&mut self) -> EndOfCare {
+        let gone = |failure| EndOfCare::Gone(Failure::of("the tunnel ended by itself")(failure));
+        let mut process = match client::status(&self.interface) {
+            Ok(status) => status.map(|status| status.pid),
+            // It may have ended before it could be asked who it is.
+            Err(failure) => {
+                return match reap(|_| true) {
+                    Some(Reaped::Crashed(how)) => EndOfCare::Crashed(how),
+                    _ => gone(failure),
+                };
+            }
+        };
         let mut tick = interval(REPORT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = None;
@@ -69,14 +123,31 @@ impl Service<'_> {
             let [terminate, interrupt] = &mut self.stop;
             tokio::select! {
                 biased;
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = self.reload.recv() => self.reload_now().await?,
-                _ = tick.tick() => {
-                    let now =
-                        client::summary(&self.interface).map_err(Failure::of("the tunnel ended by itself"))?;
-                    self.tell(|manager| manager.status(&describe(last.replace(now), now)));
+                _ = terminate.recv() => return EndOfCare::Asked,
+                _ = interrupt.recv() => return EndOfCare::Asked,
+                _ = self.reload.recv() => if let Err(failure) = self.reload_now().await {
+                    return EndOfCare::Gone(failure);
+                },
+                _ = self.children.recv() => {}
+                _ = tick.tick() => match client::summary(&self.interface) {
+                    Ok(now) => self.tell(|manager| manager.status(&describe(last.replace(now), now))),
+                    Err(failure) if process.is_none() => return gone(failure),
+                    // The kernel says more of a child's end.
+                    Err(_) => {}
                 }
+            }
+            match reap(|pid| process == Some(pid)) {
+                None => {}
+                Some(Reaped::Crashed(how)) => return EndOfCare::Crashed(how),
+                Some(Reaped::Ended) => match client::status(&self.interface) {
+                    // A successor took the tunnel over.
+                    Ok(Some(status)) => process = Some(status.pid),
+                    Ok(None) => process = None,
+                    Err(failure) => return gone(failure),
+                },
+            }
+            if process.is_some_and(|pid| !is_there(pid)) {
+                process = None;
             }
         }
     }
@@ -136,6 +207,63 @@ impl Service<'_> {
     }
 }
 
+/// What became of the tunnel's process.
+enum Reaped {
+    /// It ended as it should.
+    Ended,
+    /// It did not; the words say how it ended.
+    Crashed(String),
+}
+
+/// Takes note of the children that ended, all of them. Returns what became of the last that is the tunnel's process.
+fn reap(is_tunnel: impl Fn(u32) -> bool) -> Option<Reaped> {
+    let mut found = None;
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        if is_tunnel(pid.as_raw_nonzero().get().cast_unsigned()) {
+            found = Some(match (status.terminating_signal(), status.exit_status()) {
+                (Some(number), _) => {
+                    Reaped::Crashed(format!("was killed by signal {number}{}", meaning(number)))
+                }
+                (None, Some(0)) => Reaped::Ended,
+                (None, code) => {
+                    Reaped::Crashed(format!("ended with exit status {}", code.unwrap_or_default()))
+                }
+            });
+        }
+    }
+    found
+}
+
+/// What the signals that end programs are called, and what is behind them.
+fn meaning(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT: it panicked, and said why in the log)",
+        7 => " (SIGBUS)",
+        9 => " (SIGKILL: somebody did that, or the kernel for want of memory)",
+        11 => " (SIGSEGV)",
+        31 => " (SIGSYS: it made a system call that it never makes)",
+        _ => "",
+    }
+}
+
+fn is_there(pid: u32) -> bool {
+    std::path::Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// When the tunnel crashed of late.
+#[derive(Default)]
+struct Crashes(Vec<Instant>);
+
+impl Crashes {
+    /// Notes a crash. Returns whether the tunnel may be started again, which a crash loop may not.
+    fn may_start_anew(&mut self, now: Instant) -> bool {
+        self.0.push(now);
+        self.0.retain(|&at| now.duration_since(at) < CRASH_MEMORY);
+        self.0.len() < MOST_CRASHES
+    }
+}
+
 /// Whether a signal asked for the end of the service.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stopped(bool);
@@ -143,6 +271,17 @@ struct Stopped(bool);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crash_loop_ends_and_a_crash_now_and_then_does_not() {
+        let mut crashes = Crashes::default();
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        assert!((0..4).all(|at| crashes.may_start_anew(after(at))));
+        assert!(!crashes.may_start_anew(after(5)));
+        let mut crashes = Crashes::default();
+        assert!((0..100).all(|at| crashes.may_start_anew(after(at * 20))));
+    }
 
     #[test]
     fn a_tunnel_without_a_file_is_refused_before_anything_is_done() {

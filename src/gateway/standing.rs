@@ -100,7 +100,13 @@ mod tests {
             ..PeerState::new(PublicKey([1; 32]))
         };
         let (young, old, none) = (peer(9_990), peer(9_000), peer(0));
-        let owner = |key: &str, connected_ms| Owner { public_key: key.into(), worker: 3, connected_ms };
+        let owner = |key: &str, connected_ms| Owner {
+            public_key: key.into(),
+            worker: 3,
+            connected_ms,
+            endpoint: None,
+            memory: None,
+        };
         let status =
             Status { peers: vec![owner("a", Some(9_000_000)), owner("b", None)], ..Status::default() };
         let ours = Standings::of(Some(&status));

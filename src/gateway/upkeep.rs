@@ -11,6 +11,7 @@ use crate::device::uapi::{PeerRequest, SetRequest};
 use crate::gateway::config::{Config, Document, HostPort, Mtu};
 use crate::gateway::control::{ControlSocket, DeviceState, PeerState};
 use crate::gateway::mtu::IPV6_MINIMUM;
+use crate::gateway::recall;
 use crate::gateway::up::apply::Resolved;
 use crate::gateway::up::host::Host;
 use crate::gateway::up::{self, apply};
@@ -45,6 +46,7 @@ pub fn start(interface: String, file: PathBuf) -> std::io::Result<()> {
             config: Config::default(),
             backoffs: Backoffs::default(),
             path: None,
+            remembered: None,
         };
         loop {
             std::thread::sleep(POLL_INTERVAL);
@@ -64,10 +66,13 @@ struct Upkeep {
     backoffs: Backoffs,
     /// The MTU in bytes that the paths gave when last asked. The first was asked for by `up`.
     path: Option<u32>,
+    /// When the peers are to be remembered again.
+    remembered: Option<std::time::Instant>,
 }
 
 impl Upkeep {
     fn check(&mut self) {
+        self.remember();
         self.reread();
         let known_mtu = self.known_mtu();
         let watched = watched(&self.config, known_mtu.is_some());
@@ -92,6 +97,23 @@ impl Upkeep {
         {
             log::debug!("cannot follow the MTU of the paths to the endpoints: {error}");
         }
+    }
+
+    /// Writes what is to be remembered of the peers. With very many of them that is done less often, so that it takes little of the
+    /// device's time.
+    fn remember(&mut self) {
+        const LEAST_PAUSES: u32 = 100;
+        let begun = std::time::Instant::now();
+        if self.remembered.is_some_and(|next| begun < next) {
+            return;
+        }
+        let Some(control) = ControlSocket::find(&self.interface) else { return };
+        let Ok(Some(status)) = control.status() else { return };
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if let Err(error) = recall::remember(&self.interface, &status, wall) {
+            log::debug!("what peers do cannot be written to {}: {error}", recall::DIRECTORY);
+        }
+        self.remembered = Some(begun + begun.elapsed() * LEAST_PAUSES);
     }
 
     /// Reads the file if it changed. Where it is away or cannot be understood, what was read before stays.

@@ -279,6 +279,18 @@ impl Handshake {
         Ok(())
     }
 
+    /// The timestamp of the last initiation that was answered.
+    pub fn last_initiation(&self) -> Option<Tai64N> {
+        self.last_accepted.map(|last| last.timestamp)
+    }
+
+    /// Takes over the timestamp of an initiation that another process answered, unless a later one was answered here.
+    pub fn recall_initiation(&mut self, timestamp: Tai64N, now: Instant) {
+        if self.last_initiation().is_none_or(|last| last < timestamp) {
+            self.last_accepted = Some(Accepted { timestamp, at: now });
+        }
+    }
+
     /// Replay and flood checks of the kernel's `wg_noise_handshake_consume_initiation`.
     fn check(&self, timestamp: Tai64N, now: Instant) -> Result<(), HandshakeError> {
         match self.last_accepted {

@@ -17,6 +17,7 @@ mod bulk;
 mod confine;
 mod container;
 mod cores;
+mod crash;
 mod damage;
 mod differential;
 mod dns;

@@ -41,7 +41,7 @@ pub struct Admission {
 }
 
 /// How far a quota is used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct QuotaUse {
     /// Bytes that passed.
     pub used: u64,
@@ -70,6 +70,13 @@ impl PeerLimits {
     pub fn quota_use(&self) -> Option<QuotaUse> {
         self.quota.setting()?;
         Some(QuotaUse { used: self.quota.used.load(Relaxed), ends: self.quota.ends_wall.load(Relaxed) })
+    }
+
+    /// Goes on from how far another process had the quota used, if it is of the same time.
+    pub fn recall(&self, before: QuotaUse) {
+        if self.quota.ends_wall.load(Relaxed) == before.ends {
+            self.quota.used.fetch_max(before.used, Relaxed);
+        }
     }
 
     /// Packets from the peer, and packets to it, that did not pass.
@@ -215,6 +222,17 @@ mod tests {
         let later = midnight + Duration::from_secs(86_400 * 5 + 7);
         admit(later);
         assert_eq!(limits.quota_use(), Some(QuotaUse { used: 2000, ends: 86_400 * 20_007 }));
+    }
+
+    #[test]
+    fn a_quota_goes_on_in_the_same_period_alone() {
+        let limits = limited(day(5000, None));
+        let ends = limits.quota_use().unwrap().ends;
+        limits.recall(QuotaUse { used: 4000, ends: ends - 86_400 });
+        assert_eq!(limits.quota_use().unwrap().used, 0);
+        limits.recall(QuotaUse { used: 4000, ends });
+        limits.recall(QuotaUse { used: 3000, ends });
+        assert_eq!(limits.quota_use().unwrap().used, 4000);
     }
 
     #[test]

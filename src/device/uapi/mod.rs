@@ -10,6 +10,8 @@
 //! `get=1` for a peer that has some, followed by `ringtun_limited=` with the packets that were dropped each way, and `ringtun_quota=` with the
 //! bytes that are used and the second since the Unix epoch at which the quota begins anew.
 //!
+//! A line `ringtun_memory=` in a `set=1` holds a [`PeerMemory`], which the status has of each peer that was heard.
+//!
 //! `monitor=1` is answered with `errno=0` and an empty line, and from then on with a line `event=` for whatever happens, until
 //! the client closes. `diagnose=1` with a line `public_key=` asks what the device knows of a peer that does not connect, and is
 //! answered with a line `facts=`.
@@ -31,6 +33,7 @@ pub use parse::SetParser;
 
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};
 use crate::dataplane::limits::LimitSettings;
+use crate::device::memory::PeerMemory;
 use crate::routing::Prefix;
 use std::net::SocketAddr;
 
@@ -79,6 +82,8 @@ pub struct PeerRequest {
     pub persistent_keepalive: Option<u16>,
     /// Other limits, which replace all that there were.
     pub limits: Option<Box<LimitSettings>>,
+    /// What another process remembered of the peer.
+    pub memory: Option<Box<PeerMemory>>,
     /// Whether all allowed IPs of the peer are removed first.
     pub replace_allowed_ips: bool,
     /// Changes of allowed IPs, which are applied in order.
@@ -96,6 +101,7 @@ impl PeerRequest {
             endpoint: None,
             persistent_keepalive: None,
             limits: None,
+            memory: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
         }

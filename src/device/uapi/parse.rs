@@ -120,6 +120,7 @@ impl PeerRequest {
             "endpoint" => self.endpoint = Some(endpoint(value, interface).ok_or_else(|| bad(key, value))?),
             "persistent_keepalive_interval" => self.persistent_keepalive = Some(number(key, value)?),
             "ringtun_limits" => self.limits = Some(Box::new(value.parse().map_err(|_| bad(key, value))?)),
+            "ringtun_memory" => self.memory = Some(Box::new(value.parse().map_err(|_| bad(key, value))?)),
             "allowed_ip" => self.allowed_ips.push(allowed_ip(value).ok_or_else(|| bad(key, value))?),
             "replace_allowed_ips" => {
                 only("true", key, value)?;

@@ -203,6 +203,7 @@ fn peer_lines(text: &mut String, peer: &PeerRequest) {
     value_line(text, "endpoint", peer.endpoint);
     value_line(text, "persistent_keepalive_interval", peer.persistent_keepalive);
     value_line(text, "ringtun_limits", peer.limits.as_deref());
+    value_line(text, "ringtun_memory", peer.memory.as_deref());
     if peer.replace_allowed_ips {
         text.push_str("replace_allowed_ips=true\n");
     }

@@ -25,7 +25,7 @@ const CALLED: &[libc::c_long] = &[
     libc::SYS_writev, libc::SYS_lseek, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs,
     libc::SYS_fstatfs, libc::SYS_faccessat, libc::SYS_faccessat2, libc::SYS_readlinkat, libc::SYS_getdents64,
     libc::SYS_unlinkat, libc::SYS_fcntl, libc::SYS_dup, libc::SYS_dup3, libc::SYS_pipe2, libc::SYS_ioctl, libc::SYS_flock,
-    libc::SYS_chdir, libc::SYS_setsid,
+    libc::SYS_chdir, libc::SYS_setsid, libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_fsync,
     libc::SYS_inotify_init1, libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch,
     // sockets, and waiting for them
     libc::SYS_socket, libc::SYS_socketpair, libc::SYS_bind, libc::SYS_listen, libc::SYS_accept4, libc::SYS_connect,
@@ -41,7 +41,7 @@ const CALLED: &[libc::c_long] = &[
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const CALLED_IN_OLD_FORM: &[libc::c_long] = &[
-    libc::SYS_open, libc::SYS_stat, libc::SYS_lstat, libc::SYS_access, libc::SYS_readlink, libc::SYS_unlink, libc::SYS_dup2,
+    libc::SYS_open, libc::SYS_stat, libc::SYS_lstat, libc::SYS_access, libc::SYS_readlink, libc::SYS_unlink, libc::SYS_rename, libc::SYS_dup2,
     libc::SYS_poll, libc::SYS_select, libc::SYS_epoll_wait, libc::SYS_accept, libc::SYS_pipe, libc::SYS_time,
     libc::SYS_arch_prctl,
 ];

@@ -318,7 +318,8 @@ mod tests {
             "{{interface=\"wg0\",public_key=\"{key}\",allowed_ips=\"10.0.0.2/32,fd00::2/128\",friendly_name=\"anna's laptop\"}}"
         );
         for (connected_ms, connected) in [(Some(7), 1), (None, 0)] {
-            let owner = Owner { public_key: key.clone(), worker: 0, connected_ms };
+            let owner =
+                Owner { public_key: key.clone(), worker: 0, connected_ms, endpoint: None, memory: None };
             one.status.as_mut().unwrap().peers = vec![owner];
             let text = prometheus(std::slice::from_ref(&one), Duration::ZERO, TextFormat::Classic);
             assert!(text.contains(&format!("\nwireguard_received_bytes_total{labels} 5\n")), "{text}");

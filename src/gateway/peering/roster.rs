@@ -189,8 +189,13 @@ mod tests {
     }
 
     fn measured(peers: &[u8]) -> Measured {
-        let owner =
-            |&seed: &u8| Owner { public_key: key(seed).to_base64(), worker: 1, connected_ms: Some(5000) };
+        let owner = |&seed: &u8| Owner {
+            public_key: key(seed).to_base64(),
+            worker: 1,
+            connected_ms: Some(5000),
+            endpoint: None,
+            memory: None,
+        };
         let status = Status { peers: peers.iter().map(owner).collect(), ..Status::default() };
         let peers = peers.iter().map(|&seed| PeerState { rx_bytes: 7, ..PeerState::new(key(seed)) });
         let device = DeviceState { peers: peers.collect(), ..DeviceState::default() };

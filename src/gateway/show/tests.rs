@@ -45,7 +45,8 @@ fn names_and_owners_stand_in_the_verbose_form_alone() {
     let key = PublicKey([2; 32]).to_base64();
     let plain = pretty(&view, PLAIN, true);
     view.names.insert(key.clone(), "laptop".into());
-    let owner = Owner { public_key: key.clone(), worker: 3, connected_ms: None };
+    let owner =
+        Owner { public_key: key.clone(), worker: 3, connected_ms: None, endpoint: None, memory: None };
     view.owners.insert(key, owner);
     assert_eq!(*pretty(&view, PLAIN, false), *plain);
     assert!(pretty(&view, PLAIN, true).contains("\n  name: laptop\n  owner: worker 3\n"));

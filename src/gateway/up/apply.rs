@@ -3,10 +3,12 @@
 use super::journal::Trace;
 use super::routes::{Routes, is_default, prefixes};
 use super::{Failure, Result, Session, dns, firewall, policy, snapshot};
+use crate::device::uapi::{PeerRequest, SetRequest};
 use crate::gateway::config::{Address, Config, HostPort, Loaded, Mtu, Table, allowed_ips};
 use crate::gateway::control::ControlSocket;
 use crate::gateway::executable;
 use crate::gateway::mtu::{self, IPV6_MINIMUM, Path};
+use crate::gateway::recall;
 use crate::gateway::up::host::{Host, proto};
 use crate::routing::Prefix;
 use crate::wire::family::Family;
@@ -14,7 +16,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often a name is asked for again while the resolver cannot answer just now, as at boot. Number and variable are
 /// wg(8)'s.
@@ -50,6 +52,7 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
         control.set(&request)
     })?;
     session.journal.note_all(snapshot::of_peers(&config.peers))?;
+    recall_peers(session, loaded, &control);
     for &address in &interface.addresses {
         add_address(session, index, address)?;
     }
@@ -72,6 +75,27 @@ pub(super) fn bring_up(session: &mut Session<'_>, loaded: &Loaded, clamp: bool) 
     session.start_peer_hooks(loaded)?;
     session.interrupt.check()?;
     session.journal.note(Trace::Finished)
+}
+
+/// Has peers go on from what an earlier process of this tunnel remembered. Without that the tunnel works as well, but a little later.
+fn recall_peers(session: &mut Session<'_>, loaded: &Loaded, control: &ControlSocket) {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let Some(remembered) = recall::recall(&session.name, wall) else { return };
+    let changed = std::fs::metadata(&loaded.place.file).and_then(|file| file.modified()).ok();
+    let age = changed.and_then(|changed| SystemTime::now().duration_since(changed).ok());
+    let peers = remembered.requests(&loaded.config, age.is_some_and(|age| age < remembered.age));
+    let connected = |peer: &&PeerRequest| peer.memory.as_ref().is_some_and(|memory| memory.was_connected);
+    match peers.iter().filter(connected).count() {
+        0 => {}
+        count => session.console.remark(&format!(
+            "{} connected {:.0} s ago: looked for at once",
+            if count == 1 { "1 peer was".to_owned() } else { format!("{count} peers were") },
+            remembered.age.as_secs_f64()
+        )),
+    }
+    if let Err(error) = control.set(&SetRequest { peers, ..SetRequest::default() }) {
+        session.console.remark(&format!("what is remembered of peers cannot be set: {error}"));
+    }
 }
 
 /// Adds routes for prefixes into the interface, as `table` says.

@@ -4,6 +4,7 @@ use super::dns::Manager;
 use super::journal::Trace;
 use super::{
     Console, Failure, HooksLock, Result, Session, dns, firewall, load, policy, read, rights, snapshot,
+    what_is_there,
 };
 use crate::gateway::config::{
     Config, FileLock, Interface, LoadError, Loaded, Mtu, Permissions, Place, Runtime, Table, write_private,
@@ -137,7 +138,8 @@ fn remove_remains(session: &mut Session<'_>) -> Result<()> {
             "`{name}' is an interface, but no tunnel: there is nothing to take down"
         )));
     }
-    if session.index()?.is_some() {
+    // That of a process that was killed a moment ago is given time to go.
+    if what_is_there(session)?.0 {
         return Err(Failure::new(format!(
             "`{name}' is an interface, but no process of it answers here: ip link delete dev {name} removes it"
         )));
