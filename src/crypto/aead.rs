@@ -46,6 +46,8 @@ impl Opened {
 
 /// A key, expanded once, which any thread may use.
 pub struct AeadKey {
+    /// The key as it was given, for [`AeadKey::bytes`]: `ring` does not tell it.
+    bytes: Zeroizing<[u8; 32]>,
     single: Wiped<LessSafeKey>,
     #[cfg(target_arch = "x86_64")]
     lanes: Option<(lanes::Methods, lanes::Key)>,
@@ -55,10 +57,16 @@ impl AeadKey {
     /// A key for single packets, without the form that the SIMD kernels take.
     fn lone(key: &[u8; 32]) -> AeadKey {
         AeadKey {
+            bytes: Zeroizing::new(*key),
             single: expand(key),
             #[cfg(target_arch = "x86_64")]
             lanes: None,
         }
+    }
+
+    /// The key before it was expanded, for another process that goes on with it.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.bytes
     }
 
     /// Expands `key`.
@@ -77,7 +85,11 @@ impl AeadKey {
     #[cfg(target_arch = "x86_64")]
     pub fn with_kernels(key: &[u8; 32], kernels: &[lanes::Kernel]) -> AeadKey {
         let methods = lanes::Methods::of(kernels);
-        AeadKey { single: expand(key), lanes: methods.map(|methods| (methods, lanes::Key::new(key))) }
+        AeadKey {
+            bytes: Zeroizing::new(*key),
+            single: expand(key),
+            lanes: methods.map(|methods| (methods, lanes::Key::new(key))),
+        }
     }
 
     /// Seals every segment of `train` in place. Segments have `stride` bytes, the last possibly fewer, but at least

@@ -6,6 +6,7 @@ mod hchacha;
 #[cfg(target_arch = "x86_64")]
 pub mod lanes;
 pub mod random;
+pub mod secret;
 mod segment;
 pub mod stack;
 mod wiped;
