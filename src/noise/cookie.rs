@@ -1,6 +1,9 @@
 //! MAC1, MAC2 and cookies (paper, sections 5.3, 5.4.4 and 5.4.7; kernel `cookie.c`).
 
 mod budget;
+mod record;
+
+pub use record::JarRecord;
 
 use crate::crypto::aead::{xopen, xseal};
 use crate::crypto::hash::{hash, mac};
@@ -78,15 +81,19 @@ pub struct GateKeys {
     mac1: Mac1Key,
     #[zeroize(skip)]
     cookie_key: [u8; 32],
-    /// The generator behind all cookie secrets and all nonces.
+    /// The generator behind all cookie secrets.
     root: [u8; 32],
+    /// The generator behind all nonces.
+    nonces: [u8; 32],
 }
 
 impl GateKeys {
     /// The keys of the local public key.
     pub fn new(public: &PublicKey, entropy: &mut dyn Entropy) -> GateKeys {
-        let mut keys = GateKeys { mac1: Mac1Key::new(public), cookie_key: cookie_key(public), root: [0; 32] };
+        let (mac1, cookie_key) = (Mac1Key::new(public), cookie_key(public));
+        let mut keys = GateKeys { mac1, cookie_key, root: [0; 32], nonces: [0; 32] };
         entropy.fill(&mut keys.root);
+        keys.nonces = keys.root;
         keys
     }
 }
@@ -167,7 +174,7 @@ impl Gate {
     fn nonce(&mut self) -> [u8; 24] {
         self.given += 1;
         let drawn =
-            Zeroizing::new(hash(&[&self.keys.root, b"nonce", &[self.number], &self.given.to_le_bytes()]));
+            Zeroizing::new(hash(&[&self.keys.nonces, b"nonce", &[self.number], &self.given.to_le_bytes()]));
         std::array::from_fn(|at| drawn[at])
     }
 

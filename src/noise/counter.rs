@@ -11,6 +11,11 @@ pub(super) struct SendCounter {
 }
 
 impl SendCounter {
+    /// A counter of which all below `next` were handed out already.
+    pub(super) fn from(next: u64) -> SendCounter {
+        SendCounter { next: AtomicU64::new(next) }
+    }
+
     /// Reserves `n` consecutive counters below `limit` and returns the first. `None` where there are no more so many.
     pub(super) fn reserve(&self, n: u64, limit: u64) -> Option<u64> {
         // A compare-and-swap, not an addition that is checked afterwards: callers who are refused leave no trace, so no

@@ -16,9 +16,11 @@
 //! the last step change its state, and the last checks once more what may have changed meanwhile.
 
 mod agreement;
+mod record;
 mod transcript;
 
 pub use agreement::{Answered, Answering, Completing};
+pub use record::HandshakeRecord;
 
 use crate::crypto::random::Entropy;
 use crate::crypto::x25519::{PrivateKey, PublicKey, SharedSecret};

@@ -5,6 +5,7 @@
 //! what that word held before is forgotten. So 8,192 − 64 counters behind the newest are always told apart.
 
 use crate::noise::REJECT_AFTER_MESSAGES;
+use serde::{Deserialize, Serialize};
 
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: usize = 128;
@@ -57,6 +58,42 @@ impl ReplayWindow {
     fn slot(counter: u64) -> usize {
         (counter / WORD_BITS) as usize % WORDS
     }
+
+    /// The window as plain data.
+    pub fn record(&self) -> WindowRecord {
+        let newest = self.next.saturating_sub(1) / WORD_BITS;
+        let back = (0..=newest).rev().take(WORDS);
+        let mut words: Vec<u64> = back.map(|word| self.words[word as usize % WORDS]).collect();
+        words.truncate(words.iter().rposition(|&word| word != 0).map_or(0, |last| last + 1));
+        WindowRecord { next: self.next, words }
+    }
+
+    /// The window that a record is of. `None` where no window can be like that: it would take in what its owner saw already.
+    pub fn restore(record: &WindowRecord) -> Option<ReplayWindow> {
+        let WindowRecord { next, ref words } = *record;
+        if next > REJECT_AFTER_MESSAGES || words.len() > WORDS {
+            return None;
+        }
+        let mut window = ReplayWindow { words: [0; WORDS], next };
+        let Some(newest) = next.checked_sub(1) else { return words.is_empty().then_some(window) };
+        // The newest counter was accepted, and none above it.
+        if words.first()? >> (newest % WORD_BITS) != 1 {
+            return None;
+        }
+        for (back, &bits) in (0..).zip(words) {
+            window.words[(newest / WORD_BITS).checked_sub(back)? as usize % WORDS] = bits;
+        }
+        Some(window)
+    }
+}
+
+/// A replay window as plain data.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WindowRecord {
+    /// One above the largest counter accepted; zero before the first is.
+    next: u64,
+    /// Which counters were accepted, 64 in a word: the newest word first, without the zeros at the end.
+    words: Vec<u64>,
 }
 
 #[cfg(test)]
@@ -170,6 +207,20 @@ mod tests {
         prop::collection::vec((0u8..4, 0u64..20_000), 1..400)
     }
 
+    #[test]
+    fn what_no_window_is_like_is_refused() {
+        let is_one = |next, words: &[u64]| {
+            ReplayWindow::restore(&WindowRecord { next, words: words.to_vec() }).is_some()
+        };
+        assert!(is_one(0, &[]) && is_one(1, &[1]) && is_one(65, &[1, 7]) && is_one(LIMIT, &[1 << 62, 0, 1]));
+        for (next, words) in
+            [(0, &[1][..]), (1, &[]), (1, &[2]), (1, &[3]), (2, &[1]), (1, &[1, 1]), (LIMIT + 1, &[1])]
+        {
+            assert!(!is_one(next, words), "{next}, {words:?}");
+        }
+        assert!(!is_one(1 << 20, &[1 << 63; WORDS + 1]));
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_set_on_random_walks(base in prop_oneof![Just(0), 0..LIMIT - 10_000_000], steps in steps()) {
@@ -184,7 +235,17 @@ mod tests {
                 }
                 counters.push(if kind == 3 { head.saturating_sub(size) } else { head });
             }
-            agree(counters);
+            agree(counters.clone());
+            let mut window = ReplayWindow::default();
+            let (before, after) = counters.split_at(counters.len() / 2);
+            for &counter in before {
+                window.accept(counter);
+            }
+            let mut restored = ReplayWindow::restore(&window.record()).unwrap();
+            prop_assert_eq!(restored.record(), window.record());
+            for &counter in after {
+                prop_assert_eq!(restored.accept(counter), window.accept(counter), "{}", counter);
+            }
         }
 
         #[test]

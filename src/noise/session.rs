@@ -1,6 +1,10 @@
 //! Transport sessions (paper, sections 5.4.5 and 5.4.6). The sealing half is shared by all workers, as its counter is
 //! atomic; the opening half has one owner.
 
+mod record;
+
+pub use record::{RecvRecord, SendRecord};
+
 use crate::crypto::aead::{AeadKey, Opened, counter};
 use crate::crypto::stack;
 use crate::noise::counter::SendCounter;
@@ -11,6 +15,7 @@ use crate::noise::{
 };
 use crate::time::Instant;
 use crate::wire::message::{DATA_HEADER_LEN, DataHeader};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +27,7 @@ const REKEY_ON_RECEIVE_AFTER: Duration =
     REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT).saturating_sub(REKEY_TIMEOUT);
 
 /// Which side of the handshake this device was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Role {
     /// It sent the initiation: it rekeys by time, and may send at once.
     Initiator,

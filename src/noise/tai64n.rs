@@ -38,6 +38,16 @@ pub struct Tai64NClock {
 }
 
 impl Tai64NClock {
+    /// A clock whose next timestamp is greater than `last`.
+    pub fn after(last: Tai64N) -> Tai64NClock {
+        Tai64NClock { last }
+    }
+
+    /// The timestamp that was handed out last.
+    pub fn last(&self) -> Tai64N {
+        self.last
+    }
+
     /// The timestamp for `wall`, the time since the Unix epoch. It is rounded down to 2^24 ns as the kernel does, so
     /// that clients are not fingerprinted by it. Where it would not be greater than the last one, it is the one just
     /// above that.

@@ -11,6 +11,10 @@
 //! | `zero_key_material` | [`Timers::session_derived`], giving up | – | zero keys |
 //! | `persistent_keepalive` | `last_authenticated` | interval 0 | keepalive |
 
+mod record;
+
+pub use record::TimersRecord;
+
 use crate::crypto::random::Entropy;
 use crate::noise::{KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT};
 use crate::time::Instant;

@@ -162,6 +162,38 @@ fn no_two_replies_share_a_nonce_whichever_gate_made_them() {
 }
 
 #[test]
+fn another_process_takes_the_cookies_of_this_one_and_uses_no_nonce_of_its() {
+    let pair = Pair::with_cookie("192.0.2.1:51820", at(0));
+    let keys = GateKeys::new(&PUBLIC, &mut Seeded(1));
+    let restored = |seed| GateKeys::restore(&PUBLIC, &keys.record(), &mut Seeded(seed));
+    let mut gate = Gate::new(restored(2), 0);
+    let from = address("192.0.2.1:51820");
+    assert_eq!(gate.judge(&pair.message, from, at(119), true), Verdict::Pass { proven: true });
+    assert!(
+        matches!(gate.judge(&pair.message, from, at(120), true), Verdict::Cookie(_)),
+        "it is as old as before"
+    );
+    let mut seen = std::collections::HashSet::new();
+    for keys in [keys.clone(), restored(2), restored(3)] {
+        let mut gate = Gate::new(keys, 0);
+        assert!((0..50).all(|_| seen.insert(gate.nonce())));
+    }
+}
+
+#[test]
+fn a_jar_goes_on_elsewhere_with_its_cookie_and_its_age() {
+    let pair = Pair::with_cookie("192.0.2.1:51820", at(0));
+    let record = pair.jar.record(at(50));
+    for (clock, is_used) in [(1_114, true), (1_115, false)] {
+        // By the other process's clock, the record was made at 1050 s.
+        let mut jar = CookieJar::restore(&PUBLIC, &record, at(1_050));
+        let mut message = [7; INITIATION_LEN];
+        jar.seal(&mut message, at(clock));
+        assert_eq!(message[INITIATION_LEN - 16..] != [0; 16], is_used, "{clock}");
+    }
+}
+
+#[test]
 fn a_cookie_is_used_for_115_seconds() {
     let mut pair = Pair::with_cookie("192.0.2.1:51820", at(0));
     pair.seal(at(114));

@@ -405,3 +405,31 @@ proptest! {
         prop_assert_eq!(pair.at_a.pending_index(), Some(1));
     }
 }
+
+#[test]
+fn a_handshake_is_completed_by_another_process_than_the_one_that_began_it() {
+    let mut pair = Pair::new([9; 32]);
+    let initiation = pair.initiate(5, 100);
+    let (response, theirs) = pair.respond(&initiation, 6, 1).unwrap();
+    pair.at_a = Handshake::restore(pair.b.public, &pair.at_a.record(at(20)), at(1_020));
+    assert_eq!((pair.at_a.pending_index(), pair.at_a.pending_since()), (Some(5), Some(at(1_000))));
+    let ours = pair.complete(&response).unwrap();
+    assert_eq!((ours.send, ours.receive, ours.remote_index), (theirs.receive, theirs.send, 6));
+}
+
+#[test]
+fn another_process_accepts_no_older_initiation_and_the_same_preshared_key() {
+    let mut pair = Pair::new([9; 32]);
+    let first = pair.initiate(5, 100);
+    pair.respond(&first, 6, 1).unwrap();
+    pair.at_b = Handshake::restore(pair.a.public, &pair.at_b.record(at(2)), at(2));
+    assert_eq!(pair.respond(&first, 7, 1_000).unwrap_err(), HandshakeError::Replay);
+    let next = pair.initiate(8, 101);
+    assert_eq!(
+        pair.respond(&next, 9, 5).unwrap_err(),
+        HandshakeError::Flood,
+        "it knows when the last one came"
+    );
+    let (response, theirs) = pair.respond(&next, 9, 1_000).unwrap();
+    assert_eq!(pair.complete(&response).unwrap().send, theirs.receive);
+}

@@ -28,6 +28,16 @@ impl Transcript {
         Transcript { chaining_key, hash: hash(&[&identified, &responder.0]) }
     }
 
+    /// The transcript of which these are the [parts](Self::parts).
+    pub(super) fn of(chaining_key: &[u8; 32], hash: &[u8; 32]) -> Transcript {
+        Transcript { chaining_key: *chaining_key, hash: *hash }
+    }
+
+    /// The chaining key and the hash.
+    pub(super) fn parts(&self) -> (&[u8; 32], &[u8; 32]) {
+        (&self.chaining_key, &self.hash)
+    }
+
     fn mix_hash(&mut self, data: &[u8]) {
         self.hash = hash(&[&self.hash, data]);
     }

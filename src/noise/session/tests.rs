@@ -179,3 +179,35 @@ proptest! {
         prop_assert_eq!(receive.open_train(&mut train, stride), Received::default());
     }
 }
+
+#[test]
+fn a_session_goes_on_elsewhere_with_the_next_counter_and_what_it_has_seen() {
+    let (send, mut receive) = pair();
+    let mut trains: Vec<Vec<u8>> = Vec::new();
+    for session in [&send, &SendSession::restore(&send.record(), 1, Instant::START, Role::Initiator).unwrap()]
+    {
+        let first = session.reserve(3).unwrap();
+        let mut train = vec![0; STRIDE * 3];
+        session.seal_train(first, &mut train, STRIDE);
+        trains.push(train);
+    }
+    assert_eq!(trains[0], trains[1], "the record is of the moment at which it was made");
+    let late = SendSession::restore(&send.record(), 0x0102_0304, Instant::START, Role::Initiator).unwrap();
+    assert_eq!(
+        (late.reserve(1), late.remote_index(), late.local_index()),
+        (Some(3), 0x0506_0708, 0x0102_0304)
+    );
+    assert_eq!(receive.open_train(&mut trains[0].clone(), STRIDE).fresh.0, 0b111);
+    let mut elsewhere = RecvSession::restore(&receive.record(), 7, Instant::START, Role::Responder).unwrap();
+    let seen = elsewhere.open_train(&mut trains[0], STRIDE);
+    assert_eq!((seen.fresh.0, seen.replayed.0), (0, 0b111));
+}
+
+#[test]
+fn a_session_that_may_send_no_more_may_not_elsewhere() {
+    let send = send_at(crate::noise::REJECT_AFTER_MESSAGES, Role::Initiator);
+    let again = SendSession::restore(&send.record(), 1, Instant::START, Role::Initiator).unwrap();
+    assert_eq!(again.reserve(1), None);
+    let record = send_at(crate::noise::REJECT_AFTER_MESSAGES + 1, Role::Initiator).record();
+    assert!(SendSession::restore(&record, 1, Instant::START, Role::Initiator).is_none());
+}

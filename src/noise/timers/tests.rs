@@ -448,3 +448,35 @@ proptest! {
         prop_assert!(interval > 0, "without a persistent keepalive all of it ends");
     }
 }
+
+/// A time within an hour of the hand-over, or none.
+fn some_offset() -> impl Strategy<Value = Option<Instant>> {
+    prop::option::of((1..7_200_000u64).prop_map(at))
+}
+
+proptest! {
+    #[test]
+    fn timers_go_on_elsewhere_as_they_were(
+        stamps in prop::array::uniform9(some_offset()), flags: [bool; 2], attempts: u32, interval: u16
+    ) {
+        let [running, retry, last_initiation, stamp, due, handled, acknowledged, another, zero_keys] = stamps;
+        let timers = Timers {
+            stopped: flags[0],
+            running_since: running.unwrap_or(Instant::START),
+            retry,
+            attempts,
+            last_initiation,
+            silence: Silence { stamp, due, handled },
+            acknowledged,
+            another,
+            zero_keys,
+            persistent: Persistent { interval, at_once: flags[1], last: retry },
+        };
+        let (then, there) = (at(3_600_000), at(90_000_000));
+        let restored = Timers::restore(&timers.record(then), there);
+        prop_assert_eq!(restored.record(there), timers.record(then));
+        let shifted = |next: Option<Instant>| next.map(|next| next + there.since(then));
+        let activity = Activity::default();
+        prop_assert_eq!(restored.next(&activity), shifted(timers.next(&activity)));
+    }
+}
