@@ -1,4 +1,4 @@
-//! A receiver index: 32 bits, of which the low eight name the owning worker, and the rest are random.
+//! A receiver index: 32 bits, of which the low eight name the owning worker, modulo the number of workers, and the rest are random.
 //!
 //! A classic-BPF program on the SO_REUSEPORT group picks the owner's socket by the low byte, which is the first on
 //! the wire, so that a peer's packets arrive on its owner's core.
@@ -44,9 +44,10 @@ impl ReceiverIndex {
         ReceiverIndex((random & 0xffff_ff00) | worker as u32)
     }
 
-    /// The owning worker.
-    pub const fn worker(self) -> u8 {
-        self.0 as u8
+    /// The owner, among so many workers. The low byte is above their number where the index was drawn by another process, with
+    /// more workers, whose successor this one is.
+    pub const fn owner(self, workers: WorkerCount) -> u8 {
+        (self.0 as u8 as u16 % workers.0) as u8
     }
 }
 
@@ -59,7 +60,7 @@ mod tests {
         #[test]
         fn low_byte_names_the_worker_and_the_rest_is_random(worker: u8, random: u32) {
             let index = ReceiverIndex::new(worker, random);
-            prop_assert_eq!(index.worker(), worker);
+            prop_assert_eq!(index.0 as u8, worker);
             prop_assert_eq!(index.0 >> 8, random >> 8);
         }
     }
@@ -93,9 +94,18 @@ mod tests {
     }
 
     #[test]
+    fn an_index_of_more_workers_has_an_owner_among_fewer() {
+        let owners =
+            |workers| [0, 1, 2, 3, 255].map(|byte| ReceiverIndex(byte).owner(WorkerCount::nearest(workers)));
+        assert_eq!(owners(1), [0; 5]);
+        assert_eq!(owners(2), [0, 1, 0, 1, 1]);
+        assert_eq!(owners(256), [0, 1, 2, 3, 255]);
+    }
+
+    #[test]
     fn every_worker_has_a_byte() {
-        assert!(
-            (0..MAX_WORKERS).all(|worker| ReceiverIndex::new(worker as u8, 0).worker() as usize == worker)
-        );
+        for workers in [1, 2, 3, 255, 256].map(WorkerCount::nearest) {
+            assert!(workers.iter().all(|worker| ReceiverIndex::new(worker, 0).owner(workers) == worker));
+        }
     }
 }

@@ -28,7 +28,7 @@ use super::table::next_batch;
 use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::WorkerStats;
 use crate::dataplane::{PeerId, PeerShared};
-use crate::index::ReceiverIndex;
+use crate::index::{ReceiverIndex, WorkerCount};
 use crate::time::Instant;
 use Direction::{Received, Sealed, Sent};
 use policy::{Decision, Direction, Loads, PeerLoad, Policy};
@@ -167,7 +167,8 @@ impl Device {
     /// spreads after two consecutive hot ticks and draws back what is spread, and looks at the peers in all of these.
     fn weigh(&mut self, now: Instant, mut weighing: Weighing) {
         for slot in next_batch(&mut weighing.left, WEIGHED) {
-            let load = self.peers.get_mut(slot).and_then(|peer| load(peer, weighing.passed));
+            let (workers, passed) = (self.out.workers(), weighing.passed);
+            let load = self.peers.get_mut(slot).and_then(|peer| load(peer, passed, workers));
             load.into_iter().for_each(|load| self.balancer.policy.weigh(&mut weighing.loads, load));
         }
         if !weighing.left.is_empty() {
@@ -257,7 +258,7 @@ impl Device {
 }
 
 /// What a peer moved since the last tick, which was `passed` nanoseconds ago. `None` where that is nothing.
-fn load(peer: &mut Peer, passed: u64) -> Option<PeerLoad> {
+fn load(peer: &mut Peer, passed: u64, workers: WorkerCount) -> Option<PeerLoad> {
     let shared = &peer.shared;
     let total = (shared.traffic.tx_bytes.load(Relaxed), shared.traffic.rx_bytes.load(Relaxed));
     let seen = std::mem::replace(&mut peer.sampled, total);
@@ -268,6 +269,6 @@ fn load(peer: &mut Peer, passed: u64) -> Option<PeerLoad> {
     let (sent, received) = (rate(total.0, seen.0), rate(total.1, seen.1));
     let owner = shared.owner();
     let current = peer.sessions.current();
-    let receiver = current.map_or(owner, |session| ReceiverIndex(session.local_index()).worker());
+    let receiver = current.map_or(owner, |session| ReceiverIndex(session.local_index()).owner(workers));
     Some(PeerLoad { id: shared.id, owner, receiver, sent, received })
 }

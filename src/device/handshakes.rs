@@ -7,7 +7,6 @@ use super::{Device, Now};
 use crate::crypto::stack;
 use crate::crypto::x25519::PublicKey;
 use crate::dataplane::{Control, HandshakeDatagram, IncomingHandshake, PeerId};
-use crate::index::ReceiverIndex;
 use crate::io::Endpoint;
 use crate::noise::REKEY_TIMEOUT;
 use crate::noise::handshake::{Answered, HandshakeError, Identity, IncomingInitiation};
@@ -210,7 +209,7 @@ impl Device {
         let heard = self.count_received(now, id, arrival);
         // What is staged goes when the session has taken effect, which is soon.
         self.take_heard(id, heard);
-        let owner = ReceiverIndex(session.0.local_index()).worker();
+        let owner = self.owner_of(session.0.local_index());
         self.install(now, id, session);
         if let Some(peer) = self.peers.by_id(id) {
             peer.timers.handshake_complete(now.mono);
@@ -289,7 +288,7 @@ impl Device {
         peer.timers.session_derived(now.mono);
         let freed = peer.sessions.install(Arc::clone(&send));
         let shared = Arc::clone(&peer.shared);
-        let owner = ReceiverIndex(send.local_index()).worker();
+        let owner = self.owner_of(send.local_index());
         self.out.one(owner, Control::Install(Arc::clone(&shared), receive, send));
         self.drop_freed(&shared, freed);
     }
@@ -358,6 +357,6 @@ impl Device {
         peer.shared.handshake_index.store(index, Relaxed);
         peer.shared.authenticated_sent(now.mono);
         peer.shared.traffic.tx_bytes.fetch_add(message.len() as u64, Relaxed);
-        self.out.one(ReceiverIndex(index).worker(), Control::Send(id.slot, endpoint, datagram));
+        self.out.one(self.owner_of(index), Control::Send(id.slot, endpoint, datagram));
     }
 }

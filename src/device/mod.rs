@@ -382,11 +382,16 @@ impl Device {
         self.check_timers(now, id.slot);
     }
 
+    /// The worker that receives for this index.
+    fn owner_of(&self, index: u32) -> u8 {
+        ReceiverIndex(index).owner(self.out.workers())
+    }
+
     /// Frees receiver indices of the peer's, and has their owners forget the sessions.
     fn drop_freed(&mut self, peer: &PeerShared, freed: Vec<u32>) {
         for index in freed {
             self.indices.free(index);
-            self.out.one(ReceiverIndex(index).worker(), Control::Drop(peer.id, index));
+            self.out.one(self.owner_of(index), Control::Drop(peer.id, index));
         }
     }
 }

@@ -52,6 +52,10 @@ impl OutputQueue {
         OutputQueue { entries: VecDeque::new(), cursor: 0, workers }
     }
 
+    pub(super) fn workers(&self) -> WorkerCount {
+        self.workers
+    }
+
     pub(super) fn all(&mut self, broadcast: Broadcast) {
         self.entries.push_back(Entry::All(broadcast));
     }

@@ -14,7 +14,6 @@ use super::peer::Watch;
 use super::table::PeerTable;
 use super::{Device, Now};
 use crate::dataplane::{Control, PeerId, PeerShared};
-use crate::index::ReceiverIndex;
 use crate::noise::KEEPALIVE_TIMEOUT;
 use crate::noise::timers::Due;
 use crate::time::Instant;
@@ -173,10 +172,8 @@ impl Device {
     fn keepalive(&mut self, now: Now, slot: u32) {
         let Some(peer) = self.peers.get(slot) else { return };
         if let Some(session) = peer.sessions.current().filter(|session| session.usable(now.mono)) {
-            self.out.one(
-                ReceiverIndex(session.local_index()).worker(),
-                Control::Keepalive(Arc::clone(&peer.shared)),
-            );
+            let (owner, shared) = (self.owner_of(session.local_index()), Arc::clone(&peer.shared));
+            self.out.one(owner, Control::Keepalive(shared));
         } else {
             self.want_handshake(now, slot);
         }

@@ -25,6 +25,23 @@ pub fn attach_udp(socket: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<()
     sockopt::attach_reuseport_filter(socket, &mut udp_program(workers.get() as u32))
 }
 
+/// Attaches a program that picks none but the first sockets of the group, as many as there are workers. What names no receiver goes
+/// to any of these.
+///
+/// # Errors
+///
+/// Where the kernel refuses the program.
+#[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
+pub fn attach_udp_to_some(socket: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<()> {
+    let workers = workers.get() as u32;
+    let mut program = udp_program(workers).to_vec();
+    // In place of the last instruction, which leaves the choice to the hash.
+    program.pop();
+    let random = insn(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, RANDOM);
+    program.extend([random, modulo(workers), RETURN_A]);
+    sockopt::attach_reuseport_filter(socket, &mut program)
+}
+
 /// The instructions of the classic-BPF program for so many workers, and of the extended-BPF program over two maps, each as the kernel
 /// reads them: for tests that run them elsewhere.
 #[cfg(feature = "internals")]
@@ -51,7 +68,6 @@ const RESPONSE_INDEX_OFFSET: u32 = 8;
 /// return 0, the first worker, so the length is checked first. No message with an index is shorter than an empty data
 /// message.
 fn udp_program(workers: u32) -> [libc::sock_filter; 12] {
-    let insn = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let length = insn(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0);
     let byte = |offset| insn(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, offset);
     let if_equal = |k, then, or| insn(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, then, or, k);
@@ -67,14 +83,28 @@ fn udp_program(workers: u32) -> [libc::sock_filter; 12] {
         byte(INDEX_OFFSET),
         jump(1),
         byte(RESPONSE_INDEX_OFFSET),
-        if_at_least(workers, 1, 0),
-        insn(libc::BPF_RET | BPF_A, 0, 0, 0),
+        modulo(workers),
+        RETURN_A,
         insn(libc::BPF_RET | libc::BPF_K, 0, 0, BY_HASH),
     ]
 }
 
 /// The operand of a return instruction that returns the accumulator (`linux/bpf_common.h`).
 const BPF_A: u32 = 0x10;
+/// Returns the accumulator.
+const RETURN_A: libc::sock_filter = insn(libc::BPF_RET | BPF_A, 0, 0, 0);
+/// The offset at which a load yields a random number (SKF_AD_OFF + SKF_AD_RANDOM of `linux/filter.h`).
+#[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
+const RANDOM: u32 = 0xffff_f000 + 56;
+
+const fn insn(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+/// The accumulator modulo the number of workers, as [`ReceiverIndex::owner`](crate::index::ReceiverIndex::owner) has it.
+const fn modulo(workers: u32) -> libc::sock_filter {
+    insn(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, workers)
+}
 
 /// Most prefixes of one family's map. Each takes up to two trie nodes of about 64 bytes: at worst 32 MiB a family, allocated
 /// as they come (kernels before 5.11 charge it to RLIMIT_MEMLOCK at once).

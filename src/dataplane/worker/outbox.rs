@@ -4,6 +4,7 @@
 use crate::dataplane::misdirected::Misdirected;
 use crate::dataplane::stats::{WorkerStats, add};
 use crate::dataplane::{Event, Inbox, IncomingHandshake, LOAD_MEMORY, Links, PeerShared, SlowPathInbox};
+use crate::index::WorkerCount;
 use crate::io::Notice;
 use crate::time::{Instant, TokenBucket};
 use std::net::{IpAddr, SocketAddr};
@@ -53,6 +54,11 @@ impl WorkerOutbox {
             add(&self.stats.events_deferred, 1);
         }
         queued
+    }
+
+    /// How many workers there are.
+    pub(super) fn workers(&self) -> WorkerCount {
+        WorkerCount::nearest(self.workers.len())
     }
 
     /// Announces to the slow path that the peer's stamps moved, unless it watches them.
@@ -110,7 +116,7 @@ impl WorkerOutbox {
         }
     }
 
-    /// Passes `count` data messages to their owner. The index may name a worker that does not exist.
+    /// Passes `count` data messages to their owner.
     pub(super) fn misdirected(
         &mut self,
         owner: u8,

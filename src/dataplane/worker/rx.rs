@@ -310,7 +310,7 @@ impl<I: Io> Receiver<'_, I> {
         origin: Origin,
         how: Opening,
     ) -> usize {
-        let owner = ReceiverIndex(receiver).worker();
+        let owner = ReceiverIndex(receiver).owner(self.outbox.workers());
         let count = run.len().div_ceil(stride);
         if owner != self.id {
             let Origin { from, to, ecn } = origin;

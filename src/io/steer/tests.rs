@@ -95,6 +95,37 @@ fn a_datagram_reaches_the_worker_its_receiver_index_names() {
 }
 
 #[test]
+fn what_names_a_worker_of_another_process_reaches_the_one_that_took_over_from_it() {
+    in_netns(|| {
+        for group in groups(true) {
+            let sender = group.sender();
+            for named in [WORKERS as u8, WORKERS as u8 + 1, 255] {
+                for (kind, offset) in [(4, 4), (3, 4), (2, 8)] {
+                    let got = group.worker_of(&sender, &message(kind, offset, named));
+                    assert_eq!(got, usize::from(named) % WORKERS, "type {kind} over {}", group.target);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn of_a_group_with_more_sockets_than_workers_the_others_get_nothing() {
+    in_netns(|| {
+        for group in groups(true) {
+            let fewer = WorkerCount::nearest(2);
+            attach_udp_to_some(group.sockets[3].as_fd(), fewer).unwrap();
+            for _ in 0..20 {
+                let sender = group.sender();
+                assert!(group.worker_of(&sender, &message(1, 4, 3)) < 2);
+                assert!(group.worker_of(&sender, &[4]) < 2);
+                assert_eq!(group.worker_of(&sender, &message(4, 4, 3)), 1);
+            }
+        }
+    });
+}
+
+#[test]
 fn the_shortest_data_message_is_steered() {
     in_netns(|| {
         let [group, _] = groups(true);
@@ -111,9 +142,6 @@ fn what_names_no_worker_goes_by_the_kernels_hash() {
         message(1, 4, 3),
         message(0, 4, 3),
         message(5, 4, 3),
-        message(4, 4, WORKERS as u8),
-        message(4, 4, 255),
-        message(2, 8, 200),
         message(4, 4, 3)[..31].to_vec(),
         vec![4],
         vec![],

@@ -3,7 +3,7 @@
 use super::{SimHost, VirtualWorker, pick_port, random_time};
 use crate::dataplane::Control;
 use crate::device::{BindRequest, Output};
-use crate::index::ReceiverIndex;
+use crate::index::{ReceiverIndex, WorkerCount};
 use crate::io::udp::UdpSockets;
 use crate::time::Instant;
 
@@ -41,7 +41,9 @@ impl SimHost {
                 match &control {
                     Control::Install(peer, session, send) => {
                         let index = session.local_index();
-                        if ReceiverIndex(index).worker() != worker {
+                        if ReceiverIndex(index).owner(WorkerCount::nearest(self.config.workers.into()))
+                            != worker
+                        {
                             self.violations.push(format!("session {index:#x} given to worker {worker}"));
                         }
                         if self.indices.insert(index, peer.id).is_some() {

@@ -3,7 +3,6 @@
 
 use super::SimHost;
 use crate::dataplane::PeerId;
-use crate::index::ReceiverIndex;
 use crate::noise::session::SendSession;
 use crate::noise::{REJECT_AFTER_TIME, REKEY_TIMEOUT};
 use crate::sim::io::SentDatagram;
@@ -98,7 +97,7 @@ impl SimHost {
             _ => None,
         };
         let Some(index) = announced else { return };
-        if ReceiverIndex(index).worker() >= self.config.workers {
+        if usize::from(index as u8) >= usize::from(self.config.workers) {
             self.violations.push(format!("index {index:#x} names no worker"));
         }
     }

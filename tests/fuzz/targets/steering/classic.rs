@@ -3,10 +3,12 @@
 /// Bits of an opcode (`linux/bpf_common.h`).
 const CLASS: u16 = 0x07;
 const LD: u16 = 0x00;
+const ALU: u16 = 0x04;
 const JMP: u16 = 0x05;
 const RET: u16 = 0x06;
 const LD_LENGTH: u16 = 0x80;
 const LD_BYTE: u16 = 0x30;
+const MODULO: u16 = 0x90;
 const JUMP: u16 = 0x00;
 const JUMP_EQUAL: u16 = 0x10;
 const JUMP_AT_LEAST: u16 = 0x30;
@@ -32,6 +34,8 @@ pub(super) fn run(program: &[[u8; 8]], packet: &[u8]) -> u32 {
                 Some(&byte) => accumulator = u32::from(byte),
                 None => return 0,
             },
+            // The kernel takes no program that divides by zero.
+            (ALU, MODULO) => accumulator %= k,
             (JMP, JUMP) => at += k as usize,
             (JMP, JUMP_EQUAL) => at += branch(accumulator == k),
             (JMP, JUMP_AT_LEAST) => at += branch(accumulator >= k),
