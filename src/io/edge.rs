@@ -30,6 +30,8 @@ pub(super) struct Edge {
     pub(super) clock: Clock,
     /// When the last wait ended.
     pub(super) woken: Instant,
+    /// Whether nothing more is taken in.
+    pub(super) rests: bool,
 }
 
 impl Edge {
@@ -43,6 +45,7 @@ impl Edge {
             stats: IoStats::default(),
             clock: Clock,
             woken: Clock.now(),
+            rests: false,
         }
     }
 
@@ -98,7 +101,7 @@ impl Edge {
 
     /// Whether [`Self::recv_tun`] might yield something.
     pub(super) fn tun_is_worth_a_read(&self, lacking: usize) -> bool {
-        self.tun.is_ready() && self.pool.free() > lacking && !self.out.holds_up(self.woken)
+        !self.rests && self.tun.is_ready() && self.pool.free() > lacking && !self.out.holds_up(self.woken)
     }
 
     pub(super) fn recv_tun(&mut self, lacking: usize) -> Option<TunFrame> {

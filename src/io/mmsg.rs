@@ -35,6 +35,8 @@ const TOKEN_V4: u64 = 2;
 const TOKEN_V6: u64 = 3;
 
 const READ: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
+/// Of one that is not to be read, its end is watched alone.
+const RESTING: u32 = libc::EPOLLET as u32;
 const WRITE: u32 = libc::EPOLLOUT as u32;
 const BROKEN: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 
@@ -108,7 +110,8 @@ impl Mmsg {
     fn is_ready(&self) -> bool {
         let inbox = &self.inbox;
         inbox.next < inbox.received
-            || (inbox.ready.contains(&true)
+            || (!self.edge.rests
+                && inbox.ready.contains(&true)
                 && (inbox.lacking < inbox.bufs.len() || self.edge.pool.free() > 0))
             || self.edge.tun_is_worth_a_read(inbox.lacking)
     }
@@ -144,12 +147,17 @@ impl Mmsg {
             let blocked = self.edge.out.blocked(family);
             // Again where it was watched already: the edge may be past (after ENOBUFS there is none), and this looks anew.
             if blocked {
-                self.modify(family, READ | WRITE);
+                self.modify(family, self.reading() | WRITE);
             } else if self.watched[family as usize] {
-                self.modify(family, READ);
+                self.modify(family, self.reading());
             }
             self.watched[family as usize] = blocked;
         }
+    }
+
+    /// How a descriptor is watched that yields something.
+    fn reading(&self) -> u32 {
+        if self.edge.rests { RESTING } else { READ }
     }
 
     fn modify(&mut self, family: Family, events: u32) {
@@ -261,7 +269,7 @@ impl Io for Mmsg {
     fn recv_udp(&mut self) -> Option<UdpTrain> {
         loop {
             if self.inbox.next == self.inbox.received {
-                if !self.inbox.ready.contains(&true) {
+                if self.edge.rests || !self.inbox.ready.contains(&true) {
                     return None;
                 }
                 self.inbox.receive(&self.edge.sockets, &self.edge.pool);
@@ -321,11 +329,28 @@ impl Io for Mmsg {
             let socket = self.edge.sockets.of(family);
             self.inbox.ready[family as usize] = socket.is_some();
             if let Some(Err(error)) =
-                socket.map(|socket| watch(&self.epoll, libc::EPOLL_CTL_ADD, socket, READ, token))
+                socket.map(|socket| watch(&self.epoll, libc::EPOLL_CTL_ADD, socket, self.reading(), token))
             {
                 self.broken = Some(error);
             }
         }
+    }
+
+    fn rest(&mut self, rest: bool) {
+        self.edge.rests = rest;
+        // Watching begins anew where it ends: what came meanwhile makes an edge then.
+        let (events, tun) = (self.reading(), self.edge.tun.as_fd());
+        if let Err(error) = watch(&self.epoll, libc::EPOLL_CTL_MOD, tun, events, TOKEN_TUN) {
+            self.broken = Some(error);
+        }
+        for family in Family::BOTH {
+            self.modify(family, events);
+        }
+        self.watch_room();
+    }
+
+    fn has_sent(&self) -> bool {
+        self.edge.out.is_empty()
     }
 
     fn set_icmp(&mut self, sockets: Option<Arc<IcmpSockets>>) {

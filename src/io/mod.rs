@@ -273,6 +273,13 @@ pub trait Io {
         false
     }
 
+    /// Takes nothing in any more, from the TUN queue and the sockets, or goes on with it. What was received already is still yielded,
+    /// and what is queued still leaves.
+    fn rest(&mut self, rest: bool);
+
+    /// Whether everything that was queued was handed to the kernel.
+    fn has_sent(&self) -> bool;
+
     /// Whether UDP_SEGMENT still works, so that trains of more than one segment are worth building.
     fn gso(&self) -> bool;
 

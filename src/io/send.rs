@@ -204,6 +204,11 @@ impl SendQueue {
         Some(since + PATIENCE)
     }
 
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.queue.is_empty())
+    }
+
     pub(super) fn take_gone(&mut self) -> Option<SourceGone> {
         self.gone.pop_front()
     }

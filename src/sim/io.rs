@@ -101,6 +101,8 @@ pub struct SimIo {
     udp_out: Vec<SentDatagram>,
     tun_out: Vec<Vec<u8>>,
     sources_gone: VecDeque<SourceGone>,
+    /// Whether nothing more is taken in.
+    rests: bool,
     stats: IoStats,
     /// When the last wait ended.
     woken: Instant,
@@ -164,6 +166,7 @@ impl SimIo {
             udp_out: Vec::new(),
             tun_out: Vec::new(),
             sources_gone: VecDeque::new(),
+            rests: false,
             stats: IoStats::default(),
             woken: Instant::START,
             helpers: None,
@@ -173,6 +176,29 @@ impl SimIo {
     /// Lets virtual threads take trains out of `assist` amid the turns from now on.
     pub fn help(&mut self, assist: Arc<Assist>, rng: SimRng) {
         self.helpers = Some(SimHelpers { assist, rng, held: Vec::new() });
+    }
+
+    /// The same sockets and TUN queue in the hands of another process: what the kernel has of them stays, what was queued on this side is
+    /// lost. Nothing is taken in yet.
+    pub(super) fn handed_over(mut self, assist: Option<(Arc<Assist>, SimRng)>) -> SimIo {
+        self.queued_udp.clear();
+        self.sources_gone.clear();
+        self.helpers = None;
+        self.rests = true;
+        if let Some((assist, rng)) = assist {
+            self.help(assist, rng);
+        }
+        self
+    }
+
+    /// Takes out what the kernel has of them: datagrams with their interfaces, and frames.
+    pub(super) fn drain(&mut self) -> (Vec<(Datagram, u32)>, Vec<Vec<u8>>) {
+        (self.udp_in.drain(..).collect(), self.tun_in.drain(..).collect())
+    }
+
+    /// Joins the sockets of this port.
+    pub(super) fn join(&mut self, port: Option<u16>) {
+        self.port = port;
     }
 
     /// Sets what goes wrong from now on, as `rng` has it.
@@ -215,7 +241,7 @@ impl SimIo {
 
     /// Whether something waits to be received.
     pub fn readable(&self) -> bool {
-        !self.udp_in.is_empty() || (!self.tun_in.is_empty() && self.queued_udp.is_empty())
+        !self.rests && (!self.udp_in.is_empty() || (!self.tun_in.is_empty() && self.queued_udp.is_empty()))
     }
 
     /// Puts a datagram that arrived at `interface` into the socket's buffer. A full buffer loses it.
@@ -342,7 +368,7 @@ impl Io for SimIo {
 
     fn recv_tun(&mut self) -> Option<TunFrame> {
         self.step_helpers();
-        if !self.queued_udp.is_empty() {
+        if self.rests || !self.queued_udp.is_empty() {
             return None;
         }
         let mut buf = self.pool.take()?;
@@ -357,7 +383,7 @@ impl Io for SimIo {
     fn recv_udp(&mut self) -> Option<UdpTrain> {
         self.step_helpers();
         let count = self.mergeable();
-        if count == 0 {
+        if self.rests || count == 0 {
             return None;
         }
         let mut buf = self.pool.take()?;
@@ -419,6 +445,14 @@ impl Io for SimIo {
         self.port = sockets.map(|sockets| sockets.port);
         self.queued_udp.clear();
         self.udp_in.clear();
+    }
+
+    fn rest(&mut self, rest: bool) {
+        self.rests = rest;
+    }
+
+    fn has_sent(&self) -> bool {
+        self.queued_udp.is_empty()
     }
 
     fn gso(&self) -> bool {

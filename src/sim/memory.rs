@@ -29,6 +29,8 @@ pub struct Memory {
     pub notices: VecDeque<Notice>,
     /// How often [`Io::rebind`] was called.
     pub rebinds: usize,
+    /// Whether nothing more is taken in.
+    pub rests: bool,
     pool: Pool,
     frames: VecDeque<TunFrame>,
     trains: VecDeque<UdpTrain>,
@@ -62,6 +64,7 @@ impl Memory {
             refuses: CoalesceOptions::default(),
             notices: VecDeque::new(),
             rebinds: 0,
+            rests: false,
             pool: Pool::new(buffers)?,
             frames: VecDeque::new(),
             trains: VecDeque::new(),
@@ -159,13 +162,13 @@ impl Io for Memory {
     }
 
     fn recv_tun(&mut self) -> Option<TunFrame> {
-        let frame = self.frames.pop_front()?;
+        let frame = if self.rests { None } else { self.frames.pop_front() }?;
         self.stats.tun_reads += 1;
         Some(frame)
     }
 
     fn recv_udp(&mut self) -> Option<UdpTrain> {
-        let train = self.trains.pop_front()?;
+        let train = if self.rests { None } else { self.trains.pop_front() }?;
         self.stats.udp_receives += 1;
         Some(train)
     }
@@ -198,6 +201,14 @@ impl Io for Memory {
     fn rebind(&mut self, _sockets: Option<UdpSockets>) {
         self.queued.clear();
         self.rebinds += 1;
+    }
+
+    fn rest(&mut self, rest: bool) {
+        self.rests = rest;
+    }
+
+    fn has_sent(&self) -> bool {
+        self.queued.is_empty()
     }
 
     fn gso(&self) -> bool {

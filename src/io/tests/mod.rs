@@ -2,6 +2,7 @@
 //! that ends with it; without the right to make one (CAP_SYS_ADMIN, CAP_NET_ADMIN) it is skipped, aloud.
 
 mod random;
+mod rest;
 mod tun;
 mod udp;
 

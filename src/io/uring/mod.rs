@@ -109,7 +109,7 @@ impl Uring {
     /// Arms requests that ended or never began. A receive waits for a buffer, as without one it would end at once.
     fn arm(&mut self) -> Result<()> {
         self.ring.buffers.refill(self.received.len(), &self.edge.pool);
-        if !self.armed.tun {
+        if !self.armed.tun && !self.edge.rests {
             self.ring.poll(RequestKind::Tun, 0, self.edge.tun.as_fd(), libc::POLLIN)?;
             self.armed.tun = true;
         }
@@ -119,7 +119,8 @@ impl Uring {
         }
         for family in Family::BOTH {
             let Some(socket) = self.edge.sockets.of(family) else { continue };
-            if !self.armed.receive[family as usize] && !self.ring.buffers.is_empty() {
+            let receives = !self.edge.rests && !self.ring.buffers.is_empty();
+            if !self.armed.receive[family as usize] && receives {
                 self.ring.receive(receive_kind(family), self.generation, socket)?;
                 self.armed.receive[family as usize] = true;
             }
@@ -217,6 +218,28 @@ impl Uring {
             if self.ending == 0 {
                 return;
             }
+        }
+    }
+
+    /// Ends what brings datagrams and news of frames. Datagrams that come meanwhile are kept.
+    fn halt(&mut self) {
+        for family in Family::BOTH {
+            if self.armed.receive[family as usize] {
+                self.ring.cancel(receive_kind(family), self.generation);
+            }
+        }
+        if self.armed.tun {
+            self.ring.cancel(RequestKind::Tun, 0);
+        }
+        // Each ends with a completion of its own, in an enter.
+        for _ in 0..CANCEL_ENTERS {
+            if !self.armed.tun && !self.armed.receive.contains(&true) {
+                return;
+            }
+            if let Err(error) = self.ring.enter(0, None) {
+                self.broken = Some(error);
+            }
+            self.take_events();
         }
     }
 
@@ -340,6 +363,19 @@ impl Io for Uring {
         self.failures = 0;
         drop(old);
         self.edge.sockets = sockets.unwrap_or_default();
+    }
+
+    fn rest(&mut self, rest: bool) {
+        self.edge.rests = rest;
+        if rest {
+            self.halt();
+        } else {
+            self.edge.tun.set_ready();
+        }
+    }
+
+    fn has_sent(&self) -> bool {
+        self.writes.queued() == 0 && self.edge.out.is_empty()
     }
 
     fn set_icmp(&mut self, sockets: Option<Arc<IcmpSockets>>) {
