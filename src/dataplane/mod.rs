@@ -14,6 +14,7 @@ pub mod histograms;
 pub mod limits;
 pub mod misdirected;
 mod notes;
+pub mod record;
 pub mod sending;
 #[cfg(test)]
 mod sending_tests;
@@ -27,8 +28,9 @@ use crate::dataplane::directory::PeerDirectory;
 use crate::dataplane::handshakes::{HANDSHAKE_QUEUE, HandshakeQueue};
 use crate::dataplane::histograms::Histograms;
 use crate::dataplane::limits::{LimitSettings, PeerLimits};
-use crate::dataplane::misdirected::{MISDIRECTED_QUEUE, MisdirectedQueue};
+use crate::dataplane::misdirected::{MISDIRECTED_QUEUE, Misdirected, MisdirectedQueue};
 use crate::dataplane::notes::StagedNotes;
+use crate::dataplane::record::{RestoredSession, WorkerRecord};
 use crate::dataplane::sending::Sending;
 use crate::dataplane::staging::Staging;
 use crate::dataplane::stats::WorkerStats;
@@ -341,6 +343,7 @@ pub struct IncomingHandshake {
 }
 
 /// A message from the slow path to one worker.
+#[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
 pub enum Control {
     /// Sets what checks handshake messages for the local identity. `None` without a private key: then every one is
     /// dropped.
@@ -379,6 +382,19 @@ pub enum Control {
     Icmp(Option<Arc<IcmpSockets>>),
     /// Replaces the UDP sockets, or takes them away.
     Rebind(Option<UdpSockets>),
+    /// Takes nothing in any more from the TUN device and the sockets, and reports with [`Event::Rested`] and this number once all is
+    /// done that was taken in. Given again, it is reported again.
+    Rest(u32),
+    /// Leaves a record of what the worker alone has. For one at rest.
+    Record(Arc<ArrayQueue<WorkerRecord>>),
+    /// Receives on these sessions, with which another process was sent to. For their owner only, while it rests.
+    Restore(Vec<RestoredSession>),
+    /// Handles these frames, which another process read from the TUN device, before any other.
+    Frames(Vec<Box<[u8]>>),
+    /// Handles these datagrams before any others: they wait in sockets for which there is no worker any more.
+    Datagrams(Vec<Misdirected>),
+    /// Ends the rest.
+    Resume,
     /// Ends the worker.
     Stop,
 }
@@ -405,6 +421,8 @@ pub enum Event {
     SourceRefused(PeerId, IpAddr),
     /// The peer's quota is used up (`true`), or begins anew.
     Quota(PeerId, bool),
+    /// The worker rests, and has done all that it had taken in when it was given this number with [`Control::Rest`].
+    Rested(u8, u32),
     /// The worker ended, since the TUN device is gone. Holds the message for the log.
     WorkerEnded(u8, String),
 }

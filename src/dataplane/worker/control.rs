@@ -38,6 +38,12 @@ impl Worker {
             Control::Tunnels(ports) => self.rx.set_tunnels(ports),
             Control::Icmp(sockets) => io.set_icmp(sockets),
             Control::Rebind(sockets) => io.rebind(sockets),
+            Control::Rest(round) => self.rest(io, now, round),
+            Control::Record(records) => self.leave_record(&records),
+            Control::Restore(sessions) => self.restore(sessions),
+            Control::Frames(frames) => self.take_over_frames(io, now, &frames),
+            Control::Datagrams(datagrams) => self.take_over_datagrams(io, now, &datagrams),
+            Control::Resume => self.resume(io),
             Control::Stop => return false,
         }
         true

@@ -21,6 +21,7 @@ mod patience;
 mod peers;
 mod receiving;
 mod reorder;
+mod rest;
 mod rx;
 mod staged;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use padding::Padding;
 use patience::{Done, Patience};
 use peers::Peers;
 use reorder::Reorder;
+use rest::Rest;
 use rx::{Receiver, Rx};
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +103,8 @@ pub struct Worker {
     helped_at: Option<Instant>,
     /// Whether a control was carried out in this turn, which may have ended the life of a key.
     had_control: bool,
+    /// The rest, while the tunnel is handed to another process.
+    rest: Option<Rest>,
     turns: Turns,
 }
 
@@ -118,6 +122,7 @@ impl Worker {
             sealing: Reorder::new(config.id, JobKind::Seal, Arc::clone(&links.assist)),
             helped_at: None,
             had_control: false,
+            rest: None,
             turns: Turns::default(),
         }
     }
@@ -140,6 +145,7 @@ impl Worker {
         let turn = self.take_all(io, now);
         io.flush();
         self.take_notices(io);
+        let turn = self.report_rest(io, now, turn);
         self.outbox.ring();
         let stats = &self.outbox.stats;
         stats.add_refusals(&self.rx.take_refusals());
@@ -160,6 +166,9 @@ impl Worker {
         let mut until = Some(Instant::START);
         let mut patience = Patience::default();
         let mut done = Done::by(&self.outbox.stats);
+        if self.rests() {
+            io.rest(true);
+        }
         loop {
             let waited = io.wait(until);
             self.rx.reorder.assist.awake(self.id);
@@ -181,7 +190,8 @@ impl Worker {
                     let stats = &self.outbox.stats;
                     let before = std::mem::replace(&mut done, Done::by(stats));
                     let patience = patience.wait_until(now, done.since(before), stats);
-                    if self.is_needed(now) { Some(now) } else { patience }
+                    let until = patience.into_iter().chain(self.rests_until()).min();
+                    if self.is_needed(now) { Some(now) } else { until }
                 }
                 Turn::Stop => return Ok(()),
             };

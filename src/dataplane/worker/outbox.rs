@@ -61,6 +61,11 @@ impl WorkerOutbox {
         WorkerCount::nearest(self.workers.len())
     }
 
+    /// Has the slow path rung at the end of the turn.
+    pub(super) fn ring_slow_path(&mut self) {
+        self.ring_slow = true;
+    }
+
     /// Announces to the slow path that the peer's stamps moved, unless it watches them.
     pub(super) fn activity(&mut self, peer: &PeerShared) {
         if peer.arm() && !self.emit(Event::Activity(peer.id)) {

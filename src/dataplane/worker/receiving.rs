@@ -1,6 +1,7 @@
 //! A session that is received on, and where its peer is.
 
 use super::outbox::WorkerOutbox;
+use crate::dataplane::record::RestoredSession;
 use crate::dataplane::stats::add;
 use crate::dataplane::{Event, PeerShared};
 use crate::io::{Endpoint, LocalAddr};
@@ -23,7 +24,8 @@ pub(super) struct Receiving {
     pub(super) session: Box<RecvSession>,
     /// The sending half, held until the session takes effect.
     send: Option<Arc<SendSession>>,
-    /// Whether the slow path was notified that the session took effect.
+    /// Whether the session has taken effect, and whether the slow path was notified of it.
+    effective: bool,
     reported: bool,
     /// Where the peer last spoke from, and to, as it was reported to the slow path, and the endpoint's revision then.
     heard: Option<(Endpoint, u32)>,
@@ -36,12 +38,31 @@ impl Receiving {
         session: Box<RecvSession>,
         send: Arc<SendSession>,
     ) -> Receiving {
-        Receiving { peer: Arc::clone(peer), session, send: Some(send), reported: false, heard: None }
+        Receiving {
+            peer: Arc::clone(peer),
+            session,
+            send: Some(send),
+            effective: false,
+            reported: false,
+            heard: None,
+        }
+    }
+
+    /// A session on which another process received.
+    pub(super) fn restored(restored: RestoredSession) -> Receiving {
+        let RestoredSession { peer, receive: session, send, effective } = restored;
+        Receiving { peer, session, send, effective, reported: effective, heard: None }
+    }
+
+    /// Whether the session has taken effect.
+    pub(super) fn is_effective(&self) -> bool {
+        self.effective
     }
 
     /// Makes the session take effect, since the other end is known to have it: publishes its sending half, and
     /// notifies the slow path for the packets of all workers.
     pub(super) fn take_effect(&mut self, outbox: &mut WorkerOutbox) {
+        self.effective = true;
         if let Some(send) = self.send.take() {
             self.peer.sending.publish(&send);
         }

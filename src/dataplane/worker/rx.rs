@@ -12,6 +12,7 @@ use super::tx::alloc;
 use crate::crypto::aead::{MAX_SEGMENTS, Opened};
 use crate::dataplane::assist::{DoneTrain, JobTask, OpenedTrain};
 use crate::dataplane::misdirected::Misdirected;
+use crate::dataplane::record::RestoredSession;
 use crate::dataplane::stats::add;
 use crate::dataplane::{HandshakeDatagram, IncomingHandshake, PeerId, PeerShared};
 use crate::index::ReceiverIndex;
@@ -59,7 +60,7 @@ enum Opening {
 
 /// What the receiving side keeps from turn to turn.
 pub(super) struct Rx {
-    sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
+    pub(super) sessions: HashMap<u32, Receiving, BuildHasherDefault<IndexHasher>>,
     coalescer: Coalescer,
     coalesce: CoalesceOptions,
     pub(super) reorder: Reorder<WaitingTrain>,
@@ -83,6 +84,11 @@ impl Rx {
         let index = session.local_index();
         let receiving = Receiving::new(peer, session, send);
         self.sessions.entry(index).insert_entry(receiving).into_mut()
+    }
+
+    /// Adds a session on which another process received.
+    pub(super) fn restore(&mut self, session: RestoredSession) {
+        self.sessions.insert(session.receive.local_index(), Receiving::restored(session));
     }
 
     /// Removes both halves of the session with this index, if it is the peer's.

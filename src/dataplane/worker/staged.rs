@@ -74,6 +74,11 @@ impl StagedFrames {
         Some(frame)
     }
 
+    /// All frames, those of each peer in their order.
+    pub(super) fn frames(&self) -> impl Iterator<Item = &[u8]> {
+        self.queues.values().flat_map(|queue| &queue.frames).map(|frame| &**frame)
+    }
+
     /// Drops what is staged for peers that are not in `directory`. Returns how many frames that were.
     pub(super) fn keep_only(&mut self, directory: &PeerDirectory) -> usize {
         let staging = &self.staging;

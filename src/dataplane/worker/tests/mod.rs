@@ -4,6 +4,7 @@ mod assist;
 mod limits;
 mod loops;
 mod mail;
+mod rest;
 mod rx;
 mod sealing;
 mod tx;
