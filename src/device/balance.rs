@@ -31,7 +31,7 @@ use crate::dataplane::{PeerId, PeerShared};
 use crate::index::{ReceiverIndex, WorkerCount};
 use crate::time::Instant;
 use Direction::{Received, Sealed, Sent};
-use policy::{Decision, Direction, Loads, PeerLoad, Policy};
+use policy::{Decision, Direction, Engaged, Loads, PeerLoad, Policy};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -79,6 +79,19 @@ impl Balancer {
     /// Whether [`Device::balance`] has peers to look at.
     pub(super) fn is_weighing(&self) -> bool {
         self.weighing.is_some()
+    }
+
+    /// How a peer is shared, by direction.
+    pub(super) fn sharing(&self, id: PeerId) -> [Option<Engaged>; 3] {
+        self.policy.sharing(id)
+    }
+
+    /// Has a peer shared as it was in another process, and looks at the workers soon where there is one.
+    pub(super) fn restore(&mut self, id: PeerId, sharing: [Option<Engaged>; 3]) {
+        self.policy.restore(id, sharing);
+        if self.policy.is_engaged() {
+            self.next = Some(Instant::START);
+        }
     }
 
     /// Takes a sample, and returns the nanoseconds since the last one. A worker counts its time awake turn by turn,

@@ -3,7 +3,7 @@
 
 use super::events::{DisconnectReason, RefusalReason};
 use crate::noise::REKEY_TIMEOUT;
-use crate::time::Instant;
+use crate::time::{Instant, Offset};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -90,6 +90,16 @@ impl History {
             self.silence = Some(SilentTime { since, rx_bytes });
             self.unanswered = 0;
         }
+    }
+
+    /// Since when nothing authentic has come, as far as that was noted, and how many bytes had been received then.
+    pub(super) fn silence(&self, now: Instant) -> Option<(Offset, u64)> {
+        self.silence.map(|silence| (Offset::of(silence.since, now), silence.rx_bytes))
+    }
+
+    /// Takes over since when nothing authentic has come, from a record of it that was made at `then`.
+    pub(super) fn restore_silence(&mut self, (since, rx_bytes): (Offset, u64), then: Instant) {
+        self.silence = Some(SilentTime { since: since.from(then), rx_bytes });
     }
 
     /// Whether nothing authentic has come for so long that the peer is not there, though it was asked.

@@ -24,6 +24,11 @@ impl IndexTable {
         }
     }
 
+    /// Takes an index that another process drew. False where it is in use.
+    pub(super) fn claim(&mut self, index: u32, slot: u32) -> bool {
+        self.slots.insert(index, slot).is_none()
+    }
+
     /// The slot of the peer that `index` belongs to.
     pub(super) fn slot(&self, index: u32) -> Option<u32> {
         self.slots.get(&index).copied()

@@ -188,6 +188,7 @@ impl Device {
         }
         let keys = identity.as_ref().map(|identity| GateKeys::new(identity.public(), &mut *self.entropy));
         self.identity = identity;
+        self.cookies.clone_from(&keys);
         self.out.all(Broadcast::Identity(keys.map(Box::new)));
         self.identity_number = self.identity_number.wrapping_add(1);
         true

@@ -19,6 +19,8 @@ mod balance;
 mod connection;
 pub mod events;
 pub mod facts;
+#[cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
+pub mod handover;
 mod handshakes;
 pub mod history;
 mod indices;
@@ -52,6 +54,7 @@ use crate::dataplane::{Control, Event, IncomingHandshake, PeerId, PeerShared};
 use crate::index::{ReceiverIndex, WorkerCount};
 use crate::io::Endpoint;
 use crate::io::steer::Target;
+use crate::noise::cookie::GateKeys;
 use crate::noise::handshake::Identity;
 use crate::noise::limiter::Limiter;
 use crate::noise::tai64n::Tai64NClock;
@@ -67,6 +70,7 @@ use lifecycle::{InterfaceState, InterfaceSweep};
 use outputs::{Broadcast, OutputQueue};
 use peer::Peer;
 use status::Unbound;
+use std::collections::{BTreeMap, btree_map};
 use std::io::Error;
 use std::ops::Range;
 use std::sync::Arc;
@@ -147,6 +151,8 @@ pub struct Device {
     clock: Tai64NClock,
     peers: PeerTable,
     directory: DirectoryWriter,
+    /// What the cookies come of that the workers give out.
+    cookies: Option<GateKeys>,
     allowed: AllowedIps,
     indices: IndexTable,
     schedule: Schedule,
@@ -160,6 +166,8 @@ pub struct Device {
     unchecked: Range<u32>,
     /// What is left to do for the peers after the interface went up or down.
     sweep: Option<InterfaceSweep>,
+    /// The prefixes that are still to be steered, after a state was taken in.
+    unsteered: btree_map::IntoIter<Prefix, Option<Target>>,
     /// Grows with each change of the identity.
     identity_number: u32,
     balancer: Balancer,
@@ -178,6 +186,7 @@ impl Device {
             clock: Tai64NClock::default(),
             peers: PeerTable::new(workers),
             directory: DirectoryWriter::default(),
+            cookies: None,
             allowed: AllowedIps::default(),
             indices: IndexTable::default(),
             schedule: Schedule::default(),
@@ -189,6 +198,7 @@ impl Device {
             may_depart: Box::new(|_| true),
             unchecked: 0..0,
             sweep: None,
+            unsteered: BTreeMap::new().into_iter(),
             identity_number: 0,
             balancer: Balancer::default(),
             stats: DeviceStats::default(),
@@ -237,8 +247,8 @@ impl Device {
             Event::WrongMac1(from) => self.refuse_stranger(now, from, RefusalReason::WrongMac1, None),
             Event::SourceRefused(id, source) => self.source_refused(now, id, source),
             Event::Quota(id, used_up) => self.note(id, EventKind::Quota { used_up }),
-            // The driver logs it and ends the device; nothing here depends on it.
-            Event::WorkerEnded(..) => {}
+            // These are the driver's, and nothing here depends on them.
+            Event::WorkerEnded(..) | Event::Rested(..) => {}
         }
     }
 
@@ -251,7 +261,8 @@ impl Device {
 
     /// When to call [`Self::handle_timeout`] next, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.sweep.is_some() || self.directory.has_garbage() || self.balancer.is_weighing() {
+        let in_pieces = self.sweep.is_some() || self.has_unsteered() || self.balancer.is_weighing();
+        if in_pieces || self.directory.has_garbage() {
             return Some(Instant::START);
         }
         [self.schedule.next(), self.balancer.next(), self.next_attempt()].into_iter().flatten().min()
@@ -364,6 +375,16 @@ impl Device {
     /// and one that it may have begun itself is over (kernel: `wg_noise_handshake_begin_session` zeroes the only handshake
     /// there is).
     fn confirmed(&mut self, now: Now, id: PeerId, index: u32) {
+        self.take_confirmation(now, id, index);
+        let Some(peer) = self.peers.by_id(id) else { return };
+        if peer.sessions.current().is_some_and(|current| current.local_index() == index) {
+            self.out.send_staged(&peer.shared);
+        }
+        self.check_timers(now, id.slot);
+    }
+
+    /// Notes that a session has taken effect, and begins nothing that follows of it.
+    fn take_confirmation(&mut self, now: Now, id: PeerId, index: u32) {
         let Some(peer) = self.peers.by_id(id) else { return };
         let shared = Arc::clone(&peer.shared);
         let (complete, freed) = peer.sessions.confirm(index);
@@ -375,11 +396,6 @@ impl Device {
             self.connect(now, id);
         }
         self.drop_freed(&shared, freed);
-        let Some(peer) = self.peers.by_id(id) else { return };
-        if peer.sessions.current().is_some_and(|current| current.local_index() == index) {
-            self.out.send_staged(&peer.shared);
-        }
-        self.check_timers(now, id.slot);
     }
 
     /// The worker that receives for this index.

@@ -30,6 +30,16 @@ struct Live {
     send: Option<Arc<SendSession>>,
 }
 
+/// A session that another process had.
+pub(super) struct RestoredLive {
+    pub(super) index: u32,
+    pub(super) born: Instant,
+    /// Whether both ends are known to have it.
+    pub(super) shared: bool,
+    /// The sending half, of the current one or of one that may become it.
+    pub(super) send: Option<Arc<SendSession>>,
+}
+
 /// A peer's sessions.
 #[derive(Default)]
 pub(super) struct Sessions {
@@ -42,6 +52,37 @@ impl Sessions {
     /// The index of the session that sends.
     pub(super) fn current(&self) -> Option<&Arc<SendSession>> {
         self.current.as_ref()
+    }
+
+    /// Every session: its index, when it was born, whether both ends are known to have it, and the sending half, of the current one
+    /// or of one that may become it.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (u32, Instant, bool, Option<&Arc<SendSession>>)> {
+        self.live.iter().map(|live| {
+            let current = self.current.as_ref().filter(|current| current.local_index() == live.index);
+            (live.index, live.born, live.shared, live.send.as_ref().or(current))
+        })
+    }
+
+    /// Takes in the sessions of another process, in the order of their birth, of which the one with the index `current` sends. False
+    /// where there cannot be such sessions.
+    pub(super) fn restore(&mut self, sessions: Vec<RestoredLive>, current: Option<u32>) -> bool {
+        let in_order = sessions.windows(2).all(|pair| pair[0].born < pair[1].born);
+        let within = |shared, most| sessions.iter().filter(|live| live.shared == shared).count() <= most;
+        if !in_order || !within(false, MAX_WAITING) || !within(true, MAX_SHARED) {
+            return false;
+        }
+        for RestoredLive { index, born, shared, send } in sessions {
+            let send = match Some(index) == current {
+                true => {
+                    self.current = send.filter(|_| shared);
+                    None
+                }
+                // One that both ends have, and that does not send, will not any more.
+                false => send.filter(|_| !shared),
+            };
+            self.live.push(Live { index, born, shared, send });
+        }
+        self.current_index() == current
     }
 
     /// When the youngest session was made that waits for the initiator's first packet. A response was sent then.

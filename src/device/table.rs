@@ -66,7 +66,6 @@ impl PeerTable {
     }
 
     /// Peers in the order they were added.
-    #[cfg(feature = "internals")]
     pub(super) fn in_order(&self) -> impl Iterator<Item = &Peer> {
         self.by_epoch.values().filter_map(|&slot| self.get(slot))
     }
@@ -84,7 +83,18 @@ impl PeerTable {
 
     /// Adds the peer that `make` builds for a new identity and its owner: the worker with the fewest peers.
     pub(super) fn insert(&mut self, key: PublicKey, make: impl FnOnce(PeerId, u8) -> Peer) -> PeerId {
-        let owner = (0..self.load.len()).min_by_key(|&worker| self.load[worker]).unwrap_or(0);
+        self.insert_for(key, None, make)
+    }
+
+    /// Does as [`Self::insert`], for an owner that is known already.
+    pub(super) fn insert_for(
+        &mut self,
+        key: PublicKey,
+        owner: Option<u8>,
+        make: impl FnOnce(PeerId, u8) -> Peer,
+    ) -> PeerId {
+        let fewest = || (0..self.load.len()).min_by_key(|&worker| self.load[worker]).unwrap_or(0);
+        let owner = owner.map_or_else(fewest, usize::from);
         self.load[owner] += 1;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);

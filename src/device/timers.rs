@@ -82,6 +82,7 @@ impl Device {
     pub(super) fn run_timers(&mut self, now: Now) {
         self.balance(now.mono);
         self.sweep(now);
+        self.steer_some();
         self.directory.free_some();
         for _ in 0..CHECKS_PER_CALL {
             let Some(slot) = self.schedule.pop(&mut self.peers, now.mono) else { return };

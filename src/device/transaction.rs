@@ -187,7 +187,7 @@ impl Device {
 
     /// Publishes routes and peers to the workers, if they changed. From then on no route names a removed peer, and slots of
     /// removed peers may be used again. Returns the prefixes that may have to be steered anew.
-    fn publish(&mut self) -> BTreeMap<Prefix, Option<Target>> {
+    pub(super) fn publish(&mut self) -> BTreeMap<Prefix, Option<Target>> {
         let changed = self.allowed.take_changed();
         if !changed.is_empty() || self.directory.is_changed() {
             self.out.all(Broadcast::Routes(self.allowed.table(), self.directory.publish()));

@@ -72,8 +72,8 @@ pub(super) enum Decision {
 }
 
 /// A peer that is shared in one direction.
-#[derive(Clone, Copy)]
-struct Engaged {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(in crate::device) struct Engaged {
     /// What the peer moved when that began, in bytes a second.
     rate: u64,
     calm: u8,
@@ -133,6 +133,18 @@ impl Policy {
     pub(super) fn forget(&mut self, id: PeerId) {
         for peers in &mut self.engaged {
             peers.remove(&id);
+        }
+    }
+
+    /// How a peer is shared, by direction.
+    pub(super) fn sharing(&self, id: PeerId) -> [Option<Engaged>; 3] {
+        std::array::from_fn(|direction| self.engaged[direction].get(&id).copied())
+    }
+
+    /// Has a peer shared as it was in another process.
+    pub(super) fn restore(&mut self, id: PeerId, sharing: [Option<Engaged>; 3]) {
+        for (engaged, sharing) in self.engaged.iter_mut().zip(sharing) {
+            engaged.extend(sharing.map(|sharing| (id, sharing)));
         }
     }
 
