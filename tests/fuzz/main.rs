@@ -93,7 +93,8 @@ replay!(
     openbsd,
     answer,
     firewall,
-    control_data
+    control_data,
+    state
 );
 
 #[test]

@@ -5,6 +5,7 @@
 mod answers;
 mod config;
 mod device;
+mod state;
 mod steering;
 
 use ringtun::crypto::random::Entropy;
@@ -56,6 +57,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target("answer", answers::answer, 1_000),
     target("firewall", answers::firewall, 1_000),
     target("control_data", answers::control_data, 2_000),
+    target("state", state::run, 1_000),
 ];
 
 /// The lines of an answer to `get=1` that say what is configured, and not what has happened since.
