@@ -1,12 +1,14 @@
 //! A whole device without threads. The slow path, its workers and the links between are stepped in a seeded order.
 
 mod config;
+mod handover;
 mod outputs;
 mod steps;
 mod uplinks;
 mod wiretap;
 
 pub use config::{HostConfig, HostFaults};
+pub use handover::HandOverPlan;
 pub use uplinks::{FIRST_UPLINK, Uplinks};
 
 use crate::dataplane::worker::{Worker, WorkerConfig};
@@ -22,6 +24,7 @@ use crate::sim::packet::{Flow, Inner};
 use crate::sim::rng::SimRng;
 use crate::time::Instant;
 use crate::wire::message::MessageKind;
+use handover::HandOvers;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, SocketAddr};
@@ -102,6 +105,9 @@ pub struct SimHost {
     uplinks: Uplinks,
     routes: SharedRoutes,
     wiretap: Wiretap,
+    passing: HandOvers,
+    /// How many steps its threads have taken.
+    pub steps: u64,
     port: Option<u16>,
     steering: BTreeMap<Prefix, Target>,
     /// Receiver indices of the sessions that exist.
@@ -166,6 +172,8 @@ impl SimHost {
             uplinks: Uplinks::default(),
             routes: SharedRoutes::default(),
             wiretap: Wiretap::default(),
+            passing: HandOvers::default(),
+            steps: 0,
             port: None,
             steering: BTreeMap::new(),
             indices: HashMap::new(),
@@ -367,7 +375,8 @@ impl SimHost {
         }
         let target = if self.steer_tun { self.steered(flow.destination.ip()) } else { None };
         let queue = match target {
-            Some(Target::Worker(worker)) => usize::from(worker),
+            // The kernel takes the program's answer modulo the number of queues.
+            Some(Target::Worker(worker)) => usize::from(worker) % self.lanes.len().max(1),
             _ => {
                 BuildHasherDefault::<DefaultHasher>::default().hash_one(flow) as usize
                     % self.lanes.len().max(1)
@@ -406,7 +415,7 @@ impl SimHost {
         let owner = at.and_then(|at| datagram.bytes.get(at)).filter(|_| self.config.steer);
         let strays = self.rng.chance(self.faults.missteer);
         let worker = match owner {
-            Some(&byte) if byte < self.config.workers && !strays => byte,
+            Some(&byte) if !strays => byte % self.config.workers,
             _ => self.rng.below(self.config.workers.into()) as u8,
         };
         if let Some(lane) = self.lanes.get_mut(usize::from(worker)) {

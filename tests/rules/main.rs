@@ -5,6 +5,7 @@
 
 mod cookies;
 mod frames;
+mod handover;
 mod lab;
 mod lifecycle;
 mod liveness;

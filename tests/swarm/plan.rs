@@ -80,6 +80,8 @@ pub(crate) enum Event {
     Psk { client: usize, byte: u8 },
     /// A client sends a packet from another client's inner address.
     Spoof { client: usize, of: usize },
+    /// The program of a host hands its tunnel to another one, after so many steps of its threads. Where that fails, it goes on itself.
+    HandOver { host: usize, after: u64, workers: u8, fails: bool },
 }
 
 impl fmt::Display for Event {
@@ -146,7 +148,24 @@ impl Plan {
             plan.rounds.push(Round { storm, idle, delay });
             plan.fill(&mut rng, round, storm);
         }
+        plan.add_hand_overs();
         plan
+    }
+
+    /// Has hosts replaced in some plans. Those that they are not in, and their seeds, are as they were before there were any.
+    fn add_hand_overs(&mut self) {
+        if self.seed % 4 != 3 {
+            return;
+        }
+        let mut rng = SimRng::new(self.seed ^ 0x5ccc_e550_12ab);
+        for (round, part) in self.rounds.clone().into_iter().enumerate() {
+            for _ in 0..1 + rng.below(6) {
+                let (host, after) = (self.any(&mut rng), rng.below(200));
+                let (workers, fails) = (1 + rng.below(4) as u8, rng.chance(200));
+                let event = Event::HandOver { host, after, workers, fails };
+                self.events.push(Timed { round, at: random(&mut rng, part.storm), event });
+            }
+        }
     }
 
     pub(crate) fn clients(&self) -> std::ops::Range<usize> {

@@ -3,7 +3,7 @@
 use crate::account::{Account, MARK, inner4, inner6};
 use crate::plan::{Event, HostPlan, Plan, Timed, Translator, client_addresses, gateway_addresses, millis};
 use ringtun::crypto::x25519::{PrivateKey, PublicKey};
-use ringtun::sim::host::{ECHO_PORT, FIRST_UPLINK};
+use ringtun::sim::host::{ECHO_PORT, FIRST_UPLINK, HandOverPlan};
 use ringtun::sim::world::InnerTraffic;
 use ringtun::sim::{Faults, Flow, HostId, Inner, SimHost, SimRng, Uplinks, World};
 use ringtun::time::Instant;
@@ -370,6 +370,8 @@ impl Stage {
             Event::Prefer { gateway } | Event::Reroute { gateway } => self.reroute(gateway, event),
             Event::Clock { host, seconds } => self.set_clock(host, seconds),
             Event::Give { host, peer, worker } => {
+                // There may be fewer by now.
+                let worker = worker % self.look(host).workers();
                 let peers = self.look(host).state().peers();
                 if let Some(peer) = peers.get(peer % peers.len().max(1)) {
                     self.host(host).device().give_peer(peer.id, worker);
@@ -386,6 +388,10 @@ impl Stage {
                 self.set(home, &self.client_text(client));
                 let (public, psk) = (hex(&self.public(home).0), hex(&[byte; 32]));
                 self.set(client, &format!("public_key={public}\npreshared_key={psk}\n"));
+            }
+            Event::HandOver { host, after, workers, fails } => {
+                let at_step = self.look(host).steps + after;
+                self.host(host).plan_hand_over(HandOverPlan { at_step, workers, fails });
             }
             Event::Spoof { client, of } if client != of => self.spoof(client, of),
             Event::Rebind { .. } | Event::Spoof { .. } => {}

@@ -9,7 +9,7 @@ use crate::time::Instant;
 
 impl VirtualWorker {
     /// Leaves a control that arrives when it is `due`, behind all earlier ones.
-    fn queue(&mut self, due: Instant, control: Control) {
+    pub(super) fn queue(&mut self, due: Instant, control: Control) {
         let after = self.backlog.back().map_or(due, |(last, _)| due.max(*last));
         self.backlog.push_back((after, control));
     }
@@ -36,6 +36,7 @@ impl SimHost {
 
     fn control(&mut self, worker: u8, control: Control) {
         self.controls += 1;
+        self.disturb_hand_over();
         match self.lanes.get_mut(usize::from(worker)) {
             Some(lane) => {
                 match &control {
@@ -50,6 +51,15 @@ impl SimHost {
                             self.violations.push(format!("index {index:#x} given to a second session"));
                         }
                         self.wiretap.installed(self.at, peer.id, send);
+                    }
+                    Control::Restore(sessions) => {
+                        for session in sessions {
+                            let index = session.receive.local_index();
+                            if self.indices.insert(index, session.peer.id).is_some() {
+                                self.violations.push(format!("index {index:#x} taken over twice"));
+                            }
+                            session.send.iter().for_each(|send| self.wiretap.restored(index, send));
+                        }
                     }
                     Control::Drop(_, index) => drop(self.indices.remove(index)),
                     Control::Send(slot, _, message) => self.wiretap.decided(self.at, *slot, message.bytes()),

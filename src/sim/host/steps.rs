@@ -21,7 +21,8 @@ impl VirtualWorker {
         let woken = (self.rung || self.io.readable()).then_some(self.io.deaf_until);
         let busy = self.busy.then_some(Instant::START);
         let control = self.backlog.front().map(|(due, _)| *due);
-        let due = [busy, woken, control, self.io.room_at()].into_iter().flatten().min();
+        let rest = self.worker.rests_until();
+        let due = [busy, woken, control, self.io.room_at(), rest].into_iter().flatten().min();
         due.map(|due| due.max(self.stalled_until))
     }
 }
@@ -41,6 +42,9 @@ impl SimHost {
             return None;
         }
         let slow = &self.links.slow;
+        if let Some(due) = self.hand_over_due() {
+            return due.map(|due| due.max(self.slow_path_stalled_until));
+        }
         let queued = !slow.events.is_empty() || slow.handshakes.waiting() > 0;
         // It looks at its queues where it was rung, and goes on until they are empty.
         let waits = (self.slow_path_rung || self.work_pending) && queued;
@@ -67,7 +71,10 @@ impl SimHost {
             self.hear_rings();
             self.rng.shuffle(&mut order);
             let mut progress = false;
-            for &actor in &order {
+            for actor in order.clone() {
+                if self.begin_hand_over(now) {
+                    progress = true;
+                }
                 // Now and then one is late, as threads are, and another has two steps.
                 if self.rng.chance(150) {
                     progress |= self.ready(actor, now.mono);
@@ -75,6 +82,11 @@ impl SimHost {
                     progress |= self.step_device(now);
                 } else {
                     progress |= self.step_worker(actor, now.mono, &mut sent);
+                }
+                self.steps += 1;
+                if self.finish_hand_over(now) {
+                    (progress, order) = (true, (0..=self.lanes.len()).collect());
+                    break;
                 }
             }
             if !progress {
@@ -196,6 +208,9 @@ impl SimHost {
     fn step_device(&mut self, now: Now) -> bool {
         if self.slow_path_stalled || now.mono < self.slow_path_stalled_until {
             return false;
+        }
+        if let Some(progress) = self.step_hand_over(now) {
+            return progress;
         }
         self.work_pending |= std::mem::take(&mut self.slow_path_rung);
         if self.work_pending {

@@ -44,6 +44,23 @@ impl Wiretap {
         self.sessions.push((send.local_index(), Arc::downgrade(send)));
     }
 
+    /// Goes on as the wiretap of another process, in which peers have other slots, by the old ones.
+    pub(super) fn taken_over(self, slots: &HashMap<u32, u32>) -> Wiretap {
+        let Wiretap { keys, initiated, found, .. } = self;
+        let slot = |old: u32| slots.get(&old).copied().unwrap_or(u32::MAX);
+        Wiretap {
+            keys: keys.into_iter().map(|((peer, index), key)| ((slot(peer), index), key)).collect(),
+            sessions: Vec::new(),
+            initiated: initiated.into_iter().map(|(peer, at)| (slot(peer), at)).collect(),
+            found,
+        }
+    }
+
+    /// Notes a session that was taken over.
+    pub(super) fn restored(&mut self, index: u32, send: &Arc<SendSession>) {
+        self.sessions.push((index, Arc::downgrade(send)));
+    }
+
     /// Notes a handshake message that the slow path decided to send.
     pub(super) fn decided(&mut self, now: Instant, slot: u32, message: &[u8]) {
         if classify(message) != Some(MessageKind::Initiation) {
