@@ -1,6 +1,7 @@
 //! What a worker and its peers leave to another process, as values. The slow path collects them (`device/handover/`).
 
 use super::{PeerId, PeerShared};
+use crate::dataplane::limits::{LimitsRecord, PeerLimits};
 use crate::noise::session::{RecvRecord, RecvSession, Role, SendSession};
 use crate::time::{Instant, Offset};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,8 @@ pub struct TrafficRecord {
     connected_at: u64,
     /// The stamps of [`crate::noise::timers::Activity`], in its order.
     stamps: [Option<Offset>; 4],
+    /// What limits the peer, if anything does or did.
+    limits: Option<LimitsRecord>,
 }
 
 impl PeerShared {
@@ -92,10 +95,11 @@ impl PeerShared {
             handshake_at: self.handshake_at.load(Relaxed),
             connected_at: self.connected_at.load(Relaxed),
             stamps: self.stamps().map(offset),
+            limits: self.limits().map(|limits| limits.record(now)),
         }
     }
 
-    /// Takes over what was counted and stamped, of which a record was made at `then`.
+    /// Takes over what was counted and stamped, of which a record was made at `then`. For a peer that is new here.
     pub fn restore(&self, record: &TrafficRecord, then: Instant) {
         self.traffic.rx_bytes.store(record.rx_bytes, Relaxed);
         self.traffic.tx_bytes.store(record.tx_bytes, Relaxed);
@@ -103,6 +107,9 @@ impl PeerShared {
         self.handshake_index.store(record.handshake_index, Relaxed);
         self.handshake_at.store(record.handshake_at, Relaxed);
         self.connected_at.store(record.connected_at, Relaxed);
+        if let Some(limits) = &record.limits {
+            self.limits.get_or_init(|| Box::new(PeerLimits::restore(limits, then)));
+        }
         for (stamp, offset) in self.stamps().into_iter().zip(record.stamps) {
             // 0 is never.
             let at = offset.map(|offset| offset.from(then).max(Instant::START));

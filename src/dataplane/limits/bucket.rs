@@ -2,6 +2,7 @@
 
 use super::settings::RateSetting;
 use crate::time::Instant;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Parts of a nanosecond in which time is kept here, so that a byte of a fast rate costs more than nothing. The clock's time in these
@@ -39,6 +40,15 @@ pub(super) struct RateLimit {
     full_at: AtomicU64,
 }
 
+/// A token bucket as plain data.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct BucketRecord {
+    rate: u64,
+    burst: u64,
+    /// When it is full, in [`PARTS`] of a nanosecond from the moment of the record on.
+    ahead: i64,
+}
+
 impl RateLimit {
     /// Sets the rate. What was drawn before stays drawn.
     pub(super) fn set(&self, setting: Option<RateSetting>) {
@@ -49,6 +59,24 @@ impl RateLimit {
     pub(super) fn setting(&self) -> Option<RateSetting> {
         let (bits_per_second, burst) = (self.rate.load(Relaxed), self.burst.load(Relaxed));
         (bits_per_second != 0).then_some(RateSetting { bits_per_second, burst })
+    }
+
+    /// The bucket as plain data, at `now`.
+    pub(super) fn record(&self, now: Instant) -> BucketRecord {
+        let ahead = i128::from(self.full_at.load(Relaxed)) - i128::from(now.as_nanos()) * i128::from(PARTS);
+        BucketRecord {
+            rate: self.rate.load(Relaxed),
+            burst: self.burst.load(Relaxed),
+            ahead: i64::try_from(ahead).unwrap_or(if ahead < 0 { i64::MIN } else { i64::MAX }),
+        }
+    }
+
+    /// Takes over a bucket of which a record was made at `then`.
+    pub(super) fn restore(&self, record: &BucketRecord, then: Instant) {
+        let now = then.as_nanos().saturating_mul(PARTS);
+        self.rate.store(record.rate, Relaxed);
+        self.burst.store(record.burst, Relaxed);
+        self.full_at.store(now.saturating_add_signed(record.ahead), Relaxed);
     }
 
     /// How many packets of the batch, from its first, may pass now.

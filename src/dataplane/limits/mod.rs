@@ -2,9 +2,11 @@
 //! seal it, and without a lock.
 
 mod bucket;
+mod record;
 mod settings;
 
 pub use bucket::PacketBatch;
+pub use record::LimitsRecord;
 pub use settings::{LimitSettings, QuotaSetting, RateSetting};
 
 use crate::time::Instant;

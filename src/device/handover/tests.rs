@@ -27,6 +27,9 @@ fn with_peers(peers: u8) -> Device {
         preshared_key: Some(Box::new(crate::crypto::x25519::SharedSecret([number; 32]))),
         endpoint: Some(format!("[fe80::{number:x}%3]:51820").parse().unwrap()),
         persistent_keepalive: Some(number.into()),
+        limits: number
+            .is_multiple_of(3)
+            .then(|| Box::new("in 1000000 16384 quota 1000 3600 0".parse().unwrap())),
         allowed_ips: [format!("10.{number}.0.0/16"), format!("fd00:{number:x}::/64")]
             .map(|prefix| AllowedIp { prefix: prefix.parse().unwrap(), remove: false })
             .to_vec(),
