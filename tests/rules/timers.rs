@@ -2,7 +2,7 @@
 
 use crate::lab::{Lab, hex, millis, random_key, secs};
 use crate::puppet::{Puppet, with_puppet};
-use ringtun::sim::{Tapped, seeds};
+use ringtun::sim::{SimRng, Tapped, seeds};
 use ringtun::time::Instant;
 use ringtun::wire::message::MessageKind;
 use std::collections::HashSet;
@@ -191,6 +191,44 @@ fn rule_10_psk_change_takes_effect_at_the_next_handshake_and_keeps_the_session()
         lab.run(secs(12));
         let lost = lab.missing();
         assert_eq!(flow_for(&mut lab, 20), lost, "until both have it");
+    }
+}
+
+/// Rosenpass and its like agree on another preshared key every two minutes, which each end sets when it has it.
+#[test]
+fn preshared_keys_that_change_every_two_minutes_lose_no_packet() {
+    const STEP: Duration = millis(250);
+    for seed in seeds(6) {
+        let (mut lab, mut rng) = (Lab::pair(seed), SimRng::new(seed));
+        lab.connect();
+        let (mut rotation, mut changes) = (lab.world.now() + secs(1), Vec::new());
+        let (end, mut key) = (lab.world.now() + secs(1200), 0);
+        while lab.world.now() < end {
+            if lab.world.now() >= rotation {
+                key += 1;
+                let first = rng.below(2) as usize;
+                let later = rotation + millis(rng.below(10_000));
+                changes.extend([(rotation, first, key), (later, 1 - first, key)]);
+                rotation = rotation + secs(120);
+            }
+            let now = lab.world.now();
+            for &(_, site, key) in changes.iter().filter(|(at, ..)| *at <= now) {
+                set_psk(&mut lab, site, 1 - site, key);
+            }
+            changes.retain(|(at, ..)| *at > now);
+            for site in 0..2 {
+                let flow = lab.udp(site, 1 - site, 5);
+                lab.send(site, flow, 2, 900);
+            }
+            lab.run(STEP);
+        }
+        lab.run(secs(1));
+        lab.assert_all_arrived_in_order();
+        let completed = lab.handshakes(0, "responses_accepted") + lab.handshakes(1, "responses_accepted");
+        assert!(
+            completed >= 8,
+            "seed {seed}: a session lives for at most three minutes, and there were {completed}"
+        );
     }
 }
 
