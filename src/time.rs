@@ -60,6 +60,11 @@ impl TokenBucket {
         self.0.since(now) + cost <= size
     }
 
+    /// Whether nothing is missing.
+    pub fn is_full(self, now: Instant) -> bool {
+        self.0 <= now
+    }
+
     /// Takes such a token. False where there is none.
     pub fn draw(&mut self, now: Instant, cost: Duration, size: Duration) -> bool {
         let enough = self.has(now, cost, size);

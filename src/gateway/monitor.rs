@@ -6,7 +6,7 @@ use crate::device::uapi::{EBUSY, EINVAL};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 
@@ -121,28 +121,11 @@ pub fn json(interface: &str, name: Option<&str>, report: &EventReport) -> String
     format!("{}\n", Value::Object(line))
 }
 
-/// A time in milliseconds since the Unix epoch as RFC 3339 has it, in UTC.
+/// A time in milliseconds since the Unix epoch as RFC 3339 has it, in UTC. One beyond the year 9999 is that year's last.
 pub fn utc(millis: u64) -> String {
-    let (seconds, millis) = (millis / 1000, millis % 1000);
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-/// Year, month and day of a day that is given by its number since the Unix epoch. A year is counted from March on, so that a
-/// leap day is its last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    const FOUR_CENTURIES: u64 = 146_097;
-    // The 1st of March of the year 0 is 719,468 days before the epoch.
-    let days = days + 719_468;
-    let (era, day) = (days / FOUR_CENTURIES, days % FOUR_CENTURIES);
-    let year = (day - day / 1460 + day / 36_524 - day / (FOUR_CENTURIES - 1)) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day)
+    const LAST: u64 = 253_402_300_799_999;
+    let time = UNIX_EPOCH + Duration::from_millis(millis.min(LAST));
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[cfg(test)]
@@ -164,6 +147,7 @@ mod tests {
             assert_eq!(utc(seconds * 1000), text);
         }
         assert_eq!(utc(1_767_225_599_042), "2025-12-31T23:59:59.042Z");
+        assert_eq!(utc(u64::MAX), "9999-12-31T23:59:59.999Z");
     }
 
     #[test]

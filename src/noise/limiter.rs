@@ -6,7 +6,7 @@
 //! only sources that have no bucket yet are refused. A source is limited only after it proved its address by MAC2, so
 //! a full table takes [`MAX_SOURCES`] real sources within [`REFILL`].
 
-use crate::time::Instant;
+use crate::time::{Instant, TokenBucket};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub const MAX_SOURCES: usize = 1 << 16;
 /// The table of buckets.
 #[derive(Default, Debug)]
 pub struct Limiter {
-    buckets: HashMap<LimitedSource, Bucket>,
+    buckets: HashMap<LimitedSource, TokenBucket>,
     swept: Instant,
 }
 
@@ -34,25 +34,19 @@ pub(super) enum LimitedSource {
     V6([u8; 8]),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: Duration,
-    updated: Instant,
-}
-
 impl Limiter {
     /// Whether one more handshake from `source` may be worked on now.
     pub fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
         let source = LimitedSource::of(source);
         if let Some(bucket) = self.buckets.get_mut(&source) {
-            return bucket.take(now);
+            return bucket.draw(now, COST, REFILL);
         }
         self.sweep(now);
         if self.buckets.len() >= MAX_SOURCES {
             return false;
         }
-        let mut bucket = Bucket { tokens: REFILL, updated: now };
-        let allowed = bucket.take(now);
+        let mut bucket = TokenBucket::default();
+        let allowed = bucket.draw(now, COST, REFILL);
         self.buckets.insert(source, bucket);
         allowed
     }
@@ -61,7 +55,7 @@ impl Limiter {
     /// by many sources.
     fn sweep(&mut self, now: Instant) {
         if now.since(self.swept) >= REFILL {
-            self.buckets.retain(|_, bucket| now.since(bucket.updated) < REFILL);
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
             self.swept = now;
         }
     }
@@ -76,20 +70,6 @@ impl LimitedSource {
                 let [a, b, c, d, e, f, g, h, ..] = address.octets();
                 LimitedSource::V6([a, b, c, d, e, f, g, h])
             }
-        }
-    }
-}
-
-impl Bucket {
-    fn take(&mut self, now: Instant) -> bool {
-        self.tokens = (self.tokens + now.since(self.updated)).min(REFILL);
-        self.updated = now;
-        match self.tokens.checked_sub(COST) {
-            Some(rest) => {
-                self.tokens = rest;
-                true
-            }
-            None => false,
         }
     }
 }
