@@ -168,7 +168,7 @@ counters! {
     io_udp_receive_errors,
     /// Reads of the TUN device.
     io_tun_reads,
-    /// Writes to the TUN device.
+    /// Writes that the TUN device took.
     io_tun_writes,
     /// Writes that the TUN device refused.
     io_tun_write_errors,
@@ -267,9 +267,23 @@ mod tests {
     fn publishing_replaces_what_was_published_before() {
         let stats = WorkerStats::default();
         stats.publish_io(&IoStats { waits: 7, tun_writes: 2, ..IoStats::default() });
-        stats.publish_io(&IoStats { waits: 9, tun_writes: 2, ..IoStats::default() });
-        assert_eq!(stats.io_waits.load(Relaxed), 9);
-        assert_eq!(stats.io_tun_writes.load(Relaxed), 2);
+        let io = IoStats {
+            udp_sends: 1,
+            udp_sent_datagrams: 2,
+            udp_send_errors: 3,
+            udp_receives: 4,
+            udp_receive_errors: 5,
+            tun_reads: 6,
+            tun_writes: 7,
+            tun_write_errors: 8,
+            offload_fallbacks: 9,
+            waits: 10,
+            slept_nanos: 11,
+            awake_nanos: 12,
+        };
+        stats.publish_io(&io);
+        let published = stats.snapshot().into_iter().filter(|(name, _)| name.starts_with("io_"));
+        assert_eq!(published.map(|(_, count)| count).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
     }
 
     #[test]

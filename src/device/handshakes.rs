@@ -53,35 +53,34 @@ impl Device {
     }
 
     /// Goes on with a handshake message after some of its work was done. What waited for the interface or for the identity of
-    /// then is dropped.
+    /// then is dropped. Whatever becomes of a message is counted once.
     pub(super) fn go_on_with_handshake(
         &mut self,
         now: Now,
         result: HandshakeResult,
     ) -> Option<HandshakeWork> {
-        let identity = self.identity.clone().filter(|_| self.is_up());
-        if identity.is_none() {
-            self.stats.dropped_not_ready += 1;
-        }
         let (outcome, arrival) = result.parts();
+        let Some(identity) = self.identity.clone().filter(|_| self.is_up()) else {
+            self.stats.dropped_not_ready += 1;
+            if let WorkOutcome::Answered(_, index, _) = outcome {
+                self.indices.free(*index);
+            }
+            return None;
+        };
         match outcome {
-            WorkOutcome::Opened(opened) => {
-                let incoming = opened.as_ref().map_err(|error| {
-                    self.stats.refuse(*error);
-                    self.refuse_stranger(now, arrival.from, (*error).into(), None);
-                });
-                let incoming = incoming.ok()?;
-                return self.begin_answer(now, &*identity?, incoming, *arrival);
+            WorkOutcome::Opened(Ok(incoming)) => {
+                return self.begin_answer(now, &identity, incoming, *arrival);
+            }
+            WorkOutcome::Opened(Err(error)) => {
+                self.stats.refuse(*error);
+                self.refuse_stranger(now, arrival.from, (*error).into(), None);
             }
             WorkOutcome::Answered(id, index, answered) => {
-                let taken =
-                    identity.and_then(|identity| self.take_answer(now, *id, &identity, answered, arrival));
-                if taken.is_none() {
+                if self.take_answer(now, *id, &identity, answered, arrival).is_none() {
                     self.indices.free(*index);
                 }
             }
             WorkOutcome::Completed(id, index, keys) => {
-                identity?;
                 self.take_completion(now, *id, *index, keys, arrival);
             }
         }
@@ -128,7 +127,11 @@ impl Device {
         arrival: &Arrival,
     ) -> Option<()> {
         self.renew(now, id.slot);
-        let peer = self.peers.by_id(id)?;
+        let Some(peer) = self.peers.by_id(id) else {
+            // It was removed while the answer was worked out.
+            self.stats.dropped_unknown_peer += 1;
+            return None;
+        };
         let outstanding = peer.handshake.pending_index();
         let taken = answered.as_ref().map_err(|error| *error).and_then(|answered| {
             peer.handshake.answered(identity, answered, now.mono)?;
@@ -195,7 +198,10 @@ impl Device {
         arrival: &Arrival,
     ) {
         self.renew(now, id.slot);
-        let Some(peer) = self.peers.by_id(id) else { return };
+        let Some(peer) = self.peers.by_id(id) else {
+            // It was removed while the keys were worked out, and its handshake with it.
+            return self.stats.refuse(HandshakeError::Unexpected);
+        };
         let completed = keys.as_ref().map_err(|error| *error).and_then(|keys| {
             peer.handshake.completed(index)?;
             Ok(keys.halves(peer.sessions.birth(now.mono)))

@@ -111,7 +111,7 @@ pub struct IoStats {
     pub udp_receive_errors: u64,
     /// TUN reads.
     pub tun_reads: u64,
-    /// TUN writes.
+    /// TUN writes that the device took.
     pub tun_writes: u64,
     /// TUN writes refused (the interface is down, or the super-packet was refused after the fall-back).
     pub tun_write_errors: u64,

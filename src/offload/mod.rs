@@ -5,4 +5,4 @@ pub mod split;
 pub mod train;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

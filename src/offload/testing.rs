@@ -2,37 +2,37 @@
 //! test but the numbers of protocols and flags and the virtio-net header.
 
 use crate::offload::coalesce::TunnelKind;
-pub(super) use crate::wire::ip::tcp_flags::*;
+pub(crate) use crate::wire::ip::tcp_flags::*;
 use crate::wire::ip::{TCP, UDP};
 use crate::wire::vnet::{F_NEEDS_CSUM, F_TUNNEL_CSUM, GsoType, VNET_HDR_LEN, VnetHeader, VnetTunnel};
 
 /// A TCP or UDP packet, or super-packet.
 #[derive(Clone, Debug)]
-pub(super) struct Spec {
-    pub(super) v6: bool,
-    pub(super) udp: bool,
-    pub(super) host: u8,
-    pub(super) port: u16,
-    pub(super) tos: u8,
-    pub(super) ttl: u8,
-    pub(super) id: u16,
+pub(crate) struct Spec {
+    pub(crate) v6: bool,
+    pub(crate) udp: bool,
+    pub(crate) host: u8,
+    pub(crate) port: u16,
+    pub(crate) tos: u8,
+    pub(crate) ttl: u8,
+    pub(crate) id: u16,
     /// The IPv4 fragment field.
-    pub(super) fragment: u16,
+    pub(crate) fragment: u16,
     /// The IPv6 flow label.
-    pub(super) label: u16,
+    pub(crate) label: u16,
     /// IPv4 options or IPv6 extension headers (each naming its successor) with the first one's number.
-    pub(super) between: (u8, Vec<u8>),
-    pub(super) sequence: u32,
-    pub(super) acknowledgment: u32,
-    pub(super) flags: u8,
-    pub(super) window: u16,
-    pub(super) urgent: u16,
-    pub(super) options: Vec<u8>,
-    pub(super) payload: Vec<u8>,
+    pub(crate) between: (u8, Vec<u8>),
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgment: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+    pub(crate) urgent: u16,
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Spec {
-    pub(super) fn new(v6: bool, udp: bool, payload: Vec<u8>) -> Spec {
+    pub(crate) fn new(v6: bool, udp: bool, payload: Vec<u8>) -> Spec {
         Spec {
             v6,
             udp,
@@ -54,22 +54,22 @@ impl Spec {
         }
     }
 
-    pub(super) fn protocol(&self) -> u8 {
+    pub(crate) fn protocol(&self) -> u8 {
         if self.udp { UDP } else { TCP }
     }
 
     /// Offset of the transport header.
-    pub(super) fn transport(&self) -> usize {
+    pub(crate) fn transport(&self) -> usize {
         (if self.v6 { 40 } else { 20 }) + self.between.1.len()
     }
 
     /// Length of all headers.
-    pub(super) fn headers(&self) -> usize {
+    pub(crate) fn headers(&self) -> usize {
         self.transport() + if self.udp { 8 } else { 20 + self.options.len() }
     }
 
     /// The packet with all checksums right.
-    pub(super) fn packet(&self) -> Vec<u8> {
+    pub(crate) fn packet(&self) -> Vec<u8> {
         let mut packet = self.partial();
         let transport = self.transport();
         let field = transport + if self.udp { 6 } else { 16 };
@@ -82,7 +82,7 @@ impl Spec {
     }
 
     /// The packet with its pseudo-header's sum for a checksum.
-    pub(super) fn partial(&self) -> Vec<u8> {
+    pub(crate) fn partial(&self) -> Vec<u8> {
         let mut packet = self.ip_header();
         let transport = packet.len();
         let len = (self.headers() - transport + self.payload.len()) as u16;
@@ -133,7 +133,7 @@ impl Spec {
     }
 
     /// The TUN frame: a super-packet with `gso_size`, or a packet (`None`) whose checksum is to be completed.
-    pub(super) fn frame(&self, gso_size: Option<u16>) -> Vec<u8> {
+    pub(crate) fn frame(&self, gso_size: Option<u16>) -> Vec<u8> {
         let gso = match (gso_size, self.udp, self.v6) {
             (None, ..) => GsoType::None,
             (_, true, _) => GsoType::UdpL4,
@@ -158,17 +158,17 @@ impl Spec {
 
 /// A UDP tunnel, to be put around packets.
 #[derive(Clone, Debug)]
-pub(super) struct Around {
+pub(crate) struct Around {
     /// The outer packet without payload.
-    pub(super) outer: Spec,
+    pub(crate) outer: Spec,
     /// Whether it has a checksum.
-    pub(super) summed: bool,
+    pub(crate) summed: bool,
     /// What the tunnel puts before the inner Ethernet header.
-    pub(super) shim: Vec<u8>,
+    pub(crate) shim: Vec<u8>,
 }
 
 impl Around {
-    pub(super) fn new(kind: TunnelKind, v6: bool, summed: bool) -> Around {
+    pub(crate) fn new(kind: TunnelKind, v6: bool, summed: bool) -> Around {
         let shim = match kind {
             TunnelKind::Vxlan => vec![8, 0, 0, 0, 0, 0, 42, 0],
             TunnelKind::Geneve => vec![2, 0, 0x65, 0x58, 0, 0, 42, 0, 1, 2, 3, 1, 9, 9, 9, 9],
@@ -179,12 +179,12 @@ impl Around {
     }
 
     /// Offset of the inner packet.
-    pub(super) fn inner(&self) -> usize {
+    pub(crate) fn inner(&self) -> usize {
         self.outer.headers() + self.shim.len() + 14
     }
 
     /// The `index`th segment's packet around `inner`.
-    pub(super) fn packet(&self, index: u16, inner: &[u8]) -> Vec<u8> {
+    pub(crate) fn packet(&self, index: u16, inner: &[u8]) -> Vec<u8> {
         let outer = self.spec(index, inner);
         let mut packet = outer.packet();
         if !self.summed {
@@ -201,7 +201,7 @@ impl Around {
     }
 
     /// The TUN frame of a super-packet around `inner`, as the coalescer writes it.
-    pub(super) fn frame(&self, inner: &Spec, gso_size: u16) -> Vec<u8> {
+    pub(crate) fn frame(&self, inner: &Spec, gso_size: u16) -> Vec<u8> {
         let frame = inner.frame(Some(gso_size));
         let plain = VnetHeader::parse(&frame).expect("a frame made above");
         let transport = self.outer.transport() as u16 + 14;
@@ -220,15 +220,15 @@ impl Around {
 
 /// What the reference reads of a packet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Read {
-    pub(super) id: u16,
-    pub(super) sequence: u32,
-    pub(super) flags: u8,
-    pub(super) payload: Vec<u8>,
+pub(crate) struct Read {
+    pub(crate) id: u16,
+    pub(crate) sequence: u32,
+    pub(crate) flags: u8,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// Reads a packet shaped like `spec`, asserting that its lengths, checksums and constant fields are right.
-pub(super) fn read(spec: &Spec, packet: &[u8]) -> Read {
+pub(crate) fn read(spec: &Spec, packet: &[u8]) -> Read {
     let (transport, headers) = (spec.transport(), spec.headers());
     let stated = be16(packet, if spec.v6 { 4 } else { 2 }) + if spec.v6 { 40 } else { 0 };
     assert_eq!(stated, packet.len(), "stated length");
@@ -252,7 +252,7 @@ pub(super) fn read(spec: &Spec, packet: &[u8]) -> Read {
 }
 
 /// RFC 1071, word by word.
-pub(super) fn naive(data: &[u8]) -> u16 {
+pub(crate) fn naive(data: &[u8]) -> u16 {
     data.chunks(2).fold(0, |sum: u16, pair| {
         let (sum, carry) = sum.overflowing_add(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
         sum + u16::from(carry)
@@ -271,6 +271,6 @@ fn be16(bytes: &[u8], at: usize) -> usize {
 }
 
 /// Bytes that no two places share for long.
-pub(super) fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect()
 }

@@ -429,10 +429,11 @@ impl Io for SimIo {
 
     fn write_tun(&mut self, buf: &SharedBuf, pieces: &[Range<usize>]) {
         let frame = pieces.iter().filter_map(|piece| buf.get(piece.clone())).collect::<Vec<_>>().concat();
-        self.stats.tun_writes += 1;
-        match self.rng.chance(self.faults.unwritten) {
-            true => self.stats.tun_write_errors += 1,
-            false => self.queued_tun.push(frame),
+        if self.rng.chance(self.faults.unwritten) {
+            self.stats.tun_write_errors += 1;
+        } else {
+            self.stats.tun_writes += 1;
+            self.queued_tun.push(frame);
         }
     }
 

@@ -166,9 +166,8 @@ impl<I: Io> Receiver<'_, I> {
             return add(&self.outbox.stats.rx_malformed, 1);
         };
         if self.rx.reorder.is_in_use() {
-            match self.share_out(train) {
-                Some(train) => self.open(train, end, false),
-                None => add(&self.outbox.stats.rx_shared_out, 1),
+            if let Some(train) = self.share_out(train) {
+                self.open(train, end, false);
             }
         } else {
             self.open(train, end, false);
@@ -200,7 +199,11 @@ impl<I: Io> Receiver<'_, I> {
         let (receiver, key) = (receiving.session.local_index(), Arc::clone(receiving.session.key()));
         let run = match receiving.peer.limits() {
             Some(limits) => {
-                admit_run(limits, &receiving.peer, self.outbox, self.now, start..start + len, stride)
+                let all = start..start + len;
+                let run = admit_run(limits, &receiving.peer, self.outbox, self.now, all, stride);
+                // The others are counted as they are opened.
+                add(&self.outbox.stats.rx_owned, len.div_ceil(stride) - run.len().div_ceil(stride));
+                run
             }
             None => start..start + len,
         };
@@ -213,6 +216,7 @@ impl<I: Io> Receiver<'_, I> {
         }
         let waiting = WaitingTrain { receiver, run: run.clone(), stride, origin: Origin { from, to, ecn } };
         self.rx.reorder.push(waiting, train.buf, run, stride, JobTask::Open(receiver, key));
+        add(&self.outbox.stats.rx_shared_out, 1);
         None
     }
 

@@ -303,8 +303,17 @@ impl Side {
             }
         }
         let to = Some(LocalAddr { ip: self.addr.ip(), interface: 7 });
+        let before = self.settled();
         self.device.handle_handshake(at(now), IncomingHandshake { datagram, from, to, proven });
+        assert_eq!(self.settled(), before + 1, "one message, one count: {:?}", self.device.stats());
         self.drain();
+    }
+
+    /// How many handshake messages were accepted, or dropped for a reason.
+    pub(super) fn settled(&self) -> u64 {
+        let counters = self.device.stats().snapshot().into_iter();
+        let ends = |name: &str| name.starts_with("dropped_") || name.ends_with("_accepted");
+        counters.filter(|(name, _)| ends(name)).map(|(_, count)| count).sum()
     }
 
     /// Seals a keepalive as the worker would.

@@ -4,6 +4,8 @@ use super::*;
 use crate::dataplane::assist::Assist;
 use crate::dataplane::stats::WorkerStats;
 use crate::device::balance::WEIGHED;
+use crate::device::balance::policy::Direction;
+use crate::device::events::EventKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MEGABYTE: u64 = 1 << 20;
@@ -12,6 +14,8 @@ const MEGABYTE: u64 = 1 << 20;
 struct Bench {
     pair: Pair,
     workers: Vec<Arc<WorkerStats>>,
+    /// Whether the peer sends what [`Self::pass`] has it move, and is not sent it.
+    receives: bool,
 }
 
 impl Bench {
@@ -26,7 +30,7 @@ impl Bench {
         pair.a.apply(pair.now, &SetRequest { peers: vec![request], ..SetRequest::default() });
         pair.handshake();
         pair.a.steer.clear();
-        Bench { pair, workers }
+        Bench { pair, workers, receives: false }
     }
 
     fn shared(&self) -> Arc<PeerShared> {
@@ -34,7 +38,7 @@ impl Bench {
         Arc::clone(&self.pair.a.peers[&id])
     }
 
-    /// `seconds` in which the owner is busy for so many thousandths, and the peer is sent so much a second.
+    /// `seconds` in which the owner is busy for so many thousandths, and the peer moves so much a second.
     fn pass(&mut self, seconds: u32, busy: u64, megabytes: u64) {
         let shared = self.shared();
         for _ in 0..seconds {
@@ -43,7 +47,9 @@ impl Bench {
             if let Some(owner) = self.workers.get(usize::from(shared.owner())) {
                 owner.io_awake_nanos.fetch_add(busy * 1_000_000, Relaxed);
             }
-            shared.traffic.tx_bytes.fetch_add(megabytes * MEGABYTE, Relaxed);
+            let traffic = &shared.traffic;
+            let moved = if self.receives { &traffic.rx_bytes } else { &traffic.tx_bytes };
+            moved.fetch_add(megabytes * MEGABYTE, Relaxed);
             if megabytes > 0 {
                 shared.authenticated_received(now);
                 if !shared.armed.swap(true, Relaxed) {
@@ -87,6 +93,42 @@ fn a_peer_that_outgrows_its_worker_is_spread_and_drawn_back_when_it_calms() {
 }
 
 #[test]
+fn a_peer_whose_traffic_keeps_one_worker_busy_has_others_help_until_it_calms_and_that_is_told() {
+    use Direction::{Received, Sealed, Sent};
+    for (receives, directions) in [(true, vec![Received]), (false, vec![Sent, Sealed])] {
+        let mut bench = Bench::new(WORKERS.into());
+        bench.receives = receives;
+        bench.pair.a.device.follow_events(true);
+        bench.pass(30, 1000, 100);
+        let counts = |bench: &Bench| {
+            let stats = bench.pair.a.device.stats();
+            let opening = [stats.peers_assisted, stats.peers_unassisted, stats.peers_assisted_now];
+            let sealing =
+                [stats.peers_seal_assisted, stats.peers_seal_unassisted, stats.peers_seal_assisted_now];
+            if receives { [opening, sealing] } else { [sealing, opening] }
+        };
+        let helped = |bench: &Bench| {
+            let shared = bench.shared();
+            if receives { shared.assisted.load(Relaxed) } else { shared.seal_assisted.load(Relaxed) }
+        };
+        assert_eq!((counts(&bench), helped(&bench)), ([[1, 0, 1], [0; 3]], true));
+        bench.pass(10, 50, 10);
+        assert_eq!((counts(&bench), helped(&bench)), ([[1, 1, 0], [0; 3]], false));
+        let told: Vec<_> = bench.pair.a.happened();
+        for by_all in [true, false] {
+            let of_it: Vec<_> = told
+                .iter()
+                .filter_map(|kind| match kind {
+                    EventKind::Shared { direction, by_all: all } if *all == by_all => Some(*direction),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(of_it, directions, "{told:?}");
+        }
+    }
+}
+
+#[test]
 fn prefixes_given_to_a_spread_peer_are_spread_and_a_removed_peer_is_forgotten() {
     let mut bench = Bench::new(WORKERS.into());
     bench.pass(20, 1000, 100);
@@ -116,6 +158,7 @@ fn of_two_heavy_peers_one_goes_to_another_worker_at_once_and_with_its_next_sessi
     let (before, index) = (shared.owner(), bench.pair.a.send[&shared.id].local_index());
     assert_eq!(index as u8, before);
     bench.pair.a.device.peers.give(other.id.slot, before);
+    bench.pair.a.device.follow_events(true);
     bench.steered();
     for _ in 0..20 {
         other.traffic.tx_bytes.fetch_add(90 * MEGABYTE, Relaxed);
@@ -126,6 +169,7 @@ fn of_two_heavy_peers_one_goes_to_another_worker_at_once_and_with_its_next_sessi
     }
     // The heavier one makes more than half, so the other goes.
     assert_eq!((shared.owner(), bench.pair.a.device.stats().peers_given), (before, 1));
+    assert!(bench.pair.a.happened().contains(&EventKind::Given { worker: other.owner() }));
     assert_ne!(other.owner(), before);
     assert_eq!(bench.steered(), [(prefix("11.0.0.0/8"), Some(Target::Worker(other.owner())))]);
 

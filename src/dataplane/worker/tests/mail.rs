@@ -46,6 +46,7 @@ fn handshake_messages_reach_the_slow_path_only_with_a_valid_mac1() {
     rig.push_train(lone(&forged), outer(4));
     rig.turn();
     assert_eq!(rig.count(|stats| &stats.rx_bad_mac1), 1);
+    assert_eq!(rig.count(|stats| &stats.rx_handshakes), 3);
     let taken: Vec<_> = std::iter::from_fn(|| rig.links.slow.handshakes.pop()).collect();
     assert_eq!(taken.iter().map(|message| message.from).collect::<Vec<_>>(), [outer(1), outer(2), outer(3)]);
     assert_eq!(taken[0].datagram.bytes(), initiation);
@@ -166,6 +167,7 @@ fn handshake_messages_of_the_slow_path_are_sent_as_they_are() {
     assert_eq!(sent[0].buf[..sent[0].len], message);
     assert_eq!((sent[0].to, sent[0].stride), (to, INITIATION_LEN));
     assert_eq!(sent[0].tos, 0x88, "as the kernel marks them");
+    assert_eq!(rig.count(|stats| &stats.tx_handshakes), 1);
 }
 
 #[test]
@@ -183,6 +185,7 @@ fn a_keepalive_is_an_empty_message_and_staged_packets_go_instead() {
     let activity = rig.peers[0].activity();
     assert_eq!(activity.last_authenticated, Some(START));
     assert_eq!(activity.unanswered_since, None, "a keepalive expects no answer");
+    assert_eq!(rig.count(|stats| &stats.tx_keepalives), 1);
 
     rig.control(Control::Drop(id(0), index_of(0, 0)));
     rig.push_frame(&frame(ME, "10.0.0.1", 8, 16, 0));
@@ -192,6 +195,11 @@ fn a_keepalive_is_an_empty_message_and_staged_packets_go_instead() {
     rig.turn();
     let sent = rig.sent();
     assert_eq!(tag(&remote.open(&sent[0])[0]), 8);
+    assert_eq!(
+        rig.count(|stats| &stats.tx_keepalives),
+        2,
+        "one for each that was asked for with nothing staged"
+    );
 }
 
 #[test]
@@ -248,6 +256,7 @@ fn a_source_address_that_went_away_is_released_and_told() {
     rig.push_frame(&frame(ME, "10.0.0.1", 2, 16, 0));
     rig.turn();
     assert_eq!(rig.sent()[0].to, Endpoint { addr: outer(0), from: None });
+    assert_eq!(rig.count(|stats| &stats.tx_source_gone), 1);
 }
 
 #[test]
@@ -279,14 +288,20 @@ fn super_packets_that_the_device_refuses_are_no_longer_built() {
 #[test]
 fn controls_are_carried_out_in_order_within_a_budget() {
     let mut rig = Rig::with_peers(1);
+    let counts = |rig: &Rig| [rig.count(|stats| &stats.controls), rig.count(|stats| &stats.turns)];
+    let before = counts(&rig);
     for _ in 0..CONTROL_QUEUE / 2 {
         rig.control(Control::Mtu(1280));
     }
     rig.control(Control::Rebind(None));
     assert_eq!(rig.turn(), Turn::Busy);
     assert_eq!(rig.io.rebinds, 0);
-    while rig.turn() == Turn::Busy {}
+    let mut turns = 2;
+    while rig.turn() == Turn::Busy {
+        turns += 1;
+    }
     assert_eq!(rig.io.rebinds, 1);
+    assert_eq!(counts(&rig), [before[0] + CONTROL_QUEUE as u64 / 2 + 1, before[1] + turns]);
 }
 
 #[test]

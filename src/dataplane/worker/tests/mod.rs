@@ -1,6 +1,7 @@
 //! The worker over queues in memory, against a remote that is two session halves.
 
 mod assist;
+mod counts;
 mod limits;
 mod loops;
 mod mail;
@@ -260,7 +261,28 @@ impl Rig {
     fn turn(&mut self) -> Turn {
         let turn = self.worker.turn(&mut self.io, self.now);
         assert_eq!(self.io.unflushed(), 0, "a turn flushes what it queued");
+        self.balance();
         turn
+    }
+
+    /// Each data message of a session of this worker's comes to one thing, and is counted as that.
+    fn balance(&self) {
+        let stats = self.worker.stats();
+        let ends = [
+            &stats.rx_packets,
+            &stats.rx_keepalives,
+            &stats.rx_expired,
+            &stats.rx_decrypt_failed,
+            &stats.rx_replayed,
+            &stats.rx_limited,
+            &stats.rx_bad_inner,
+            &stats.rx_bad_source,
+        ];
+        let ended: u64 = ends.iter().map(|counter| counter.load(Relaxed)).sum();
+        // Of unknown indices some name no worker at all.
+        let unknown = stats.rx_unknown_index.load(Relaxed);
+        let owned = stats.rx_owned.load(Relaxed);
+        assert!((ended..=ended + unknown).contains(&owned), "{owned} came, {ended} ended: {stats:?}");
     }
 
     fn pass(&mut self, time: Duration) {

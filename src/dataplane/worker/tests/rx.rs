@@ -32,8 +32,16 @@ fn a_train_reaches_the_tun_device_as_one_super_packet() {
     for i in 0..10 {
         assert_eq!(written[0][28 + 100 * i..][..4], (i as u32).to_be_bytes());
     }
-    assert_eq!(rig.count(|stats| &stats.rx_packets), 10);
-    assert_eq!(rig.count(|stats| &stats.rx_super_packets), 1);
+    let stats = rig.worker.stats();
+    let ones = [
+        &stats.rx_trains,
+        &stats.rx_runs,
+        &stats.rx_super_packets,
+        &stats.io_udp_receives,
+        &stats.io_tun_writes,
+    ];
+    assert_eq!(ones.map(|counter| counter.load(Relaxed)), [1; 5]);
+    assert_eq!([&stats.rx_packets, &stats.rx_owned].map(|counter| counter.load(Relaxed)), [10; 2]);
     assert_eq!(rig.peers[0].traffic.rx_bytes.load(Relaxed), bytes);
     assert_eq!(rig.peers[0].activity().last_data_received, Some(START));
 }
@@ -93,6 +101,7 @@ fn roaming_follows_authenticated_packets_only() {
     rig.turn();
     let last = rig.sent().pop().unwrap();
     assert_eq!(last.to, Endpoint { addr: outer(9), from: Some(LOCAL) }, "used at once");
+    assert_eq!(rig.count(|stats| &stats.rx_roamed), 2);
 }
 
 #[test]
@@ -129,6 +138,7 @@ fn roaming_is_told_even_if_the_event_queue_was_full() {
     rig.push_train(train, outer(5));
     rig.turn();
     assert!(!roamed_to(&rig.events(), outer(5)));
+    assert_eq!(rig.count(|stats| &stats.events_deferred), 2);
     let train = remote.seal(&[&tagged(2)]);
     rig.push_train(train, outer(5));
     rig.turn();

@@ -57,8 +57,13 @@ fn a_super_packet_leaves_as_one_train() {
     assert_eq!(inner.len(), 45);
     let payload: Vec<u8> = inner.iter().flat_map(|packet| packet[40..1408].to_vec()).collect();
     assert!(payload.iter().enumerate().all(|(i, &byte)| byte == (i % 251) as u8));
-    assert_eq!(rig.count(|stats| &stats.tx_packets), 45);
-    assert_eq!(rig.count(|stats| &stats.tx_super_packets), 1);
+    let stats = rig.worker.stats();
+    let of_frames = [&stats.tx_frames, &stats.tx_super_packets, &stats.io_tun_reads];
+    assert_eq!(of_frames.map(|counter| counter.load(Relaxed)), [1; 3]);
+    let of_trains = [&stats.tx_trains, &stats.io_udp_sends];
+    assert_eq!(of_trains.map(|counter| counter.load(Relaxed)), [1; 2]);
+    let of_packets = [&stats.tx_packets, &stats.io_udp_sent_datagrams];
+    assert_eq!(of_packets.map(|counter| counter.load(Relaxed)), [45; 2]);
 }
 
 #[test]
