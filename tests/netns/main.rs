@@ -51,6 +51,7 @@ mod shortages;
 mod sources;
 mod spy;
 mod story;
+mod sums;
 mod tool;
 mod top;
 mod trace;
