@@ -1,8 +1,10 @@
 //! The house stays as drawn: who may import whom, where `unsafe` may stand, how long a file and a function may be, that every
-//! file is part of the program, that errors are types, and that the documentation says what is there.
+//! file is part of the program, that errors are types, that tests cause every counter and event, and that the documentation
+//! says what is there.
 
 #![allow(clippy::unwrap_used)] // all of it is test code
 
+mod causes;
 mod documents;
 mod errors;
 mod functions;

@@ -1,7 +1,7 @@
 //! `ringtun monitor`: what it tells of whom, and how it ends.
 
 use crate::implementation::{RINGTUN, ringtun, ringtun_itself};
-use crate::lab::{Process, eventually, wait_for};
+use crate::lab::{Process, eventually, find_program, skip, wait_for};
 use crate::pair::{A, B, Pair, Side, V4, key_pair};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -121,6 +121,40 @@ fn one_that_does_not_read_holds_up_nobody_and_is_told_what_is_missing() {
     expect(&stopped, &["events are missing here"]);
     pair[A].host.run(&format!("wg set {name} peer {}", key_pair().1));
     expect(&stopped, &["added"]);
+}
+
+/// Arguments: address, port, public key. Initiations whose MAC1 is right, and whose contents nobody can open.
+const FLOOD: &str = r"
+import base64, hashlib, os, socket, sys
+key = hashlib.blake2s(b'mac1----' + base64.b64decode(sys.argv[3])).digest()
+message = b'\1\0\0\0' + os.urandom(112)
+message += hashlib.blake2s(message, key=key, digest_size=16).digest() + bytes(16)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], int(sys.argv[2])))
+for _ in range(20000):
+    s.send(message)
+";
+
+#[test]
+fn a_flood_is_told_as_it_begins_and_ends_and_so_is_what_a_worker_cannot_send() {
+    if find_program("python3").is_none() {
+        return skip("python3 is not installed");
+    }
+    let Some(pair) = pair() else { return };
+    pair.configure(V4);
+    pair.expect_ping(A, V4);
+    let json = monitor(&pair, &[pair[A].name(), "--json"]);
+    let endpoint = pair[A].endpoint(V4);
+    let (address, port) = endpoint.rsplit_once(':').unwrap();
+    let flood = pair[B].host.start("python3", &["-c", FLOOD, address, port, &pair[A].public]);
+    assert_eq!(flood.wait_said(), "", "the flood itself failed");
+    expect(&json, &["\"event\":\"flood_began\""]);
+    expect(&json, &["\"event\":\"flood_ended\""]);
+    let outer = pair[B].endpoint(V4);
+    let outer = outer.split(':').next().unwrap();
+    pair[A].host.run(&format!("ip route add prohibit {outer}/32"));
+    assert!(pair.ping(A, V4, Duration::from_secs(2)).is_err());
+    expect(&json, &["\"event\":\"worker_notice\"", "\"worker\":0", outer]);
 }
 
 /// Any 32 bytes are a public key.
