@@ -27,13 +27,13 @@ pub(crate) fn run(data: &[u8]) {
     );
     let printed = config.print();
     assert_eq!(read(printed.as_bytes()), config, "printed:\n{}", *printed);
-    let bare = read(&document.strip());
-    assert_eq!(bare.interface.private_key, config.interface.private_key);
-    assert_eq!(without_names(&bare.peers), without_names(&config.peers), "stripped");
     // Many zeros near the beginning look like another encoding, and what an edit leaves there may be so many.
     if data.contains(&0) {
         return;
     }
+    let bare = read(&document.strip());
+    assert_eq!(bare.interface.private_key, config.interface.private_key);
+    assert_eq!(without_names(&bare.peers), without_names(&config.peers), "stripped");
     let public = read(&document.clone().without_keys().bytes());
     assert!(public.interface.private_key.is_none());
     assert!(public.peers.iter().all(|peer| peer.preshared_key.is_none()));
