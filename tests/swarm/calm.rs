@@ -3,7 +3,7 @@
 
 use crate::account::Arrivals;
 use crate::plan::{Round, millis, secs};
-use crate::stage::{PORT, Stage};
+use crate::stage::{PORT, ROUGH_DELAY, Stage};
 use ringtun::noise::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT};
 use ringtun::sim::Flow;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ const JITTER: Duration = millis(400);
 /// How long everything that is sent must arrive.
 const WINDOW: Duration = secs(4);
 /// How long after the last packet everything is at rest, but for keepalives: a passive one comes after ten seconds.
-const REST: Duration = secs(1);
+pub(crate) const REST: Duration = secs(1);
 /// The age at which all keys of a peer are gone (three times REJECT_AFTER_TIME), and as long as attempts may go on before.
 const KEYS_GONE: Duration = secs(540 + 100);
 
@@ -48,6 +48,9 @@ impl Stage {
             }
         }
         self.check_window(&flows, round.delay)?;
+        if let Some(time) = round.flood {
+            self.check_flood(&flows, time, round.delay)?;
+        }
         if self.rng.chance(500) {
             self.check_bounce(round.delay)?;
         }
@@ -178,7 +181,9 @@ impl Stage {
 
     /// Nobody speaks. In the end no host has a key, unless keepalives keep it.
     fn idle(&mut self, idle: Duration) -> Result<(), String> {
+        let begin = self.world.now();
         self.run(idle)?;
+        self.check_keepalives(begin, ROUGH_DELAY)?;
         if idle < KEYS_GONE {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // all of it is test code
 
 mod account;
+mod bounds;
 mod calm;
 mod plan;
 mod run;

@@ -97,6 +97,8 @@ pub(crate) struct Round {
     pub(crate) idle: Duration,
     /// Time on the wire during the calm.
     pub(crate) delay: Duration,
+    /// How long a stranger floods a gateway in the calm.
+    pub(crate) flood: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -145,11 +147,24 @@ impl Plan {
             let storm = secs([20, 60, 130, 280][rng.below(4) as usize] + rng.below(30));
             let idle = secs([0, 0, 30, 200, 1000][rng.below(5) as usize]);
             let delay = millis([0, 10, 60][rng.below(3) as usize]);
-            plan.rounds.push(Round { storm, idle, delay });
+            plan.rounds.push(Round { storm, idle, delay, flood: None });
             plan.fill(&mut rng, round, storm);
         }
         plan.add_hand_overs();
+        plan.add_floods();
         plan
+    }
+
+    /// Has gateways flooded in some plans, others than those with hand-overs.
+    fn add_floods(&mut self) {
+        if !self.seed.is_multiple_of(4) {
+            return;
+        }
+        let mut rng = SimRng::new(self.seed ^ 0xf100_ded0_5eed);
+        for round in &mut self.rounds {
+            // The longer ones are as long as it takes for every session to be made anew.
+            round.flood = rng.chance(500).then(|| secs([10, 190][rng.below(2) as usize]));
+        }
     }
 
     /// Has hosts replaced in some plans. Those that they are not in, and their seeds, are as they were before there were any.

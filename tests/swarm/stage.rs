@@ -1,6 +1,7 @@
 //! The hosts of a plan at work: their configurations, what is done to them, and what they say.
 
 use crate::account::{Account, MARK, inner4, inner6};
+use crate::bounds::BURST_PAUSE;
 use crate::plan::{Event, HostPlan, Plan, Timed, Translator, client_addresses, gateway_addresses, millis};
 use ringtun::crypto::x25519::{PrivateKey, PublicKey};
 use ringtun::sim::host::{ECHO_PORT, FIRST_UPLINK, HandOverPlan};
@@ -14,6 +15,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub(crate) const PORT: u16 = 51820;
+/// Time on the wire when a calm is over.
+pub(crate) const ROUGH_DELAY: Duration = millis(10);
 /// Where the mark of a payload stands in a data message: behind its header, the headers of UDP over IPv4 or of TCP over IPv6, and a
 /// serial number.
 const MARK_PLACES: [usize; 2] = [16 + 28 + 8, 16 + 60 + 8];
@@ -26,6 +29,8 @@ enum Task {
     /// What the event did ends.
     End(Event),
     Say(Flow, Duration, Instant, usize),
+    /// The gateway that is flooded, and until when.
+    Flood(usize, Instant),
 }
 
 pub(crate) struct Site {
@@ -265,6 +270,10 @@ impl Stage {
                         self.later(at + pace, Task::Say(flow, pace, until, len));
                     }
                 }
+                Task::Flood(gateway, until) => {
+                    self.flood_on(gateway);
+                    self.keep_flooding(gateway, until);
+                }
             }
         }
         self.pass(end.since(self.world.now()))
@@ -326,6 +335,14 @@ impl Stage {
     pub(crate) fn talk(&mut self, flow: Flow, pace: Duration, time: Duration, len: usize) {
         let now = self.world.now();
         self.later(now, Task::Say(flow, pace, now + time, len));
+    }
+
+    /// Has a stranger send the next burst of a flood, unless that is over by then.
+    pub(crate) fn keep_flooding(&mut self, gateway: usize, until: Instant) {
+        let next = self.world.now() + BURST_PAUSE;
+        if next < until {
+            self.later(next, Task::Flood(gateway, until));
+        }
     }
 
     fn begin(&mut self, event: Event) {
@@ -477,7 +494,7 @@ impl Stage {
             let steer = self.sites[host].plan.config.steer;
             self.host(host).set_steering(steer);
         }
-        self.world.network.faults = Faults { delay: millis(10), ..Faults::default() };
+        self.world.network.faults = Faults { delay: ROUGH_DELAY, ..Faults::default() };
     }
 }
 
