@@ -103,14 +103,20 @@ impl Look {
     ///
     /// Where it does not run or answer, or is another implementation.
     pub fn at(interface: &str) -> Result<Look, Failure> {
-        let Measured { name, status, device, names } = Measured::of(interface)?.without_secrets();
-        let status = status.ok_or_else(|| {
-            Failure::new(format!(
-                "{name} is served by another implementation than ringtun, which tells no more than `ringtun show`"
-            ))
-        })?;
+        let measured = Measured::of(interface)?;
         let (at, wall) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
-        Ok(Look { at, wall, interface: name, status, device, names })
+        Look::of(measured, at, wall).ok_or_else(|| {
+            Failure::new(format!(
+                "{interface} is served by another implementation than ringtun, which tells no more than `ringtun show`"
+            ))
+        })
+    }
+
+    /// What was measured at a time, which is `wall` since the Unix epoch. `None` where another implementation was, which reports no
+    /// counters.
+    pub fn of(measured: Measured, at: Instant, wall: Duration) -> Option<Look> {
+        let Measured { name, status, device, names } = measured.without_secrets();
+        Some(Look { at, wall, interface: name, status: status?, device, names })
     }
 
     /// The counters.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// Where the peers that are out of use stand, in order.
 pub(super) fn blocks(rows: &[Row]) -> Vec<Range<usize>> {
-    let headers = (0..rows.len()).filter(|&at| rows[at].peer_put_out);
+    let headers = (0..rows.len()).filter(|&at| rows[at].peer_put_out && !rows[at].deep);
     headers.filter_map(|header| Some(first(rows, header)..end(rows, header)?)).collect()
 }
 
@@ -15,7 +15,7 @@ pub(super) fn blocks(rows: &[Row]) -> Vec<Range<usize>> {
 fn first(rows: &[Row], header: usize) -> usize {
     let ours = |row: &Row| {
         let names = row.name.as_ref().is_some_and(|name| name.is_pair());
-        row.comment && (row.deep || names) && row.value_put_out.is_none() && !row.header_put_out
+        row.comment && (row.deep || names) && (row.deep || row.value_put_out.is_none() && !row.header_put_out)
     };
     let first = (0..header).rev().take_while(|&at| ours(&rows[at])).last().unwrap_or(header);
     match first.checked_sub(1) {
@@ -27,9 +27,10 @@ fn first(rows: &[Row], header: usize) -> usize {
 /// Where the peer ends: behind its last value, and the comments that were put out directly below, unless another header follows
 /// those. `None` where there is no public key, as in a note about how a section looks.
 fn end(rows: &[Row], header: usize) -> Option<usize> {
-    let near = |&at: &usize| rows[at].comment && !rows[at].header_put_out;
+    // What is a comment in a comment was one before, and is no line of this peer's but a note in it.
+    let near = |&at: &usize| rows[at].comment && (rows[at].deep || !rows[at].header_put_out);
     let run = (header + 1..rows.len()).take_while(near);
-    let values: Vec<usize> = run.filter(|&at| rows[at].value_put_out.is_some()).collect();
+    let values: Vec<usize> = run.filter(|&at| rows[at].value_put_out.is_some() && !rows[at].deep).collect();
     values.iter().find(|&&at| rows[at].value_put_out == Some("PublicKey"))?;
     let below = values.last()? + 1;
     let end = (below..rows.len()).find(|&at| !rows[at].deep).unwrap_or(rows.len());

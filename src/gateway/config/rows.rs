@@ -34,7 +34,8 @@ impl Row {
     pub(super) fn new(line: &[u8], kind: LineKind) -> Row {
         let comment = kind == LineKind::Blank && line.contains(&b'#');
         let text = if comment { comment_text(line) } else { String::new() };
-        let key = text.split_once('=').map_or("", |(key, _)| key.trim());
+        // As wg reads a key, blanks within it are nothing.
+        let key: String = text.split_once('=').map_or("", |(key, _)| key).split_whitespace().collect();
         Row {
             kind,
             comment,

@@ -52,11 +52,7 @@ impl Document {
             let next_header = headers.get(at + 1).copied().unwrap_or(rows.len());
             let lead = lead(&rows, header, next_header, next_start);
             let end = end(&rows, &opened, lead..header, next_start, next_header);
-            // A heading far below the values may be about something else.
-            let own = rows[header..next_start]
-                .iter()
-                .enumerate()
-                .filter_map(|(at, row)| row.name.as_ref().filter(|name| name.is_pair() || header + at < end));
+            let own = rows[header..end].iter().filter_map(|row| row.name.as_ref());
             let above = rows[lead..header].iter().rev().filter_map(|row| row.name.as_ref());
             let name = naming::best(own.chain(above)).map(|name| name.text.clone());
             let interface = rows[header].kind == LineKind::Interface;

@@ -6,12 +6,14 @@ use ringtun::device::status::Status;
 use ringtun::gateway::config::Document;
 use ringtun::gateway::control::DeviceState;
 use ringtun::gateway::doctor::blocked;
-use ringtun::gateway::metrics::{Measured, TextFormat, prometheus, table};
+use ringtun::gateway::live::Look;
+use ringtun::gateway::metrics::{Measured, TextFormat, overview, prometheus, table};
 use ringtun::gateway::monitor;
+use ringtun::gateway::peering::roster;
 use ringtun::gateway::show::{Field, Paint, View, field, json, pretty, showconf};
 use ringtun::sys::cmsg::{ControlData, decode_control, decode_name};
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The time at which it is shown, since the Unix epoch.
 const WALL: Duration = Duration::from_secs(1_800_000_000);
@@ -51,6 +53,7 @@ pub(crate) fn answer(data: &[u8]) {
     check_showconf(&view);
     let measured = Measured { name: "wg0".into(), status, device, names: HashMap::new() };
     let _ = table(&measured);
+    check_summaries(&measured);
     for format in [TextFormat::Classic, TextFormat::Open] {
         let samples = prometheus(std::slice::from_ref(&measured), WALL, format);
         for line in samples.lines().filter(|line| !line.starts_with('#')) {
@@ -58,6 +61,23 @@ pub(crate) fn answer(data: &[u8]) {
             assert!(value.is_some(), "a line that is no sample: {line:?}");
         }
     }
+}
+
+/// What people are told about the device and its peers.
+fn check_summaries(measured: &Measured) {
+    serde_json::to_string(&json(&View::of(measured))).expect("JSON can be written");
+    for peer in roster(None, Some(measured), WALL) {
+        let _ = peer.limits.map(|limits| limits.words());
+    }
+    let begun = Instant::now();
+    let Some(look) = Look::of(measured.clone(), begun, WALL) else { return };
+    let later = Look::of(measured.clone(), begun + Duration::from_secs(1), WALL + Duration::from_secs(1));
+    let activity = later.expect("a look").since(&look);
+    for colours in [false, true] {
+        let text = overview(&activity, look.status(), Paint { colours });
+        assert!(text.ends_with('\n') && text.starts_with("wg0: "), "{text:?}");
+    }
+    serde_json::to_string(&activity).expect("JSON can be written");
 }
 
 /// The events that a device tells, of which each is a line for people and one for programs.

@@ -3,6 +3,7 @@
 
 use super::settings;
 use ringtun::crypto::x25519::{PublicKey, SharedSecret};
+use ringtun::dataplane::limits::LimitSettings;
 use ringtun::device::uapi::SetRequest;
 use ringtun::device::{Device, Now};
 use ringtun::gateway::config::{Config, Document, HostPort, PeerConfig, Runtime, difference, set_text};
@@ -37,6 +38,7 @@ pub(crate) fn run(data: &[u8]) {
     let public = read(&document.clone().without_keys().bytes());
     assert!(public.interface.private_key.is_none());
     assert!(public.peers.iter().all(|peer| peer.preshared_key.is_none()));
+    check_edits(&document, &config);
     let added = add_to(document.clone(), &config);
     check_device(&config, document, added);
     export(&config);
@@ -49,8 +51,44 @@ fn read(bytes: &[u8]) -> Config {
     }
 }
 
+/// The peers without what stands in comments.
 fn without_names(peers: &[PeerConfig]) -> Vec<PeerConfig> {
-    peers.iter().map(|peer| PeerConfig { name: None, ..peer.clone() }).collect()
+    let bare =
+        |peer: &PeerConfig| PeerConfig { name: None, limits: LimitSettings::default(), ..peer.clone() };
+    peers.iter().map(bare).collect()
+}
+
+/// A peer that goes out of use comes back, one that is renamed or limited is, one that is removed is gone; and none of it is anything
+/// to the others.
+fn check_edits(document: &Document, config: &Config) {
+    let Some(key) = config.peers.first().map(|peer| peer.public_key) else { return };
+    let others: Vec<PeerConfig> =
+        config.peers.iter().filter(|peer| peer.public_key != key).cloned().collect();
+    let peers_of = |document: &Document| without_names(&read(&document.bytes()).peers);
+    let mut disabled = document.clone();
+    assert!(disabled.disable_peer(&key));
+    assert_eq!(peers_of(&disabled), without_names(&others), "disabled");
+    assert!(
+        disabled.disabled_peers().iter().any(|peer| peer.public_key == key),
+        "out of use, and known:\n{}",
+        String::from_utf8_lossy(&disabled.bytes())
+    );
+    let mut removed = disabled.clone();
+    assert!(removed.remove_peer(&key) && !removed.remove_peer(&key));
+    assert_eq!(peers_of(&removed), without_names(&others), "removed out of use");
+    assert!(disabled.enable_peer(&key));
+    assert_eq!(peers_of(&disabled).len(), config.peers.len(), "enabled");
+    let mut removed = document.clone();
+    assert!(removed.remove_peer(&key));
+    assert_eq!(peers_of(&removed), without_names(&others), "removed");
+    let limits: LimitSettings = "in 20000000 625000 quota 1000 86400 0".parse().expect("limits");
+    let mut edited = document.clone();
+    assert!(edited.rename_peer(&key, "another name") && edited.limit_peer(&key, &limits));
+    edited.add_hook("PostUp", "true");
+    let after = read(&edited.bytes());
+    assert_eq!(without_names(&after.peers), without_names(&config.peers), "renamed and limited");
+    let peer = after.peers.iter().rfind(|peer| peer.public_key == key).expect("the peer");
+    assert_eq!((peer.name.as_deref(), peer.limits), (Some("another name"), limits));
 }
 
 /// A peer that no file names.
