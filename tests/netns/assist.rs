@@ -74,7 +74,7 @@ fn kernel_counter(pair: &Pair, side: Side, name: &str) -> u64 {
 
 /// The sum of a counter over a side's workers.
 fn counter(pair: &Pair, side: Side, name: &str) -> u64 {
-    let status = pair[side].host.run(&format!("{} status {}", ringtun().display(), pair[side].name()));
+    let status = pair[side].host.run(&format!("{} status {} --all", ringtun().display(), pair[side].name()));
     let line = status.lines().find(|line| line.split_whitespace().next() == Some(name));
     line.map_or(0, |line| line.split_whitespace().skip(1).filter_map(|value| value.parse::<u64>().ok()).sum())
 }

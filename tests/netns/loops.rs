@@ -50,7 +50,8 @@ fn is_dropped_and_told_once_until_the_route_is_mended(implementation: Implementa
     misroute("del");
     pair.expect_ping(A, V6);
     assert_eq!(told(), 1, "{}", pair.tell());
-    let counted = pair[A].host.run(&format!("{} status {name}", crate::implementation::ringtun().display()));
+    let counted =
+        pair[A].host.run(&format!("{} status {name} --all", crate::implementation::ringtun().display()));
     assert!(counted.contains("tx_looped"), "{counted}");
 }
 

@@ -118,9 +118,14 @@ fn one_that_does_not_read_holds_up_nobody_and_is_told_what_is_missing() {
     pair.configure(V4);
     pair.expect_ping(A, V4);
     stopped.signal("CONT");
-    expect(&stopped, &["events are missing here"]);
-    pair[A].host.run(&format!("wg set {name} peer {}", key_pair().1));
-    expect(&stopped, &["added"]);
+    // What is missing is told with what happens next, once there is room for it.
+    eventually("what is missing is told", SOON, || {
+        pair[A].host.run(&format!("wg set {name} peer {}", key_pair().1));
+        stopped.said().contains("events are missing here")
+    });
+    let key = key_pair().1;
+    pair[A].host.run(&format!("wg set {name} peer {key}"));
+    expect(&stopped, &[&key, "added"]);
 }
 
 /// Arguments: address, port, public key. Initiations whose MAC1 is right, and whose contents nobody can open.

@@ -92,7 +92,7 @@ fn none_is_about_a_broadcast_or_multicast() {
     ));
     hears(&site.gateway, "10.98.0.2", "10.98.0.1");
     let counter = |counter: &str| {
-        let status = site.gateway.run(&format!("{} status {name}", ringtun().display()));
+        let status = site.gateway.run(&format!("{} status {name} --all", ringtun().display()));
         let line = status.lines().find(|line| line.split_whitespace().next() == Some(counter));
         line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0)
     };
