@@ -50,8 +50,7 @@ def passed(lab, tunnel, seconds, options, headers, payload):
     """Bits a second of packets that the receiver had."""
     with lab.iperf3_server(tunnel.namespace["b"]):
         said = lab.run(tunnel.namespace["a"], ["iperf3", "-c", tunnel.INNER["b"], "-J", "-O", "1", "-t", str(seconds), *options])
-    end = json.loads(said)["end"]
-    bits = end.get("sum_received", end["sum"])["bits_per_second"]
+    bits = json.loads(said)["end"]["sum_received"]["bits_per_second"]
     return bits * (payload + headers) / payload
 
 
