@@ -34,6 +34,8 @@ impl Row {
     pub(super) fn new(line: &[u8], kind: LineKind) -> Row {
         let comment = kind == LineKind::Blank && line.contains(&b'#');
         let text = if comment { comment_text(line) } else { String::new() };
+        // A header may have a comment of its own behind it.
+        let header: String = text.split('#').next().unwrap_or_default().split_whitespace().collect();
         // As wg reads a key, blanks within it are nothing.
         let key: String = text.split_once('=').map_or("", |(key, _)| key).split_whitespace().collect();
         Row {
@@ -42,8 +44,8 @@ impl Row {
             name: naming::name_in(line),
             mark: mark_in(&text),
             value_put_out: PEER_KEYS.into_iter().find(|known| key.eq_ignore_ascii_case(known)),
-            header_put_out: text.starts_with('[') && text.ends_with(']'),
-            peer_put_out: text.split_whitespace().collect::<String>().eq_ignore_ascii_case("[peer]"),
+            header_put_out: header.starts_with('[') && header.ends_with(']'),
+            peer_put_out: header.eq_ignore_ascii_case("[peer]"),
             deep: comment && line.trim_ascii_start().starts_with(b"##"),
             disabled: false,
         }

@@ -87,6 +87,16 @@ fn a_peer_that_was_put_out_of_use_by_hand_is_found_and_enabled() {
 }
 
 #[test]
+fn a_header_with_a_comment_behind_it_goes_out_of_use_and_comes_back() {
+    let file = format!("[Peer] # Name = laptop\nPublicKey = {PUBLIC}\n");
+    let mut document = Document::new(file.as_bytes());
+    assert!(document.disable_peer(&key(PUBLIC)));
+    assert_eq!(document.disabled_peers().len(), 1, "{}", text(&document));
+    assert!(document.enable_peer(&key(PUBLIC)));
+    assert_eq!((text(&document), names(&document)), (file, vec![name("laptop")]));
+}
+
+#[test]
 fn a_neighbours_last_comment_is_not_a_disabled_peers() {
     let file = format!(
         "[Peer]\nPublicKey = {PUBLIC}\n# Name = first\n#[Peer]\n#PublicKey = {OTHER}\n### Client second\n[Peer]\nPublicKey = {PRIVATE}\n"
