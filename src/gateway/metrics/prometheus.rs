@@ -181,6 +181,11 @@ fn add_limits(samples: &mut Samples, labels: &[(&str, &str)], limits: &LimitStat
     }
 }
 
+/// Whether a counter's name may be part of a metric's. Another version may have any counters, but not any names.
+fn is_name(counter: &str) -> bool {
+    counter.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 fn add_device(samples: &mut Samples, name: &str, status: &Status) {
     let interface = ("interface", name);
     let labels = [interface, ("version", status.version.as_str()), ("io", status.io.as_str())];
@@ -205,7 +210,7 @@ fn add_device(samples: &mut Samples, name: &str, status: &Status) {
         &[interface],
         &status.refused_calls.to_string(),
     );
-    for (counter, value) in &status.handshakes {
+    for (counter, value) in status.handshakes.iter().filter(|(counter, _)| is_name(counter)) {
         // What may fall again has a name that says so. All other counters only rise.
         let (suffix, kind) =
             if counter.ends_with("_now") { ("", MetricKind::Gauge) } else { ("_total", MetricKind::Counter) };
@@ -221,7 +226,7 @@ fn add_device(samples: &mut Samples, name: &str, status: &Status) {
     add_turns(samples, name, status);
     for (id, worker) in status.workers.iter().enumerate() {
         let id = id.to_string();
-        for (counter, value) in worker {
+        for (counter, value) in worker.iter().filter(|(counter, _)| is_name(counter)) {
             let help = WorkerStats::describe(counter).unwrap_or("A counter of another version.");
             let (counter, value) = match counter.strip_suffix("_nanos") {
                 Some(counter) => (format!("{counter}_seconds"), format!("{}", *value as f64 / 1e9)),
@@ -325,6 +330,16 @@ mod tests {
             assert!(text.contains(&format!("\nwireguard_received_bytes_total{labels} 5\n")), "{text}");
             assert!(text.contains(&format!("\nwireguard_peer_connected{labels} {connected}\n")), "{text}");
         }
+    }
+
+    #[test]
+    fn a_counter_whose_name_is_none_for_a_metric_is_left_out() {
+        let mut odd = measured("wg0");
+        odd.status.as_mut().unwrap().handshakes.insert("fl\now".into(), 1);
+        odd.status.as_mut().unwrap().workers[0].insert("x{y".into(), 1);
+        let text = prometheus(&[odd], Duration::ZERO, TextFormat::Classic);
+        assert!(text.lines().all(|line| line.starts_with('#') || line.contains('{')), "{text}");
+        assert!(!text.contains("x{y"), "{text}");
     }
 
     /// What `promtool check metrics` looks at, for every counter that there is.
