@@ -15,7 +15,8 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// one that a process serves hardly does.
 pub fn may_go(name: &str, begun: Instant) -> bool {
     let interface = Path::new("/sys/class/net").join(name);
-    if interface.exists() && !interface.join("tun_flags").exists() {
+    // In this order: one that goes in between is not taken for another kind of interface.
+    if !interface.join("tun_flags").exists() && interface.exists() {
         return false;
     }
     begun.elapsed() < if socket::is_served(name) { LEAVING_SERVED } else { LEAVING }

@@ -133,13 +133,14 @@ fn whereabouts(session: &Session<'_>) -> Result<Whereabouts> {
 /// Removes what a killed process left behind. Its interface is gone with it.
 fn remove_remains(session: &mut Session<'_>) -> Result<()> {
     let name = session.name.clone();
-    if session.index()?.is_some() && !link::is_tunnel(&name) {
-        return Err(Failure::new(format!(
-            "`{name}' is an interface, but no tunnel: there is nothing to take down"
-        )));
-    }
     // That of a process that was killed a moment ago is given time to go.
     if what_is_there(session)?.0 {
+        // It may go between two looks, so the last one is whether it is there.
+        if !link::is_tunnel(&name) && session.index()?.is_some() {
+            return Err(Failure::new(format!(
+                "`{name}' is an interface, but no tunnel: there is nothing to take down"
+            )));
+        }
         return Err(Failure::new(format!(
             "`{name}' is an interface, but no process of it answers here: ip link delete dev {name} removes it"
         )));
