@@ -31,7 +31,6 @@ pub fn attach_udp(socket: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<()
 /// # Errors
 ///
 /// Where the kernel refuses the program.
-#[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
 pub fn attach_udp_to_some(socket: BorrowedFd<'_>, workers: WorkerCount) -> io::Result<()> {
     let workers = workers.get() as u32;
     let mut program = udp_program(workers).to_vec();
@@ -94,7 +93,6 @@ const BPF_A: u32 = 0x10;
 /// Returns the accumulator.
 const RETURN_A: libc::sock_filter = insn(libc::BPF_RET | BPF_A, 0, 0, 0);
 /// The offset at which a load yields a random number (SKF_AD_OFF + SKF_AD_RANDOM of `linux/filter.h`).
-#[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
 const RANDOM: u32 = 0xffff_f000 + 56;
 
 const fn insn(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
@@ -137,14 +135,16 @@ struct Key6 {
 
 /// The eBPF program on the TUN device (TUNSETSTEERINGEBPF), with its longest-prefix maps from destination to target.
 ///
-/// A packet whose destination no prefix contains goes by the flow's hash. Dropping this gives the choice back to the
-/// kernel. It holds a duplicate of the queue, so the device lives until this is dropped, too.
+/// A packet whose destination no prefix contains goes by the flow's hash. The kernel takes a target modulo the number of queues. Dropping
+/// this gives the choice back to the kernel. It holds a duplicate of the queue, so the device lives until this is dropped, too.
 #[derive(Debug)]
 pub struct TunSteering {
     v4: OwnedFd,
     v6: OwnedFd,
     queue: OwnedFd,
     workers: WorkerCount,
+    /// Whether another process goes on with the program.
+    is_left: bool,
 }
 
 impl TunSteering {
@@ -164,7 +164,23 @@ impl TunSteering {
         // The device keeps a reference to the program, and the program to its maps.
         ioctl::set_steering(queue.as_fd(), Some(program.as_fd()))
             .map_err(|error| explain(error, "cannot attach the TUN steering program (Linux 4.16)"))?;
-        Ok(TunSteering { v4, v6, queue, workers })
+        Ok(TunSteering { v4, v6, queue, workers, is_left: false })
+    }
+
+    /// Goes on with the program that another process attached to `queue`'s device, by its maps.
+    pub fn inherit(maps: [OwnedFd; 2], queue: OwnedFd, workers: WorkerCount) -> TunSteering {
+        let [v4, v6] = maps;
+        TunSteering { v4, v6, queue, workers, is_left: false }
+    }
+
+    /// The maps, for another process to go on with.
+    pub fn maps(&self) -> [BorrowedFd<'_>; 2] {
+        [self.v4.as_fd(), self.v6.as_fd()]
+    }
+
+    /// Leaves the program to another process.
+    pub fn leave(mut self) {
+        self.is_left = true;
     }
 
     /// Adds or changes one prefix. The next packet follows it.
@@ -207,6 +223,9 @@ impl TunSteering {
 
 impl Drop for TunSteering {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         // This fails only where the device is gone, and the program with it.
         let _ = ioctl::set_steering(self.queue.as_fd(), None);
     }

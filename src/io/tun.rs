@@ -9,6 +9,7 @@ use crate::sys::error::{errno, explain, invalid};
 use crate::sys::link::TunState;
 use crate::sys::{ioctl, link};
 use crate::wire::vnet::VNET_HDR_LEN;
+use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,7 +41,8 @@ const USO: libc::c_uint = TSO | libc::TUN_F_USO4 | libc::TUN_F_USO6;
 const TUNNELS: libc::c_uint = USO | 0x80 | 0x100;
 
 /// The offloads of TUN that the kernel accepted, probed in steps at creation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TunOffloads {
     /// Whether it accepted checksum offload.
     pub csum: bool,
@@ -149,6 +151,30 @@ impl Tun {
     }
 }
 
+/// One more queue of the device called `name`, which has queues of another process, too. It is the last one.
+///
+/// # Errors
+///
+/// Where the device is not in this thread's network namespace, or the kernel refuses it.
+pub fn add_queue(name: &str) -> io::Result<OwnedFd> {
+    let queue = open_queue()?;
+    attach(queue.as_fd(), name, QUEUE_FLAGS)?;
+    // Where there was none of this name, there is one now, until the queue is closed.
+    match link::tun_state(name)?.queues {
+        0 | 1 => Err(explain(io::Error::from_raw_os_error(libc::ENODEV), name)),
+        _ => Ok(queue),
+    }
+}
+
+/// Has the device use this queue no more, whoever has it open. The last one takes its place. What waits in it is dropped.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn disable(queue: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl::disable_queue(queue)
+}
+
 /// Checks that the kernel allows `name` as an interface's name (`dev_valid_name`), and that it has no `%`, which would make
 /// it a template.
 pub fn check_name(name: &str) -> io::Result<()> {
@@ -255,6 +281,7 @@ fn set_offloads(queue: BorrowedFd<'_>, wanted: bool) -> io::Result<TunOffloads> 
 mod tests {
     use super::*;
     use crate::sys::netns::{eventually, in_netns, ip};
+    use std::fs::File;
     use std::os::fd::AsRawFd;
 
     fn config(name: &str, queues: usize) -> TunConfig {
@@ -304,6 +331,26 @@ mod tests {
                 assert_ne!(status & libc::O_NONBLOCK, 0);
                 assert_ne!(flags & libc::FD_CLOEXEC, 0);
             }
+        });
+    }
+
+    #[test]
+    fn queues_come_and_go_at_the_end_while_the_device_is_used() {
+        in_netns(|| {
+            let tun = Tun::create(&config("rt-tun0", 2)).unwrap();
+            ip("link set rt-tun0 up");
+            let more = add_queue("rt-tun0").unwrap();
+            let count = || word_after(&ip("-d link show rt-tun0"), "numqueues").parse::<usize>().unwrap();
+            assert_eq!(count(), 3);
+            let held = more.try_clone().unwrap();
+            for (queue, left) in [(&more, 2), (&tun.queues[1], 1)] {
+                disable(queue.as_fd()).unwrap();
+                assert_eq!(count(), left, "although others have it open");
+            }
+            drop(held);
+            assert!(disable(File::open("/dev/null").unwrap().as_fd()).is_err());
+            assert_eq!(errno(&add_queue("rt-none0").unwrap_err()), Some(libc::ENODEV));
+            assert!(link::index("rt-none0").is_err());
         });
     }
 

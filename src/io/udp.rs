@@ -4,6 +4,10 @@
 //! returns. Closing one member would renumber the last, so all are closed together: [`UdpGroup`] holds duplicates, and
 //! the group stays whole until it and every worker have let go. Only then is the port free again.
 
+mod inherited;
+
+pub use inherited::InheritedSockets;
+
 use crate::index::WorkerCount;
 use crate::io::steer;
 use crate::sys::error::{MORE_FILES, errno, explain};
@@ -91,6 +95,8 @@ pub struct UdpGroup {
     /// Whether datagrams go straight to the worker that owns their receiver index. It is false with one worker, and where the
     /// kernel refuses the program. Then they land on any worker, which hands them on.
     pub steered: bool,
+    /// How many of the sockets are of IPv4. They are the first.
+    v4: usize,
     sockets: Arc<Vec<OwnedFd>>,
 }
 
@@ -167,10 +173,11 @@ fn bind_families(config: &UdpConfig) -> io::Result<(UdpGroup, Vec<UdpSockets>)> 
     let steered = families.iter().all(|bound| bound.steered);
     let all = families.iter().flat_map(|bound| &bound.sockets);
     let sockets = Arc::new(all.map(OwnedFd::try_clone).collect::<io::Result<_>>().map_err(explain_open)?);
+    let of_v4 = v4.as_ref().map_or(0, |bound| bound.sockets.len());
     let mut v4 = v4.into_iter().flat_map(|bound| bound.sockets);
     let mut v6 = v6.into_iter().flat_map(|bound| bound.sockets);
     let pairs = config.workers.iter().map(|_| UdpSockets { v4: v4.next(), v6: v6.next(), port }).collect();
-    Ok((UdpGroup { port, steered, sockets }, pairs))
+    Ok((UdpGroup { port, steered, v4: of_v4, sockets }, pairs))
 }
 
 /// The result, or `None` where the error says that the host lacks the address family.

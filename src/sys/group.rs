@@ -67,6 +67,26 @@ pub fn cpu_quota() -> Option<CpuQuota> {
     least_quota(&places(Path::new(ROOT), &groups(), "cpu"))
 }
 
+/// The process's group in the hierarchy of cgroup v2. `None` where there is none, or it cannot be read.
+#[cfg(feature = "cli")]
+pub fn own() -> Option<String> {
+    groups().lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
+/// Moves this process to a group of cgroup v2.
+///
+/// # Errors
+///
+/// Where there is no such group, or the process may not move there.
+#[cfg(feature = "cli")]
+pub fn join(group: &str) -> std::io::Result<()> {
+    let own = |root: PathBuf| root.join(group.trim_start_matches('/')).join("cgroup.procs");
+    let root = Path::new(ROOT);
+    let file = [own(root.join(UNIFIED)), own(root.to_path_buf())].into_iter().find(|file| file.exists());
+    let file = file.ok_or(std::io::ErrorKind::NotFound)?;
+    std::fs::write(file, std::process::id().to_string())
+}
+
 fn groups() -> String {
     std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
 }

@@ -50,6 +50,14 @@ pub(crate) fn interface(tun: BorrowedFd<'_>) -> io::Result<Attachment> {
     Ok(request.into_attachment())
 }
 
+/// Takes the queue away from its device without closing it (TUNSETQUEUE).
+pub(crate) fn disable_queue(tun: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::IFF_DETACH_QUEUE as u16;
+    let request = IfReq { name: [0; libc::IFNAMSIZ], flags, rest: [0; _] };
+    // SAFETY: TUNSETQUEUE reads one `struct ifreq`, whose size and layout `IfReq` has.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+}
+
 /// Sets the `TUN_F_*` offloads that user space can take (TUNSETOFFLOAD). The error is EINVAL where the kernel does not know
 /// one of them.
 pub(crate) fn set_offload(tun: BorrowedFd<'_>, bits: libc::c_uint) -> io::Result<()> {

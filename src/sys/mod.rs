@@ -24,8 +24,12 @@ pub mod namespace;
 pub(crate) mod netns;
 #[cfg(feature = "cli")]
 pub(crate) mod packets;
+pub(crate) mod passing;
+#[cfg(feature = "cli")]
+pub(crate) mod process;
 pub mod refusals;
 pub(crate) mod rtnl;
+pub(crate) mod sealed;
 pub(crate) mod sockopt;
 pub mod source;
 pub mod trace;
