@@ -101,4 +101,6 @@ pub mod cli;
 
 pub use crypto::x25519::{ParseKeyError, PrivateKey, PublicKey, SharedSecret as PresharedKey};
 pub use routing::{ParsePrefixError, Prefix};
-pub use tunnel::{Backend, Builder, Change, Error, PeerChange, PeerStatus, Tunnel, TunnelStatus};
+pub use tunnel::{
+    Backend, Belongings, Builder, Change, Error, PeerChange, PeerStatus, Predecessor, Tunnel, TunnelStatus,
+};

@@ -343,7 +343,6 @@ pub struct IncomingHandshake {
 }
 
 /// A message from the slow path to one worker.
-#[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
 pub enum Control {
     /// Sets what checks handshake messages for the local identity. `None` without a private key: then every one is
     /// dropped.

@@ -140,6 +140,11 @@ pub enum EventKind {
         /// What it is.
         notice: String,
     },
+    /// Another process goes on with the tunnel. What happens from now on is told there.
+    HandedOver {
+        /// The number of the process.
+        process: u32,
+    },
     /// Events are missing here, as they were not read as fast as they came.
     Lost {
         /// The number of these.
@@ -304,6 +309,7 @@ impl Display for EventKind {
             }
             EventKind::FloodEnded => f.write_str("the flood of handshake messages is over"),
             EventKind::WorkerNotice { worker, notice } => write!(f, "worker {worker}: {notice}"),
+            EventKind::HandedOver { process } => write!(f, "process {process} goes on with the tunnel"),
             EventKind::Lost { count } => {
                 write!(f, "{count} events are missing here, as they came faster than they were read")
             }

@@ -19,7 +19,6 @@ mod balance;
 mod connection;
 pub mod events;
 pub mod facts;
-#[cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 pub mod handover;
 mod handshakes;
 pub mod history;

@@ -257,10 +257,13 @@ async fn serve(
                 }
             };
             let follows = operation == Operation::Monitor;
+            let passes = matches!(operation, Operation::Offer | Operation::HandOver);
+            let own = || connection.socket.try_clone();
+            let passing = passes.then(own).transpose()?;
             let room = if follows { WAITING_LINES } else { PIECES };
             let (answer, mut pieces) = mpsc::channel::<Zeroizing<String>>(room);
             requests
-                .send(Request { operation, answer })
+                .send(Request { operation, answer, connection: passing })
                 .await
                 .map_err(|_| Error::from(ErrorKind::BrokenPipe))?;
             if follows {

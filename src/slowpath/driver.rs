@@ -11,6 +11,7 @@ use crate::io::udp::{self, SocketOptions, UdpConfig, UdpGroup, UdpSockets};
 use crate::routing::Prefix;
 use crate::slowpath::followers::Followers;
 use crate::slowpath::handle::{Commands, Running};
+use crate::slowpath::handover::{Asking, HandOverTerms};
 use crate::slowpath::helpers::{self, Helpers};
 use crate::slowpath::jobs::{Jobs, Request, SliceOutcome};
 use crate::slowpath::listening::{LinkEvent, LinkState};
@@ -46,18 +47,18 @@ pub(super) struct Driver {
     pub(super) device: Device,
     pub(super) links: Links,
     /// Controls that did not fit a worker's queue, in order. What one UAPI operation or timeout makes bounds them.
-    backlog: Vec<VecDeque<Control>>,
-    group: Option<UdpGroup>,
+    pub(super) backlog: Vec<VecDeque<Control>>,
+    pub(super) group: Option<UdpGroup>,
     /// The port that the sockets left last, and until when the workers may still have sockets on it.
     left: Option<(u16, Instant)>,
     /// A transaction that asks for the port in `left`, and waits for the workers to close their sockets.
     postponed: Option<Box<SetRequest>>,
-    steering: Option<TunSteering>,
+    pub(super) steering: Option<TunSteering>,
     pinning: Option<Pinning>,
-    sockets: SocketOptions,
+    pub(super) sockets: SocketOptions,
     uring: bool,
     commands: Commands,
-    helpers: Helpers,
+    pub(super) helpers: Helpers,
     pub(super) work_pending: bool,
     jobs: Jobs,
     /// When memory is given back, after a large transaction.
@@ -69,6 +70,12 @@ pub(super) struct Driver {
     /// Whether cookies are asked for, as far as it was told.
     pub(super) flooded: bool,
     pub(super) followers: Followers,
+    /// What is handed over where another process asks for the tunnel. `None` where it stays in this one.
+    pub(super) terms: Option<HandOverTerms>,
+    /// A process that is to go on with the tunnel.
+    pub(super) asked: Option<Asking>,
+    /// The number of the process that goes on with the tunnel.
+    pub(super) successor: Option<u32>,
 }
 
 impl Driver {
@@ -116,7 +123,15 @@ impl Driver {
             refusals_to_tell: 1,
             flooded: false,
             followers: Followers::default(),
+            terms: None,
+            asked: None,
+            successor: None,
         }
+    }
+
+    /// The driver of a tunnel that is handed over on these terms, if on any.
+    pub(super) fn with_terms(self, terms: Option<HandOverTerms>) -> Driver {
+        Driver { terms, ..self }
     }
 
     pub(super) fn now(&self) -> Now {
@@ -148,13 +163,18 @@ impl Driver {
         if self.tidy_at.is_some_and(|due| due <= now.mono) {
             self.tidy();
         }
-        Ok(())
+        if self.jobs.is_changing() || self.postponed.is_some() {
+            return Ok(());
+        }
+        // Between two transactions.
+        self.hand_over()
     }
 
     /// Does a slice of the control socket's operations and of the owner's commands.
     fn work(&mut self) {
         self.jobs.answer(&self.device, self.running());
-        if !self.workers_keep_up() {
+        let may_begin = self.asked.is_none() || self.jobs.is_changing() || self.postponed.is_some();
+        if !self.workers_keep_up() || !may_begin {
             return;
         }
         let now = self.now();
@@ -217,15 +237,17 @@ impl Driver {
         let until = Clock.now() + SLICE;
         while Clock.now() < until {
             match self.links.slow.events.pop() {
-                Some(Event::WorkerEnded(id, why)) => {
-                    return Err(Error::other(format!("worker {id} stopped, the interface is gone: {why}")));
-                }
+                Some(Event::WorkerEnded(id, why)) => return Err(Driver::worker_ended(id, &why)),
                 Some(event) => self.device.handle_event(self.now(), event),
                 None => return Ok(()),
             }
         }
         self.work_pending = true;
         Ok(())
+    }
+
+    pub(super) fn worker_ended(id: u8, why: &str) -> Error {
+        Error::other(format!("worker {id} stopped, the interface is gone: {why}"))
     }
 
     /// Works on handshake messages for a slice. Where many wait, helpers take part.
@@ -257,9 +279,13 @@ impl Driver {
 
     /// Takes in an operation of the control socket.
     pub(super) fn take_request(&mut self, request: Request) {
-        let Request { operation, answer } = request;
+        let Request { operation, answer, connection } = request;
         match operation {
             Operation::Monitor => self.followers.add(answer),
+            Operation::Offer => self.offer(connection),
+            Operation::HandOver => {
+                self.asked = connection.map(|connection| Asking { connection, answer });
+            }
             Operation::Diagnose { key, tries } => {
                 let facts = self.device.facts(self.now(), &key, tries);
                 // It is one piece, for which there is room. An asker who has gone needs no answer.
@@ -267,7 +293,7 @@ impl Driver {
             }
             operation => {
                 let mut jobs = std::mem::take(&mut self.jobs);
-                jobs.add(Request { operation, answer }, || self.status());
+                jobs.add(operation, answer, || self.status());
                 self.jobs = jobs;
             }
         }
@@ -278,7 +304,7 @@ impl Driver {
         self.commands.is_stopped()
     }
 
-    fn worker_count(&self) -> WorkerCount {
+    pub(super) fn worker_count(&self) -> WorkerCount {
         WorkerCount::nearest(self.links.workers.len())
     }
 
@@ -367,7 +393,7 @@ impl Driver {
         }
     }
 
-    fn send_all(&mut self, control: impl Fn() -> Control) {
+    pub(super) fn send_all(&mut self, control: impl Fn() -> Control) {
         self.backlog.iter_mut().for_each(|backlog| backlog.push_back(control()));
     }
 
@@ -393,13 +419,7 @@ impl Driver {
 
     /// Carries out what the device wants. Returns until when the loop may sleep; `None` is until something happens.
     pub(super) fn pump(&mut self) -> Option<Instant> {
-        while let Some(output) = self.device.poll_output() {
-            match output {
-                Output::Control(worker, control) => self.backlog[usize::from(worker)].push_back(control),
-                Output::Bind(request) => self.bind_or_close(request),
-                Output::Steer(prefix, target) => self.steer(prefix, target),
-            }
-        }
+        self.carry_out();
         self.tell_events();
         let stuck = self.deliver();
         let waits = self.postponed.is_some();
@@ -413,8 +433,24 @@ impl Driver {
         [due, again].into_iter().flatten().min()
     }
 
+    /// Carries out what the device wants, except that controls are yet to be delivered.
+    pub(super) fn carry_out(&mut self) {
+        while let Some(output) = self.device.poll_output() {
+            match output {
+                Output::Control(worker, control) => self.backlog[usize::from(worker)].push_back(control),
+                Output::Bind(request) => self.bind_or_close(request),
+                Output::Steer(prefix, target) => self.steer(prefix, target),
+            }
+        }
+    }
+
+    /// Whether controls are yet to be delivered.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.backlog.iter().any(|backlog| !backlog.is_empty())
+    }
+
     /// Moves the backlog into the workers' queues as far as they have room. True where something is left.
-    fn deliver(&mut self) -> bool {
+    pub(super) fn deliver(&mut self) -> bool {
         let mut stuck = false;
         for (backlog, inbox) in self.backlog.iter_mut().zip(&self.links.workers) {
             if backlog.is_empty() {

@@ -116,6 +116,11 @@ impl Helpers {
         self.results.len() < AHEAD * (self.crew.wanted.load(Relaxed) + 1)
     }
 
+    /// Whether work is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.results.is_empty()
+    }
+
     /// Takes work in, behind all that was given before.
     pub(super) fn give(&mut self, work: HandshakeWork) {
         let number = self.first + self.results.len() as u64;

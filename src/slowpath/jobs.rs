@@ -13,6 +13,7 @@ use crate::slowpath::handle::{OwnerCommand, Query, Running};
 use crate::sys::clock::Clock;
 use crate::sys::link;
 use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
@@ -24,6 +25,8 @@ const SLICE: Duration = Duration::from_millis(1);
 pub(super) struct Request {
     pub(super) operation: Operation,
     pub(super) answer: Sender<Zeroizing<String>>,
+    /// The connection, where files are to be passed through it.
+    pub(super) connection: Option<UnixStream>,
 }
 
 /// All that is under way: at most one operation for each connection, and one command for each of the owner's threads.
@@ -86,8 +89,12 @@ impl Reply {
 
 impl Jobs {
     /// Takes an operation in. `status` yields the device's status without its peers.
-    pub(super) fn add(&mut self, request: Request, status: impl FnOnce() -> Status) {
-        let Request { operation, answer: to } = request;
+    pub(super) fn add(
+        &mut self,
+        operation: Operation,
+        to: Sender<Zeroizing<String>>,
+        status: impl FnOnce() -> Status,
+    ) {
         let answer = match operation {
             Operation::Set(body) => {
                 let wanted = Pending::Text(SetParser::new(body));
@@ -97,7 +104,9 @@ impl Jobs {
             Operation::GetPeers(named) => Answer::Dump(Dump::of(named)),
             Operation::Status => Answer::Listing(Listing::new(&status(), true)),
             // The driver answers these itself.
-            Operation::Monitor | Operation::Diagnose { .. } => return,
+            Operation::Monitor | Operation::Diagnose { .. } | Operation::Offer | Operation::HandOver => {
+                return;
+            }
             Operation::StatusOfNoPeers => Answer::Listing(Listing::new(&status(), false)),
         };
         self.replies.push_back(Reply { answer, to, begun: false });
@@ -122,6 +131,11 @@ impl Jobs {
     /// Whether a transaction is being read or carried out, or waits for that.
     pub(super) fn has_changes(&self) -> bool {
         self.change.is_some() || !self.waiting.is_empty()
+    }
+
+    /// Whether a transaction is being carried out.
+    pub(super) fn is_changing(&self) -> bool {
+        self.change.is_some()
     }
 
     fn may_answer(&self, reply: &Reply) -> bool {

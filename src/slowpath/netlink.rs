@@ -17,7 +17,7 @@ use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use rustix::fs::{fstat, stat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io::{Error, Result};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc::Sender;
@@ -75,19 +75,36 @@ fn listen_in_its_namespace(queue: &OwnedFd, moved: &mut bool, events: &Sender<Li
     if *moved && events.blocking_send(LinkEvent::Icmp(None)).is_err() {
         return Ok(());
     }
-    match tun_namespace::namespace(queue.as_fd()) {
-        Ok(namespace) => {
-            // To enter the namespace that one is in needs CAP_SYS_ADMIN all the same, which a hardened service does not have.
-            if !is_own(&namespace)? {
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            }
-            send_icmp_sockets(events);
-        }
-        // Linux before 5.2: the device is followed only while it stays in the namespace where it was made.
-        Err(error) => log::debug!("cannot ask for the interface's namespace: {error}"),
+    if enter_namespace_of(queue.as_fd())? {
+        send_icmp_sockets(events);
     }
     let name = tun_namespace::interface_name(queue.as_fd())?;
     until_closed(events, listen_for_link(&name, moved, events))
+}
+
+/// Moves the calling thread to the namespace where the device of `queue` is. False where the kernel does not say which that is.
+pub(super) fn enter_namespace_of(queue: BorrowedFd<'_>) -> Result<bool> {
+    match tun_namespace::namespace(queue) {
+        Ok(namespace) => enter(&namespace).map(|()| true),
+        Err(error) => {
+            // Linux before 5.2: the device is followed only while it stays in the namespace where it was made.
+            log::debug!("cannot ask for the interface's namespace: {error}");
+            Ok(false)
+        }
+    }
+}
+
+/// Moves the calling thread to this network namespace, if it is in another one.
+///
+/// # Errors
+///
+/// EPERM without CAP_SYS_ADMIN.
+pub fn enter(namespace: &OwnedFd) -> Result<()> {
+    // To enter the namespace that one is in needs CAP_SYS_ADMIN all the same, which a hardened service does not have.
+    if is_own(namespace)? {
+        return Ok(());
+    }
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 /// Reports ICMP sockets of the namespace that the calling thread is in.

@@ -10,7 +10,8 @@ use crate::io::steer::TunSteering;
 use crate::io::udp::SocketOptions;
 use crate::slowpath::driver::Driver;
 use crate::slowpath::handle::Commands;
-use crate::slowpath::listening::LinkEvent;
+use crate::slowpath::handover::{HandOverTerms, Takeover};
+use crate::slowpath::listening::{AbortOnDrop, LinkEvent};
 use crate::slowpath::pinning::Pinning;
 use crate::slowpath::{connections, netlink};
 use crate::sys::clock::{Alarm, Clock};
@@ -19,6 +20,7 @@ use std::io::Error;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 
@@ -49,15 +51,42 @@ pub struct SlowPath {
     pub sockets: SocketOptions,
     /// Whether io_uring may be used.
     pub uring: bool,
+    /// What is handed over where another process asks for the tunnel. `None` where it stays in this one.
+    pub terms: Option<HandOverTerms>,
+    /// The tunnel of another process that is to be taken over first.
+    pub takeover: Option<Takeover>,
 }
 
-/// Runs until the owner stops it or the UAPI socket is removed.
+/// How a slow path came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlowPathEnd {
+    /// The owner stopped it, or the UAPI socket was removed.
+    Stopped,
+    /// Another process, of this number, goes on with the tunnel.
+    HandedOver(u32),
+    /// The tunnel was not taken over from the process that has it.
+    NotTaken,
+}
+
+/// How long those who follow have to read that the tunnel is another process's now, and others the end of an answer.
+const FAREWELL: Duration = Duration::from_millis(20);
+
+/// Runs until the owner stops it, the UAPI socket is removed, or another process goes on.
 ///
 /// # Errors
 ///
 /// Where a worker ended because the TUN device is gone, with the worker's words, and where the system refuses what the
 /// runtime needs.
-pub fn run(mut parts: SlowPath) -> Result<()> {
+pub fn run(parts: SlowPath) -> Result<SlowPathEnd> {
+    let report = parts.takeover.as_ref().map(|takeover| takeover.report.clone());
+    let ended = follow_and_run(parts);
+    match report {
+        Some(report) => report.complete(ended),
+        None => ended,
+    }
+}
+
+fn follow_and_run(mut parts: SlowPath) -> Result<SlowPathEnd> {
     let (events, changes) = mpsc::channel(LINK_QUEUE);
     let queue = parts.queue.take();
     let link = queue.map(|queue| netlink::follow_link(queue, events.clone())).transpose()?;
@@ -72,7 +101,7 @@ pub fn run(mut parts: SlowPath) -> Result<()> {
     ended
 }
 
-fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<()> {
+fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<SlowPathEnd> {
     if parts.uring {
         // The workers' rings may have used up what RLIMIT_MEMLOCK allows.
         match tokio_uring::Runtime::new(&tokio_uring::builder()) {
@@ -87,25 +116,36 @@ fn on_runtime(parts: SlowPath, changes: mpsc::Receiver<LinkEvent>) -> Result<()>
 }
 
 /// Serves the device until its end. `streams` says that this runtime has a ring, which reads and writes connections.
-async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams: bool) -> Result<()> {
-    let SlowPath {
-        device, links, commands, uapi, mut socket_removed, steering, pinning, sockets, uring, ..
-    } = parts;
+async fn drive(
+    parts: SlowPath,
+    mut changes: mpsc::Receiver<LinkEvent>,
+    streams: bool,
+) -> Result<SlowPathEnd> {
+    let SlowPath { device, links, commands, uapi, mut socket_removed, steering, pinning, .. } = parts;
     let (requests, mut requested) = mpsc::channel(connections::MAX_CONNECTIONS);
     let answer_read = Rc::new(Notify::new());
+    let ring = links.slow.waker.register()?;
+    let (sockets, uring, terms) = (parts.sockets, parts.uring, parts.terms);
+    let mut driver =
+        Driver::new(device, links, steering, pinning, sockets, uring, commands).with_terms(terms);
+    if let Some(takeover) = parts.takeover
+        && !stack::leaving_nothing(|| driver.take_over(takeover))
+    {
+        return Ok(SlowPathEnd::NotTaken);
+    }
+    let mut accepting = None;
     if let Some(uapi) = uapi {
         uapi.set_nonblocking(true)?;
         let listener = UnixListener::from_std(uapi)?;
         let (connections, read) = (Rc::default(), Rc::clone(&answer_read));
-        tokio::task::spawn_local(connections::accept(connections, listener, requests, read, streams));
+        let accept = connections::accept(connections, listener, requests, read, streams);
+        accepting = Some(AbortOnDrop(tokio::task::spawn_local(accept)));
     }
-    let ring = links.slow.waker.register()?;
-    let mut driver = Driver::new(device, links, steering, pinning, sockets, uring, commands);
     let mut alarm = Alarm::new()?;
     loop {
         let wake_at = stack::leaving_nothing(|| driver.pump());
         tokio::select! {
-            Some(()) = socket_removed.recv() => return Ok(()),
+            Some(()) = socket_removed.recv() => return Ok(SlowPathEnd::Stopped),
             ready = ring.readable() => {
                 ready?.clear_ready();
                 driver.links.slow.waker.clear();
@@ -118,8 +158,16 @@ async fn drive(parts: SlowPath, mut changes: mpsc::Receiver<LinkEvent>, streams:
         }
         // Handshakes and configurations leave keys on the stack.
         stack::leaving_nothing(|| driver.take_turn())?;
+        if let Some(successor) = driver.successor {
+            // Whoever connects from now on is served there.
+            drop(accepting);
+            driver.let_go(successor);
+            drop(driver);
+            tokio::time::sleep(FAREWELL).await;
+            return Ok(SlowPathEnd::HandedOver(successor));
+        }
         if driver.is_stopped() {
-            return Ok(());
+            return Ok(SlowPathEnd::Stopped);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Tunnel;
 use crate::io::udp::SocketOptions;
+use crate::slowpath::handover::Belongings;
 use crate::tunnel::change::Change;
 use crate::tunnel::error::Error;
 use crate::tunnel::start::{self, Settings, SocketChoice};
@@ -9,7 +10,7 @@ use crate::tunnel::workers::{BUFFERS, Backend};
 use std::os::fd::OwnedFd;
 
 /// MTU in bytes of a new interface: what a path of 1,500 bytes leaves after IPv6's and WireGuard's headers.
-const MTU: u32 = 1420;
+pub(super) const MTU: u32 = 1420;
 
 /// A tunnel that is to be made. [`Tunnel::builder`] begins one, [`Builder::start`] makes it.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ impl Builder {
                 share_all: false,
                 tun_fd: None,
                 control: SocketChoice::None,
+                belongings: None,
             },
             change: None,
         }
@@ -140,6 +142,14 @@ impl Builder {
     /// Listens for the same operations as [`Self::control_socket`], on a Unix stream socket that listens already.
     pub fn control_socket_fd(mut self, fd: OwnedFd) -> Builder {
         self.settings.control = SocketChoice::Given(fd);
+        self
+    }
+
+    /// Lets another process of the same user, or of root, take the tunnel over while it runs ([`Predecessor`](crate::Predecessor)): with its
+    /// sessions, and without a packet lost. It asks for that at the control socket, which there must be, and gets what belongs to the
+    /// tunnel's owner here along with the tunnel. By default a tunnel stays with its process.
+    pub fn belongings(mut self, belongings: Belongings) -> Builder {
+        self.settings.belongings = Some(belongings);
         self
     }
 

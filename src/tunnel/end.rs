@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 pub(super) enum Outcome {
     /// It was stopped, or its configuration socket was removed.
     Stopped,
+    /// It goes on in the process of this number.
+    HandedOver(u32),
     /// Its interface was deleted.
     Deleted(Arc<io::Error>),
     /// Something else happened.

@@ -66,6 +66,13 @@ pub enum Error {
         /// What the kernel said.
         source: Arc<io::Error>,
     },
+    /// The tunnel that runs in another process cannot be taken over. It goes on there.
+    TakeOver {
+        /// The name of the interface.
+        name: String,
+        /// Why not, and the remedy where there is one.
+        source: Arc<io::Error>,
+    },
     /// The change names more peers than a tunnel can have. Nothing was changed.
     TooManyPeers {
         /// The name of the interface.
@@ -124,6 +131,10 @@ impl Error {
         caused(name, |name, source| Error::Worker { name, source })
     }
 
+    pub(super) fn take_over(name: &str) -> impl FnOnce(io::Error) -> Error {
+        caused(name, |name, source| Error::TakeOver { name, source })
+    }
+
     pub(super) fn short_of(shortage: Shortage, name: &str, workers: usize) -> Error {
         let Shortage { needed, allowed } = shortage;
         Error::Descriptors { name: name.to_owned(), workers, needed, allowed }
@@ -147,6 +158,7 @@ impl Error {
             | Error::ControlSocket { source, .. }
             | Error::Worker { source, .. }
             | Error::Bind { source, .. }
+            | Error::TakeOver { source, .. }
             | Error::Deleted { source, .. }
             | Error::Ended { source, .. } => Some(source),
             Error::Descriptors { .. } | Error::TooManyPeers { .. } | Error::Stopped { .. } => None,
@@ -175,6 +187,7 @@ impl fmt::Display for Error {
             Error::Interface { name, .. } => write!(f, "{name}: cannot create the interface"),
             Error::ControlSocket { name, .. } => write!(f, "{name}: cannot listen for configuration"),
             Error::Worker { name, .. } => write!(f, "{name}: cannot start a worker"),
+            Error::TakeOver { name, .. } => write!(f, "{name}: the tunnel cannot be taken over"),
             Error::TooManyPeers { name } => {
                 write!(f, "{name}: {}", ConfigureError::TooManyPeers)
             }

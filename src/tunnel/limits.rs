@@ -9,8 +9,9 @@ use std::io;
 
 /// File descriptors that a tunnel has open at most while it starts, without those of its workers. It is rounded up.
 const DESCRIPTORS: u64 = 32;
-/// File descriptors of each worker: queue, ring, epoll, waker, two sockets, and a second handle of some.
-const DESCRIPTORS_OF_WORKER: u64 = 8;
+/// File descriptors of each worker: queue, ring, epoll, waker, two sockets, and a second handle of some, for changes and for a
+/// successor.
+const DESCRIPTORS_OF_WORKER: u64 = 10;
 
 /// The error of a limit that is too low.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -15,6 +15,7 @@ mod error;
 pub mod leaving;
 mod limits;
 pub mod plural;
+mod predecessor;
 pub mod socket;
 mod start;
 mod status;
@@ -23,9 +24,11 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
+pub use crate::slowpath::handover::Belongings;
 pub use builder::Builder;
 pub use change::{Change, PeerChange};
 pub use error::Error;
+pub use predecessor::Predecessor;
 pub use status::{PeerStatus, TunnelStatus};
 pub use workers::Backend;
 #[cfg(feature = "cli")]
@@ -124,7 +127,7 @@ impl Tunnel {
     }
 
     /// Waits until the tunnel has ended, and its threads, its sockets and its interface are gone. `Ok` where it was stopped, or
-    /// its configuration socket was removed.
+    /// its configuration socket was removed, or another process took it over: then only the threads are gone.
     ///
     /// # Errors
     ///
@@ -138,10 +141,18 @@ impl Tunnel {
         self.inner.end.wait(Some(limit)).map(|outcome| self.outcome(outcome))
     }
 
+    /// The number of the process that took the tunnel over, if that is how it ended here. 0 is a process that cannot be seen from here.
+    pub fn successor(&self) -> Option<u32> {
+        match self.inner.end.wait(Some(Duration::ZERO)) {
+            Some(Outcome::HandedOver(process)) => Some(process),
+            _ => None,
+        }
+    }
+
     fn outcome(&self, outcome: Outcome) -> Result<(), Error> {
         let name = self.inner.name.clone();
         match outcome {
-            Outcome::Stopped => Ok(()),
+            Outcome::Stopped | Outcome::HandedOver(_) => Ok(()),
             Outcome::Deleted(source) => Err(Error::Deleted { name, source }),
             Outcome::Failed(source) => Err(Error::Ended { name, source }),
         }

@@ -26,11 +26,13 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{name}.sock"))
 }
 
-/// A listening socket, whose file is removed on drop.
+/// A listening socket, whose file is removed on drop, unless it is another process's.
 #[derive(Debug)]
 pub struct UapiSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// Whether another process goes on with the file.
+    is_left: bool,
 }
 
 /// Makes the directory of the sockets, where it is not there yet.
@@ -54,12 +56,27 @@ impl UapiSocket {
     pub fn listen(name: &str, inherited: Option<OwnedFd>) -> Result<UapiSocket> {
         let path = path(name);
         if let Some(fd) = inherited {
-            return Ok(UapiSocket { listener: UnixListener::from(fd), path });
+            return Ok(UapiSocket { listener: UnixListener::from(fd), path, is_left: false });
         }
         make_directory()?;
         remove_stale(&path)?;
         let listener = bind(&path).map_err(|error| explain(error, path.display()))?;
-        Ok(UapiSocket { listener, path })
+        Ok(UapiSocket { listener, path, is_left: false })
+    }
+
+    /// Takes the listening socket of another process over, which still has the file. It stays until [`Self::remove`].
+    pub fn shared(name: &str, inherited: OwnedFd) -> UapiSocket {
+        UapiSocket { listener: UnixListener::from(inherited), path: path(name), is_left: true }
+    }
+
+    /// Leaves the file to another process.
+    pub fn leave(mut self) {
+        self.is_left = true;
+    }
+
+    /// Removes the file.
+    pub fn remove(mut self) {
+        self.is_left = false;
     }
 
     /// Starts a thread that sends on `removed` once, when the socket's file is removed. That is the way to end a userspace
@@ -99,6 +116,9 @@ impl UapiSocket {
 
 impl Drop for UapiSocket {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         let _ = std::fs::remove_file(&self.path); // gone already where the interface was removed by hand
     }
 }

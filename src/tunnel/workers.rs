@@ -60,25 +60,44 @@ pub(super) struct WorkerThreads {
 
 /// Starts the workers, over plain system calls where io_uring is refused after all, unless it was demanded. That a ring
 /// could be made before does not mean that each worker may have one: rings and their buffers count against RLIMIT_MEMLOCK.
+///
+/// There are `total` workers. Those for whom there is no queue yet are started later, by [`LateWorkers`].
 pub(super) fn start(
     queues: Vec<OwnedFd>,
+    total: usize,
     plan: WorkerPlan,
     pinning: Option<&Pinning>,
     choice: Backend,
 ) -> std::io::Result<WorkerThreads> {
     if plan.uring {
         let handles = queues.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
-        let links = Links::new(queues.len())?.within(group::memory_limit());
-        match start_workers(handles, &links, &plan, pinning) {
+        let links = Links::new(total)?.within(group::memory_limit());
+        match start_workers(handles, 0, &links, &plan, pinning) {
             Ok(threads) => return Ok(WorkerThreads { links, threads, uring: true }),
             Err(error) if choice == Backend::Auto => tell_no_uring(&error),
             Err(error) => return Err(error),
         }
     }
     // The queues are new ones, as those of the first attempt hold the word that ended its workers.
-    let links = Links::new(queues.len())?.within(group::memory_limit());
-    let threads = start_workers(queues, &links, &WorkerPlan { uring: false, ..plan }, pinning)?;
+    let links = Links::new(total)?.within(group::memory_limit());
+    let threads = start_workers(queues, 0, &links, &WorkerPlan { uring: false, ..plan }, pinning)?;
     Ok(WorkerThreads { links, threads, uring: false })
+}
+
+/// The workers of a tunnel that have no queue yet.
+pub(super) struct LateWorkers {
+    /// The number of the first of them.
+    pub(super) first: usize,
+    pub(super) links: Links,
+    pub(super) plan: WorkerPlan,
+    pub(super) pinning: Option<Pinning>,
+}
+
+impl LateWorkers {
+    /// Starts them. After an error all workers have been told to end.
+    pub(super) fn start(self, queues: Vec<OwnedFd>) -> std::io::Result<Vec<JoinHandle<()>>> {
+        start_workers(queues, self.first, &self.links, &self.plan, self.pinning.as_ref())
+    }
 }
 
 /// What all workers have in common.
@@ -90,17 +109,20 @@ pub(super) struct WorkerPlan {
     pub(super) gso: bool,
     pub(super) mtu: u32,
     pub(super) coalesce: CoalesceOptions,
+    /// Whether they begin at rest, as another process still has the queues.
+    pub(super) at_rest: bool,
 }
 
 fn start_workers(
     queues: Vec<OwnedFd>,
+    first: usize,
     links: &Links,
     plan: &WorkerPlan,
     pinning: Option<&Pinning>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     let (started, starts) = mpsc::channel();
     let mut threads = Vec::with_capacity(queues.len());
-    for (id, queue) in queues.into_iter().enumerate() {
+    for (id, queue) in (first..).zip(queues) {
         let (links, plan, pinning, started) = (links.clone(), *plan, pinning.cloned(), started.clone());
         let work = move || {
             let work = || {
@@ -135,6 +157,7 @@ fn run_worker(
     report: impl FnOnce(std::io::Result<()>),
 ) {
     let worker = Worker::new(WorkerConfig { id, mtu: plan.mtu, coalesce: plan.coalesce }, links);
+    let worker = if plan.at_rest { worker.at_rest() } else { worker };
     let waker = links.workers[usize::from(id)].waker.clone();
     if plan.uring {
         let backend = Pool::new(plan.buffers).and_then(|pool| Uring::new(queue, pool, waker));

@@ -27,7 +27,6 @@ pub(super) struct Rest {
 
 impl Worker {
     /// Has the worker begin at rest, as the successor of another process's. It must have no backend yet that takes anything in.
-    #[cfg_attr(not(feature = "internals"), allow(dead_code))] // what hands over comes with the command
     pub fn at_rest(mut self) -> Worker {
         self.rest = Some(Rest { since: Instant::START, unreported: None });
         self

@@ -25,6 +25,7 @@ fn a_report_is_one_line_of_json_that_reads_back() {
         EventKind::Disconnected { why: DisconnectReason::Unanswered },
         EventKind::Shared { direction: Direction::Sent, by_all: true },
         EventKind::SourceRefused { source: from.ip() },
+        EventKind::HandedOver { process: 7 },
         EventKind::Lost { count: u64::MAX },
     ];
     for (peer, kind) in [None, Some(PublicKey([7; 32]))].into_iter().cycle().zip(kinds) {

@@ -33,10 +33,8 @@ pub struct Imported {
     pub frames: Vec<Vec<Box<[u8]>>>,
     /// How many UDP sockets there are.
     pub sockets: SocketCount,
-    /// Whether the device is up, and so has sockets.
-    pub up: bool,
-    /// The interface's MTU in bytes, once it is known.
-    pub mtu: Option<u32>,
+    /// The firewall mark of the sockets; 0 is none.
+    pub mark: u32,
 }
 
 /// The sessions of each worker.
@@ -80,9 +78,9 @@ impl Device {
         for (worker, FrameBytes(frame)) in record.frames {
             frames[usize::from(ReceiverIndex(worker.into()).owner(workers))].push(frame);
         }
-        let DeviceRecord { sockets, mtu, .. } = record;
+        let DeviceRecord { sockets, mark, .. } = record;
         let handshakes = messages.ok_or(StateError::Malformed)?;
-        Ok(Imported { handshakes, frames, sockets, up: self.is_up(), mtu })
+        Ok(Imported { handshakes, frames, sockets, mark })
     }
 
     fn import_device(&mut self, record: &DeviceRecord) -> Result<(), StateError> {

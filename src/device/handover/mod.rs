@@ -18,7 +18,9 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-pub use format::{FORMAT, MAX_STATE, StateError};
+#[cfg(feature = "internals")]
+pub use format::StateError;
+pub use format::{FORMAT, MAX_STATE};
 pub use import::Imported;
 pub use quiesce::Quiesce;
 pub use record::SocketCount;

@@ -64,7 +64,7 @@ fn a_configuration_and_handshakes_under_way_are_as_before_on_the_other_side() {
     let (state, said) = (export(&mut old, 2), old.uapi_get());
     let mut new = device(2);
     let imported = new.import(&state, None).unwrap();
-    assert_eq!((imported.up, imported.mtu, imported.sockets), (true, Some(1400), SOCKETS));
+    assert_eq!((new.is_up(), imported.mark, imported.sockets), (true, 7, SOCKETS));
     assert_eq!(new.uapi_get(), said);
     assert_eq!(new.held()[..2], old.held()[..2], "peers and indices");
     let again = export(&mut new, 2);
@@ -107,7 +107,8 @@ fn a_device_without_key_that_is_down_is_handed_over_too() {
     let mut old = device(1);
     let state = export(&mut old, 0);
     let mut new = device(4);
-    assert!(!new.import(&state, None).unwrap().up);
+    new.import(&state, None).unwrap();
+    assert!(!new.is_up());
     assert_eq!(new.uapi_get(), old.uapi_get());
 }
 

@@ -19,6 +19,10 @@ const STATUS: &[u8] = b"status=1\n";
 const SET: &[u8] = b"set=1\n";
 const MONITOR: &[u8] = b"monitor=1\n";
 const DIAGNOSE: &[u8] = b"diagnose=1\n";
+const OFFER: &[u8] = b"handover=offer\n";
+const STATE: &[u8] = b"handover=state\n";
+/// All of them.
+const FIRST_LINES: [&[u8]; 7] = [GET, STATUS, SET, MONITOR, DIAGNOSE, OFFER, STATE];
 /// The second line of a question about no peer.
 const NO_PEERS: &[u8] = b"peers=none\n";
 /// The last line of a question about one peer that also has a handshake tried.
@@ -49,6 +53,11 @@ pub enum Operation {
         /// Whether a handshake is tried.
         tries: bool,
     },
+    /// What could be handed over to the asking process is asked for (`handover=offer`). This is this program's own operation, and so is
+    /// the next.
+    Offer,
+    /// The tunnel's state is asked for (`handover=state`), upon which the asking process goes on with the tunnel.
+    HandOver,
     /// A transaction (`set=1`): its lines with the first and without the empty one, for [`super::SetRequest::parse`].
     Set(Zeroizing<Vec<u8>>),
 }
@@ -127,9 +136,14 @@ impl Framer {
         if self.buffer.starts_with(DIAGNOSE) {
             return self.cut_diagnose();
         }
+        if self.buffer.starts_with(OFFER) {
+            return self.cut_question(OFFER, Operation::Offer);
+        }
+        if self.buffer.starts_with(STATE) {
+            return self.cut_question(STATE, Operation::HandOver);
+        }
         if !self.buffer.starts_with(SET) {
-            let may_become_one =
-                [GET, STATUS, SET, MONITOR, DIAGNOSE].iter().any(|line| line.starts_with(&self.buffer));
+            let may_become_one = FIRST_LINES.iter().any(|line| line.starts_with(&self.buffer));
             return (!may_become_one).then(|| Err(error(EINVAL, 1, "neither get=1 nor set=1")));
         }
         let end = match self.find_end(MAX_OPERATION)? {

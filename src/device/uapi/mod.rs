@@ -14,7 +14,8 @@
 //!
 //! `monitor=1` is answered with `errno=0` and an empty line, and from then on with a line `event=` for whatever happens, until
 //! the client closes. `diagnose=1` with a line `public_key=` asks what the device knows of a peer that does not connect, and is
-//! answered with a line `facts=`.
+//! answered with a line `facts=`. `handover=offer` and `handover=state` are how another process takes the tunnel over
+//! (`slowpath/handover`); what it answers comes with files, so it is no text that this module makes.
 //!
 //! A connection's bytes go through a [`Framer`], which yields [`Operation`]s. `get` is answered with
 //! [`Device::dump`](super::Device::dump). `set` is parsed whole by a [`SetParser`] into a [`SetRequest`], which

@@ -227,10 +227,12 @@ fn a_question_about_some_peers_is_cut_wherever_the_reads_end() {
 fn those_who_follow_and_those_who_ask_why_are_understood_wherever_the_reads_end() {
     let key = "07".repeat(32);
     let stream = format!(
-        "diagnose=1\npublic_key={key}\n\ndiagnose=1\npublic_key={key}\nhandshake=true\n\nmonitor=1\n\nget=1\n\n"
+        "diagnose=1\npublic_key={key}\n\ndiagnose=1\npublic_key={key}\nhandshake=true\n\nmonitor=1\n\n\
+         handover=offer\n\nhandover=state\n\nget=1\n\n"
     );
     let diagnose = |tries| Ok(Operation::Diagnose { key: PublicKey([7; 32]), tries });
-    let expected = vec![diagnose(false), diagnose(true), Ok(Operation::Monitor), Ok(Operation::Get)];
+    let others = [Operation::Monitor, Operation::Offer, Operation::HandOver, Operation::Get].map(Ok);
+    let expected: Vec<_> = [diagnose(false), diagnose(true)].into_iter().chain(others).collect();
     for piece in 1..=stream.len() {
         assert_eq!(frame(stream.as_bytes(), piece), expected, "{piece}");
     }
@@ -245,6 +247,7 @@ fn those_who_follow_and_those_who_ask_why_are_understood_wherever_the_reads_end(
         let refused = operations.first().and_then(|first| first.as_ref().err()).map(|error| error.errno);
         assert_eq!((operations.len(), refused), (1, Some(errno)), "{lines}");
     }
+    assert_eq!(frame(b"handover=all\n\n", 3)[0].as_ref().unwrap_err().errno, EINVAL);
     assert_eq!(frame(b"monitor=1\nx", 3)[0].as_ref().unwrap_err().errno, EINVAL);
 }
 
