@@ -13,6 +13,7 @@ use super::service::ServiceArgs;
 use super::show::{ShowArgs, ShowconfArgs, StatusArgs};
 use super::top::TopArgs;
 use super::updown::{DownArgs, ReloadArgs, SaveArgs, UpArgs};
+use super::upgrade::{TakeOverArgs, UpgradeArgs};
 use super::why::WhyArgs;
 use crate::gateway::{Failure, http};
 use crate::io::slab::MAX_BUFFERS;
@@ -102,6 +103,11 @@ pub(super) enum Command {
     Save(SaveArgs),
     /// Apply a changed configuration file to its running tunnel
     Reload(ReloadArgs),
+    /// Go on with a running tunnel in another program, without losing a session or a packet
+    Upgrade(UpgradeArgs),
+    /// Take a tunnel over from the process that has it, in the background: `upgrade` starts this
+    #[command(hide = true)]
+    TakeOver(TakeOverArgs),
     /// Report what is wrong with a configuration file, without changing anything
     Check(CheckArgs),
     /// Print a configuration file for wg(8), without what only wg-quick(8) knows

@@ -4,12 +4,10 @@
 //! The child writes [`READY`] and drops its standard files. Anything else on the pipe means that the child failed, and
 //! then its message already stands on standard error.
 
-use crate::gateway::executable::{self, BACKGROUND_CHILD};
+use crate::gateway::executable::{self, BACKGROUND_CHILD, READY};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::process::{Command, ExitCode, Stdio};
-
-const READY: &[u8] = b"ready\n";
 
 /// Whether this process is the child, which stays.
 pub(super) fn is_child() -> bool {

@@ -12,6 +12,7 @@ mod doctor;
 mod exchange;
 mod generate;
 mod keys;
+mod living;
 mod logger;
 mod manual;
 mod monitor;
@@ -25,6 +26,7 @@ mod suggest;
 mod top;
 mod tunnel;
 mod updown;
+mod upgrade;
 mod why;
 
 use crate::gateway::Failure;
@@ -65,6 +67,8 @@ pub fn main() -> ExitCode {
         Some(Command::Down(args)) => updown::down(&args),
         Some(Command::Save(args)) => updown::save(&args),
         Some(Command::Reload(args)) => updown::reload(&args),
+        Some(Command::Upgrade(args)) => upgrade::run(args),
+        Some(Command::TakeOver(args)) => return upgrade::take_over(&args),
         Some(Command::Check(args)) => match config::check(&args) {
             Ok(code) => return code,
             Err(failure) => Err(failure),

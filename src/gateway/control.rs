@@ -303,9 +303,29 @@ impl ControlSocket {
         self.exchange(&set_text(request)).map(drop)
     }
 
+    /// Sends a request, and once more where the connection is closed before the end of its answer: a process that hands its tunnel
+    /// over leaves what it has not begun to its successor.
+    fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
+        let is_cut_short = |error: &Error| {
+            matches!(
+                error.kind(),
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+            )
+        };
+        match self.exchange_once(request) {
+            Err(error) if is_cut_short(&error) => match self.exchange_once(request) {
+                // It is gone. How it ended says more.
+                Err(again) if again.kind() == ErrorKind::ConnectionRefused => Err(error),
+                Err(again) if again.kind() == ErrorKind::NotFound => Err(error),
+                answer => answer,
+            },
+            answer => answer,
+        }
+    }
+
     /// Sends a request. Returns the answer without its last line, `errno=0`. The answer is read into memory that is
     /// wiped, and into nothing else.
-    fn exchange(&self, request: &str) -> Result<Zeroizing<String>> {
+    fn exchange_once(&self, request: &str) -> Result<Zeroizing<String>> {
         let mut stream = UnixStream::connect(&self.path)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;

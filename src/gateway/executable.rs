@@ -1,7 +1,9 @@
 //! This very program, to be run again.
 
+use serde::{Deserialize, Serialize};
 use std::io::Result;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// The link by which this process's program is found even where its file is gone. The kernel then calls the process
 /// `exe`.
@@ -9,6 +11,47 @@ const LINK: &str = "/proc/self/exe";
 
 /// The environment variable by which a process that goes to the background tells its child so. Nobody else is to inherit it.
 pub const BACKGROUND_CHILD: &str = "RINGTUN_BACKGROUND_CHILD";
+
+/// The word by which such a child says on its standard output that all is there.
+pub const READY: &[u8] = b"ready\n";
+
+/// What the kernel puts behind the path of a file that is gone, or was replaced.
+const GONE: &str = " (deleted)";
+
+/// The file of a program, as the kernel knows files: a replaced one is another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProgramFile {
+    device: u64,
+    inode: u64,
+}
+
+impl ProgramFile {
+    /// That of the program at `path`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn at(path: &Path) -> Result<ProgramFile> {
+        let file = path.metadata()?;
+        Ok(ProgramFile { device: file.dev(), inode: file.ino() })
+    }
+
+    /// That of this process.
+    pub fn own() -> Option<ProgramFile> {
+        ProgramFile::at(Path::new(LINK)).ok()
+    }
+}
+
+/// The program that stands where this one stood when it was started: a later one, where its file was replaced.
+///
+/// # Errors
+///
+/// Where the kernel does not give the path.
+pub fn in_place() -> Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    let replaced = path.to_str().and_then(|path| path.strip_suffix(GONE)).map(PathBuf::from);
+    Ok(replaced.filter(|replaced| !path.exists() && replaced.exists()).unwrap_or(self::path()?))
+}
 
 /// The path of this program, to run it again. An upgrade replaces the file under a tunnel that runs; the tunnel still
 /// goes down by the program that brought it up.

@@ -26,7 +26,9 @@ pub mod route;
 pub mod service;
 pub mod show;
 pub mod standing;
+pub mod successor;
 pub mod up;
+pub mod upgrade;
 pub mod upkeep;
 pub mod why;
 

@@ -1,7 +1,7 @@
 //! The events of running devices, as they happen, for people and for programs.
 
 use super::{Failure, client};
-use crate::device::events::EventReport;
+use crate::device::events::{EventKind, EventReport};
 use crate::device::uapi::{EBUSY, EINVAL};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -20,6 +20,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct EventStream {
     interface: String,
     lines: Lines<BufReader<UnixStream>>,
+    /// The report that another process has the device, until this follows that one.
+    moving: Option<EventReport>,
 }
 
 impl EventStream {
@@ -43,7 +45,7 @@ impl EventStream {
         };
         let begun = tokio::time::timeout(ANSWER_TIMEOUT, begin).await;
         match begun.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
-            Ok(lines) => Ok(EventStream { interface: interface.to_owned(), lines }),
+            Ok(lines) => Ok(EventStream { interface: interface.to_owned(), lines, moving: None }),
             Err(error) if error.raw_os_error() == Some(EINVAL) => Err(Failure::new(format!(
                 "{interface} tells no events: it is another implementation, or was started by an earlier version of ringtun"
             ))),
@@ -60,14 +62,26 @@ impl EventStream {
     }
 
     /// Waits for the next event. `None` where the device is gone. An event of a later version of the program, which this one does
-    /// not know, is left out.
+    /// not know, is left out. Where another process goes on with the device, that one is followed once this is reported: what happened
+    /// in between was told to nobody.
     pub async fn next(&mut self) -> Option<EventReport> {
         loop {
+            // A caller may give up waiting in between, and come back.
+            if self.moving.is_some() {
+                if let Ok(next) = EventStream::open(&self.interface).await {
+                    self.lines = next.lines;
+                }
+                return self.moving.take();
+            }
             // A connection that fails is one to a device that ended.
             let line = self.lines.next_line().await.ok()??;
-            let report = line.strip_prefix("event=").map(serde_json::from_str);
-            if let Some(Ok(report)) = report {
-                return Some(report);
+            let report = line.strip_prefix("event=").map(serde_json::from_str::<EventReport>);
+            match report {
+                Some(Ok(report)) if matches!(report.kind, EventKind::HandedOver { .. }) => {
+                    self.moving = Some(report);
+                }
+                Some(Ok(report)) => return Some(report),
+                _ => {}
             }
         }
     }
@@ -131,7 +145,7 @@ pub fn utc(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::events::{EventKind, RefusalReason};
+    use crate::device::events::RefusalReason;
 
     #[test]
     fn times_are_written_as_utc() {

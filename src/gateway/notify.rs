@@ -59,6 +59,11 @@ impl Notify {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
     }
 
+    /// Names another process as the main one, which goes on with the tunnel.
+    pub fn succeeded_by(&self, process: u32) {
+        self.send(&format!("MAINPID={process}\nSTATUS=Process {process} goes on with the tunnel"));
+    }
+
     /// Reports that the tunnel is about to end.
     pub fn stopping(&self) {
         self.send("STOPPING=1\nSTATUS=Removing the interface");
@@ -127,6 +132,8 @@ mod tests {
         let reloading = received(&manager);
         let usec: u64 = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse().unwrap();
         assert!(usec > 0);
+        notify.succeeded_by(4711);
+        assert!(received(&manager).starts_with("MAINPID=4711\nSTATUS="));
         notify.stopping();
         assert!(received(&manager).starts_with("STOPPING=1\n"));
         std::fs::remove_file(path).unwrap();

@@ -5,7 +5,7 @@ use crate::lab::{Host, find_program, ready, serial, sh, skip};
 use std::path::Path;
 
 /// Those who have examples, as they are called.
-const VERBS: [&str; 29] = [
+const VERBS: [&str; 30] = [
     "",
     "genkey",
     "genpsk",
@@ -20,6 +20,7 @@ const VERBS: [&str; 29] = [
     "down",
     "save",
     "reload",
+    "upgrade",
     "check",
     "strip",
     "mtu",

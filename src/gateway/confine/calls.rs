@@ -1,7 +1,12 @@
 //! The system calls that a running tunnel makes, and those that only an intruder would.
 
-use crate::sys::refusals;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter_all_threads};
+use crate::sys::{refusals, sealed};
+use rustix::fs::MemfdFlags;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter_all_threads,
+};
+use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 
 /// What workers, slow path, helpers, the resolver and the C library call. Others are refused with EPERM. Rings are made before, as
@@ -69,8 +74,10 @@ pub(super) fn filter() -> Result<()> {
         true => SeccompAction::Trap,
         false => SeccompAction::Errno(libc::EPERM as u32),
     };
-    let allow = program(CALLED.iter().chain(CALLED_IN_OLD_FORM), SeccompAction::Allow, refuse)?;
-    let kill = program(FATAL.iter(), SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let mut allowed = whatever(CALLED.iter().chain(CALLED_IN_OLD_FORM));
+    allowed.insert(libc::SYS_memfd_create, sealed_files()?);
+    let allow = program(allowed, SeccompAction::Allow, refuse)?;
+    let kill = program(whatever(FATAL.iter()), SeccompAction::KillProcess, SeccompAction::Allow)?;
     // Of two filters the stricter answer counts. The first one installed may not forbid to install the second.
     for program in [kill, allow] {
         apply_filter_all_threads(&program).map_err(Error::other)?;
@@ -78,14 +85,26 @@ pub(super) fn filter() -> Result<()> {
     Ok(())
 }
 
-fn program<'a>(
-    calls: impl Iterator<Item = &'a libc::c_long>,
-    named: SeccompAction,
-    others: SeccompAction,
-) -> Result<BpfProgram> {
+/// Calls by their number, with what their arguments have to be. Without a rule they may be anything.
+type Rules = BTreeMap<libc::c_long, Vec<SeccompRule>>;
+
+fn whatever<'a>(calls: impl Iterator<Item = &'a libc::c_long>) -> Rules {
+    calls.map(|&call| (call, Vec::new())).collect()
+}
+
+/// The files in memory that may be made: those in which a tunnel's state is handed over, which no program can be run from.
+fn sealed_files() -> Result<Vec<SeccompRule>> {
+    let rule = |flags: MemfdFlags| {
+        let (at, is) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+        let condition = SeccompCondition::new(1, at, is, flags.bits().into()).map_err(Error::other)?;
+        SeccompRule::new(vec![condition]).map_err(Error::other)
+    };
+    sealed::FLAGS.into_iter().map(rule).collect()
+}
+
+fn program(rules: Rules, named: SeccompAction, others: SeccompAction) -> Result<BpfProgram> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)
         .map_err(|_| Error::new(ErrorKind::Unsupported, "not on this architecture"))?;
-    let rules = calls.map(|&call| (call, Vec::new())).collect();
     let filter = SeccompFilter::new(rules, others, named, arch).map_err(Error::other)?;
     BpfProgram::try_from(filter).map_err(Error::other)
 }

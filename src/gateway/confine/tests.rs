@@ -1,5 +1,8 @@
 use super::*;
 use crate::sys::refusals;
+use crate::sys::sealed::SealedFile;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
@@ -75,7 +78,13 @@ fn a_task_for_the_filtered() {
             let refused = io_uring::IoUring::new(8).map(drop).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
         }
-
+        "make a file in memory" => {
+            assert!(SealedFile::new(b"a state").is_ok(), "of the kind in which a state is handed over");
+            let flags = [MemfdFlags::empty(), MemfdFlags::CLOEXEC, MemfdFlags::EXEC | MemfdFlags::CLOEXEC];
+            for refused in flags.map(|flags| memfd_create("program", flags)) {
+                assert_eq!(refused.unwrap_err(), Errno::PERM);
+            }
+        }
         _ => {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.send_to(b"datagram", socket.local_addr().unwrap()).unwrap();
@@ -89,7 +98,7 @@ fn a_task_for_the_filtered() {
 #[test]
 fn what_only_an_intruder_calls_ends_the_process_and_what_nobody_needs_is_refused() {
     assert_eq!(filtered("run a program").signal(), Some(libc::SIGSYS));
-    for task in ["link a file", "make a ring", "hear a stranger's signal"] {
+    for task in ["link a file", "make a ring", "make a file in memory", "hear a stranger's signal"] {
         assert!(filtered(task).success(), "{task}");
     }
     assert!(filtered("go on").success());

@@ -17,10 +17,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use report::TunnelReports;
+use socket2::SockRef;
 use std::convert::Infallible;
 use std::fmt::{self, Display, Formatter};
 use std::io::{Error, ErrorKind, Result};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -85,6 +87,14 @@ impl FromStr for HttpAddress {
     }
 }
 
+impl HttpAddress {
+    /// The address of which this is what [`Display`] makes.
+    pub fn displayed(text: &str) -> Option<HttpAddress> {
+        let bare = text.strip_prefix("http://").and_then(|text| text.strip_suffix('/'));
+        bare.unwrap_or(text).parse().ok()
+    }
+}
+
 impl Display for HttpAddress {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
@@ -124,6 +134,39 @@ impl Listener {
             HttpSocket::Unix(_) => address.clone(),
         };
         Ok(Listener { socket, address })
+    }
+
+    /// Takes over a socket that listens at `address`.
+    ///
+    /// # Errors
+    ///
+    /// Where the file is no socket that listens.
+    pub fn inherit(file: OwnedFd, address: HttpAddress) -> Result<Listener> {
+        if !SockRef::from(&file).is_listener()? {
+            return Err(Error::new(ErrorKind::InvalidInput, "what was handed over does not listen"));
+        }
+        let socket = match &address {
+            HttpAddress::Tcp(_) => HttpSocket::Tcp(file.into()),
+            HttpAddress::Unix(_) => HttpSocket::Unix(file.into()),
+        };
+        Ok(Listener { socket, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &HttpAddress {
+        &self.address
+    }
+
+    /// Another handle on the socket, for a process that goes on with it.
+    ///
+    /// # Errors
+    ///
+    /// Where the process may have no more files.
+    pub fn share(&self) -> Result<OwnedFd> {
+        Ok(match &self.socket {
+            HttpSocket::Tcp(listener) => listener.try_clone()?.into(),
+            HttpSocket::Unix(listener) => listener.try_clone()?.into(),
+        })
     }
 
     /// Serves the tunnel called `interface`, on a thread that ends with the process.
@@ -298,6 +341,9 @@ mod tests {
         assert_eq!(at("9586"), Ok(HttpAddress::Tcp("127.0.0.1:9586".parse().unwrap())));
         assert_eq!(at("[::1]:80"), Ok(HttpAddress::Tcp("[::1]:80".parse().unwrap())));
         assert_eq!(at("unix:/run/x"), Ok(HttpAddress::Unix("/run/x".into())));
+        for text in ["9586", "[::1]:80", "unix:/run/x"] {
+            assert_eq!(HttpAddress::displayed(&at(text).unwrap().to_string()), at(text).ok());
+        }
         for wrong in ["", "unix:x", "localhost:80", "70000", "127.0.0.1"] {
             assert!(at(wrong).is_err(), "{wrong}");
         }

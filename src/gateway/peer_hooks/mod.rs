@@ -112,7 +112,7 @@ impl Supervisor {
                 let reason = Some(why.to_string());
                 self.queue.note(Transition { key, up: false, endpoint: None, reason });
             }
-            (EventKind::Lost { .. }, _) => self.look(),
+            (EventKind::Lost { .. } | EventKind::HandedOver { .. }, _) => self.look(),
             _ => {}
         }
     }
