@@ -3,10 +3,16 @@
 //! Each change of the host is a run of this very program (`up`, `reload`, `down`). What a person does by hand and what
 //! the manager does is the same, and the output of each run goes to the journal.
 
+mod end;
+
 use crate::gateway::config::{Permissions, Place};
 use crate::gateway::notify::{Notify, REPORT_INTERVAL, describe};
 use crate::gateway::{Failure, client, executable};
-use rustix::process::{Pid, Signal as Kill, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
+use crate::sys::process;
+use crate::tunnel::socket;
+use end::{Fate, Watched};
+use rustix::process::{Pid, Signal as Kill, getpid, kill_process, set_child_subreaper};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,6 +36,7 @@ pub fn run(given: &str) -> Result<(), Failure> {
         let catch = |kind| signal(kind).map_err(Failure::of("cannot catch signals"));
         let service = Service {
             given,
+            program: executable::path().map_err(Failure::of("cannot find this program"))?,
             interface,
             manager: Notify::from_env(),
             stop: [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?],
@@ -47,6 +54,8 @@ const MOST_CRASHES: usize = 5;
 
 struct Service<'a> {
     given: &'a str,
+    /// The program that changes the host: this one, until the tunnel goes on in a later one.
+    program: PathBuf,
     interface: String,
     manager: Option<Notify>,
     stop: [Signal; 2],
@@ -107,11 +116,11 @@ impl Service<'_> {
     async fn look_after(&mut self) -> EndOfCare {
         let gone = |failure| EndOfCare::Gone(Failure::of("the tunnel ended by itself")(failure));
         let mut process = match client::status(&self.interface) {
-            Ok(status) => status.map(|status| status.pid),
+            Ok(status) => status.map(|status| Watched::new(status.pid)),
             // It may have ended before it could be asked who it is.
             Err(failure) => {
-                return match reap(|_| true) {
-                    Some(Reaped::Crashed(how)) => EndOfCare::Crashed(how),
+                return match end::fate_of_unknown().await {
+                    Some(Fate::Crashed(how)) => EndOfCare::Crashed(how),
                     _ => gone(failure),
                 };
             }
@@ -129,6 +138,7 @@ impl Service<'_> {
                     return EndOfCare::Gone(failure);
                 },
                 _ = self.children.recv() => {}
+                () = ended(process.as_ref()) => {}
                 _ = tick.tick() => match client::summary(&self.interface) {
                     Ok(now) => self.tell(|manager| manager.status(&describe(last.replace(now), now))),
                     Err(failure) if process.is_none() => return gone(failure),
@@ -136,25 +146,42 @@ impl Service<'_> {
                     Err(_) => {}
                 }
             }
-            match reap(|pid| process == Some(pid)) {
-                None => {}
-                Some(Reaped::Crashed(how)) => return EndOfCare::Crashed(how),
-                Some(Reaped::Ended) => match client::status(&self.interface) {
-                    // A successor took the tunnel over.
-                    Ok(Some(status)) => process = Some(status.pid),
-                    Ok(None) => process = None,
-                    Err(failure) => return gone(failure),
-                },
+            let mut fate = end::reap(|pid| process.as_ref().is_some_and(|process| process.pid == pid));
+            if fate.is_none() {
+                match &process {
+                    Some(process) if !process::runs(process.pid) => fate = process.fate().await,
+                    _ => continue,
+                }
             }
-            if process.is_some_and(|pid| !is_there(pid)) {
-                process = None;
+            if let Some(Fate::Crashed(how)) = fate {
+                return EndOfCare::Crashed(how);
             }
+            process = match client::status(&self.interface) {
+                // A successor took the tunnel over, and is perhaps of a later program.
+                Ok(status) => {
+                    self.look_for_program();
+                    status.map(|status| Watched::new(status.pid))
+                }
+                // Nobody says how it ended. One that ends as it should leaves no socket.
+                Err(_) if fate.is_none() && socket::path(&self.interface).exists() => {
+                    return EndOfCare::Crashed("ended without a word".to_owned());
+                }
+                Err(failure) => return gone(failure),
+            };
         }
     }
 
-    /// Reloads the file. Where that fails, the tunnel stays as it is.
+    /// Reloads the file, after the tunnel went on in the program that stands in this one's place by now, if that is another. Where
+    /// that fails, the tunnel stays as it is.
     async fn reload_now(&mut self) -> Result<(), Failure> {
         self.tell(Notify::reloading);
+        let before = self.program.clone();
+        self.look_for_program();
+        let interface = self.interface.clone();
+        if let Err(error) = self.run(&["upgrade", "--if-replaced", &interface]).await {
+            log::error!("{error:#}");
+            self.program = before;
+        }
         let done = self.verb("reload").await;
         let status =
             if done.is_ok() { "Reloaded" } else { "Running; its configuration could not be reloaded" };
@@ -165,14 +192,29 @@ impl Service<'_> {
         Ok(())
     }
 
-    /// Runs `ringtun VERB GIVEN`. A signal is passed on, once, to `up`, which then undoes what it did. The other verbs
-    /// end soon, and must not be cut short.
+    /// From now on the program is the one that stands where this one was started from.
+    fn look_for_program(&mut self) {
+        // The kernel has told the path before.
+        if let Ok(program) = executable::in_place() {
+            self.program = program;
+        }
+    }
+
+    /// Runs `ringtun VERB GIVEN`.
     async fn verb(&mut self, verb: &str) -> Result<Stopped, Failure> {
-        let failed = |error: std::io::Error| Failure::of(format!("cannot run `ringtun {verb}`"))(error);
-        let program = executable::path().map_err(failed)?;
-        let mut command = Command::new(program);
+        let given = self.given;
+        self.run(&[verb, given]).await
+    }
+
+    /// Runs the program with these words, of which the first is a verb. A signal is passed on, once, to `up`, which then undoes what it
+    /// did. The other verbs end soon, and must not be cut short.
+    async fn run(&mut self, words: &[&str]) -> Result<Stopped, Failure> {
+        let said = words.join(" ");
+        let verb = words.first().copied().unwrap_or_default();
+        let failed = |error: std::io::Error| Failure::of(format!("cannot run `ringtun {said}`"))(error);
+        let mut command = Command::new(&self.program);
         // The manager listens to this process, and not to the tunnel's own.
-        command.args([verb, self.given]).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+        command.args(words).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
         let mut child = command.spawn().map_err(failed)?;
         let mut stopped = false;
         let status: ExitStatus = loop {
@@ -196,7 +238,7 @@ impl Service<'_> {
                 Ok(Stopped(true))
             }
             (false, true) => Ok(Stopped(true)),
-            (false, false) => Err(Failure::new(format!("`ringtun {verb} {}` failed ({status})", self.given))),
+            (false, false) => Err(Failure::new(format!("`ringtun {said}` failed ({status})"))),
         }
     }
 
@@ -207,48 +249,12 @@ impl Service<'_> {
     }
 }
 
-/// What became of the tunnel's process.
-enum Reaped {
-    /// It ended as it should.
-    Ended,
-    /// It did not; the words say how it ended.
-    Crashed(String),
-}
-
-/// Takes note of the children that ended, all of them. Returns what became of the last that is the tunnel's process.
-fn reap(is_tunnel: impl Fn(u32) -> bool) -> Option<Reaped> {
-    let mut found = None;
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-        if is_tunnel(pid.as_raw_nonzero().get().cast_unsigned()) {
-            found = Some(match (status.terminating_signal(), status.exit_status()) {
-                (Some(number), _) => {
-                    Reaped::Crashed(format!("was killed by signal {number}{}", meaning(number)))
-                }
-                (None, Some(0)) => Reaped::Ended,
-                (None, code) => {
-                    Reaped::Crashed(format!("ended with exit status {}", code.unwrap_or_default()))
-                }
-            });
-        }
+/// Waits for the end of the process, if it is known.
+async fn ended(process: Option<&Watched>) {
+    match process {
+        Some(process) => process.ended().await,
+        None => std::future::pending().await,
     }
-    found
-}
-
-/// What the signals that end programs are called, and what is behind them.
-fn meaning(signal: i32) -> &'static str {
-    match signal {
-        4 => " (SIGILL)",
-        6 => " (SIGABRT: it panicked, and said why in the log)",
-        7 => " (SIGBUS)",
-        9 => " (SIGKILL: somebody did that, or the kernel for want of memory)",
-        11 => " (SIGSEGV)",
-        31 => " (SIGSYS: it made a system call that it never makes)",
-        _ => "",
-    }
-}
-
-fn is_there(pid: u32) -> bool {
-    std::path::Path::new("/proc").join(pid.to_string()).exists()
 }
 
 /// When the tunnel crashed of late.
