@@ -59,6 +59,7 @@ mod tunnels;
 mod turns;
 mod unreachable;
 mod updown;
+mod upgrade;
 mod verbose;
 mod why;
 

@@ -33,6 +33,23 @@ impl Place {
         );
         host.start("unshare", &["--mount", "sh", "-c", &run])
     }
+
+    /// Has the user's tunnel go on in another process of the user's, with one worker more. Root's would be another user's.
+    fn upgrade(&self, host: &Host, name: &str, pid: u32) {
+        let error = crate::upgrade::try_upgrade(host, name, "").unwrap_err();
+        assert!(
+            error.contains(&format!("it is user {USER}'s")) && error.contains("setpriv --reuid"),
+            "{error}"
+        );
+        let place = self.0.display();
+        host.run(&format!("chmod 666 {}", uapi_socket(name)));
+        host.run(&format!(
+            "nsenter --mount --target {pid} setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs \
+             {place}/ringtun upgrade {name} --workers 3"
+        ));
+        let status = crate::upgrade::status(host, name);
+        assert_eq!(status["workers"].as_array().map(Vec::len), Some(3));
+    }
 }
 
 impl Drop for Place {
@@ -68,8 +85,17 @@ fn an_ordinary_users_tunnel_over_a_prepared_interface_can_be_started_again() {
         for line in ["CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
             assert!(status.contains(line), "round {round}: {status}");
         }
-        process.signal("TERM");
+        if round == 1 {
+            place.upgrade(&a, &names[0], process.pid());
+            expect_pings(&a, 2, &[&peer]);
+            a.run(&format!("kill {}", crate::upgrade::process(&a, &names[0])));
+        } else {
+            process.signal("TERM");
+        }
         assert!(process.wait(SOON).expect("it ends").success(), "{}", process.said());
+        eventually("its interface is free", SOON, || {
+            a.run(&format!("ip -d link show {}", names[0])).contains("numqueues 0 ")
+        });
         let _ = std::fs::remove_file(uapi_socket(&names[0]));
         let link = a.run(&format!("ip address show {}", names[0]));
         assert!(link.contains("10.99.0.1/24"), "the interface stays as it was: {link}");

@@ -6,6 +6,7 @@ use crate::implementation::{Device, Implementation, Io, ringtun_itself};
 use crate::lab::{Host, ready, wait_for};
 use crate::spy::{Secret, Spy};
 use crate::updown::{Site, peer};
+use crate::upgrade::{process, try_upgrade};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ringtun::crypto::random::{Entropy, SystemEntropy};
@@ -211,18 +212,21 @@ struct Stage {
     psk: [u8; 32],
     puppet: Puppet,
     others: Vec<Secret>,
+    /// The process that has the tunnel.
+    pid: u32,
 }
 
 impl Stage {
     fn new(io: Io) -> Stage {
         let host = Arc::new(Host::namespace());
-        let device = Device::start(&host, Implementation::Ringtun { workers: 2, io });
+        let mut device = Device::start(&host, Implementation::Ringtun { workers: 2, io });
+        let pid = device.process().pid();
         let name = &device.name;
         host.run(&format!("ip addr add 10.99.0.1/24 dev {name} && ip link set {name} up"));
         let private = private_key();
         let psk = private_key().to_bytes();
         let puppet = Puppet::new(&host, private.public(), psk);
-        let mut stage = Stage { others: Vec::new(), host, device, private, psk, puppet };
+        let mut stage = Stage { others: Vec::new(), host, device, private, psk, puppet, pid };
         let text = format!("[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n", *stage.private.to_base64());
         let done = stage.host.try_run_with_file(&text, &format!("wg setconf {} $FILE", stage.device.name));
         done.expect("a configuration");
@@ -259,13 +263,13 @@ impl Stage {
     }
 
     #[track_caller]
-    fn expect_alive(&mut self, secrets: &[Secret]) {
-        expect_alive(self.device.process().pid(), secrets);
+    fn expect_alive(&self, secrets: &[Secret]) {
+        expect_alive(self.pid, secrets);
     }
 
     #[track_caller]
-    fn expect_gone(&mut self, when: &str, secrets: &[Secret]) {
-        expect_gone(self.device.process().pid(), when, secrets);
+    fn expect_gone(&self, when: &str, secrets: &[Secret]) {
+        expect_gone(self.pid, when, secrets);
     }
 }
 
@@ -311,6 +315,29 @@ fn shake_hands(stage: &mut Stage) -> Vec<Session> {
 fn keys_leave_with_their_sessions_and_peer(io: Io) {
     let mut stage = Stage::new(io);
     let sessions = shake_hands(&mut stage);
+    stage.expect_alive(&[stage.puppet.static_secret()]);
+    keys_leave(&stage, &sessions);
+}
+
+fn keys_that_were_handed_over_leave_as_others(io: Io) {
+    let mut stage = Stage::new(io);
+    let mut sessions = shake_hands(&mut stage);
+    let private = [Secret::told("the private key", stage.private.to_bytes())];
+    // What is said goes on the latest session.
+    let talk = |stage: &Stage, sessions: &mut Vec<Session>| stage.puppet.talk(&mut sessions[ROUNDS]);
+    for words in ["", "--workers 3"] {
+        try_upgrade(&stage.host, &stage.device.name, words).unwrap();
+        stage.pid = process(&stage.host, &stage.device.name);
+        talk(&stage, &mut sessions);
+    }
+    stage.expect_alive(&private);
+    keys_leave(&stage, &sessions);
+    stage.set("private-key /dev/null");
+    stage.expect_gone("after the private key was taken away", &private);
+}
+
+/// The keys of these sessions, of which the last is in use, leave when they should.
+fn keys_leave(stage: &Stage, sessions: &[Session]) {
     let agreed: Vec<Secret> = sessions.iter().flat_map(|session| session.agreed.clone()).collect();
     stage.expect_gone("after the handshakes", &agreed);
     let last = &sessions[ROUNDS].keys;
@@ -320,7 +347,7 @@ fn keys_leave_with_their_sessions_and_peer(io: Io) {
     stage.expect_gone("once another session sends", &sessions[ROUNDS - 1].keys[1..]);
 
     let own = [Secret::told("the preshared key", stage.psk), stage.puppet.static_secret()];
-    stage.expect_alive(&own);
+    stage.expect_alive(&own[..1]);
     stage.expect_alive(&stage.others.clone());
     let peers = stage.host.run(&format!("wg show {} peers", stage.device.name));
     for peer in peers.lines() {
@@ -391,6 +418,11 @@ fn on_both_backends(test: fn(Io)) {
 #[test]
 fn a_session_key_is_nowhere_in_memory_once_its_session_or_peer_is_gone() {
     on_both_backends(keys_leave_with_their_sessions_and_peer);
+}
+
+#[test]
+fn a_key_that_was_handed_over_is_nowhere_in_memory_once_its_session_or_peer_is_gone() {
+    on_both_backends(keys_that_were_handed_over_leave_as_others);
 }
 
 #[test]

@@ -237,7 +237,14 @@ pub(crate) fn uapi(data: &[u8]) {
                     assert!(facts.starts_with("facts={") && facts.ends_with("}\nerrno=0\n\n"));
                     while device.poll_output().is_some() {}
                 }
-                Ok(Operation::Get | Operation::Status | Operation::StatusOfNoPeers | Operation::Monitor)
+                Ok(
+                    Operation::Get
+                    | Operation::Status
+                    | Operation::StatusOfNoPeers
+                    | Operation::Monitor
+                    | Operation::Offer
+                    | Operation::HandOver,
+                )
                 | Err(_) => {}
             }
         }
