@@ -42,15 +42,11 @@ impl ProgramFile {
     }
 }
 
-/// The program that stands where this one stood when it was started: a later one, where its file was replaced.
-///
-/// # Errors
-///
-/// Where the kernel does not give the path.
-pub fn in_place() -> Result<PathBuf> {
-    let path = std::env::current_exe()?;
-    let replaced = path.to_str().and_then(|path| path.strip_suffix(GONE)).map(PathBuf::from);
-    Ok(replaced.filter(|replaced| !path.exists() && replaced.exists()).unwrap_or(self::path()?))
+/// The program that stands where this one stood when it was started, if that is another: a later one, as a rule.
+pub fn replacement() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?;
+    let place = path.to_str()?.strip_suffix(GONE).map(PathBuf::from)?;
+    (!path.exists() && place.exists()).then_some(place)
 }
 
 /// The path of this program, to run it again. An upgrade replaces the file under a tunnel that runs; the tunnel still

@@ -36,7 +36,7 @@ pub fn run(given: &str) -> Result<(), Failure> {
         let catch = |kind| signal(kind).map_err(Failure::of("cannot catch signals"));
         let service = Service {
             given,
-            program: executable::path().map_err(Failure::of("cannot find this program"))?,
+            later: None,
             interface,
             manager: Notify::from_env(),
             stop: [catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?],
@@ -54,8 +54,8 @@ const MOST_CRASHES: usize = 5;
 
 struct Service<'a> {
     given: &'a str,
-    /// The program that changes the host: this one, until the tunnel goes on in a later one.
-    program: PathBuf,
+    /// The program that changes the host, once the tunnel goes on in a later one. `None` is this one.
+    later: Option<PathBuf>,
     interface: String,
     manager: Option<Notify>,
     stop: [Signal; 2],
@@ -159,7 +159,7 @@ impl Service<'_> {
             process = match client::status(&self.interface) {
                 // A successor took the tunnel over, and is perhaps of a later program.
                 Ok(status) => {
-                    self.look_for_program();
+                    self.later = executable::replacement();
                     status.map(|status| Watched::new(status.pid))
                 }
                 // Nobody says how it ended. One that ends as it should leaves no socket.
@@ -175,12 +175,12 @@ impl Service<'_> {
     /// that fails, the tunnel stays as it is.
     async fn reload_now(&mut self) -> Result<(), Failure> {
         self.tell(Notify::reloading);
-        let before = self.program.clone();
-        self.look_for_program();
+        let before = self.later.take();
+        self.later = executable::replacement();
         let interface = self.interface.clone();
         if let Err(error) = self.run(&["upgrade", "--if-replaced", &interface]).await {
             log::error!("{error:#}");
-            self.program = before;
+            self.later = before;
         }
         let done = self.verb("reload").await;
         let status =
@@ -190,14 +190,6 @@ impl Service<'_> {
         }
         self.tell(|manager| manager.ready(status));
         Ok(())
-    }
-
-    /// From now on the program is the one that stands where this one was started from.
-    fn look_for_program(&mut self) {
-        // The kernel has told the path before.
-        if let Ok(program) = executable::in_place() {
-            self.program = program;
-        }
     }
 
     /// Runs `ringtun VERB GIVEN`.
@@ -212,7 +204,8 @@ impl Service<'_> {
         let said = words.join(" ");
         let verb = words.first().copied().unwrap_or_default();
         let failed = |error: std::io::Error| Failure::of(format!("cannot run `ringtun {said}`"))(error);
-        let mut command = Command::new(&self.program);
+        let program = self.later.clone().map_or_else(executable::path, Ok).map_err(failed)?;
+        let mut command = Command::new(program);
         // The manager listens to this process, and not to the tunnel's own.
         command.args(words).env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
         let mut child = command.spawn().map_err(failed)?;
