@@ -297,7 +297,10 @@ impl Host {
             self.run("pidof iperf3 >/dev/null || iperf3 -s -D");
             return None;
         }
-        Some(self.start("iperf3", &["-s"]))
+        let server = self.start("iperf3", &["-s"]);
+        let listens = || self.try_run("ss -Hltn sport = :5201").is_ok_and(|said| !said.is_empty());
+        eventually("iperf3's server listens", Duration::from_secs(20), listens);
+        Some(server)
     }
 }
 

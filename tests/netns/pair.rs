@@ -1,7 +1,7 @@
 //! Two devices on a wire, each with the other as its peer.
 
 use crate::implementation::{Device, Implementation};
-use crate::lab::{Host, Process, join, ready, sh, skip, wait_for};
+use crate::lab::{Host, Process, join, ready, sh, skip};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,16 +251,8 @@ impl Pair {
     #[track_caller]
     pub(crate) fn iperf3(&self, inner: Family, options: &str) -> String {
         let _server = self.b.host.iperf3_server();
-        let script = format!("iperf3 -c {} {options}", self.b.inner(inner));
-        // The server is not at once ready.
-        let done = wait_for(Duration::from_secs(5), || match self.a.host.try_run(&script) {
-            Err(error) if error.contains("Connection refused") => None,
-            other => Some(other),
-        });
-        match done {
-            Some(Ok(said)) => said,
-            other => panic!("{other:?}\n{}", self.tell()),
-        }
+        let done = self.a.host.try_run(&format!("iperf3 -c {} {options}", self.b.inner(inner)));
+        done.unwrap_or_else(|error| panic!("{error}\n{}", self.tell()))
     }
 
     /// Stops a side's device and makes another in its place, without configuration.
@@ -289,6 +281,16 @@ pub(crate) struct Pinger {
 }
 
 impl Pinger {
+    /// Ends it; the numbers of those that did not come back, without the last one, which may have been under way.
+    pub(crate) fn missing(mut self) -> Vec<u32> {
+        std::thread::sleep(Duration::from_millis(500));
+        self.process.signal("INT");
+        self.process.wait(Duration::from_secs(15));
+        let said = self.process.said();
+        let (sent, _) = ping_counts(&said);
+        (1..sent).filter(|number| !said.contains(&format!("icmp_seq={number} "))).collect()
+    }
+
     /// Ends it; how many were sent and how many came back, without the last one if that was still under way.
     pub(crate) fn outcome(mut self) -> (u32, u32) {
         std::thread::sleep(Duration::from_millis(300));

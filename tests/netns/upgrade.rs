@@ -76,8 +76,6 @@ impl FastPings {
 /// A stream of TCP from A to B and one back, for so many seconds.
 fn streams(pair: &Pair, seconds: u32) -> (Option<Process>, Process) {
     let server = pair[B].host.iperf3_server();
-    // The server is not at once ready.
-    std::thread::sleep(Duration::from_millis(300));
     let seconds = seconds.to_string();
     let words = ["-c", pair[B].inner(V4), "-t", &seconds, "-i", "1", "--bidir", "-J"];
     (server, pair[A].host.start("iperf3", &words))
