@@ -15,14 +15,15 @@ use std::process::ExitCode;
 
 #[derive(Args)]
 #[command(after_help = "Examples:
-  ringtun upgrade wg0                        once the file of the program was replaced: wg0 goes on in the new one
-  ringtun upgrade wg0 --workers 2            in the same program, with another number of workers
+  ringtun upgrade wg0                  wg0 goes on in this program, after its file was replaced
+  ringtun upgrade wg0 --workers 2      with another number of workers
   ringtun upgrade wg0 --program $(command -v ringtun)
-  ringtun upgrade wg0 --if-replaced          nothing to do where wg0 runs in this very program
+  ringtun upgrade wg0 --if-replaced    nothing to do where wg0 runs in this very program
   for name in $(ringtun show interfaces); do ringtun upgrade $name; done
 
-Sessions, counters and keys stay as they are, and so do the interface, its addresses and routes: peers notice nothing. The tunnel
-stands still for some milliseconds; what arrives meanwhile waits. Where the program does not take it over, it goes on as before.
+Sessions, counters and keys stay as they are, and so do the interface, its addresses and routes:
+peers notice nothing. The tunnel stands still for some milliseconds; what arrives meanwhile waits.
+Where the program does not take it over, it goes on as before.
 Exit status: 0 done, 1 the tunnel goes on in the process that it was in.")]
 pub(super) struct UpgradeArgs {
     /// Interface
